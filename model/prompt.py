@@ -1,0 +1,65 @@
+"""`Prompt`: everything the network needs to know about one request, in numpy.
+
+The prepare stage makes prompts on CPU machines, so this module and those that build prompts
+(`tokenizer`, `images`, `processor`) never import torch.
+
+Letters: S prompt tokens, I images (frames), P patches, V vision tokens (V = P / 4).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class PromptError(ValueError):
+    """This prompt alone cannot be run; the message says why. Other prompts are not affected.
+
+    Args:
+        code: a stable word for the output's `error_code` column.
+        message: what is wrong, with the offending value.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["PromptError"], tuple[str, str]]:
+        return PromptError, (self.code, self.message)  # exceptions with two arguments need it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Token ids with the packed image patches that fill their media pads.
+
+    Patches stay uint8 until the engine normalises them on its device: a quarter of the bytes of
+    float32 through the object store.
+    """
+
+    token_ids: NDArray[np.int32]  # [S]
+    patches: NDArray[np.uint8]  # [P, 3, patch, patch], image after image, row-major in each
+    grid_hw: NDArray[np.int32]  # [I, 2] rows and columns of patches of each image, both even
+
+    def __post_init__(self) -> None:
+        if self.token_ids.ndim != 1 or len(self.token_ids) == 0:
+            raise PromptError("bad_prompt", f"a prompt needs tokens, got {self.token_ids.shape}")
+        if self.grid_hw.ndim != 2 or self.grid_hw.shape[1] != 2:
+            raise PromptError("bad_prompt", f"grid_hw must be [I, 2], got {self.grid_hw.shape}")
+        if (self.grid_hw <= 0).any() or (self.grid_hw % 2).any():
+            raise PromptError("bad_prompt", f"grid sides must be even: {self.grid_hw.tolist()}")
+        if self.patches.ndim != 4 or len(self.patches) != self.num_patches:
+            raise PromptError(
+                "bad_prompt",
+                f"the grids ask for {self.num_patches} patches, got {self.patches.shape}",
+            )
+
+    @property
+    def num_patches(self) -> int:
+        """P, the patches of all images."""
+        return int(self.grid_hw.prod(axis=1, dtype=np.int64).sum())
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """V, the media pads that the patches fill: one for each 2 x 2 patches."""
+        return self.num_patches // 4

@@ -1,0 +1,1 @@
+"""Many rows: Parquet in, Parquet out, through Ray Data."""
