@@ -1,10 +1,12 @@
-"""What is asked of one prompt and what comes back: `SamplingParams` and `Completion`.
+"""What is asked of one prompt, how far it is, and what comes back.
 
 No torch here: the stages that make requests run on machines without it.
 """
 
 from dataclasses import dataclass
 from typing import Literal
+
+from model.prompt import Prompt
 
 FinishReason = Literal["stop", "length"]
 
@@ -46,5 +48,61 @@ class Completion:
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_generated_tokens: int
-    mean_logprob: float  # of the sampled tokens, in nats; 0.0 where none was sampled
+    mean_logprob: float  # of the sampled tokens, in nats
     min_logprob: float
+
+
+class Sequence:
+    """One request in the engine: what was asked, and what has been generated so far."""
+
+    def __init__(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, max_tokens: int
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.params = params
+        self.max_tokens = max_tokens  # of `params`, less where context or cache end before
+        self.blocks: list[int] = []
+        self.generated: list[int] = []
+        self.logprobs: list[float] = []
+        self.text = bytearray()  # UTF-8, of the ordinary tokens
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated tokens."""
+        return len(self.prompt.token_ids) + len(self.generated)
+
+    def append(self, token_id: int, logprob: float, piece: bytes, *, is_stop_token: bool) -> None:
+        """Take the next token, whose text is `piece`, and notice the end."""
+        self.generated.append(token_id)
+        self.logprobs.append(logprob)
+        self.text += b"" if is_stop_token else piece
+        if is_stop_token or self._cut_at_stop_string(len(piece)):
+            self.finish_reason = "stop"
+        elif len(self.generated) >= self.max_tokens:
+            self.finish_reason = "length"
+
+    def _cut_at_stop_string(self, num_new: int) -> bool:
+        """Cut the text before the first stop string; only its new end is searched."""
+        places: list[int] = []
+        for stop in (text.encode() for text in self.params.stop):
+            start = max(0, len(self.text) - num_new - len(stop) + 1)
+            places.append(self.text.find(stop, start))
+        found = [place for place in places if place >= 0]
+        if found:
+            del self.text[min(found) :]
+        return bool(found)
+
+    def completion(self) -> Completion:
+        """The answer, once `finish_reason` is set."""
+        assert self.finish_reason is not None
+        return Completion(
+            text=self.text.decode("utf-8", errors="replace"),
+            token_ids=tuple(self.generated),
+            finish_reason=self.finish_reason,
+            num_prompt_tokens=len(self.prompt.token_ids),
+            num_generated_tokens=len(self.generated),
+            mean_logprob=sum(self.logprobs) / len(self.logprobs),
+            min_logprob=min(self.logprobs),
+        )

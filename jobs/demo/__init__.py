@@ -1,0 +1,1 @@
+"""The demo: generated clips, the embedded checkpoint, and the job that shows both."""

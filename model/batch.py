@@ -1,0 +1,59 @@
+"""`TokenBatch`: what one step feeds the network.
+
+Sequences stand one after another without padding. A sequence brings the tokens that are new in
+this step: its whole prompt (or a part of it) in a prefill, one token in a decode. What it brought
+before lies in the cache, where `block_tables` says.
+
+Letters: T tokens of the step (0 is legal), B sequences, V vision tokens of the step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """New tokens of B sequences, with host copies of the lengths so that no layer has to wait."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64, each token's place in its own sequence
+    query_lens: tuple[int, ...]  # B, new tokens of each sequence; they sum to T
+    context_lens: tuple[int, ...]  # B, tokens of each sequence after this step
+    slots: Tensor | None = None  # [T] int64, cache slot of each new token; None: no cache
+    block_tables: Tensor | None = None  # [B, blocks] int64, padded with 0
+    media_rows: Tensor | None = None  # [V] int64, rows whose embedding is an image feature
+
+    def __post_init__(self) -> None:
+        assert sum(self.query_lens) == len(self.token_ids) == len(self.positions)
+        assert len(self.query_lens) == len(self.context_lens)
+        assert (self.slots is None) == (self.block_tables is None)
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence brings exactly one token and has a cache behind it."""
+        return self.slots is not None and all(length == 1 for length in self.query_lens)
+
+    @property
+    def last_rows(self) -> list[int]:
+        """The row of each sequence's last token, from which its next token is predicted."""
+        return [end - 1 for end in accumulate(self.query_lens)]
+
+
+def whole_sequences(
+    token_ids: Sequence[Sequence[int]], media_token_id: int | None = None
+) -> TokenBatch:
+    """A batch without cache: every sequence from its first token, for training and as reference."""
+    lens = tuple(len(ids) for ids in token_ids)
+    flat = torch.tensor([token for ids in token_ids for token in ids], dtype=torch.int64)
+    positions = [torch.arange(length) for length in lens]
+    return TokenBatch(
+        token_ids=flat,
+        positions=torch.cat(positions) if positions else flat,
+        query_lens=lens,
+        context_lens=lens,
+        media_rows=None if media_token_id is None else (flat == media_token_id).nonzero()[:, 0],
+    )

@@ -1,0 +1,165 @@
+"""Mixture of experts: the router, the held experts, and the protocol that joins them.
+
+A `Dispatcher` brings every token to the experts that the router chose and adds up what they give
+back. `LocalDispatcher` does it in one process; the ones that cross ranks live elsewhere and follow
+the same protocol. The route is in the returned `Dispatch`, so a dispatcher remembers nothing.
+
+Letters: T tokens, D hidden size, E routed experts, K experts per token, F expert width, M rows that
+reach the held experts.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import TextConfig
+from model.mlp import MLP
+
+
+class Dispatch(Protocol):
+    """Rows on their way through the experts."""
+
+    @property
+    def rows(self) -> Tensor:
+        """[M, D] activations, by held expert."""
+        ...
+
+    @property
+    def rows_per_expert(self) -> Tensor:
+        """[held experts] int64; they sum to M."""
+        ...
+
+    def combine(self, y: Tensor) -> Tensor:
+        """Bring the experts' outputs [M, D] home: [T, D], weighted and summed over K."""
+        ...
+
+
+class Dispatcher(Protocol):
+    """Brings tokens to experts, wherever these are."""
+
+    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatch:
+        """Send each token to each of its experts.
+
+        Args:
+            x: [T, D] token activations; T = 0 is legal.
+            expert_ids: [T, K] int64 in [0, E), distinct in each row.
+            weights: [T, K] float32.
+        """
+        ...
+
+
+class LocalDispatch:
+    """Every row stays in this process; combined in top-k order, without atomics."""
+
+    def __init__(self, x: Tensor, expert_ids: Tensor, weights: Tensor, num_experts: int) -> None:
+        copies = expert_ids.flatten()  # [T*K], by token
+        self._order = copies.argsort(stable=True)  # by expert, then by token
+        self._weights = weights
+        self.rows = x[self._order // expert_ids.shape[1]]  # [T*K, D]
+        self.rows_per_expert = torch.bincount(copies, minlength=num_experts)
+
+    def combine(self, y: Tensor) -> Tensor:
+        """As `Dispatch.combine`: products and sum in float32, then the dtype of `y`."""
+        by_token = torch.empty_like(y).index_copy(0, self._order, y)
+        slots = by_token.unflatten(0, self._weights.shape)  # [T, K, D]
+        return (slots.float() * self._weights[..., None]).sum(1).type_as(y)
+
+
+class LocalDispatcher:
+    """The dispatcher of one process that holds all experts; the others are tested against it."""
+
+    def __init__(self, num_experts: int) -> None:
+        self.num_experts = num_experts
+
+    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatch:
+        """As `Dispatcher.dispatch`."""
+        return LocalDispatch(x, expert_ids, weights, self.num_experts)
+
+
+class Router(nn.Module):
+    """Chooses K experts for each token and weights them, all in float32.
+
+    Sigmoid or softmax scores; the correction bias of `noaux_tc` chooses and never weights
+    (DeepSeek-V3, arXiv 2412.19437, eq. 13-16); groups as `MoEGate` in the published code.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        if config.topk_method == "noaux_tc":
+            bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
+            self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` [T, D] -> expert ids [T, K] int64 and weights [T, K] float32."""
+        config = self.config
+        logits = F.linear(x.float(), self.weight.float())  # [T, E]
+        scores = logits.sigmoid() if config.scoring_func == "sigmoid" else logits.softmax(-1)
+        expert_ids = self._choose(scores)
+        weights = scores.gather(1, expert_ids)
+        if config.norm_topk_prob and config.num_experts_per_tok > 1:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return expert_ids, weights * config.routed_scaling_factor
+
+    def _choose(self, scores: Tensor) -> Tensor:
+        """[T, E] scores -> [T, K] ids of the chosen experts, best first."""
+        config = self.config
+        choice = scores
+        if config.topk_method == "noaux_tc":
+            choice = scores + self.e_score_correction_bias.float()
+        if config.topk_group < config.n_group:
+            grouped = choice.unflatten(-1, (config.n_group, -1))  # [T, groups, E / groups]
+            # A group counts as much as its best expert, or its best two under noaux_tc.
+            best = 2 if config.topk_method == "noaux_tc" else 1
+            group_scores = grouped.topk(min(best, grouped.shape[-1]), dim=-1).values.sum(-1)
+            kept = group_scores.topk(config.topk_group, dim=-1).indices
+            mask = torch.zeros_like(group_scores, dtype=torch.bool).scatter(1, kept, value=True)
+            choice = grouped.masked_fill(~mask[..., None], -torch.inf).flatten(1)
+        return choice.topk(config.num_experts_per_tok, dim=-1).indices
+
+
+class Experts(nn.Module):
+    """The routed experts that this process holds, stacked.
+
+    The checkpoint has three matrices an expert; here gate and up are one product.
+    """
+
+    def __init__(self, num_held: int, hidden_size: int, width: int) -> None:
+        super().__init__()
+        # [held, 2F, D]: gate rows, then up rows; [held, D, F].
+        self.gate_up_proj = nn.Parameter(torch.empty(num_held, 2 * width, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_held, hidden_size, width))
+        for weight in (self.gate_up_proj, self.down_proj):
+            nn.init.uniform_(weight, -(weight.shape[-1] ** -0.5), weight.shape[-1] ** -0.5)
+
+    def forward(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
+        """`rows` [M, D], by held expert, -> [M, D]; nothing here waits for the device."""
+        ends = rows_per_expert.cumsum(0).to(torch.int32)
+        gate_up = F.grouped_mm(rows, self.gate_up_proj.transpose(1, 2), offs=ends)  # [M, 2F]
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.grouped_mm(F.silu(gate) * up, self.down_proj.transpose(1, 2), offs=ends)
+
+
+class MoE(nn.Module):
+    """Routed experts and the experts that every token shares, which are one MLP, unscaled."""
+
+    def __init__(self, config: TextConfig, held_experts: range, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(len(held_experts), config.hidden_size, config.moe_intermediate_size)
+        self.shared_experts = None
+        if config.n_shared_experts:
+            shared_width = config.moe_intermediate_size * config.n_shared_experts
+            self.shared_experts = MLP(config.hidden_size, shared_width)
+        self.dispatcher = dispatcher
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [T, D] -> [T, D]."""
+        expert_ids, weights = self.gate(x)
+        dispatch = self.dispatcher.dispatch(x, expert_ids, weights)
+        routed = dispatch.combine(self.experts(dispatch.rows, dispatch.rows_per_expert))
+        return routed if self.shared_experts is None else routed + self.shared_experts(x)

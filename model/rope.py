@@ -1,0 +1,91 @@
+"""Rotary position embedding: one axis for text, two axes for image patches.
+
+Angles are always computed in float32 from integer positions; `inv_freq` is never a parameter or a
+buffer of the model's dtype, so no `.to(bfloat16)` can touch it.
+
+Letters: T tokens, P patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+VISION_THETA = 10000.0  # `Rope2DPosEmb` in modeling_kimi_vl.py; not in config.json
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosines and sines of the angles by which pairs of channels turn."""
+
+    cos: Tensor  # [T, width / 2]
+    sin: Tensor  # [T, width / 2]
+
+    def interleaved(self, x: Tensor) -> Tensor:
+        """Turn the pairs (0, 1), (2, 3), ... of `x` [T, heads, width].
+
+        The result holds the first of every pair, then the second of every pair, as
+        `apply_rotary_pos_emb` of DeepSeek-V3 leaves it. Queries and keys are permuted alike, so
+        their products are those of the rotation in place.
+        """
+        return torch.cat(self._turn(x[..., 0::2], x[..., 1::2]), dim=-1)
+
+    def halves(self, x: Tensor) -> Tensor:
+        """Turn the pairs (0, width / 2), (1, width / 2 + 1), ... of `x` [T, heads, width]."""
+        return torch.cat(self._turn(*x.chunk(2, dim=-1)), dim=-1)
+
+    def in_place_pairs(self, x: Tensor) -> Tensor:
+        """Turn the pairs (0, 1), (2, 3), ... of `x` [T, heads, width], each where it stands.
+
+        In float32, and back to the dtype of `x`, as `apply_rope` of MoonViT does.
+        """
+        pairs = x.float().unflatten(-1, (-1, 2))
+        turned = torch.stack(self._turn(pairs[..., 0], pairs[..., 1]), dim=-1)
+        return turned.flatten(-2).type_as(x)
+
+    def _turn(self, real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.cos[:, None], self.sin[:, None]  # one angle for all heads
+        return real * cos - imaginary * sin, imaginary * cos + real * sin
+
+
+def text_rotation(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> Rotation:
+    """The rotation of tokens at `positions` [T] for heads with `width` rotary channels.
+
+    The cosines are rounded to `dtype` before they multiply, as in the published model.
+    """
+    inv_freq = text_inv_freq(width, theta, positions.device)
+    angles = positions.float()[:, None] * inv_freq  # [T, width / 2]
+    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+def text_inv_freq(width: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """Frequencies theta ** (-2m / width), m = 0 .. width / 2 - 1 (arXiv 2104.09864, eq. 15)."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
+    return 1.0 / theta**exponents
+
+
+def patch_rotation(
+    grid_hw: Sequence[tuple[int, int]], head_dim: int, device: torch.device
+) -> Rotation:
+    """The rotation of packed patches: even pairs turn by column, odd pairs by row.
+
+    The order of the axes is that of the code of `Rope2DPosEmb`, not of its docstring. Positions
+    start at (0, 0) in each image.
+    """
+    inv_freq = vision_inv_freq(head_dim, device)
+    angles: list[Tensor] = []
+    for height, width in grid_hw:
+        row = torch.arange(height, device=device).repeat_interleave(width)
+        column = torch.arange(width, device=device).repeat(height)
+        xy = torch.stack((column, row), dim=-1).float()  # [h*w, 2]
+        # By frequency, then by axis: x f0, y f0, x f1, y f1, ...
+        angles.append((xy[:, None, :] * inv_freq[:, None]).flatten(1))
+    packed = torch.cat(angles) if angles else torch.empty(0, head_dim // 2, device=device)
+    return Rotation(packed.cos(), packed.sin())  # [P, head_dim / 2]
+
+
+def vision_inv_freq(head_dim: int, device: torch.device | None = None) -> Tensor:
+    """Frequencies 10000 ** (-4j / head_dim), j = 0 .. head_dim / 4 - 1, float32."""
+    exponents = torch.arange(0, head_dim, 4, dtype=torch.float32, device=device) / head_dim
+    return 1.0 / VISION_THETA**exponents

@@ -1,0 +1,228 @@
+"""Text to token ids and back, by the checkpoint's `tiktoken.model` and `tokenizer_config.json`.
+
+One rule: `encode` knows no control tokens, so that text from a row stays text whatever it holds.
+Only `encode_template`, meant for the checkpoint's own chat template, turns names such as
+`<|im_end|>` into ids. Ids below the number of base tokens are text; all ids from there to the end
+of the model's vocabulary are control tokens. No id outside the vocabulary is ever produced.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import tiktoken
+
+from model.config import CheckpointError, read_json
+
+# How text is split before byte pairs are merged, as `TikTokenTokenizer.pat_str` in
+# tokenization_moonshot.py; `&&` is the intersection of character classes.
+_LETTER_PREFIX = r"[^\r\n\p{L}\p{N}]?"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+PAT_STR = "|".join(
+    [
+        r"[\p{Han}]+",
+        f"{_LETTER_PREFIX}{_UPPER}*{_LOWER}+{_CONTRACTION}",
+        f"{_LETTER_PREFIX}{_UPPER}+{_LOWER}*{_CONTRACTION}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
+# Where longer text is cut, as `TikTokenTokenizer.encode`: it bounds the time and the stack of
+# the split. The first is a length, the second a run without (or of only) white space.
+_MAX_CHARS = 400_000
+_MAX_RUN_CHARS = 25_000
+_RUN = re.compile(r"\s+|\S+")
+
+
+class Tokenizer:
+    """The byte-pair encoding of one checkpoint; picklable, and shared by threads safely.
+
+    Args:
+        ranks: the bytes of each base token and its id; ids are 0 .. len(ranks) - 1.
+        special_names: id and name of control tokens. The other ids from `len(ranks)` to
+            `vocab_size` are named `<|reserved_token_{id}|>`. Names at or beyond `vocab_size` are
+            left out: the published wrapper makes two of them, for which the network has no row.
+        vocab_size: the number of ids that the network embeds.
+
+    Raises:
+        CheckpointError: there are more base tokens than ids, or a control token has the id of a
+            base token or the name of another control token.
+    """
+
+    def __init__(
+        self, ranks: Mapping[bytes, int], special_names: Mapping[int, str], *, vocab_size: int
+    ) -> None:
+        if len(ranks) > vocab_size:
+            raise CheckpointError(
+                f"tiktoken.model has {len(ranks)} tokens but the network embeds {vocab_size}"
+            )
+        self.vocab_size = vocab_size
+        self._num_base = len(ranks)
+        self._special_ids = _special_ids(special_names, len(ranks), vocab_size)
+        self._encoding = tiktoken.Encoding(
+            "checkpoint",
+            pat_str=PAT_STR,
+            mergeable_ranks=dict(ranks),
+            special_tokens=self._special_ids,
+        )
+
+    @classmethod
+    def from_checkpoint(cls, directory: Path, vocab_size: int) -> Self:
+        """Read the tokenizer files of a checkpoint directory; 0.25 s for the published size.
+
+        Raises:
+            CheckpointError: a file is missing or malformed; the message names file and line.
+        """
+        ranks = _read_ranks(directory / "tiktoken.model")
+        path = directory / "tokenizer_config.json"
+        try:
+            names = _special_names(read_json(path).get("added_tokens_decoder", {}))
+            return cls(ranks, names, vocab_size=vocab_size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` as ordinary text; never a control token.
+
+        Lone surrogates, which UTF-8 cannot carry, become U+FFFD.
+        """
+        return [
+            token_id
+            for piece in _cut(_without_lone_surrogates(text))
+            for token_id in self._encoding.encode_ordinary(piece)
+        ]
+
+    def encode_template(self, text: str) -> list[int]:
+        """The ids of `text` with names of control tokens recognised; never give it a row's text."""
+        return self._encoding.encode(
+            _without_lone_surrogates(text), allowed_special="all", disallowed_special=()
+        )
+
+    def special(self, name: str) -> int:
+        """The id of the control token `name`, or ValueError if the checkpoint has none."""
+        if name not in self._special_ids:
+            raise ValueError(f"the checkpoint has no control token {name!r}")
+        return self._special_ids[name]
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether `token_id` is a control token, which `encode` never yields."""
+        return self._num_base <= token_id < self.vocab_size
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids` without control tokens; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of `ids` without control tokens, which may end inside a character.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+        """
+        ordinary: list[int] = []
+        for token_id in ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise ValueError(f"token id {token_id} is not in [0, {self.vocab_size})")
+            if token_id < self._num_base:
+                ordinary.append(int(token_id))
+        return self._encoding.decode_bytes(ordinary)
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    """Parse lines of base64, a space and a rank; refuse what byte pairs cannot be merged with."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        token, rank = _parse_line(line, f"{path}:{number}")
+        if token in ranks:
+            raise CheckpointError(f"{path}:{number}: the token {token!r} stands there twice")
+        ranks[token] = rank
+    _check_ranks(ranks, path)
+    return ranks
+
+
+def _parse_line(line: bytes, where: str) -> tuple[bytes, int]:
+    encoded, _, rank = line.partition(b" ")
+    try:
+        token = base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        token = b""
+    if not token or not rank.isdigit():
+        raise CheckpointError(f"{where}: expected base64, a space and a rank, got {line[:80]!r}")
+    return token, int(rank)
+
+
+def _check_ranks(ranks: Mapping[bytes, int], path: Path) -> None:
+    missing = next((byte for byte in range(256) if bytes([byte]) not in ranks), None)
+    if missing is not None:
+        raise CheckpointError(f"{path} lacks the byte {missing}; every single byte must be a token")
+    used = set(ranks.values())
+    gap = next((rank for rank in range(len(ranks)) if rank not in used), None)
+    if gap is not None:
+        raise CheckpointError(
+            f"{path}: {len(ranks)} tokens need the ranks 0 to {len(ranks) - 1}, once each; "
+            f"{gap} is missing"
+        )
+
+
+def _special_names(added_tokens: Any) -> dict[int, str]:
+    """The names of `added_tokens_decoder` by id."""
+    if not isinstance(added_tokens, dict):
+        raise CheckpointError(f"added_tokens_decoder must be an object, got {added_tokens!r}")
+    names: dict[int, str] = {}
+    for key, value in added_tokens.items():
+        content = value.get("content") if isinstance(value, dict) else None
+        if not key.isdecimal() or not isinstance(content, str) or not content:
+            raise CheckpointError(
+                f'added_tokens_decoder must map ids to {{"content": name}}, got {key!r}: {value!r}'
+            )
+        if int(key) in names:
+            raise CheckpointError(f"added_tokens_decoder names id {int(key)} twice")
+        names[int(key)] = content
+    return names
+
+
+def _special_ids(names: Mapping[int, str], num_base: int, vocab_size: int) -> dict[str, int]:
+    """Control tokens by name, one for each id from `num_base` to `vocab_size`."""
+    for token_id, name in names.items():
+        if token_id < num_base:
+            raise CheckpointError(
+                f"added_tokens_decoder gives {name!r} the id {token_id} of a base token; control "
+                f"tokens start at {num_base}"
+            )
+    ids: dict[str, int] = {}
+    for token_id in range(num_base, vocab_size):
+        name = names.get(token_id, f"<|reserved_token_{token_id}|>")
+        if name in ids:
+            raise CheckpointError(f"the ids {ids[name]} and {token_id} are both named {name!r}")
+        ids[name] = token_id
+    return ids
+
+
+def _without_lone_surrogates(text: str) -> str:
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Cut `text` at `_MAX_CHARS`, and in there wherever a run has reached `_MAX_RUN_CHARS`."""
+    for start in range(0, len(text), _MAX_CHARS):
+        part = text[start : start + _MAX_CHARS]
+        begin = 0
+        for run in _RUN.finditer(part):
+            for end in range(run.start() + _MAX_RUN_CHARS, run.end(), _MAX_RUN_CHARS):
+                yield part[begin:end]
+                begin = end
+        yield part[begin:]

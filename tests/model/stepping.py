@@ -1,0 +1,39 @@
+"""Generate with the cache and keep every logit, for comparison with other code."""
+
+import torch
+
+from model.batch import TokenBatch
+from model.cache import BLOCK_SIZE, LatentCache, blocks_for
+from model.kimi_vl import KimiVL
+
+
+@torch.no_grad()
+def greedy_with_cache(
+    model: KimiVL, prompt: list[int], num_tokens: int
+) -> tuple[torch.Tensor, list[int]]:
+    """Prefill, then decode greedily: logits of all positions but the last, and the new tokens."""
+    num_blocks = blocks_for(len(prompt) + num_tokens)
+    cache = LatentCache(model.config.text, num_blocks, model.dtype, model.device)
+    blocks = cache.take(num_blocks)
+    hidden = model(cached_step(prompt, 0, blocks), cache)
+    logits = [model.logits(hidden)]
+    tokens = [int(logits[-1][-1].argmax())]
+    for place in range(len(prompt), len(prompt) + num_tokens - 1):
+        hidden = model(cached_step(tokens[-1:], place, blocks), cache)
+        logits.append(model.logits(hidden))
+        tokens.append(int(logits[-1][-1].argmax()))
+    return torch.cat(logits), tokens
+
+
+def cached_step(token_ids: list[int], start: int, blocks: list[int]) -> TokenBatch:
+    """New tokens of one sequence, from position `start` on."""
+    places = range(start, start + len(token_ids))
+    slots = [blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in places]
+    return TokenBatch(
+        token_ids=torch.tensor(token_ids),
+        positions=torch.tensor(places),
+        query_lens=(len(token_ids),),
+        context_lens=(places.stop,),
+        slots=torch.tensor(slots),
+        block_tables=torch.tensor([blocks]),
+    )

@@ -1,0 +1,232 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from model.batch import whole_sequences
+from model.config import CheckpointError, EngineConfig
+from model.engine import Engine
+from model.kimi_vl import KimiVL
+from model.processor import Processor
+from model.prompt import Prompt, PromptError
+from model.sequence import SamplingParams
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint):
+    return Processor.from_checkpoint(checkpoint)
+
+
+@pytest.fixture
+def engine(checkpoint):
+    return Engine.from_checkpoint(checkpoint, EngineConfig(max_batch_size=4))
+
+
+def picture(seed, height=56, width=84):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def text_prompt(processor, text):
+    return processor.prompt([text])
+
+
+def run(engine):
+    done = {}
+    while engine.has_work:
+        done |= dict(engine.step())
+    return done
+
+
+def greedy_without_cache(engine, prompt, num_tokens):
+    """The obvious twin: the whole sequence again for every token."""
+    model = engine.model
+    features = None
+    if len(prompt.patches):
+        grid_hw = [(int(h), int(w)) for h, w in prompt.grid_hw]
+        features = model.encode_images(torch.from_numpy(prompt.patches), grid_hw)
+    ids = prompt.token_ids.tolist()
+    for _ in range(num_tokens):
+        hidden = model(whole_sequences([ids], model.config.media_token_id), features=features)
+        ids.append(int(model.logits(hidden[-1:])[0].argmax()))
+    return tuple(ids[len(prompt.token_ids) :])
+
+
+def test_many_sequences_of_different_length_equal_the_whole_sequence_forward(engine, processor):
+    prompts = {
+        "short": processor.prompt(["a"]),
+        "image": processor.prompt([picture(0), "what is it?"]),
+        "video": processor.prompt([part for s in range(5) for part in (f"{s}s", picture(s))]),
+        "two sizes": processor.prompt([picture(1, 28, 28), picture(2, 140, 30), "compare"]),
+        "long": processor.prompt(["red circle " * 40]),
+        "late": processor.prompt(["blue"]),
+    }
+    assert len(prompts) > engine.config.max_batch_size
+    lengths = dict(zip(prompts, (3, 20, 9, 17, 12, 5), strict=True))
+    for name, prompt in prompts.items():
+        engine.add(name, prompt, SamplingParams(max_tokens=lengths[name]))
+    done = run(engine)
+    assert done.keys() == prompts.keys()
+    for name, prompt in prompts.items():
+        expected = greedy_without_cache(engine, prompt, lengths[name])
+        stops = [i for i, t in enumerate(expected) if t in engine.model.config.stop_token_ids]
+        expected = expected[: stops[0] + 1] if stops else expected
+        assert done[name].token_ids == expected, name
+        assert done[name].finish_reason == ("stop" if stops else "length")
+        assert done[name].num_prompt_tokens == len(prompt.token_ids)
+        assert done[name].num_generated_tokens == len(expected)
+        assert done[name].min_logprob <= done[name].mean_logprob <= 0
+    assert engine.cache.num_free_blocks == engine.cache.num_blocks
+
+
+def test_the_answer_does_not_depend_on_neighbours_or_on_the_order(engine, processor):
+    prompts = [processor.prompt([picture(seed), "caption"]) for seed in range(6)]
+    params = [SamplingParams(max_tokens=12, temperature=1.0, top_p=0.9, seed=s) for s in range(6)]
+    for place in (5, 2, 4, 0, 1, 3):
+        engine.add(str(place), prompts[place], params[place])
+    together = run(engine)
+    for place in range(6):
+        engine.add("alone", prompts[place], params[place])
+        assert run(engine)["alone"].token_ids == together[str(place)].token_ids
+
+
+def test_seeds_give_different_answers_and_the_same_again(engine, processor):
+    prompt = text_prompt(processor, "draw")
+    answers = []
+    for seed in (1, 2, 1):
+        engine.add("x", prompt, SamplingParams(max_tokens=16, temperature=1.0, seed=seed))
+        answers.append(run(engine)["x"].token_ids)
+    assert answers[0] == answers[2] != answers[1]
+
+
+def test_a_stop_string_ends_the_text_before_it_even_across_tokens(engine, processor):
+    prompt = text_prompt(processor, "describe")
+    engine.add("free", prompt, SamplingParams(max_tokens=40, temperature=1.0, seed=3))
+    free = run(engine)["free"]
+    plain = re.search(r"[ -~]{2,}", free.text[5:])
+    assert plain, "the random checkpoint must give two printable characters in a row"
+    stop = plain[0]
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=3, stop=("never there", stop))
+    engine.add("stopped", prompt, params)
+    stopped = run(engine)["stopped"]
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert stopped.num_generated_tokens < free.num_generated_tokens
+
+
+def test_a_stop_token_ends_the_sequence_and_gives_no_text(engine, processor):
+    prompt = text_prompt(processor, "describe")
+    engine.add("free", prompt, SamplingParams(max_tokens=8))
+    free = run(engine)["free"]
+    stop = free.token_ids[4]
+    first = free.token_ids.index(stop)
+    engine.add("stopped", prompt, SamplingParams(max_tokens=8, stop_token_ids=(stop,)))
+    stopped = run(engine)["stopped"]
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: first + 1]
+    assert stopped.text == engine.tokenizer.decode(stopped.token_ids[:-1])
+
+
+def test_a_prompt_that_cannot_be_run_is_refused_alone(checkpoint, processor):
+    engine = Engine.from_checkpoint(checkpoint, EngineConfig(max_model_len=80))
+    good = text_prompt(processor, "a")
+    engine.add("good", good, SamplingParams(max_tokens=4))
+    with pytest.raises(PromptError, match="engine holds 80") as error:
+        engine.add("long", processor.prompt(["red circle " * 40]), SamplingParams())
+    assert error.value.code == "prompt_too_long"
+    vocab_size = engine.model.config.text.vocab_size
+    for token_ids, message in (
+        ([5, vocab_size], "token ids must be in"),
+        ([-1], "token ids must be in"),
+        ([engine.model.config.media_token_id], "1 media pads for 0 vision tokens"),
+    ):
+        bad = Prompt(
+            token_ids=np.array(token_ids, np.int32), patches=good.patches, grid_hw=good.grid_hw
+        )
+        with pytest.raises(PromptError, match=message):
+            engine.add("bad", bad, SamplingParams())
+    assert run(engine).keys() == {"good"}
+
+
+def test_the_context_limits_the_answer(checkpoint, processor):
+    engine = Engine.from_checkpoint(checkpoint, EngineConfig(max_model_len=70))
+    prompt = text_prompt(processor, "a")
+    engine.add("x", prompt, SamplingParams(max_tokens=500, temperature=1.0))
+    done = run(engine)["x"]
+    assert done.finish_reason == "length"
+    assert done.num_prompt_tokens + done.num_generated_tokens == 70
+
+
+def test_a_small_cache_makes_sequences_wait_and_loses_none(checkpoint, processor):
+    gib = 1 << 30
+    engine = Engine.from_checkpoint(checkpoint, EngineConfig())
+    per_block = sum(layer.nbytes for layer in engine.cache.layers) / (engine.cache.num_blocks + 1)
+    small = Engine.from_checkpoint(checkpoint, EngineConfig(cache_gib=5.5 * per_block / gib))
+    assert small.cache.num_blocks == 5
+    prompts = {str(n): text_prompt(processor, "circle " * n) for n in range(1, 7)}
+    for name, prompt in prompts.items():
+        small.add(name, prompt, SamplingParams(max_tokens=10))
+        engine.add(name, prompt, SamplingParams(max_tokens=10))
+    expected = {name: done.token_ids for name, done in run(engine).items()}
+    assert {name: done.token_ids for name, done in run(small).items()} == expected
+
+
+def test_a_cancelled_request_gives_its_memory_back(engine, processor):
+    for name in "abcdef":
+        engine.add(name, text_prompt(processor, name), SamplingParams(max_tokens=5))
+    engine.step()
+    engine.cancel("a")  # running
+    engine.cancel("f")  # waiting
+    engine.cancel("unknown")
+    assert run(engine).keys() == set("bcde")
+    assert engine.cache.num_free_blocks == engine.cache.num_blocks
+
+
+def test_a_device_that_does_not_exist_is_refused(checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        Engine.from_checkpoint(checkpoint, EngineConfig(device="cuda"))
+
+
+def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        Engine.from_checkpoint(tmp_path, EngineConfig())
+
+
+def test_image_order_and_content_reach_the_text(engine, processor):
+    first, second = picture(1), picture(2)
+    answers = []
+    for images in ((first, second), (second, first), (first, first)):
+        prompt = processor.prompt([*images, "describe"])
+        engine.add("x", prompt, SamplingParams(max_tokens=1))
+        answers.append(run(engine)["x"].mean_logprob)
+    assert len(set(answers)) == 3
+
+
+def test_vision_calls_respect_the_budget_and_give_the_same(checkpoint, processor, monkeypatch):
+    prompt = processor.prompt([*(picture(seed, 56, 56) for seed in range(5)), "describe"])
+    calls = []
+
+    def encode_and_count(self, patches, grid_hw):
+        calls.append(len(patches))
+        return encode(self, patches, grid_hw)
+
+    encode = KimiVL.encode_images
+    monkeypatch.setattr(KimiVL, "encode_images", encode_and_count)
+    texts = []
+    for budget in (1, 16, 40, 16384):
+        engine = Engine.from_checkpoint(checkpoint, EngineConfig(max_vision_patches=budget))
+        engine.add("x", prompt, SamplingParams(max_tokens=6))
+        texts.append(run(engine)["x"].token_ids)
+        assert max(calls) <= max(budget, 16)  # a picture has 16 patches and is not cut
+        assert sum(calls) == 80
+        calls.clear()
+    assert len(set(texts)) == 1

@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from model.sampling import sample, uniform
+from model.sequence import SamplingParams
+
+
+def test_zero_temperature_takes_the_best_token_and_its_log_probability():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -5.0, 0.0]])
+    tokens, logprobs = sample(logits, [SamplingParams()] * 2, [0, 0])
+    assert tokens == [1, 0]
+    expected = logits.log_softmax(-1)
+    assert logprobs == pytest.approx([expected[0, 1].item(), expected[1, 0].item()], abs=1e-6)
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    draws = 4000
+    params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(draws)]
+    tokens, _ = sample(probs.log().expand(draws, -1), params, [0] * draws)
+    shares = torch.bincount(torch.tensor(tokens), minlength=4) / draws
+    torch.testing.assert_close(shares, probs, rtol=0, atol=0.03)
+
+
+def test_temperature_sharpens():
+    logits = torch.tensor([0.0, 1.0]).expand(1000, -1)
+    params = [SamplingParams(temperature=0.25, seed=seed) for seed in range(1000)]
+    tokens, _ = sample(logits, params, [0] * 1000)
+    expected = (torch.tensor([0.0, 1.0]) / 0.25).softmax(-1)[1]
+    assert sum(tokens) / 1000 == pytest.approx(expected.item(), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "allowed"),
+    [(0.4, {0}), (0.5, {0}), (0.51, {0, 1}), (0.8, {0, 1}), (1.0, {0, 1, 2, 3})],
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, allowed):
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(500, -1)
+    params = [SamplingParams(temperature=1.0, top_p=top_p, seed=seed) for seed in range(500)]
+    tokens, _ = sample(logits, params, [0] * 500)
+    assert set(tokens) == allowed
+
+
+def test_neighbours_do_not_change_what_is_drawn():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 50, generator=generator)
+    params = [SamplingParams(temperature=t, seed=s) for s, t in enumerate((0.7, 0, 1, 0.2, 3, 0))]
+    together, _ = sample(logits, params, [3, 1, 4, 1, 5, 9])
+    alone = [
+        sample(logits[row : row + 1], [params[row]], [count])[0][0]
+        for row, count in enumerate((3, 1, 4, 1, 5, 9))
+    ]
+    assert together == alone
+
+
+def test_random_numbers_depend_on_seed_and_place_only():
+    numbers = {uniform(seed, place) for seed in range(20) for place in range(20)}
+    assert len(numbers) == 400
+    assert all(0.0 <= number < 1.0 for number in numbers)
+    assert uniform(2**63 - 1, 7) == uniform(2**63 - 1, 7)
+
+
+def test_a_tiny_temperature_does_not_overflow():
+    logits = torch.tensor([[1e4, -1e4, 1e4 - 1]])
+    assert sample(logits, [SamplingParams(temperature=1e-6)], [0])[0] == [0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"seed": -1},
+        {"stop": ("",)},
+    ],
+)
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        SamplingParams(**change)
