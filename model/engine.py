@@ -10,10 +10,13 @@ Letters: T tokens of the step, B sequences, V vision tokens.
 
 from collections import deque
 from collections.abc import Sequence as Seq
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import TokenBatch
@@ -156,49 +159,49 @@ class Engine:
         features: list[Tensor] = []
         for prompt in (sequence.prompt for sequence in sequences):
             sizes = prompt.grid_hw.prod(axis=1).tolist()
-            patches = torch.from_numpy(prompt.patches).split(sizes) if sizes else ()
-            first = 0
-            for end in _budgeted(sizes, self.config.max_vision_patches):
-                packed = torch.cat(patches[first:end]).to(self.model.device)
+            ends = _budgeted(sizes, self.config.max_vision_patches)
+            for first, end in pairwise([0, *ends]):
+                # A copy, because prompts that crossed processes cannot be written to.
+                skipped, num_patches = sum(sizes[:first]), sum(sizes[first:end])
+                packed = torch.tensor(prompt.patches[skipped : skipped + num_patches])
                 grid_hw = [(int(h), int(w)) for h, w in prompt.grid_hw[first:end]]
-                features.append(self.model.encode_images(packed, grid_hw))
-                first = end
+                features.append(self.model.encode_images(packed.to(self.model.device), grid_hw))
         return torch.cat(features) if features else None
 
     def _prefill_batch(self, sequences: Seq[Sequence]) -> TokenBatch:
+        token_ids = np.concatenate([sequence.prompt.token_ids for sequence in sequences])
         lens = tuple(len(sequence.prompt.token_ids) for sequence in sequences)
-        token_ids = self._ints([t for seq in sequences for t in seq.prompt.token_ids.tolist()])
-        positions = [position for length in lens for position in range(length)]
+        slots = [_slots(seq, 0, length) for seq, length in zip(sequences, lens, strict=True)]
         return TokenBatch(
-            token_ids=token_ids,
-            positions=self._ints(positions),
+            token_ids=self._tensor(token_ids),
+            positions=self._tensor(np.concatenate([np.arange(length) for length in lens])),
             query_lens=lens,
             context_lens=lens,
-            slots=self._ints(
-                [_slot(s, p) for s, n in zip(sequences, lens, strict=True) for p in range(n)]
-            ),
+            slots=self._tensor(np.concatenate(slots)),
             block_tables=self._block_tables(sequences),
-            media_rows=(token_ids == self.model.config.media_token_id).nonzero()[:, 0],
+            media_rows=self._tensor(np.flatnonzero(token_ids == self.model.config.media_token_id)),
         )
 
     def _decode_batch(self, sequences: Seq[Sequence]) -> TokenBatch:
-        places = [sequence.num_tokens - 1 for sequence in sequences]
+        lens = np.array([sequence.num_tokens for sequence in sequences])
+        slots = [_slots(seq, seq.num_tokens - 1, seq.num_tokens) for seq in sequences]
         return TokenBatch(
-            token_ids=self._ints([sequence.generated[-1] for sequence in sequences]),
-            positions=self._ints(places),
+            token_ids=self._tensor(np.array([sequence.generated[-1] for sequence in sequences])),
+            positions=self._tensor(lens - 1),
             query_lens=(1,) * len(sequences),
-            context_lens=tuple(place + 1 for place in places),
-            slots=self._ints([_slot(seq, p) for seq, p in zip(sequences, places, strict=True)]),
+            context_lens=tuple(lens.tolist()),
+            slots=self._tensor(np.concatenate(slots)),
             block_tables=self._block_tables(sequences),
         )
 
     def _block_tables(self, sequences: Seq[Sequence]) -> Tensor:
-        longest = max((len(sequence.blocks) for sequence in sequences), default=0)
-        rows = [seq.blocks + [0] * (longest - len(seq.blocks)) for seq in sequences]
-        return self._ints(rows).view(len(sequences), longest)
+        tables = np.zeros((len(sequences), max(len(seq.blocks) for seq in sequences)), np.int64)
+        for table, sequence in zip(tables, sequences, strict=True):
+            table[: len(sequence.blocks)] = sequence.blocks
+        return self._tensor(tables)
 
-    def _ints(self, values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.model.device)
+    def _tensor(self, values: NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(self.model.device)
 
     def _take_tokens(
         self, sequences: Seq[Sequence], logits: Tensor
@@ -226,9 +229,11 @@ class Engine:
         self.cache.give_back(sequence.blocks)
 
 
-def _slot(sequence: Sequence, position: int) -> int:
-    block, offset = divmod(position, BLOCK_SIZE)
-    return sequence.blocks[block] * BLOCK_SIZE + offset
+def _slots(sequence: Sequence, start: int, end: int) -> NDArray[np.int64]:
+    """Cache slots of the tokens at positions `start` to `end` of a sequence."""
+    position = np.arange(start, end)
+    blocks = np.asarray(sequence.blocks, np.int64)
+    return blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
 
 
 def _budgeted(sizes: Seq[int], budget: int) -> list[int]:

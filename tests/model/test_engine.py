@@ -211,6 +211,14 @@ def test_image_order_and_content_reach_the_text(engine, processor):
     assert len(set(answers)) == 3
 
 
+def test_prompts_that_cannot_be_written_to_are_run(engine, processor):
+    prompt = processor.prompt([picture(0), "what is it?"])
+    for array in (prompt.token_ids, prompt.patches, prompt.grid_hw):
+        array.flags.writeable = False  # as they come out of Ray's object store
+    engine.add("x", prompt, SamplingParams(max_tokens=2))
+    assert run(engine)["x"].num_generated_tokens == 2
+
+
 def test_vision_calls_respect_the_budget_and_give_the_same(checkpoint, processor, monkeypatch):
     prompt = processor.prompt([*(picture(seed, 56, 56) for seed in range(5)), "describe"])
     calls = []
