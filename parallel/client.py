@@ -1,0 +1,130 @@
+"""`Groups`: the groups of a run, seen from the driver that owns them and the clients they serve.
+
+    groups = Groups.start(spec, num_groups=4, max_group_failures=16)      # driver
+    async with groups.lease(num_tokens) as lease:                         # any process
+        outcome = await lease.generate(request)
+    groups.close()                                                        # driver
+
+Prompts and completions travel between client and rank; the supervisor sees leases only.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from parallel.group import DeadGroupError, EngineGroup, GroupError, GroupSpec
+from parallel.supervisor import Client, GroupsStatus, Supervisor
+from parallel.worker import Outcome, Request
+
+_CLOSE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to use a group until the end of its `with`."""
+
+    groups: "Groups"
+    group: EngineGroup
+
+    async def generate(self, request: Request) -> Outcome:
+        """Answer one request.
+
+        Raises:
+            DeadGroupError: the group is gone, which the supervisor knows now; lease again.
+            GroupError: the job must stop.
+        """
+        try:
+            (outcome,) = await self.group.generate(self.groups.client.process_id, [request])
+        except DeadGroupError as death:
+            await self.groups.report_failure(self.group, str(death))
+            raise
+        return outcome
+
+
+class Groups:
+    """A picklable handle; every process that unpickles it is a client of its own."""
+
+    def __init__(self, supervisor: Any) -> None:
+        context = ray.get_runtime_context()
+        self.client = Client(context.get_worker_id(), context.get_actor_id())
+        self._supervisor = supervisor
+
+    def __reduce__(self) -> tuple[type["Groups"], tuple[Any]]:
+        return Groups, (self._supervisor,)
+
+    @classmethod
+    def start(cls, spec: GroupSpec, *, num_groups: int, max_group_failures: int) -> Self:
+        """Start the groups of a run from its driver; returns when the first is ready.
+
+        Raises:
+            ValueError: there must be at least one group.
+            GroupError: no group could be started; nothing is left behind.
+        """
+        if num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {num_groups}")
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(Supervisor)  # Any: its methods get their `.remote` at run time
+        options = actor.options(num_cpus=0, scheduling_strategy=here)
+        groups = cls(options.remote(spec, num_groups, max_group_failures))
+        with ExitStack() as undo, _plain_errors():
+            undo.callback(groups.close)
+            ray.get(groups._supervisor.start.remote())
+            undo.pop_all()
+        return groups
+
+    def status(self) -> GroupsStatus:
+        """What runs and what has failed so far."""
+        with _plain_errors():
+            return ray.get(self._supervisor.status.remote())
+
+    def close(self) -> None:
+        """Stop all groups and remove their placement groups; closing twice is no error."""
+        with suppress(RayActorError, GetTimeoutError):
+            ray.get(self._supervisor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
+        ray.kill(self._supervisor)
+
+    @asynccontextmanager
+    async def lease(self, num_tokens: int, *, alone: bool = False) -> AsyncIterator[Lease]:
+        """Lease the least-loaded group for `num_tokens` of work, or a group of one's own.
+
+        Raises:
+            GroupError: the job must stop.
+        """
+        with _plain_errors():
+            number, group = await self._supervisor.acquire.remote(
+                self.client, num_tokens, alone=alone
+            )
+        try:
+            yield Lease(self, group)
+        finally:
+            self._supervisor.release.remote(number)
+
+    async def report_failure(self, group: EngineGroup, reason: str) -> None:
+        """Have the supervisor replace a dead generation.
+
+        Raises:
+            GroupError: the supervisor is gone.
+        """
+        with _plain_errors():
+            await self._supervisor.report_failure.remote(group.group_id, group.generation, reason)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn what Ray raises for a call of the supervisor into `GroupError`."""
+    try:
+        yield
+    except RayActorError as error:
+        raise GroupError(
+            "the supervisor of the groups is gone, with its node or because its process was "
+            "killed; run the same command again to continue"
+        ) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, GroupError):
+            raise GroupError(str(error.cause)) from None
+        raise

@@ -1,0 +1,252 @@
+"""`Supervisor`: the actor that owns all groups of a run.
+
+Groups live outside Ray Data, so a restarted map actor never touches them. The supervisor belongs
+to the driver and dies with it; Ray then removes the ranks and their placement groups.
+
+It leases the least-loaded group to whoever asks, and rebuilds a group that is reported dead under a
+new generation number; after too many failures everybody gets a `GroupError`, which stops the job.
+Drivers and clients reach it through `parallel.client`.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from parallel.group import EngineGroup, GroupError, GroupSpec, NoRoomError
+
+_RETRY_AFTER_S = 2.0  # a start that failed
+
+
+@dataclass(frozen=True)
+class Client:
+    """A process that leases groups; a restarted map actor is the same actor in a new process."""
+
+    process_id: str
+    actor_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupsStatus:
+    """For progress lines and people."""
+
+    num_groups: int
+    num_ready: int
+    failures: tuple[str, ...]  # every one so far, oldest first
+
+
+@dataclass(frozen=True)
+class _Grant:
+    client: Client
+    group: EngineGroup
+    num_tokens: int
+    alone: bool
+
+
+@dataclass
+class _Slot:
+    group_id: int
+    group: EngineGroup | None = None  # None while there is no running generation
+    is_reserved: bool = False  # by a client that wants the group alone
+
+
+class Supervisor:
+    """Starts, leases, rebuilds and closes groups.
+
+    build each group --> ready: acquire, release
+          ^                |
+          +-- report_failure (a new generation, until there were too many failures)
+
+    Everything runs on one event loop, so state changes only between awaits and needs no locks.
+    """
+
+    def __init__(self, spec: GroupSpec, num_groups: int, max_group_failures: int) -> None:
+        self._spec = spec
+        self._max_failures = max_group_failures
+        self._slots = [_Slot(group_id) for group_id in range(num_groups)]
+        self._grants: dict[int, _Grant] = {}
+        self._grant_numbers = itertools.count()
+        self._clients: dict[str, Client] = {}  # the latest process of each actor
+        self._failures: list[str] = []
+        self._error: str | None = None  # why the job must stop
+        self._has_worked = False  # some group was ready at some time
+        self._changed = asyncio.Condition()
+        self._builds: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Start all groups and return when the first is ready; the others join as they come.
+
+        Raises:
+            GroupError: a group failed before any was ready.
+        """
+        for slot in self._slots:
+            self._build_soon(slot, None)
+        await self._until(lambda: self._num_ready > 0)
+
+    async def acquire(
+        self, client: Client, num_tokens: int, *, alone: bool
+    ) -> tuple[int, EngineGroup]:
+        """Lease the group with the fewest tokens on lease; wait while there is none.
+
+        Args:
+            client: who asks; a new process of a known actor takes over from the old one.
+            num_tokens: the work that is meant for the group.
+            alone: wait until nobody else has the group, and let nobody in before `release`.
+
+        Returns:
+            The number of the lease, and its group.
+
+        Raises:
+            GroupError: the job must stop.
+        """
+        self._take_over(client)
+        group = await (self._idle_group() if alone else self._best_group())
+        number = next(self._grant_numbers)
+        self._grants[number] = _Grant(client, group, num_tokens, alone)
+        return number, group
+
+    async def release(self, number: int) -> None:
+        """End a lease; one that has ended is no error."""
+        self._end(number)
+        await self._notify()
+
+    async def report_failure(self, group_id: int, generation: int, reason: str) -> None:
+        """Replace a generation that is dead; later reports of the same one change nothing."""
+        slot = self._slots[group_id]
+        dead = slot.group
+        if dead is None or dead.generation != generation:
+            return
+        slot.group = None
+        self._count_failure(reason)
+        self._build_soon(slot, dead)
+        await self._notify()
+
+    async def status(self) -> GroupsStatus:
+        """What runs and what has failed so far."""
+        return GroupsStatus(
+            num_groups=len(self._slots), num_ready=self._num_ready, failures=tuple(self._failures)
+        )
+
+    async def close(self) -> None:
+        """Stop all groups and give back what they had reserved; closing twice is no error."""
+        self._error = self._error or "the groups were closed"
+        builds = list(self._builds)
+        for build in builds:
+            build.cancel()
+        await asyncio.gather(*builds, return_exceptions=True)
+        for slot in self._slots:
+            if slot.group is not None:
+                slot.group.close()
+                slot.group = None
+        await self._notify()
+
+    @property
+    def _num_ready(self) -> int:
+        return sum(slot.group is not None for slot in self._slots)
+
+    def _build_soon(self, slot: _Slot, dead: EngineGroup | None) -> None:
+        build = asyncio.create_task(self._build(slot, dead))
+        self._builds.add(build)  # the loop itself keeps only weak references
+        build.add_done_callback(self._builds.discard)
+
+    async def _build(self, slot: _Slot, dead: EngineGroup | None) -> None:
+        """Bring `slot` a running group, the successor of `dead` if there is one."""
+        with ExitStack() as undo:
+            if dead is not None:
+                undo.callback(dead.close)
+            while self._error is None and slot.group is None:
+                try:
+                    slot.group = await self._start(slot.group_id, dead)
+                    undo.pop_all()
+                except GroupError as error:
+                    if self._gives_up(error):
+                        break
+                    await asyncio.sleep(_RETRY_AFTER_S)
+        await self._notify()
+
+    def _gives_up(self, error: GroupError) -> bool:
+        """Take note of a start that failed; the answer is whether to leave it at that."""
+        if not self._has_worked:
+            self._error = str(error)  # another try would most likely only hide the reason
+        elif isinstance(error, NoRoomError) and self._num_ready:
+            self._failures.append(f"{error} (the other groups go on)")
+        else:
+            self._count_failure(str(error))
+            return False
+        return True
+
+    async def _start(self, group_id: int, dead: EngineGroup | None) -> EngineGroup:
+        if dead is None:
+            group = await EngineGroup.start(self._spec, group_id)
+        else:
+            group = await dead.rebuild(self._spec)
+        self._has_worked = True
+        return group
+
+    def _count_failure(self, reason: str) -> None:
+        self._failures.append(reason)
+        if len(self._failures) > self._max_failures:
+            self._error = (
+                f"groups failed {len(self._failures)} times, more than the allowed "
+                f"{self._max_failures}; the last failure: {reason}. What is committed is safe. "
+                "Find the cause (memory? then fewer sequences at a time), and run the same "
+                "command again to continue"
+            )
+
+    async def _best_group(self) -> EngineGroup:
+        """The group with the fewest tokens on lease, once there is one to have."""
+        await self._until(lambda: bool(self._free_slots()))
+        slot = min(self._free_slots(), key=self._num_tokens)
+        assert slot.group is not None
+        return slot.group
+
+    async def _idle_group(self) -> EngineGroup:
+        """A group that nobody else has, kept from everybody else."""
+        while True:
+            await self._until(lambda: bool(self._free_slots()))
+            slot = min(self._free_slots(), key=self._num_tokens)
+            slot.is_reserved = True
+            with ExitStack() as undo:
+                undo.callback(setattr, slot, "is_reserved", False)
+                await self._until(lambda slot=slot: not (slot.group and self._num_tokens(slot)))
+                if slot.group is not None:
+                    undo.pop_all()
+                    return slot.group
+
+    def _free_slots(self) -> list[_Slot]:
+        return [slot for slot in self._slots if slot.group and not slot.is_reserved]
+
+    def _num_tokens(self, slot: _Slot) -> int:
+        """Tokens on lease at the running generation; those of a dead one are to be done again."""
+        return sum(grant.num_tokens for grant in self._grants.values() if grant.group is slot.group)
+
+    def _end(self, number: int) -> None:
+        grant = self._grants.pop(number, None)
+        if grant is not None and grant.alone:
+            self._slots[grant.group.group_id].is_reserved = False
+
+    def _take_over(self, client: Client) -> None:
+        """Forget what an earlier process of the same actor had: it is dead."""
+        if client.actor_id is None:
+            return
+        earlier = self._clients.get(client.actor_id, client)
+        self._clients[client.actor_id] = client
+        if earlier == client:
+            return
+        for number in [n for n, grant in self._grants.items() if grant.client == earlier]:
+            self._end(number)
+        for slot in self._slots:
+            if slot.group is not None:
+                slot.group.cancel_client(earlier.process_id)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition; no other coroutine runs between its truth and the return."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._error is not None or condition())
+        if self._error is not None:
+            raise GroupError(self._error)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,205 @@
+"""`Rank`: one process that owns an engine and answers many callers at once.
+
+The engine runs in a thread of its own and decides alone when to step: callers hand in requests and
+wait, and no remote call happens per step. A prompt that cannot be run is that request's `Failure`;
+any other exception of the engine is the machine's, fails every request as `DeadEngineError`, and
+leaves a rank that refuses work until somebody replaces it.
+
+There is no Ray in here: `parallel.group` makes an actor of the class, tests use it as it is.
+"""
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Protocol
+
+from model.prompt import Prompt, PromptError
+from model.sequence import Completion, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What a rank needs of an engine; `model.engine.Engine` is one."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        ...
+
+    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+        """Queue a prompt, or raise `PromptError` for it alone."""
+        ...
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """Do a bounded piece of work; return what finished in it."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; unknown ones are no error."""
+        ...
+
+
+class DeadEngineError(RuntimeError):
+    """The engine of this rank is gone; whatever it was doing must be done elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt to answer; the id is for people who read logs and need not be unique."""
+
+    request_id: str
+    prompt: Prompt
+    params: SamplingParams
+
+    @property
+    def num_tokens(self) -> int:
+        """The work it may be: visual and text tokens of the prompt, and all it may generate."""
+        return len(self.prompt.token_ids) + self.params.max_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why one prompt got no completion; the others are not affected."""
+
+    code: str  # as `PromptError.code`
+    message: str
+
+
+Outcome = Completion | Failure
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    key: str  # unique in this rank, whatever callers repeat
+    client_id: str
+    request: Request
+    future: Future[Outcome] = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    keys: frozenset[str] = frozenset()
+    client_id: str | None = None  # all jobs of this client
+
+    def concerns(self, job: _Job) -> bool:
+        return job.key in self.keys or job.client_id == self.client_id
+
+
+class _Close:
+    pass
+
+
+class Rank:
+    """An engine behind a queue.
+
+    callers --generate--> inbox --> engine thread: take, add, step ... --> futures --> callers
+
+    Construction returns at once and loads in the background: await `ready` to know that it worked.
+    """
+
+    def __init__(self, engine_factory: Callable[[], Engine]) -> None:
+        self._factory = engine_factory
+        self._inbox: SimpleQueue[_Job | _Cancel | _Close] = SimpleQueue()
+        self._jobs: dict[str, _Job] = {}  # in the engine; touched by its thread alone
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()  # between the end of the engine and new requests
+        self._failure: str | None = None
+        self._loaded: Future[None] = Future()
+        self._loaded.set_running_or_notify_cancel()
+        executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._ended = executor.submit(self._run)
+        self._ended.add_done_callback(self._fail_all)
+        executor.shutdown(wait=False)  # takes nothing more; its thread goes when the loop ends
+
+    async def ready(self) -> None:
+        """Wait until the engine is loaded; raise what its factory raised."""
+        await asyncio.wrap_future(self._loaded)
+
+    async def generate(self, client_id: str, requests: Sequence[Request]) -> list[Outcome]:
+        """Answer `requests`, in their order.
+
+        A caller that is cancelled takes its requests along.
+
+        Raises:
+            DeadEngineError: the engine is dead or died meanwhile; nothing was answered.
+        """
+        jobs = [_Job(str(next(self._numbers)), client_id, request) for request in requests]
+        with self._lock:
+            if self._failure is not None:
+                raise DeadEngineError(self._failure)
+            for job in jobs:
+                self._inbox.put(job)
+        try:
+            return await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+        except asyncio.CancelledError:
+            self._inbox.put(_Cancel(keys=frozenset(job.key for job in jobs)))
+            raise
+
+    async def cancel_client(self, client_id: str) -> None:
+        """Forget all requests of a client that is gone; whoever awaits them is cancelled."""
+        self._inbox.put(_Cancel(client_id=client_id))
+
+    async def close(self) -> None:
+        """Stop after the current step and fail what is in flight; closing twice is no error."""
+        self._inbox.put(_Close())
+        await asyncio.gather(asyncio.wrap_future(self._ended), return_exceptions=True)
+
+    def _run(self) -> None:
+        """The engine thread: ends when told to, or with the exception that broke the engine."""
+        # Built here because each thread has its own current device.
+        engine = self._factory()
+        self._loaded.set_result(None)
+        while self._take(engine):
+            for key, completion in engine.step():
+                self._jobs.pop(key).future.set_result(completion)
+
+    def _take(self, engine: Engine) -> bool:
+        """Do what the inbox says, waiting there while the engine is idle; False is the end."""
+        while not engine.has_work or not self._inbox.empty():
+            match self._inbox.get():
+                case _Job() as job:
+                    self._add(engine, job)
+                case _Cancel() as cancel:
+                    self._cancel(engine, cancel)
+                case _Close():
+                    return False
+        return True
+
+    def _add(self, engine: Engine, job: _Job) -> None:
+        # From here on the caller cannot cancel the future behind this thread's back.
+        if not job.future.set_running_or_notify_cancel():
+            return
+        self._jobs[job.key] = job
+        try:
+            engine.add(job.key, job.request.prompt, job.request.params)
+        except PromptError as error:
+            del self._jobs[job.key]
+            job.future.set_result(Failure(code=error.code, message=error.message))
+
+    def _cancel(self, engine: Engine, cancel: _Cancel) -> None:
+        for job in [job for job in self._jobs.values() if cancel.concerns(job)]:
+            engine.cancel(job.key)
+            del self._jobs[job.key]
+            job.future.set_exception(asyncio.CancelledError())
+
+    def _fail_all(self, ended: Future[None]) -> None:
+        """Refuse what comes and fail what is here: the engine thread's loop is over."""
+        cause = ended.exception()
+        if cause is not None:
+            logger.error("the engine failed", exc_info=cause)
+        failure = "the rank was closed" if cause is None else f"{type(cause).__name__}: {cause}"
+        with self._lock:
+            self._failure = failure
+        if not self._loaded.done():
+            self._loaded.set_exception(cause or DeadEngineError(failure))
+        waiting = (self._inbox.get() for _ in range(self._inbox.qsize()))
+        queued = [job for job in waiting if isinstance(job, _Job)]
+        queued = [job for job in queued if job.future.set_running_or_notify_cancel()]
+        for job in (*self._jobs.values(), *queued):
+            job.future.set_exception(DeadEngineError(failure))

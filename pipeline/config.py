@@ -1,0 +1,89 @@
+"""`PipelineConfig`: what one run reads, asks and writes; and what of it changes the captions."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from model.config import EngineConfig
+from model.sequence import SamplingParams
+from pipeline.prepare import Instructions
+from pipeline.recipe import Recipe, checkpoint_fingerprint
+from pipeline.schema import InputColumns, Layout
+
+_MAX_BATCH_ROWS = 8
+_MAX_BATCH_BYTES = 64 << 20  # of patches, so that a few batches fit into any object store
+_PATCH_BYTES = 3 * 14 * 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """What a run reads, asks, and writes.
+
+    Raises:
+        ValueError: a value cannot work; the message names it.
+    """
+
+    input: str  # as for `list_files`
+    output: str  # a directory
+    checkpoint: Path
+    columns: InputColumns = field(default_factory=InputColumns)
+    carry: tuple[str, ...] | None = None  # columns beside the results; None means all
+    keep_media: bool = False
+    limit: int | None = None  # rows
+    instructions: Instructions = field(default_factory=Instructions)
+    allowed_uris: tuple[str, ...] = ()  # prefixes of remote media
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_groups: int | None = None  # None: one for each GPU, or one
+    max_group_failures: int = 16
+    rows_per_part: int = 10_000
+    max_part_age_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if "://" in self.output:
+            raise ValueError(
+                f"the output {self.output} is a URI; only directories are implemented, on storage "
+                "that all nodes share"
+            )
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
+        for name in ("limit", "num_groups", "rows_per_part", "max_part_age_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+    @property
+    def output_dir(self) -> Path:
+        """The output as an absolute path, which all processes agree on."""
+        return Path(self.output).expanduser().absolute()
+
+    @property
+    def row_bytes(self) -> int:
+        """The most that the patches of one row can take, where the frames have a limit."""
+        frames = self.instructions.frames
+        num_frames = frames.num_frames or frames.max_frames
+        return num_frames * (self.instructions.max_frame_tokens or 1024) * 4 * _PATCH_BYTES
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows that are prepared, answered and staged together."""
+        return max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // self.row_bytes))
+
+
+def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
+    """Everything in a run that changes the captions or the columns."""
+    asked = asdict(config.instructions)
+    del asked["limits"]  # they decide what fails, not what a caption says
+    return Recipe(
+        {
+            "recipe_version": 1,
+            "checkpoint": checkpoint_fingerprint(config.checkpoint),
+            **asked,
+            "sampling": asdict(config.sampling),
+            "dtype": config.engine.dtype,
+            "max_model_len": config.engine.max_model_len,
+            "columns": asdict(config.columns),
+            "output_columns": [f"{field.name}: {field.type}" for field in layout.output],
+        }
+    )

@@ -1,0 +1,239 @@
+"""From a row's media value to bytes or an open file that can be decoded.
+
+A row may name any local file. It may name remote objects only below the prefixes that the user
+allowed, because a dataset could otherwise make the workers read, with their credentials, from
+wherever it likes. The prefix, which the user wrote, chooses the filesystem with all its settings;
+of the row's URI only the rest counts, as a plain path.
+
+Remote objects are copied to a temporary file, in memory while they are small, since decoding reads
+them twice.
+"""
+
+import errno
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from http.client import HTTPException, HTTPMessage
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs as pafs
+from huggingface_hub.errors import HTTPError as HubError
+
+from pipeline.media import DEFAULT_LIMITS, MediaError
+from pipeline.schema import ErrorCode
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CROOKED = re.compile(r"[/\\]\.\.?([/\\;?#]|$)|[\x00-\x1f\x7f]")
+_HTTP = ("http://", "https://")
+_SPOOL_BYTES = 64 << 20  # more goes to disk
+_CHUNK_BYTES = 4 << 20
+_HTTP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaAccess:
+    """Where media may come from.
+
+    Args:
+        base: the folder, local or remote, to which relative paths belong. What lies below a remote
+            base is allowed.
+        allowed_prefixes: URIs of remote folders, such as `s3://bucket/clips`; a query chooses
+            settings of the filesystem, such as `s3://bucket/clips?region=eu-west-1`.
+        max_bytes: of one object.
+
+    Raises:
+        ValueError: a prefix or the base is no such URI; the message names it.
+    """
+
+    base: str = "."
+    allowed_prefixes: tuple[str, ...] = ()
+    max_bytes: int = DEFAULT_LIMITS.max_bytes
+
+    def __post_init__(self) -> None:
+        for prefix in self._prefixes:
+            parts = urlsplit(prefix)
+            if not _SCHEME.match(prefix) or not parts.netloc or _is_crooked(parts.path):
+                raise ValueError(
+                    f"{prefix!r} is no prefix of URIs; give a scheme, a bucket or host, and a "
+                    "folder, such as s3://bucket/clips"
+                )
+
+    def open(self, media: object) -> bytes | BinaryIO:
+        """Open what a row holds: bytes, a path or URI, or a mapping of `bytes` and `path`.
+
+        Returns:
+            The bytes, or a seekable file that the caller closes.
+
+        Raises:
+            MediaError: there is nothing, it cannot be read, is too large or not allowed.
+        """
+        if isinstance(media, Mapping):  # as Hugging Face datasets store media; the bytes win
+            content, path = media.get("bytes"), media.get("path")
+            media = content if content is not None else path
+        if media is None or media == "":
+            raise MediaError(ErrorCode.MEDIA_NULL, "the row has no media")
+        if isinstance(media, bytes):
+            self._check_size(len(media), "the row's media")
+            return media
+        if not isinstance(media, str):
+            kind = type(media).__name__
+            raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, f"media of type {kind} cannot be read")
+        with _as_media_errors(media):
+            return self._open_path(media)
+
+    @property
+    def _is_remote(self) -> bool:
+        return _SCHEME.match(self.base) is not None
+
+    @property
+    def _prefixes(self) -> tuple[str, ...]:
+        return (*self.allowed_prefixes, self.base) if self._is_remote else self.allowed_prefixes
+
+    def _open_path(self, path: str) -> BinaryIO:
+        if path.startswith("file://"):
+            return self._open_local(unquote(urlsplit(path).path))
+        if _SCHEME.match(path):
+            return self._open_remote(path)
+        if self._is_remote and not path.startswith("/"):
+            return self._open_remote(f"{_folder(self.base)}/{path}")
+        return self._open_local(path)
+
+    def _open_local(self, path: str) -> BinaryIO:
+        """Open a regular file, and nothing that would wait, act or never end when opened."""
+        location = Path(path) if self._is_remote else Path(self.base, path)
+        _check_regular(location.stat(), path)
+        descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        with ExitStack() as on_error:
+            file = on_error.enter_context(os.fdopen(descriptor, "rb"))
+            status = os.fstat(descriptor)  # it may have been replaced since
+            _check_regular(status, path)
+            self._check_size(status.st_size, path)
+            on_error.pop_all()
+        return file
+
+    def _open_remote(self, uri: str) -> BinaryIO:
+        prefix = self._allowing(uri)
+        if uri.startswith(_HTTP):
+            request = Request(uri, headers={"User-Agent": "moonsweep"})
+            opener = build_opener(_Redirects(self._allowing))
+            with opener.open(request, timeout=_HTTP_TIMEOUT_S) as response:
+                return self._copy(response, response.length, uri)
+        filesystem, folder = _filesystem(prefix)
+        path = folder.rstrip("/") + uri[len(_folder(prefix)) :]
+        info = filesystem.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise FileNotFoundError("no such object")
+        if info.type != pafs.FileType.File:
+            raise OSError("it is no file")
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return self._copy(cast(BinaryIO, stream), info.size, uri)
+
+    def _allowing(self, uri: str) -> str:
+        """The allowed prefix below which a URI lies."""
+        for prefix in self._prefixes:
+            folder = _folder(prefix)
+            if uri.startswith(f"{folder}/") and not _is_crooked(uri[len(folder) :]):
+                return prefix
+        host = re.split(r"[/?#]", uri.partition("://")[2])[0]
+        raise MediaError(
+            ErrorCode.URI_NOT_ALLOWED,
+            f"{uri:.200} lies below no allowed prefix; name one as in "
+            f"--allow-uri {uri.partition('://')[0]}://{host:.100}/folder",
+        )
+
+    def _copy(self, stream: BinaryIO, num_bytes: int | None, name: str) -> BinaryIO:
+        """Copy a stream, which says how long it is or not, to a temporary file."""
+        self._check_size(num_bytes or 0, name)
+        with ExitStack() as on_error:
+            file = on_error.enter_context(tempfile.SpooledTemporaryFile(_SPOOL_BYTES))
+            while chunk := stream.read(_CHUNK_BYTES):
+                file.write(chunk)
+                self._check_size(file.tell(), name)
+            if num_bytes is not None and file.tell() < num_bytes:
+                raise OSError(f"it ends after {file.tell()} of {num_bytes} bytes")
+            file.seek(0)
+            on_error.pop_all()
+        return cast(BinaryIO, file)
+
+    def _check_size(self, num_bytes: int, name: str) -> None:
+        if num_bytes > self.max_bytes:
+            raise MediaError(
+                ErrorCode.MEDIA_TOO_LARGE,
+                f"{name:.200} has {num_bytes} bytes or more, the limit is {self.max_bytes}",
+            )
+
+
+def _folder(prefix: str) -> str:
+    """A prefix without its settings and its last slash."""
+    return prefix.partition("?")[0].rstrip("/")
+
+
+def _is_crooked(path: str) -> bool:
+    """Whether a filesystem or server could take a path below a folder for one outside of it."""
+    decoded = unquote(path)
+    return any(_CROOKED.search(each) for each in (path, decoded, unquote(decoded)))
+
+
+def _check_regular(status: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
+        raise MediaError(ErrorCode.MEDIA_UNREADABLE, f"{path:.200} is {kind}, not a file")
+
+
+@lru_cache(maxsize=64)
+def _filesystem(prefix: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem that a prefix chooses, and the path of its folder there."""
+    try:
+        return pafs.FileSystem.from_uri(prefix)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        filesystem, path = fsspec.core.url_to_fs(prefix)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows a redirect only to where a row could have pointed itself."""
+
+    def __init__(self, check: Callable[[str], object]) -> None:
+        self._check = check
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        try:
+            self._check(newurl)
+        except MediaError:
+            fp.close()
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@contextmanager
+def _as_media_errors(path: str) -> Iterator[None]:
+    """Turn what opening a path can raise into a `MediaError`. Trouble of the machine passes."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except HTTPError as error:
+        error.close()
+        is_missing = error.code in (404, 410)
+        code = ErrorCode.MEDIA_MISSING if is_missing else ErrorCode.MEDIA_UNREADABLE
+        raise MediaError(code, f"{path:.200}: {error}") from error
+    except OSError as error:
+        is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+        is_missing = is_missing or isinstance(error, FileNotFoundError)
+        code = ErrorCode.MEDIA_MISSING if is_missing else ErrorCode.MEDIA_UNREADABLE
+        raise MediaError(code, f"{path:.200}: {error.strerror or error}") from error
+    except (ValueError, HTTPException, HubError) as error:  # Arrow's errors are ValueErrors
+        raise MediaError(ErrorCode.MEDIA_UNREADABLE, f"{path:.200}: {error}") from error

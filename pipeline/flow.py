@@ -1,0 +1,222 @@
+"""The stages of a run as one stream of Ray Data.
+
+    read --> prepare --> generate --> stage --> (the driver commits)
+    tasks    actors      client of    tasks
+                         the groups
+
+Ray Data sees each batch of rows as one row of bytes (`seal`). It would cut and join blocks by their
+size; sealed, a batch stays the unit of work, of retry and of output from its read to its part, a
+retried task gives as many blocks as the first one, and no column type of the input has to survive a
+conversion. What a stage asks of Ray is fractional, so that a cluster of one CPU can run them all.
+
+Letters: K rows of a batch.
+"""
+
+import logging
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from pyarrow import fs as pafs
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
+from ray.data.block import BlockMetadata
+
+from model.processor import Processor
+from model.sequence import SamplingParams
+from parallel.client import Groups
+from pipeline.generate import Generate
+from pipeline.prepare import Instructions, Prepare
+from pipeline.schema import Layout
+from pipeline.sink import stage
+from pipeline.source import Piece, Source, read_piece
+
+# Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
+_READ_CPUS = 0.2
+_PREPARE_CPUS = 0.25
+_MAX_READERS = 2
+_MAX_WRITERS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """What the stages need to know; `batch_rows` is K."""
+
+    source: Source
+    checkpoint: Path
+    instructions: Instructions
+    open_media: Callable[[object], bytes | BinaryIO]
+    sampling: SamplingParams
+    output_schema: pa.Schema
+    staging: Path
+    batch_rows: int
+    batches_in_flight: int  # in the generate stage
+    num_preparers: int
+
+    def staged(self, pieces: Sequence[Piece], groups: Groups) -> Iterator[pa.Table]:
+        """Run all stages over `pieces`; yields what `stage` returned, as files are written."""
+        with _settings(), _quiet():
+            rows = ray.data.read_datasource(
+                _Pieces(self.source, pieces, self.batch_rows),
+                num_cpus=_READ_CPUS,
+                concurrency=min(_MAX_READERS, len(pieces)),
+                override_num_blocks=len(pieces),
+            )
+            rows = rows.map_batches(
+                _Preparer,
+                fn_constructor_args=(
+                    self.checkpoint,
+                    self.source.layout,
+                    self.instructions,
+                    self.open_media,
+                    self.sampling.seed,
+                ),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=_PREPARE_CPUS,
+                compute=ActorPoolStrategy(min_size=1, max_size=self.num_preparers),
+            )
+            rows = rows.map_batches(
+                _Generator,
+                fn_constructor_args=(groups, self.sampling),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=0,
+                compute=ActorPoolStrategy(
+                    size=1,
+                    max_concurrent_calls_per_actor=self.batches_in_flight,
+                    max_tasks_in_flight_per_actor=self.batches_in_flight,
+                ),
+            )
+            rows = rows.map_batches(
+                partial(_stage, staging=str(self.staging), schema=self.output_schema),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=0.1,
+                compute=TaskPoolStrategy(_MAX_WRITERS),
+            )
+            yield from rows.iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=0
+            )
+
+
+def seal(rows: pa.Table) -> pa.Table:
+    """Make one row of a table; its bytes are copied once."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    content = sink.getvalue()
+    offsets = pa.py_buffer(np.array([0, content.size], np.int64))
+    sealed = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, content])
+    return pa.table({"rows": sealed})
+
+
+def unseal(block: pa.Table) -> pa.Table:
+    """The table that `seal` was given, without a copy."""
+    return pa.ipc.open_stream(block["rows"][0].as_buffer()).read_all()
+
+
+class _Pieces(Datasource):
+    def __init__(self, source: Source, pieces: Sequence[Piece], batch_rows: int) -> None:
+        self._source = source
+        self._pieces = pieces
+        self._batch_rows = batch_rows
+
+    def get_name(self) -> str:
+        return "Rows"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
+    ) -> list[ReadTask]:
+        source = self._source
+        return [
+            _read_task(source.filesystem, source.layout, piece, self._batch_rows)
+            for piece in self._pieces
+        ]
+
+
+def _read_task(
+    filesystem: pafs.FileSystem, layout: Layout, piece: Piece, batch_rows: int
+) -> ReadTask:
+    def read() -> Iterator[pa.Table]:
+        for rows in read_piece(filesystem, layout, piece, max_rows=batch_rows):
+            yield seal(rows)
+
+    metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+    return ReadTask(read, metadata)
+
+
+class _Preparer:
+    def __init__(
+        self,
+        checkpoint: Path,
+        layout: Layout,
+        instructions: Instructions,
+        open_media: Callable[[object], bytes | BinaryIO],
+        seed: int,
+    ) -> None:
+        processor = Processor.from_checkpoint(checkpoint)
+        self._prepare = Prepare(processor, layout, instructions, open_media, seed)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return seal(self._prepare(unseal(block)))
+
+
+class _Generator:
+    def __init__(self, groups: Groups, sampling: SamplingParams) -> None:
+        self._generate = Generate(groups, sampling)
+
+    async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
+        async for rows in self._generate(unseal(block)):
+            yield seal(rows)
+
+
+def _stage(block: pa.Table, *, staging: str, schema: pa.Schema) -> pa.Table:
+    return stage(unseal(block), staging=staging, schema=schema)
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Settings of Ray Data for what is made in the `with`; the process keeps its own."""
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = 1  # of bytes: each sealed batch is a block of its own
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # captions may be long, engines slow to load
+    context.raise_original_map_exception = True  # else its message would be lost
+    context.issue_detectors_config.detectors = []
+    with DataContext.current(context), warnings.catch_warnings():
+        # A short input has less batches than there may be writers.
+        warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray Data's log out of the terminal; its file in the session's directory stays."""
+    consoles = [
+        handler
+        for handler in logging.getLogger("ray.data").handlers
+        if isinstance(handler, logging.StreamHandler)
+    ]
+    levels = [handler.level for handler in consoles]
+    try:
+        for handler in consoles:
+            handler.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for handler, level in zip(consoles, levels, strict=True):
+            handler.setLevel(level)

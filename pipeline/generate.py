@@ -1,0 +1,173 @@
+"""Prompts -> captions: a thin asynchronous client of the engine groups.
+
+`Generate` is a plain class that needs no running Ray. Ray Data calls one instance with several
+batches at a time, so prompts of all of them are in flight together. Every row that comes in goes
+out, whatever dies meanwhile.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Protocol
+
+import pyarrow as pa
+
+from model.prompt import PromptError
+from model.sequence import SamplingParams
+from parallel.group import DeadGroupError
+from parallel.worker import Failure, Outcome, Request
+from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
+from pipeline.wire import PROMPT_COLUMNS, decode_prompt
+
+MAX_SHARED_DEATHS = 3  # of groups that had a row among others, before it is tried alone
+_MAX_BACKOFF_S = 30.0
+
+
+class Lease(Protocol):
+    """As `parallel.client.Lease`."""
+
+    async def generate(self, request: Request) -> Outcome:
+        """Answer, or raise `DeadGroupError` when somebody else must."""
+        ...
+
+
+class Groups(Protocol):
+    """As `parallel.client.Groups`."""
+
+    def lease(self, num_tokens: int, *, alone: bool = False) -> AbstractAsyncContextManager[Lease]:
+        """Lease a group; `alone` keeps all other requests out of it."""
+        ...
+
+
+class Generate:
+    """The stage between prepare and stage-write; stateless, so a retried batch is just redone.
+
+    Args:
+        groups: who answers.
+        sampling: of every row, with the seed of its own `seed` column.
+        backoff_s: before the second try of a row; doubles with each further one.
+    """
+
+    def __init__(self, groups: Groups, sampling: SamplingParams, backoff_s: float = 0.5) -> None:
+        self._groups = groups
+        self._sampling = sampling
+        self._backoff_s = backoff_s
+
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+        """Answer a table of `row_id`, `PREPARED_FIELDS` and whatever else.
+
+        Yields:
+            As many rows: `RESULT_FIELDS` and whatever else, without the prompt columns and `seed`.
+
+        Raises:
+            GroupError: the machines cannot go on; the job must stop.
+        """
+        outcomes: dict[int, Outcome] = {}
+        requests: dict[int, Request] = {}
+        for row in range(batch.num_rows):
+            try:
+                request = self._request(batch, row)
+            except PromptError as error:
+                outcomes[row] = Failure(code=error.code, message=error.message)
+            else:
+                if request is not None:
+                    requests[row] = request
+        outcomes.update(await self._answer(requests))
+        yield _with_results(batch, outcomes)
+
+    def _request(self, batch: pa.Table, row: int) -> Request | None:
+        prompt = decode_prompt(batch, row)
+        if prompt is None:
+            return None  # it failed before, and its columns say why
+        return Request(
+            request_id=batch["row_id"][row].as_py(),
+            prompt=prompt,
+            params=replace(self._sampling, seed=batch["seed"][row].as_py()),
+        )
+
+    async def _answer(self, requests: Mapping[int, Request]) -> dict[int, Outcome]:
+        """Answer all: together as long as that works, each alone where it does not."""
+        outcomes: dict[int, Outcome] = {}
+        num_deaths: Counter[int] = Counter()
+        together = list(requests)
+        while together:
+            answers = await self._try({row: requests[row] for row in together})
+            died = [row for row, answer in answers.items() if isinstance(answer, DeadGroupError)]
+            outcomes |= {row: a for row, a in answers.items() if not isinstance(a, DeadGroupError)}
+            num_deaths.update(died)
+            if died:
+                await self._back_off(max(num_deaths[row] for row in died))
+            together = [row for row in died if num_deaths[row] < MAX_SHARED_DEATHS]
+        for row in [row for row in requests if row not in outcomes]:
+            (answer,) = (await self._try({row: requests[row]}, alone=True)).values()
+            outcomes[row] = _poison(answer) if isinstance(answer, DeadGroupError) else answer
+        return outcomes
+
+    async def _try(
+        self, requests: Mapping[int, Request], *, alone: bool = False
+    ) -> dict[int, Outcome | DeadGroupError]:
+        num_tokens = sum(request.num_tokens for request in requests.values())
+        async with self._groups.lease(num_tokens, alone=alone) as lease:
+            answers = await asyncio.gather(
+                *(_answer_or_death(lease, request) for request in requests.values())
+            )
+        return dict(zip(requests, answers, strict=True))
+
+    async def _back_off(self, num_tries: int) -> None:
+        await asyncio.sleep(min(_MAX_BACKOFF_S, self._backoff_s * 2 ** (num_tries - 1)))
+
+
+async def _answer_or_death(lease: Lease, request: Request) -> Outcome | DeadGroupError:
+    try:
+        return await lease.generate(request)
+    except DeadGroupError as death:
+        return death
+
+
+def _poison(death: DeadGroupError) -> Failure:
+    return Failure(
+        code=ErrorCode.POISON_ROW,
+        message=f"{MAX_SHARED_DEATHS} groups died with this row in flight, and then one that had "
+        f"nothing else: {death}",
+    )
+
+
+def _with_results(batch: pa.Table, outcomes: Mapping[int, Outcome]) -> pa.Table:
+    """Replace the prompt columns by the result columns."""
+    answers = {row: _result(outcome) for row, outcome in outcomes.items()}
+    table = batch.drop_columns([*PROMPT_COLUMNS, "seed"])
+    for field in RESULT_FIELDS:
+        if field.name in ("row_id", "frame_times_s"):
+            continue
+        is_known = field.name in table.column_names
+        values = table[field.name].to_pylist() if is_known else [None] * batch.num_rows
+        for row, result in answers.items():
+            values[row] = result.get(field.name)
+        column = pa.array(values, field.type)
+        if is_known:
+            table = table.set_column(table.column_names.index(field.name), field, column)
+        else:
+            table = table.append_column(field, column)
+    return table
+
+
+def _result(outcome: Outcome) -> dict[str, object]:
+    """The result columns of one answered row; what is missing is null."""
+    if isinstance(outcome, Failure):
+        known = outcome.code in set(ErrorCode)
+        return {
+            "status": Status.ERROR.value,
+            "error_code": outcome.code if known else ErrorCode.ENGINE_ERROR.value,
+            "error": outcome.message if known else f"{outcome.code}: {outcome.message}",
+        }
+    return {
+        "caption": outcome.text,
+        "status": (Status.OK if outcome.finish_reason == "stop" else Status.TRUNCATED).value,
+        "finish_reason": outcome.finish_reason,
+        "num_prompt_tokens": outcome.num_prompt_tokens,
+        "num_generated_tokens": outcome.num_generated_tokens,
+        "mean_logprob": outcome.mean_logprob,
+        "min_logprob": outcome.min_logprob,
+    }

@@ -1,0 +1,180 @@
+"""Rows -> prompts: fetch, decode, resize once, cut into patches, render the template. No Ray here.
+
+Every row gives exactly one row: with the columns of a prompt, or with a status, a code and a
+message. This is the one place where a bad row becomes a value.
+
+Letters: I images (frames), P patches, S prompt tokens.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+
+from model.images import image_size
+from model.processor import Item, Processor
+from model.prompt import PromptError
+from pipeline.media import DEFAULT_LIMITS, Frames, MediaError, MediaLimits, decode_video
+from pipeline.sampling import FrameSampling
+from pipeline.schema import PREPARED_FIELDS, ErrorCode, Layout, Status
+from pipeline.wire import encode_prompt
+
+Timestamps = Literal["none", "seconds", "mm:ss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instructions:
+    """What is asked about each video, and how it is shown to the model."""
+
+    prompt: str = "Describe this video in detail."  # where the row has none of its own
+    system: str | None = None  # None leaves it to the checkpoint's template
+    frames: FrameSampling = field(default_factory=FrameSampling)
+    timestamps: Timestamps = "seconds"
+    max_frame_tokens: int | None = 256  # 448x448 pixels; None is the checkpoint's own limit
+    limits: MediaLimits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty; say what is wanted of each video")
+        if self.timestamps not in _TIMESTAMPS:
+            raise ValueError(
+                f"timestamps must be one of {', '.join(_TIMESTAMPS)}, got {self.timestamps!r}"
+            )
+        if self.max_frame_tokens is not None and self.max_frame_tokens < 1:
+            raise ValueError(f"max_frame_tokens must be at least 1, got {self.max_frame_tokens}")
+
+
+class Prepare:
+    """Makes prompts of rows; one per process, called with table after table.
+
+    Args:
+        processor: of the checkpoint.
+        layout: of the tables that come.
+        instructions: what to make of them.
+        fetch: opens a row's media, a path, bytes or struct; raises `MediaError`.
+        seed: of the run; each row has one of its own from it.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        layout: Layout,
+        instructions: Instructions,
+        fetch: Callable[[object], bytes | BinaryIO],
+        seed: int = 0,
+    ) -> None:
+        self._processor = processor
+        self._layout = layout
+        self._instructions = instructions
+        self._fetch = fetch
+        self._seed = seed
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Prepare a table of `row_id` and the layout's `read` columns.
+
+        Returns:
+            As many rows: `row_id`, the carried columns and the `PREPARED_FIELDS`.
+        """
+        carried = self._layout.carry(rows)
+        prepared = [self._prepare(row) for row in self._used(rows)]
+        columns = [
+            pa.array([row.get(field.name) for row in prepared], field.type)
+            for field in PREPARED_FIELDS
+        ]
+        return pa.Table.from_arrays(
+            [rows["row_id"], *carried.columns, *columns],
+            schema=pa.schema([rows.schema.field("row_id"), *carried.schema, *PREPARED_FIELDS]),
+        )
+
+    def _used(self, rows: pa.Table) -> Iterator[dict[str, Any]]:
+        """The values of each row by their role, one row in memory at a time."""
+        columns = self._layout.columns
+        roles = {
+            "row_id": "row_id",
+            "video": columns.video,
+            "prompt": columns.prompt,
+            "start_s": columns.start_s,
+            "end_s": columns.end_s,
+        }
+        for index in range(rows.num_rows):
+            yield {role: name and rows[name][index].as_py() for role, name in roles.items()}
+
+    def _prepare(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            text = self._text(row["prompt"])
+            frames = self._decode(row)
+            prompt = self._processor.prompt(
+                [*self._shown(frames), text],
+                system=self._instructions.system,
+                max_frame_tokens=self._instructions.max_frame_tokens,
+            )
+        except (MediaError, PromptError) as error:
+            return {
+                "status": Status.ERROR.value,
+                "error_code": ErrorCode(error.code).value,
+                "error": error.message,
+            }
+        return {
+            "frame_times_s": frames.timestamps_s,
+            **encode_prompt(prompt),
+            "seed": row_seed(self._seed, row["row_id"]),
+        }
+
+    def _text(self, own: str | None) -> str:
+        text = self._instructions.prompt if own is None else own
+        if not text.strip():
+            raise PromptError("bad_prompt", "the row's prompt is empty")
+        return text
+
+    def _decode(self, row: Mapping[str, Any]) -> Frames:
+        media = self._fetch(row["video"])
+        try:
+            return decode_video(
+                media,
+                self._instructions.frames,
+                span_s=(row["start_s"], row["end_s"]),
+                fit=self._fit,
+                limits=self._instructions.limits,
+            )
+        finally:
+            if not isinstance(media, bytes):
+                media.close()
+
+    def _fit(self, width_px: int, height_px: int) -> tuple[int, int]:
+        """The size to which the processor would resize a frame, so that it need not."""
+        size = image_size(
+            width_px,
+            height_px,
+            self._processor.config.image,
+            self._instructions.max_frame_tokens,
+        )
+        return size.width_px, size.height_px
+
+    def _shown(self, frames: Frames) -> Iterator[Item]:
+        """Each frame with its time before it."""
+        as_text = _TIMESTAMPS[self._instructions.timestamps]
+        for time_s, frame in zip(frames.timestamps_s.tolist(), frames.rgb, strict=True):
+            yield as_text(time_s)
+            yield frame
+
+
+def row_seed(seed: int, row_id: str) -> int:
+    """The seed of one row in [0, 2**63), whatever the order of rows and restarts."""
+    digest = hashlib.blake2b(f"{seed}:{row_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _as_clock(time_s: float) -> str:
+    """[mm:ss], or [h:mm:ss] from an hour on."""
+    minutes, seconds = divmod(int(time_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"[{hours}:{minutes:02}:{seconds:02}] " if hours else f"[{minutes:02}:{seconds:02}] "
+
+
+_TIMESTAMPS: Mapping[str, Callable[[float], str]] = {
+    "none": lambda _: "",
+    "seconds": lambda time_s: f"{time_s:.1f}s ",
+    "mm:ss": _as_clock,
+}

@@ -1,0 +1,42 @@
+"""Prompts as columns of a table, between the prepare and the generate stage.
+
+Letters: S prompt tokens, I images (frames), P patches.
+"""
+
+from math import isqrt
+
+import numpy as np
+import pyarrow as pa
+
+from model.prompt import Prompt
+
+PROMPT_COLUMNS = ("prompt_token_ids", "prompt_patches", "prompt_grid_hw")
+
+
+def encode_prompt(prompt: Prompt) -> dict[str, object]:
+    """The values of `prompt` in a row's prompt columns, without a copy."""
+    return {
+        "prompt_token_ids": prompt.token_ids,
+        "prompt_patches": np.ascontiguousarray(prompt.patches).data,
+        "prompt_grid_hw": prompt.grid_hw.ravel(),
+    }
+
+
+def decode_prompt(table: pa.Table, row: int) -> Prompt | None:
+    """The prompt of a row; its arrays are read-only views of the table. None where it has none.
+
+    Raises:
+        PromptError: the columns do not fit each other.
+    """
+    token_ids = table["prompt_token_ids"][row].values
+    if token_ids is None:
+        return None
+    grid_hw = table["prompt_grid_hw"][row].values.to_numpy().reshape(-1, 2)
+    patches = np.frombuffer(table["prompt_patches"][row].as_buffer(), np.uint8)
+    num_patches = int(grid_hw.prod(axis=1, dtype=np.int64).sum())
+    side_px = isqrt(patches.size // (3 * num_patches)) if num_patches else 1
+    return Prompt(
+        token_ids=token_ids.to_numpy(),
+        patches=patches.reshape(-1, 3, side_px, side_px),
+        grid_hw=grid_hw,
+    )

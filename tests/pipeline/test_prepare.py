@@ -1,0 +1,227 @@
+"""Each row becomes a prompt or an error, and never stops the others."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from model.processor import Processor
+from pipeline.media import Frames, MediaError, MediaLimits
+from pipeline.prepare import Instructions, Prepare, row_seed
+from pipeline.sampling import FrameSampling
+from pipeline.schema import PREPARED_FIELDS, ErrorCode, InputColumns, check_input
+from tests.clips import make_video
+from tests.tiny import tiny_checkpoint
+
+FOUR = FrameSampling(num_frames=4)
+COLUMNS = InputColumns(prompt="ask", start_s="from", end_s="to")
+PIXELS_OF_16_TOKENS = 4 * 28 * 4 * 28
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint(directory)
+    return Processor.from_checkpoint(directory)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return make_video(numbers=range(40))  # 4 s at 10 frames a second
+
+
+def fetch(value):
+    """As the real one, but without files."""
+    if value is None:
+        raise MediaError(ErrorCode.MEDIA_NULL, "the row has no video")
+    return value
+
+
+def prepare(processor, rows, *, columns=COLUMNS, opener=fetch, **instructions):
+    layout = check_input(rows.schema, columns)
+    ids = pa.array([f"r{index}" for index in range(rows.num_rows)])
+    stage = Prepare(processor, layout, Instructions(frames=FOUR, **instructions), opener)
+    return stage(rows.cast(layout.read).add_column(0, "row_id", ids))
+
+
+def rows_of(*values, **more):
+    names = ("video", "ask", "from", "to")
+    rows = [dict(zip(names, (*value, *[None] * (4 - len(value))), strict=True)) for value in values]
+    types = (pa.binary(), pa.string(), pa.float64(), pa.float64())
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(zip(names, types, strict=True))))
+    for name, column in more.items():
+        table = table.append_column(name, pa.array(column))
+    return table
+
+
+def text_of(processor, row):
+    """The prompt's text with one `#` for each frame."""
+    config = processor.config
+    ids = row["prompt_token_ids"]
+    text, in_image = "", False
+    for token_id in ids:
+        if token_id == config.media_token_id:
+            text += "" if in_image else "#"
+            in_image = True
+        else:
+            in_image = False
+            text += processor.tokenizer.decode([token_id])
+    return text
+
+
+def test_a_row_becomes_a_prompt(processor, clip):
+    (row,) = prepare(processor, rows_of([clip, "what moves?"])).to_pylist()
+
+    assert row["row_id"] == "r0"
+    assert row["status"] is row["error_code"] is row["error"] is None
+    assert row["frame_times_s"] == pytest.approx([0.5, 1.5, 2.5, 3.5])
+    grid = np.array(row["prompt_grid_hw"]).reshape(-1, 2)
+    assert grid.tolist() == [[4, 6]] * 4  # 64x48 pixels, padded to 84x56
+    assert len(row["prompt_patches"]) == 4 * 24 * 3 * 14 * 14
+    assert row["prompt_token_ids"].count(processor.config.media_token_id) == 4 * 6
+    assert "what moves?" in text_of(processor, row)
+    assert row["seed"] == row_seed(0, "r0")
+
+
+def test_the_prompt_is_the_one_that_the_processor_makes(processor, clip):
+    rgb = np.zeros((1, 56, 56, 3), np.uint8)
+    expected = processor.prompt([rgb[0], "Describe this video in detail."])
+
+    rows = prepare(processor, rows_of([clip]), timestamps="none", max_frame_tokens=4)
+
+    (token_ids,) = rows["prompt_token_ids"].to_pylist()
+    num_prefix = token_ids.index(processor.config.media_token_id)
+    assert token_ids[:num_prefix] == expected.token_ids[:num_prefix].tolist()
+    suffix = expected.token_ids.tolist()[-20:]
+    assert token_ids[-20:] == suffix
+
+
+@pytest.mark.parametrize(
+    ("timestamps", "span_s", "expected"),
+    [
+        pytest.param("none", (0, 4), "####", id="none"),
+        pytest.param("seconds", (0, 4), "0.5s #1.5s #2.5s #3.5s #", id="seconds"),
+        pytest.param("mm:ss", (2, 4), "[00:02] #[00:02] #[00:03] #[00:03] #", id="clock"),
+    ],
+)
+def test_each_frame_has_its_time_before_it(processor, clip, timestamps, span_s, expected):
+    rows = prepare(processor, rows_of([clip, "?", *span_s]), timestamps=timestamps)
+
+    assert expected in text_of(processor, rows.to_pylist()[0]).replace("image", "")
+
+
+def test_hours_are_told_from_minutes_on(processor):
+    times_s = np.array([59.9, 3725.2])
+    frames = Frames(rgb=np.zeros((2, 28, 28, 3), np.uint8), timestamps_s=times_s)
+    stage = Prepare(processor, None, Instructions(timestamps="mm:ss"), fetch)  # pyright: ignore[reportArgumentType]
+
+    assert [item for item in stage._shown(frames) if isinstance(item, str)] == [
+        "[00:59] ",
+        "[1:02:05] ",
+    ]
+
+
+def test_a_span_limits_the_frames(processor, clip):
+    rows = prepare(processor, rows_of([clip, None, 1.0, 2.0], [clip, None, 3.0, None]))
+
+    times_s = rows["frame_times_s"].to_pylist()
+    assert all(1.0 <= time_s < 2.0 for time_s in times_s[0])
+    assert all(3.0 <= time_s < 4.0 for time_s in times_s[1])
+
+
+def test_frames_have_a_bounded_number_of_tokens(processor):
+    large = make_video(numbers=range(10), size=(640, 480))
+
+    rows = prepare(processor, rows_of([large]), max_frame_tokens=6).to_pylist()
+
+    grid = np.array(rows[0]["prompt_grid_hw"]).reshape(-1, 2)
+    assert (grid.prod(axis=1) // 4 <= 6).all()
+
+
+def test_every_bad_row_is_answered_and_the_good_ones_go_on(processor, clip):
+    rows = prepare(
+        processor,
+        rows_of(
+            [clip],
+            [None],
+            [b""],
+            [clip, "  "],
+            [clip, None, 3.0, 2.0],
+            [clip, None, 99.0, None],
+            [clip, "long " * 5000],
+            [clip],
+            n=range(8),
+        ),
+    )
+
+    assert rows["error_code"].to_pylist() == [
+        None,
+        "media_null",
+        "media_corrupt",
+        "bad_prompt",
+        "bad_span",
+        "no_frames",
+        "prompt_too_long",
+        None,
+    ]
+    assert rows["n"].to_pylist() == list(range(8))
+    for row in rows.to_pylist():
+        is_bad = row["error_code"] is not None
+        assert (row["status"] == "error") == bool(row["error"]) == is_bad
+        assert (row["prompt_token_ids"] is None) == (row["seed"] is None) == is_bad
+
+
+def test_limits_are_given_to_the_decoder(processor, clip):
+    rows = prepare(processor, rows_of([clip]), limits=MediaLimits(max_duration_s=1.0))
+
+    assert rows["error_code"].to_pylist() == ["media_too_large"]
+
+
+def test_an_opened_file_is_closed_whatever_happens(processor, clip):
+    opened = []
+
+    def opener(value):
+        opened.append(io.BytesIO(value))
+        return opened[-1]
+
+    prepare(processor, rows_of([clip], [b"junk"]), opener=opener)
+
+    assert [file.closed for file in opened] == [True, True]
+
+
+def test_the_output_has_the_carried_columns_and_what_was_prepared(processor, clip):
+    rows = prepare(processor, rows_of([clip], n=[5]))
+
+    assert rows.schema.names == [
+        "row_id",
+        *("ask", "from", "to", "n"),
+        *(field.name for field in PREPARED_FIELDS),
+    ]
+
+
+def test_the_schema_does_not_depend_on_what_happened(processor, clip):
+    good, bad = prepare(processor, rows_of([clip])), prepare(processor, rows_of([None]))
+
+    assert good.schema == bad.schema
+
+
+def test_seeds_depend_on_the_row_and_the_base_seed_alone():
+    seeds = {row_seed(base, row_id) for base in (0, 1) for row_id in ("a", "b", "a#1")}
+
+    assert len(seeds) == 6
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert row_seed(0, "a") == 8281872861307171038  # stored: restarts on other machines agree
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prompt": " "}, "the prompt is empty"),
+        ({"timestamps": "ms"}, "timestamps must be one of none, seconds, mm:ss, got 'ms'"),
+        ({"max_frame_tokens": 0}, "max_frame_tokens must be at least 1, got 0"),
+    ],
+)
+def test_wrong_instructions_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Instructions(**wrong)

@@ -1,0 +1,328 @@
+"""A run as a whole: what it refuses, what it continues, what it reports."""
+
+import json
+import re
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from model.config import CheckpointError, EngineConfig
+from model.sequence import SamplingParams
+from pipeline import ledger
+from pipeline.config import PipelineConfig, recipe_of
+from pipeline.flow import seal, unseal
+from pipeline.prepare import Instructions
+from pipeline.recipe import Recipe, checkpoint_fingerprint, claim_output
+from pipeline.run import RunError, run
+from pipeline.sampling import FrameSampling
+from pipeline.schema import InputColumns
+from pipeline.sink import Committer, stage
+from pipeline.source import open_source, plan
+from tests.clips import make_video
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture
+def config(tmp_path, checkpoint):
+    """Six clips in two row groups; each row names a file of its own."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.mp4").write_bytes(make_video(numbers=range(6)))
+    table = pa.table({"video": [f"{number}.mp4" for number in range(6)], "n": range(6)})
+    pq.write_table(table, folder / "clips.parquet", row_group_size=3)
+    return PipelineConfig(
+        input=str(folder),
+        output=str(tmp_path / "out"),
+        checkpoint=checkpoint,
+        instructions=Instructions(frames=FrameSampling(num_frames=2), max_frame_tokens=4),
+        sampling=SamplingParams(max_tokens=4),
+        engine=EngineConfig(cache_gib=0.01),
+    )
+
+
+def never():
+    raise AssertionError("nothing is left to do, so Ray is not needed")
+
+
+def rows_of(config):
+    return {row["row_id"]: row for row in pq.read_table(config.output_dir).to_pylist()}
+
+
+def answer_without_ray(config, numbers):
+    """Commit made-up captions for some rows, as an earlier run would have."""
+    source = open_source(config.input, config.columns)
+    recipe = recipe_of(config, source.layout)
+    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    config.output_dir.mkdir(exist_ok=True)
+    claim_output(config.output_dir, recipe, has_parts=False)
+    staging = ledger.open_staging(config.output_dir, "r0")
+    committer = Committer(
+        config.output_dir,
+        staging,
+        "r0",
+        schema,
+        ledger.IdSet(),
+        rows_per_part=100,
+        max_part_age_s=100,
+    )
+    rows = [
+        {"row_id": f"clips.parquet#{n}", "video": f"{n}.mp4", "n": n, "status": "ok"}
+        for n in numbers
+    ]
+    table = pa.Table.from_pylist(rows, schema=schema)
+    committer.add(stage(table, staging=str(staging), schema=schema)["path"][0].as_py(), len(rows))
+    committer.commit()
+
+
+@pytest.mark.ray
+def test_a_run_continues_without_touching_the_media_of_done_rows(config, ray_local):
+    first = run(replace(config, limit=2), connect=nullcontext, show_progress=False)
+    assert (first.rows_in, first.rows_done_before, first.rows_written) == (2, 0, 2)
+    before = rows_of(config)
+    for number in (0, 1, 4):  # two done rows, one to do
+        (Path(config.input) / f"{number}.mp4").unlink()
+
+    second = run(config, connect=nullcontext, show_progress=False)
+
+    rows = rows_of(config)
+    assert sorted(rows) == [f"clips.parquet#{number}" for number in range(6)]
+    assert [row["n"] for _, row in sorted(rows.items())] == list(range(6))
+    assert all(rows[row_id] == row for row_id, row in before.items())
+    assert {row["status"] for row in before.values()} <= {"ok", "truncated"}
+    assert rows["clips.parquet#4"]["error_code"] == "media_missing"
+    assert (second.rows_in, second.rows_done_before, second.rows_written) == (6, 2, 4)
+    assert second.error_codes == {"media_missing": 1}
+    assert second.num_generated_tokens > 0
+    report = json.loads((config.output_dir / "_report.json").read_text())
+    assert report["rows_written"] == 4
+    assert not (config.output_dir / "_staging").exists()
+
+    third = run(config, connect=never, show_progress=False)
+    assert third.rows_written == 0
+    assert "nothing to do: all rows are done" in str(third)
+    assert rows_of(config) == rows
+
+
+class BrokenEngine:
+    """An engine that cannot run anything."""
+
+    has_work = True
+
+    def __init__(self, *_):
+        raise ValueError("no such weights")
+
+
+@pytest.mark.ray
+def test_a_broken_machine_stops_the_run_with_one_line_and_keeps_what_is_committed(
+    config, ray_local
+):
+    answer_without_ray(config, [0, 1])
+
+    with pytest.raises(RunError, match=r"no such weights.* the same command continues") as caught:
+        run(config, connect=nullcontext, engine_factory=BrokenEngine, show_progress=False)
+
+    assert "\n" not in str(caught.value)
+    story = re.search(r"Details: (\S+)", str(caught.value))
+    assert story is not None
+    assert "Traceback" in Path(story[1]).read_text()
+    assert sorted(rows_of(config)) == ["clips.parquet#0", "clips.parquet#1"]
+    with ledger.lock_output(config.output_dir):
+        pass  # free for the next attempt
+
+
+def test_a_finished_output_needs_no_ray(config):
+    answer_without_ray(config, range(6))
+
+    report = run(config, connect=never, show_progress=False)
+
+    assert str(report) == "6 rows in = 6 done before + 0 written\nnothing to do: all rows are done"
+
+
+def test_another_recipe_is_refused_and_each_difference_is_named(config):
+    answer_without_ray(config, range(3))
+    other = replace(
+        config,
+        sampling=replace(config.sampling, max_tokens=9),
+        instructions=replace(config.instructions, prompt="What moves?"),
+    )
+
+    with pytest.raises(ValueError, match="begun under another recipe") as caught:
+        run(other, connect=never)
+
+    assert 'prompt: "Describe this video in detail." -> "What moves?"' in str(caught.value)
+    assert "sampling.max_tokens: 4 -> 9" in str(caught.value)
+    assert "temperature" not in str(caught.value)
+
+
+def test_another_checkpoint_is_another_recipe(config, tmp_path):
+    answer_without_ray(config, range(3))
+    other = tmp_path / "other"
+    tiny_checkpoint(other, seed=1)
+
+    with pytest.raises(ValueError, match=r'checkpoint: "\w{64}" -> "\w{64}"'):
+        run(replace(config, checkpoint=other), connect=never)
+
+
+def test_how_a_run_is_carried_out_is_not_part_of_the_recipe(config):
+    layout = open_source(config.input, config.columns).layout
+    otherwise = replace(
+        config,
+        engine=replace(config.engine, max_batch_size=3, num_threads=2),
+        device="cpu",
+        num_groups=5,
+        rows_per_part=7,
+        limit=3,
+    )
+
+    assert recipe_of(otherwise, layout).sha256 == recipe_of(config, layout).sha256
+
+
+def test_a_second_driver_is_refused(config):
+    with (
+        ledger.lock_output(config.output_dir),
+        pytest.raises(ValueError, match="another job writes to"),
+    ):
+        run(config, connect=never)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        pytest.param(
+            lambda path: (path / "config.json").unlink(),
+            CheckpointError,
+            "config.json is missing",
+            id="no config",
+        ),
+        pytest.param(
+            lambda path: (path / "model.safetensors").write_bytes(b"x"),
+            CheckpointError,
+            "damaged|model.safetensors",
+            id="damaged weights",
+        ),
+        pytest.param(
+            lambda path: (path / "tiktoken.model").unlink(),
+            CheckpointError,
+            "tiktoken.model",
+            id="no tokenizer",
+        ),
+    ],
+)
+def test_a_bad_checkpoint_is_refused_before_the_input_is_opened(
+    config, tmp_path, damage, error, message
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(config.checkpoint, copy)
+    for index in copy.glob("*.index.json"):
+        index.unlink()
+    damage(copy)
+
+    with pytest.raises(error, match=message):
+        run(replace(config, checkpoint=copy, input="/nowhere"), connect=never)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"output": "s3://bucket/out"}, "is a URI; only directories are implemented"),
+        ({"limit": 0}, "limit must be positive, got 0"),
+        ({"device": "tpu"}, "device must be auto, cpu or cuda, got 'tpu'"),
+    ],
+)
+def test_wrong_configurations_are_refused(config, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "max_frame_tokens", "expected"),
+    [
+        pytest.param(2, 4, 8, id="small"),
+        pytest.param(8, 1024, 3, id="19 MB a row"),
+        pytest.param(128, None, 1, id="300 MB a row"),
+    ],
+)
+def test_rows_with_many_pixels_travel_in_small_batches(
+    config, num_frames, max_frame_tokens, expected
+):
+    instructions = Instructions(
+        frames=FrameSampling(num_frames=num_frames), max_frame_tokens=max_frame_tokens
+    )
+
+    assert replace(config, instructions=instructions).batch_rows == expected
+
+
+def test_a_fingerprint_sees_every_file_that_matters(checkpoint, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    same = checkpoint_fingerprint(copy)
+    assert same == checkpoint_fingerprint(checkpoint)
+
+    (copy / "README.md").write_text("words")
+    assert checkpoint_fingerprint(copy) == same
+
+    weights = next(copy.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert checkpoint_fingerprint(copy) != same
+
+
+def test_parts_without_a_recipe_are_not_continued(tmp_path):
+    with pytest.raises(ValueError, match="holds parts and no _recipe.json"):
+        claim_output(tmp_path, Recipe({}), has_parts=True)
+
+
+def test_an_output_without_rows_takes_a_new_recipe(tmp_path):
+    claim_output(tmp_path, Recipe({"prompt": "a"}), has_parts=False)
+    claim_output(tmp_path, Recipe({"prompt": "b"}), has_parts=False)
+    claim_output(tmp_path, Recipe({"prompt": "b"}), has_parts=True)
+
+    with pytest.raises(ValueError, match='prompt: "b" -> "a"'):
+        claim_output(tmp_path, Recipe({"prompt": "a"}), has_parts=True)
+
+
+def test_sealed_rows_come_back_as_they_were():
+    rows = pa.table(
+        {
+            "a": pa.array([[1], None], pa.list_(pa.int8())),
+            "m": pa.array(
+                [[("k", datetime(2024, 1, 1))], []], pa.map_(pa.string(), pa.timestamp("us"))
+            ),
+            "b": pa.array([b"x" * 100, None], pa.large_binary()),
+        }
+    )
+
+    assert seal(rows).num_rows == 1
+    assert unseal(seal(rows)).equals(rows)
+    assert unseal(seal(rows.slice(1))).equals(rows.slice(1))
+    assert unseal(seal(rows.slice(2))).schema == rows.schema
+
+
+def test_ids_of_another_input_are_refused(config, tmp_path):
+    answer_without_ray(config, range(6))
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"video": ["0.mp4"], "n": [0]}), other)
+
+    with pytest.raises(ValueError, match="holds 6 rows that are not in this input"):
+        run(replace(config, input=str(other)), connect=never)
+
+
+def test_a_plan_counts_the_whole_input(config):
+    source = open_source(config.input, InputColumns())
+
+    assert plan(source, ledger.IdSet()).num_todo == source.num_rows == 6

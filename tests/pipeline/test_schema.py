@@ -1,0 +1,200 @@
+"""The input's columns are checked, and the output's are fixed, before a row is read."""
+
+import pyarrow as pa
+import pytest
+
+from pipeline.schema import RESULT_FIELDS, InputColumns, check_input
+
+HF_VIDEO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.binary(),
+        pa.large_binary(),
+        HF_VIDEO,
+        pa.struct([("path", pa.large_string())]),
+        pa.struct([("bytes", pa.large_binary())]),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
+    ids=str,
+)
+def test_every_documented_form_of_the_video_column_is_taken(kind):
+    layout = check_input(pa.schema([("video", kind)]), InputColumns())
+
+    assert layout.read.names == ["video"]
+
+
+def test_results_follow_the_carried_columns():
+    schema = pa.schema([("video", pa.string()), ("title", pa.string()), ("clip_no", pa.int16())])
+
+    output = check_input(schema, InputColumns()).output
+
+    assert output.names == [
+        "row_id",
+        *("video", "title", "clip_no"),
+        *(field.name for field in RESULT_FIELDS[1:]),
+    ]
+    assert output.field("clip_no").type == pa.int16()
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep_media", "written"),
+    [
+        pytest.param(pa.binary(), False, None, id="bytes stay behind"),
+        pytest.param(pa.binary(), True, pa.large_binary(), id="bytes are kept on request"),
+        pytest.param(HF_VIDEO, False, pa.struct([("path", pa.string())]), id="a struct keeps path"),
+        pytest.param(
+            HF_VIDEO,
+            True,
+            pa.struct([("bytes", pa.large_binary()), ("path", pa.string())]),
+            id="a struct keeps all on request",
+        ),
+        pytest.param(pa.struct([("bytes", pa.binary())]), False, None, id="a struct of bytes only"),
+        pytest.param(pa.string(), False, pa.string(), id="a path"),
+    ],
+)
+def test_media_bytes_are_written_only_on_request(kind, keep_media, written):
+    layout = check_input(pa.schema([("video", kind)]), InputColumns(), keep_media=keep_media)
+
+    assert layout.read.names == ["video"]
+    assert layout.carried == pa.schema([] if written is None else [("video", written)])
+
+
+def test_a_carried_struct_loses_its_bytes_and_keeps_its_nulls():
+    video = [{"bytes": b"x", "path": "a.mp4"}, None, {"bytes": b"y", "path": None}]
+    rows = pa.table({"video": pa.array(video, HF_VIDEO), "n": pa.array([1, 2, 3], pa.int8())})
+
+    carried = check_input(rows.schema, InputColumns()).carry(rows.slice(1))
+
+    assert carried.to_pylist() == [{"video": None, "n": 2}, {"video": {"path": None}, "n": 3}]
+
+
+def test_dictionary_and_nested_columns_pass_through():
+    nested = pa.list_(pa.struct([("t", pa.float32()), ("tags", pa.map_(pa.string(), pa.int8()))]))
+    schema = pa.schema(
+        [
+            ("video", pa.string()),
+            ("nested", nested),
+            ("label", pa.dictionary(pa.int8(), pa.string())),
+        ]
+    )
+    rows = pa.table(
+        {
+            "video": ["a"],
+            "nested": pa.array([[{"t": 1.0, "tags": [("k", 1)]}]], nested),
+            "label": pa.array(["cat"]).dictionary_encode().cast(schema.field("label").type),
+        },
+        schema=schema,
+    )
+    layout = check_input(schema, InputColumns())
+
+    assert layout.output.field("label").type == pa.string()
+    assert layout.carry(rows.cast(layout.read)).to_pylist() == rows.to_pylist()
+
+
+def test_columns_are_chosen_by_name_and_the_rest_is_not_read():
+    schema = pa.schema(
+        [("video", pa.binary()), ("a", pa.int8()), ("b", pa.int8()), ("c", HF_VIDEO)]
+    )
+
+    layout = check_input(schema, InputColumns(), carry=["b"])
+
+    assert layout.read.names == ["video", "b"]
+    assert layout.carried.names == ["b"]
+
+
+def test_an_id_column_named_row_id_becomes_the_output_row_id():
+    schema = pa.schema([("row_id", pa.int64()), ("video", pa.string())])
+
+    output = check_input(schema, InputColumns(id="row_id")).output
+
+    assert output.names[:2] == ["row_id", "video"]
+    assert output.field("row_id").type == pa.string()
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns", "message"),
+    [
+        pytest.param(
+            {"clip": pa.string(), "n": pa.int64()},
+            {},
+            r"no video column 'video'; its columns are clip \(string\), n \(int64\)",
+            id="no video column",
+        ),
+        pytest.param(
+            {"video": pa.list_(pa.binary())},
+            {},
+            r"'video' is list<.*>; it must be string .* binary .* or struct",
+            id="video of a wrong type",
+        ),
+        pytest.param(
+            {"video": pa.struct([("url", pa.string())])},
+            {},
+            "it must be string",
+            id="struct without bytes or path",
+        ),
+        pytest.param(
+            {"video": pa.string(), "q": pa.int64()},
+            {"prompt": "q"},
+            "the prompt column 'q' is int64; it must be string",
+            id="prompt of a wrong type",
+        ),
+        pytest.param(
+            {"video": pa.string(), "key": pa.float64()},
+            {"id": "key"},
+            "the id column 'key' is double; it must be string or integer",
+            id="id of a wrong type",
+        ),
+        pytest.param(
+            {"video": pa.string(), "t": pa.string()},
+            {"end_s": "t"},
+            "the end column 't' is string; it must be integer or floating point",
+            id="end of a wrong type",
+        ),
+        pytest.param(
+            {"video": pa.string(), "caption": pa.string(), "title": pa.string()},
+            {},
+            "'caption' has the name of a column that the output .* --columns title",
+            id="a column with an output's name",
+        ),
+        pytest.param(
+            {"video": pa.string(), "x": pa.uuid()},
+            {},
+            "'x' has type .*uuid.*, which cannot be carried .* --columns",
+            id="an extension type",
+        ),
+        pytest.param(
+            {"video": pa.string(), "x": pa.list_(pa.dictionary(pa.int8(), pa.string()))},
+            {},
+            "'x' has type .*, which cannot be carried",
+            id="a nested dictionary",
+        ),
+        pytest.param(
+            {"row_id": pa.string()},
+            {"video": "row_id"},
+            "the video column must not be named row_id",
+            id="video column named row_id",
+        ),
+    ],
+)
+def test_a_wrong_input_is_refused_by_name(fields, columns, message):
+    with pytest.raises(ValueError, match=message):
+        check_input(pa.schema(list(fields.items())), InputColumns(**columns))
+
+
+def test_choosing_the_media_bytes_needs_keep_media():
+    schema = pa.schema([("video", pa.binary())])
+
+    with pytest.raises(ValueError, match="add --keep-media"):
+        check_input(schema, InputColumns(), carry=["video"])
+
+
+def test_repeated_column_names_are_refused():
+    schema = pa.schema([("video", pa.string()), ("a", pa.int8()), ("a", pa.int8())])
+
+    with pytest.raises(ValueError, match="several columns named 'a'"):
+        check_input(schema, InputColumns())
