@@ -21,7 +21,7 @@ CLIP = b"the bytes of a clip"
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(CLIP)
-    (tmp_path / "100% Ümlaut #1?.mp4").write_bytes(CLIP)
+    (tmp_path / "100% \u00dcmlaut #1?.mp4").write_bytes(CLIP)
     (tmp_path / "sub").mkdir()
     (tmp_path / "empty.mp4").touch()
     return tmp_path
@@ -55,7 +55,7 @@ def test_bytes_come_back_as_they_are():
     [
         pytest.param("clip.mp4", id="relative path"),
         pytest.param("sub/../clip.mp4", id="relative path with dots"),
-        pytest.param("100% Ümlaut #1?.mp4", id="odd name"),
+        pytest.param("100% \u00dcmlaut #1?.mp4", id="odd name"),
         pytest.param({"bytes": None, "path": "clip.mp4"}, id="struct with a path"),
         pytest.param({"bytes": CLIP, "path": "no such file"}, id="struct with both"),
         pytest.param({"bytes": CLIP}, id="struct with bytes alone"),
@@ -70,7 +70,7 @@ def test_absolute_paths_and_file_uris(folder):
     access = MediaAccess(base="/nowhere")
     assert read(str(folder / "clip.mp4"), access) == CLIP
     assert read((folder / "clip.mp4").as_uri(), access) == CLIP
-    assert read((folder / "100% Ümlaut #1?.mp4").as_uri(), access) == CLIP
+    assert read((folder / "100% \u00dcmlaut #1?.mp4").as_uri(), access) == CLIP
 
 
 def test_a_link_to_a_file_is_a_file(folder):

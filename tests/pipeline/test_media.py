@@ -361,7 +361,8 @@ def test_a_cover_picture_is_no_video():
     with av.open(file, "w", format="mp4") as output:
         cover = output.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
-        cover.disposition = Disposition.attached_pic.value
+        value = Disposition.attached_pic.value  # PyAV 17 takes a number alone
+        cover.disposition = value  # pyright: ignore[reportAttributeAccessIssue]
         frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
         output.mux(cover.encode(frame))
         output.mux(cover.encode(None))
