@@ -129,7 +129,7 @@ def _caption(options: argparse.Namespace) -> object:
         instructions=Instructions(
             prompt=options.prompt,
             frames=FrameSampling(
-                num_frames=None if options.fps else options.frames,
+                num_frames=options.frames if options.fps is None else None,
                 fps=options.fps,
                 max_frames=options.max_frames,
             ),

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from parallel.group import DeadGroupError, EngineGroup, GroupError, GroupSpec
+from parallel.group import MAX_CONCURRENCY, DeadGroupError, EngineGroup, GroupError, GroupSpec
 from parallel.supervisor import Client, GroupsStatus, Supervisor
 from parallel.worker import Outcome, Request
 
@@ -69,7 +69,9 @@ class Groups:
             raise ValueError(f"num_groups must be at least 1, got {num_groups}")
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Supervisor)  # Any: its methods get their `.remote` at run time
-        options = actor.options(num_cpus=0, scheduling_strategy=here)
+        options = actor.options(
+            num_cpus=0, max_concurrency=MAX_CONCURRENCY, scheduling_strategy=here
+        )
         groups = cls(options.remote(spec, num_groups, max_group_failures))
         with ExitStack() as undo, _plain_errors():
             undo.callback(groups.close)

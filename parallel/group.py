@@ -10,6 +10,7 @@ it meanwhile.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from parallel.worker import DeadEngineError, Engine, Outcome, Rank, Request
+
+MAX_CONCURRENCY = 10_000  # calls that may wait in one actor: one for each row in flight
 
 
 class GroupError(RuntimeError):
@@ -132,13 +135,13 @@ class EngineGroup:
 
 
 async def _start_rank(spec: GroupSpec, group_id: int, reservation: PlacementGroup) -> Any:
-    # A thread waits: `reservation.ready()` would start a process for it.
-    if not await asyncio.to_thread(reservation.wait, spec.resources_timeout_s):
+    if not await _is_granted(reservation, spec.resources_timeout_s):
         raise NoRoomError(_no_room(spec, group_id))
     actor: Any = ray.remote(Rank)  # Any: its methods get their `.remote` at run time
     rank = actor.options(
         num_cpus=spec.num_cpus_per_rank,
         num_gpus=spec.num_gpus_per_rank,
+        max_concurrency=MAX_CONCURRENCY,
         scheduling_strategy=PlacementGroupSchedulingStrategy(reservation),
     ).remote(spec.engine_factory)
     with ExitStack() as undo:
@@ -154,6 +157,16 @@ async def _start_rank(spec: GroupSpec, group_id: int, reservation: PlacementGrou
             raise GroupError(f"group {group_id} did not start: {_reason(error)}") from error
         undo.pop_all()
     return rank
+
+
+async def _is_granted(reservation: PlacementGroup, timeout_s: float) -> bool:
+    """Wait in a thread, since `reservation.ready()` would start a process for it."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        # In short turns, because all groups that wait share a few threads.
+        if await asyncio.to_thread(reservation.wait, 1):
+            return True
+    return False
 
 
 def _no_room(spec: GroupSpec, group_id: int) -> str:
@@ -174,7 +187,6 @@ def _reason(error: Exception) -> str:
     """What happened on the rank, without Ray's remote traceback around it."""
     if isinstance(error, RayTaskError):
         cause = error.cause
-        return (
-            str(cause) if isinstance(cause, DeadEngineError) else f"{type(cause).__name__}: {cause}"
-        )
-    return " ".join(str(error).split())
+        kind = "" if isinstance(cause, DeadEngineError) else f"{type(cause).__name__}: "
+        return f"{kind}{cause}"
+    return " ".join(str(error).split()).partition(" Some common causes")[0]

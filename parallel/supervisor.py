@@ -104,6 +104,9 @@ class Supervisor:
         group = await (self._idle_group() if alone else self._best_group())
         number = next(self._grant_numbers)
         self._grants[number] = _Grant(client, group, num_tokens, alone)
+        if self._is_replaced(client):  # it died while it waited
+            await self.release(number)
+            raise GroupError("this client has a successor")
         return number, group
 
     async def release(self, number: int) -> None:
@@ -130,7 +133,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """Stop all groups and give back what they had reserved; closing twice is no error."""
-        self._error = self._error or "the groups were closed"
+        self._stop("the groups were closed")
         builds = list(self._builds)
         for build in builds:
             build.cancel()
@@ -168,7 +171,7 @@ class Supervisor:
     def _gives_up(self, error: GroupError) -> bool:
         """Take note of a start that failed; the answer is whether to leave it at that."""
         if not self._has_worked:
-            self._error = str(error)  # another try would most likely only hide the reason
+            self._stop(str(error))  # another try would most likely only hide the reason
         elif isinstance(error, NoRoomError) and self._num_ready:
             self._failures.append(f"{error} (the other groups go on)")
         else:
@@ -187,12 +190,15 @@ class Supervisor:
     def _count_failure(self, reason: str) -> None:
         self._failures.append(reason)
         if len(self._failures) > self._max_failures:
-            self._error = (
+            self._stop(
                 f"groups failed {len(self._failures)} times, more than the allowed "
                 f"{self._max_failures}; the last failure: {reason}. What is committed is safe. "
                 "Find the cause (memory? then fewer sequences at a time), and run the same "
                 "command again to continue"
             )
+
+    def _stop(self, reason: str) -> None:
+        self._error = self._error or reason  # the first is the one to know
 
     async def _best_group(self) -> EngineGroup:
         """The group with the fewest tokens on lease, once there is one to have."""
@@ -230,15 +236,18 @@ class Supervisor:
         """Forget what an earlier process of the same actor had: it is dead."""
         if client.actor_id is None:
             return
-        earlier = self._clients.get(client.actor_id, client)
+        earlier = self._clients.get(client.actor_id)
         self._clients[client.actor_id] = client
-        if earlier == client:
+        if earlier is None or earlier == client:
             return
         for number in [n for n, grant in self._grants.items() if grant.client == earlier]:
             self._end(number)
         for slot in self._slots:
             if slot.group is not None:
                 slot.group.cancel_client(earlier.process_id)
+
+    def _is_replaced(self, client: Client) -> bool:
+        return client.actor_id is not None and self._clients[client.actor_id] != client
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition; no other coroutine runs between its truth and the return."""

@@ -191,17 +191,20 @@ def _stage(block: pa.Table, *, staging: str, schema: pa.Schema) -> pa.Table:
 @contextmanager
 def _settings() -> Iterator[None]:
     """Settings of Ray Data for what is made in the `with`; the process keeps its own."""
-    context = DataContext.get_current().copy()
-    context.target_max_block_size = 1  # of bytes: each sealed batch is a block of its own
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # captions may be long, engines slow to load
-    context.raise_original_map_exception = True  # else its message would be lost
-    context.issue_detectors_config.detectors = []
-    with DataContext.current(context), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # A short input has less batches than there may be writers.
         warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
-        yield
+        # Copying a context sets its deprecated attributes too.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data")
+        context = DataContext.get_current().copy()
+        context.target_max_block_size = 1  # of bytes: each sealed batch is a block of its own
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = -1  # captions may be long, engines slow to load
+        context.raise_original_map_exception = True  # else its message would be lost
+        context.issue_detectors_config.detectors = []
+        with DataContext.current(context):
+            yield
 
 
 @contextmanager

@@ -79,6 +79,11 @@ def run(
     source = open_source(
         config.input, config.columns, carry=config.carry, keep_media=config.keep_media
     )
+    media = MediaAccess(
+        base=source.folder,
+        allowed_prefixes=config.allowed_uris,
+        max_bytes=config.instructions.limits.max_bytes,
+    )
     recipe = recipe_of(config, source.layout)
     schema = source.layout.output.with_metadata(recipe.parquet_metadata)
     output = config.output_dir
@@ -99,17 +104,16 @@ def run(
             max_part_age_s=config.max_part_age_s,
         )
         seconds = 0.0
-        if what.num_todo:
-            with connect(), _as_run_error(committer, output):
-                flow = _flow(config, source, schema, staging)
-                seconds = _drain(
-                    flow,
-                    what,
-                    committer,
-                    partial(_start_groups, config, engine_factory),
-                    show_progress=show_progress,
-                )
-        ledger.close_staging(output)
+        try:
+            if what.num_todo:
+                with connect(), _as_run_error(committer, output):
+                    flow = _flow(config, source, media, what, schema, staging)
+                    start_groups = partial(_start_groups, config, engine_factory)
+                    seconds = _drain(
+                        flow, what, committer, start_groups, show_progress=show_progress
+                    )
+        finally:
+            ledger.close_staging(output)
         report = _report(what, committer, output, seconds)
         if what.num_todo:
             ids = {"run_id": run_id, "recipe_sha256": recipe.sha256}
@@ -124,7 +128,14 @@ def _check_checkpoint(directory: Path) -> None:
     Processor.from_checkpoint(directory)
 
 
-def _flow(config: PipelineConfig, source: Source, schema: pa.Schema, staging: Path) -> Flow:
+def _flow(
+    config: PipelineConfig,
+    source: Source,
+    media: MediaAccess,
+    what: Plan,
+    schema: pa.Schema,
+    staging: Path,
+) -> Flow:
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     batch_rows = config.batch_rows
     # Twice what the engines can run, so that they never wait for the client.
@@ -134,17 +145,13 @@ def _flow(config: PipelineConfig, source: Source, schema: pa.Schema, staging: Pa
         source=source,
         checkpoint=config.checkpoint,
         instructions=config.instructions,
-        open_media=MediaAccess(
-            base=source.folder,
-            allowed_prefixes=config.allowed_uris,
-            max_bytes=config.instructions.limits.max_bytes,
-        ).open,
+        open_media=media.open,
         sampling=config.sampling,
         output_schema=schema,
         staging=staging,
         batch_rows=batch_rows,
         batches_in_flight=max(2, min(wanted, affordable)),
-        num_preparers=max(1, num_cpus - 1),
+        num_preparers=max(1, min(num_cpus - 1, math.ceil(what.num_todo / batch_rows))),
     )
 
 

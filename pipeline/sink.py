@@ -28,6 +28,7 @@ STAGED_FIELDS = pa.schema(
     ]
 )
 _ROW_GROUP_BYTES = 64 << 20
+_MAX_WAITING_BYTES = 256 << 20  # of staged files, which a commit reads into memory
 
 
 def stage(rows: pa.Table, *, staging: str, schema: pa.Schema) -> pa.Table:
@@ -65,7 +66,7 @@ class Committer:
         run_id: part of the names of the parts.
         schema: of the output.
         committed: ids of the rows that the output holds; grows with each commit.
-        rows_per_part: commit when at least so many rows are staged.
+        rows_per_part: commit when at least so many rows (or 256 MiB) are staged.
         max_part_age_s: commit when the oldest staged row has waited so long.
         clock: seconds that only rise.
     """
@@ -92,6 +93,7 @@ class Committer:
         self._clock = clock
         self._waiting: list[Path] = []
         self._num_waiting = 0
+        self._waiting_bytes = 0
         self._waiting_since = 0.0
         self._num_parts = 0
         self.num_rows = 0  # committed by this object
@@ -111,13 +113,15 @@ class Committer:
             self._waiting_since = self._clock()
         self._waiting.append(Path(path))
         self._num_waiting += num_rows
+        self._waiting_bytes += _size_of_staged(Path(path))
         self.commit_if_due()
 
     def commit_if_due(self) -> None:
-        """Commit what waits if it is enough rows or has waited long enough."""
-        age_s = self._clock() - self._waiting_since
+        """Commit what waits if it is enough, or has waited long enough."""
         if self._waiting and (
-            self._num_waiting >= self._rows_per_part or age_s >= self._max_part_age_s
+            self._num_waiting >= self._rows_per_part
+            or self._waiting_bytes >= _MAX_WAITING_BYTES
+            or self._clock() - self._waiting_since >= self._max_part_age_s
         ):
             self.commit()
 
@@ -125,14 +129,16 @@ class Committer:
         """Make all staged rows visible as parts; a row that is there already is dropped."""
         if not self._waiting:
             return
-        rows = pa.concat_tables([_read_staged(path, self._schema) for path in self._waiting])
+        rows = pa.concat_tables(
+            [pq.read_table(path, schema=self._schema) for path in self._waiting]
+        )
         rows = rows.filter(pa.array(self._committed.add(rows["row_id"].combine_chunks())))
         for start in range(0, rows.num_rows, self._rows_per_part):
             self._commit_part(rows.slice(start, self._rows_per_part))
         for path in self._waiting:
             path.unlink()
         self._waiting = []
-        self._num_waiting = 0
+        self._num_waiting = self._waiting_bytes = 0
 
     def _commit_part(self, rows: pa.Table) -> None:
         name = f"part-{self._run_id}-{self._num_parts:05d}.parquet"
@@ -152,9 +158,9 @@ def _total(counts: pa.ChunkedArray) -> int:
     return pc.call_function("sum", [counts]).as_py() or 0
 
 
-def _read_staged(path: Path, schema: pa.Schema) -> pa.Table:
+def _size_of_staged(path: Path) -> int:
     try:
-        return pq.read_table(path, schema=schema)
+        return path.stat().st_size
     except FileNotFoundError:
         raise ValueError(
             f"the staged file {path} is not visible to the driver; --output must be a directory "

@@ -7,6 +7,7 @@ from math import isqrt
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from model.prompt import Prompt
 
@@ -23,7 +24,7 @@ def encode_prompt(prompt: Prompt) -> dict[str, object]:
 
 
 def decode_prompt(table: pa.Table, row: int) -> Prompt | None:
-    """The prompt of a row; its arrays are read-only views of the table. None where it has none.
+    """The prompt of a row, None where it has none; the patches are a view of the table.
 
     Raises:
         PromptError: the columns do not fit each other.
@@ -32,7 +33,7 @@ def decode_prompt(table: pa.Table, row: int) -> Prompt | None:
     if token_ids is None:
         return None
     grid_hw = table["prompt_grid_hw"][row].values.to_numpy().reshape(-1, 2)
-    patches = np.frombuffer(table["prompt_patches"][row].as_buffer(), np.uint8)
+    patches = _bytes(table["prompt_patches"], row)
     num_patches = int(grid_hw.prod(axis=1, dtype=np.int64).sum())
     side_px = isqrt(patches.size // (3 * num_patches)) if num_patches else 1
     return Prompt(
@@ -40,3 +41,11 @@ def decode_prompt(table: pa.Table, row: int) -> Prompt | None:
         patches=patches.reshape(-1, 3, side_px, side_px),
         grid_hw=grid_hw,
     )
+
+
+def _bytes(column: pa.ChunkedArray, row: int) -> NDArray[np.uint8]:
+    """The bytes of one row of a large_binary column; Arrow's own scalar would be a copy."""
+    array = column.slice(row, 1).chunk(0)
+    _, offsets, values = array.buffers()
+    start, end = np.frombuffer(offsets, np.int64)[array.offset : array.offset + 2]
+    return np.frombuffer(values or b"", np.uint8)[start:end]

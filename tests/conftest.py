@@ -11,10 +11,59 @@ os.environ.update(
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     OMP_NUM_THREADS="1",
 )
+os.environ.pop("RAY_ADDRESS", None)
 
 import logging
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip `gpu` tests where there is none, or fail them where there must be one."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        if os.environ.get("MOONSWEEP_REQUIRE_GPU") == "1":
+            pytest.fail("MOONSWEEP_REQUIRE_GPU=1, but torch sees no GPU")
+        pytest.skip("needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def same_random_state_for_every_test() -> Iterator[None]:
+    """Undo what a test does to the global random generators."""
+    torch = sys.modules.get("torch")  # never imported for this
+    python, numpy = random.getstate(), np.random.get_state()
+    torch_state = torch.get_rng_state() if torch else None
+    yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+    if torch and torch_state is not None:
+        torch.set_rng_state(torch_state)
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A private Ray for the session; more CPUs than there are keep its operators from waiting."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=256 << 20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    yield
+    ray.shutdown()

@@ -115,6 +115,18 @@ def test_old_rows_are_committed_though_they_are_few(tmp_path, sink):
     assert ids_in(tmp_path) == ["a"]
 
 
+def test_large_rows_are_committed_though_they_are_few(tmp_path, sink, monkeypatch):
+    put = sink[1]
+    put(results("a"))
+    assert ids_in(tmp_path) == []
+    (staged,) = (tmp_path / "_staging" / "r1").iterdir()
+    monkeypatch.setattr("pipeline.sink._MAX_WAITING_BYTES", staged.stat().st_size + 1)
+
+    put(results("b"))
+
+    assert ids_in(tmp_path) == ["a", "b"]
+
+
 def test_a_row_staged_twice_is_committed_once(tmp_path, sink):
     committer, put, _ = sink
     put(results("a", "b"))
@@ -161,11 +173,8 @@ def test_a_writer_that_outlives_its_driver_cannot_write(tmp_path):
 
 
 def test_a_staged_file_that_the_driver_cannot_see_is_explained(sink):
-    committer, _, _ = sink
-    committer.add("/elsewhere/x.parquet", 1)
-
     with pytest.raises(ValueError, match="not visible to the driver"):
-        committer.commit()
+        sink[0].add("/elsewhere/x.parquet", 1)
 
 
 def test_an_empty_commit_writes_nothing(tmp_path, sink):

@@ -1,0 +1,224 @@
+"""The command: its manual, its refusals in one line, and five rows from end to end."""
+
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import caption_videos, checkpoints
+from jobs.checkpoints import find_checkpoint
+from tests.clips import make_video, real_clips
+from tests.tiny import tiny_checkpoint
+
+SCRIPT = Path(caption_videos.__file__)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture
+def place(tmp_path, checkpoint):
+    """Arguments for three real clips, a corrupt file and a missing one."""
+    (tmp_path / "corrupt.mp4").write_bytes(make_video()[:500])
+    clips = real_clips()
+    videos = [str(clips[name]) for name in ("bigbuckbunny", "bikes", "carphone_pristine")]
+    table = pa.table({"video": [*videos, "corrupt.mp4", "missing.mp4"], "key": list("abcde")})
+    pq.write_table(table, tmp_path / "clips.parquet")
+    return {
+        "--input": str(tmp_path / "clips.parquet"),
+        "--output": str(tmp_path / "out"),
+        "--model": str(checkpoint),
+    }
+
+
+def call(place, *more, **changes):
+    changed = place | {f"--{name}": value for name, value in changes.items()}
+    return caption_videos.main([text for pair in changed.items() for text in pair] + [*more])
+
+
+@pytest.mark.ray
+def test_three_clips_are_captioned_and_two_rows_say_what_was_wrong(place, ray_local, capfd):
+    code = call(place, "--id-column", "key", "--frames", "8", "--max-tokens", "8")
+
+    printed = capfd.readouterr()
+    assert code == 0, printed.err
+    rows = pq.read_table(place["--output"]).sort_by("row_id").to_pylist()
+    assert [row["row_id"] for row in rows] == list("abcde")
+    assert all(row["status"] in ("ok", "truncated") for row in rows[:3])
+    assert all(len(row["frame_times_s"]) == 8 and row["num_generated_tokens"] for row in rows[:3])
+    assert [row["error_code"] for row in rows[3:]] == ["media_corrupt", "media_missing"]
+    assert all(row["error"] and row["caption"] is None for row in rows[3:])
+    assert "5 rows in = 5 written: 2 error, " in printed.out
+    assert "errors: 1 media_corrupt, 1 media_missing" in printed.out
+    assert "5/5" in printed.err
+    assert "Traceback" not in printed.err
+
+    assert call(place, "--id-column", "key", "--frames", "8", "--max-tokens", "8") == 0
+    assert "nothing to do: all rows are done" in capfd.readouterr().out
+
+
+def empty(place):
+    pq.write_table(pa.table({"video": pa.array([], pa.string())}), place["--input"])
+
+
+def without_video(place):
+    pq.write_table(pa.table({"clip": ["x.mp4"]}), place["--input"])
+
+
+def without_a_tensor(place):
+    _copy_checkpoint(place)
+    from safetensors.torch import load_file, save_file
+
+    file = next(Path(place["--model"]).glob("*.safetensors"))
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if "embed_tokens" in name or "layers.0" in name)]
+    save_file(tensors, file)
+
+
+def with_an_unknown_setting(place):
+    _copy_checkpoint(place)
+    file = Path(place["--model"]) / "config.json"
+    file.write_text(file.read_text().replace('"silu"', '"swish9"'))
+
+
+def _copy_checkpoint(place):
+    copy = Path(place["--output"]).parent / "copy"
+    copy.mkdir()
+    for file in Path(place["--model"]).iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    place["--model"] = str(copy)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "message"),
+    [
+        pytest.param(empty, [], "has no rows", id="empty Parquet"),
+        pytest.param(without_video, [], "no video column 'video'", id="no video column"),
+        pytest.param(without_a_tensor, [], "lacks|do(es)? not hold", id="missing tensor"),
+        pytest.param(with_an_unknown_setting, [], "swish9", id="unknown config value"),
+        pytest.param(None, ["--input", "no.parquet"], "does not exist", id="no input"),
+        pytest.param(None, ["--output", "s3://b/o"], "is a URI", id="remote output"),
+        pytest.param(None, ["--model", "no-such"], "no such directory", id="no checkpoint"),
+        pytest.param(None, ["--temperature", "-1"], "between 0 and 10", id="temperature"),
+        pytest.param(None, ["--fps", "0"], "fps must be a positive", id="fps"),
+        pytest.param(None, ["--prompt", " "], "the prompt is empty", id="no prompt"),
+        pytest.param(None, ["--seed", "-1"], "seed must be in", id="seed"),
+        pytest.param(None, ["--allow-uri", "s3"], "is no prefix", id="prefix"),
+        pytest.param(None, ["--columns", "nothing"], "no carried column 'nothing'", id="column"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(place, capsys, spoil, more, message):
+    if spoil is not None:
+        spoil(place)
+
+    assert call(place, *more) == 2
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("caption_videos: error: ")
+    assert printed.err.count("\n") == 1
+    assert re.search(message, printed.err), printed.err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--frames", "0"], "argument --frames: '0' is not a positive whole number"),
+        (["--frames", "4", "--fps", "1"], "argument --fps: not allowed with argument --frames"),
+        (["--frame-tokens", "many"], "argument --frame-tokens: 'many' is not a positive"),
+        (["--timestamps", "hh"], "argument --timestamps: invalid choice: 'hh'"),
+        (["--flames", "3"], "unrecognized arguments: --flames 3"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments_are_refused_in_one_line(place, capsys, more, message):
+    with pytest.raises(SystemExit) as caught:
+        call(place, *more)
+
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_the_manual_names_every_option_output_and_exit_code(capsys):
+    with pytest.raises(SystemExit) as caught:
+        caption_videos.main(["--help"])
+
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    for word in ("--input", "--timestamps", "mean_logprob", "examples:", "ray job submit", "130"):
+        assert word in text
+    assert "None" not in text
+
+
+def test_it_runs_as_a_file_from_anywhere(tmp_path):
+    assert SCRIPT.stat().st_mode & stat.S_IXUSR
+    assert SCRIPT.read_text().startswith("#!/usr/bin/env python\n")
+
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--input", "x.parquet", "--output", "o", "--model", "/nowhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("caption_videos: error: --model /nowhere: there is no such")
+
+
+def test_a_model_is_a_directory_or_a_name(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(checkpoint.parent)
+    assert find_checkpoint(checkpoint.name) == checkpoint
+
+    monkeypatch.setattr(checkpoints, "DEMO", tmp_path)
+    assert find_checkpoint("demo") == tmp_path
+    monkeypatch.setattr(checkpoints, "DEMO", tmp_path / "gone")
+    with pytest.raises(ValueError, match="the demo checkpoint is missing"):
+        find_checkpoint("demo")
+
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(ValueError, match="is a file; name the directory"):
+        find_checkpoint(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        pytest.param("a/b", "LocalEntryNotFoundError", "cannot be reached; connect", id="offline"),
+        pytest.param("a/b", "RepositoryNotFoundError", "check the spelling, or run", id="404"),
+        pytest.param("a/b", "GatedRepoError", "accept its terms .*hf auth login", id="gated"),
+        pytest.param("a/b", "OSError", r"\(disk full\); download it elsewhere", id="disk full"),
+        pytest.param("a b/c", None, "no Hugging Face id", id="not an id"),
+        pytest.param("a/b/c", None, "not a Hugging Face id like", id="too many slashes"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_fetched_says_what_to_do(monkeypatch, name, error, message):
+    import huggingface_hub.errors
+
+    def download(*_args, **options):
+        assert not any(
+            pattern.endswith((".py", ".bin", "*")) for pattern in options["allow_patterns"]
+        )
+        kind = OSError if error == "OSError" else getattr(huggingface_hub.errors, error)
+        if issubclass(kind, huggingface_hub.errors.HfHubHTTPError):
+            raise kind("disk full", response=Mock())
+        raise kind("disk full")
+
+    if error is not None:
+        monkeypatch.setattr(checkpoints, "snapshot_download", download)
+
+    with pytest.raises(ValueError, match=message):
+        find_checkpoint(name)

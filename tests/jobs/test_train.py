@@ -1,0 +1,147 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.demo.balance import LoadBalancer
+from jobs.demo.export import export, write_empty_checkpoint
+from jobs.demo.learner import Learner, backward
+from jobs.demo.lessons import KINDS, Stage, Teacher, first_seed
+from jobs.demo.optimizer import orthogonal
+from jobs.demo.scenes import Difficulty
+from jobs.demo.train import SNAPSHOT, TrainConfig, initialise, stage_at, train
+from model.config import EngineConfig, KimiVLConfig
+from model.engine import Engine
+from model.kimi_vl import KimiVL
+from model.moe import Router
+from model.sequence import SamplingParams
+
+STAGE = Stage(
+    steps=4, clips=4, sizes=((56, 56), (84, 56)), num_frames=(1, 2), difficulty=Difficulty()
+)
+ONE = TrainConfig(num_processes=1, warmup_steps=1, log_steps=2)
+
+
+@pytest.fixture(scope="module")
+def empty_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("empty")
+    write_empty_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture
+def model(empty_checkpoint: Path) -> KimiVL:
+    model = KimiVL(KimiVLConfig.from_checkpoint(empty_checkpoint))
+    initialise(model)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads() -> object:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+def test_a_run_that_is_stopped_and_resumed_gives_the_same_weights(
+    tmp_path: Path, empty_checkpoint: Path
+) -> None:
+    whole = train(tmp_path / "whole", ONE, [STAGE], empty_checkpoint)
+    for _ in range(4):  # stops after every step
+        parts = train(tmp_path / "parts", ONE, [STAGE], empty_checkpoint, max_s=0)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, parts.state_dict()[name]), name
+    assert (tmp_path / "parts" / SNAPSHOT).exists()
+    assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_lessons_ask_exactly_what_inference_will_ask(empty_checkpoint: Path) -> None:
+    teacher = Teacher(empty_checkpoint)
+    stage = replace(STAGE, question_first=0.0, num_questions=0, num_frames=(2,), sizes=((56, 56),))
+    lesson = teacher.lesson(stage, 1, 5)
+    frame = np.zeros((56, 56, 3), np.uint8)
+    tokenizer = teacher.processor.tokenizer
+    (ids,), (targets,) = lesson.token_ids, lesson.targets
+    assert len(lesson.patches) == lesson.grid_hw.prod(1).sum() == 32
+    answer = tokenizer.decode(ids[targets[:-1]])
+    assert answer.startswith("A")
+    assert answer.endswith(".")
+    assert ids[targets[-1]] in teacher.processor.config.stop_token_ids
+    plain = [
+        teacher.processor.prompt([frame, frame, text]).token_ids
+        for text in ("Describe this video.",)
+    ]
+    if len(plain[0]) == targets[0]:  # without timestamps and with the usual question
+        assert np.array_equal(ids[: targets[0]], plain[0])
+
+
+def test_targets_are_the_answers_and_nothing_else(empty_checkpoint: Path) -> None:
+    teacher = Teacher(empty_checkpoint)
+    lesson = teacher.lesson(replace(STAGE, num_questions=3), 8, 100)
+    im_end = teacher.processor.tokenizer.special("<|im_end|>")
+    middle = teacher.processor.tokenizer.special("<|im_middle|>")
+    for ids, targets, kinds in zip(lesson.token_ids, lesson.targets, lesson.kinds, strict=True):
+        assert len(targets) == len(kinds)
+        assert kinds.max() < len(KINDS)
+        first_of_turns = [at for at in targets if at - 1 not in targets]
+        assert all(ids[at - 1] == middle for at in first_of_turns)
+        assert (ids[targets] == im_end).sum() == len(first_of_turns)
+
+
+def test_the_bias_rises_for_experts_with_little_work(model: KimiVL, empty_checkpoint: Path) -> None:
+    balancer = LoadBalancer(model)
+    backward(model, Teacher(empty_checkpoint).lesson(STAGE, 4, 0))
+    loads = {router: load.clone() for router, load in balancer.loads.items()}
+    least, most = balancer.extremes()
+    assert 0 <= least < 1 < most
+    balancer.step(0.01)
+    for router, load in loads.items():
+        assert isinstance(router, Router)
+        expected = 0.01 * (load.mean() - load).sign()
+        assert torch.allclose(router.e_score_correction_bias, expected)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradient_of_one(model: KimiVL, empty_checkpoint: Path) -> None:
+    seed = first_seed("train", 0, 0)
+    with Learner(model, empty_checkpoint, 2) as learner:
+        learner.learn(STAGE, seed)
+    together = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    teacher = Teacher(empty_checkpoint)
+    for start in (0, 2):
+        backward(model, teacher.lesson(STAGE, 2, seed + start))
+    apart = [p.grad / 2 for p in model.parameters() if p.grad is not None]
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_an_exported_checkpoint_loads_and_answers(
+    model: KimiVL, empty_checkpoint: Path, tmp_path: Path
+) -> None:
+    export(model, tmp_path)
+    engine = Engine.from_checkpoint(tmp_path, EngineConfig(cache_gib=0.1))
+    prompt = Teacher(tmp_path).processor.prompt([np.zeros((56, 84, 3), np.uint8), "What?"])
+    engine.add("a", prompt, SamplingParams(max_tokens=2))
+    finished = []
+    while engine.has_work:
+        finished += engine.step()
+    assert len(finished) == 1
+
+
+def test_steps_fall_into_stages_and_no_clip_is_seen_twice() -> None:
+    stages = [replace(STAGE, steps=2, clips=10), replace(STAGE, steps=3, clips=7)]
+    numbers = [stage_at(stages, step)[1] for step in range(5)]
+    assert numbers == [0, 10, 20, 27, 34]
+    with pytest.raises(ValueError, match="has ended"):
+        stage_at(stages, 5)
+
+
+def test_orthogonal_brings_all_singular_values_near_one() -> None:
+    stack = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(stack))
+    assert values.min() > 0.6
+    assert values.max() < 1.3

@@ -1,0 +1,235 @@
+"""Who gets which group, and what happens after failures; groups are fakes, no Ray runs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from parallel import supervisor as module
+from parallel.group import GroupError, GroupSpec, NoRoomError
+from parallel.supervisor import Client, Supervisor
+
+SPEC = GroupSpec(engine_factory=lambda: pytest.fail("nobody loads an engine here"))
+ONE, OTHER = Client("process 1", "actor 1"), Client("process 2", "actor 2")
+
+
+@dataclass(eq=False)
+class Groups:
+    """Makes the fake groups; `starts` are errors to raise, in order, None for a good start."""
+
+    starts: list[GroupError | None] = field(default_factory=list)
+    closed: list[tuple[int, int]] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+    async def start(self, spec, group_id):
+        return await self.build(group_id, 0)
+
+    async def build(self, group_id, generation):
+        await asyncio.sleep(0)
+        error = self.starts.pop(0) if self.starts else None
+        if error is not None:
+            raise error
+        return Group(self, group_id, generation)
+
+
+@dataclass(eq=False)
+class Group:
+    groups: Groups
+    group_id: int
+    generation: int
+
+    async def rebuild(self, spec):
+        return await self.groups.build(self.group_id, self.generation + 1)
+
+    def cancel_client(self, process_id):
+        self.groups.cancelled.append(process_id)
+
+    def close(self):
+        self.groups.closed.append((self.group_id, self.generation))
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    fakes = Groups()
+    monkeypatch.setattr(module, "EngineGroup", fakes)
+    monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
+    return fakes
+
+
+def supervise(
+    use: Callable[[Any], Awaitable[None]], num_groups: int = 1, max_group_failures: int = 3
+) -> None:
+    async def main():
+        supervisor = Supervisor(SPEC, num_groups, max_group_failures)
+        await supervisor.start()
+        await asyncio.wait_for(use(supervisor), 5)
+        await supervisor.close()
+
+    asyncio.run(main())
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_the_group_with_the_fewest_tokens_on_lease_is_next(groups):
+    async def use(supervisor):
+        await settle()
+        leases = [await supervisor.acquire(ONE, tokens, alone=False) for tokens in (50, 20, 20)]
+        assert [group.group_id for _, group in leases] == [0, 1, 1]
+        await supervisor.release(leases[0][0])
+        _, group = await supervisor.acquire(ONE, 1, alone=False)
+        assert group.group_id == 0
+
+    supervise(use, num_groups=2)
+
+
+def test_a_client_alone_waits_for_an_empty_group_and_keeps_others_out(groups):
+    async def use(supervisor):
+        shared, _ = await supervisor.acquire(ONE, 10, alone=False)
+        alone = asyncio.ensure_future(supervisor.acquire(OTHER, 10, alone=True))
+        await settle()
+        late = asyncio.ensure_future(supervisor.acquire(ONE, 10, alone=False))
+        await settle()
+        assert not alone.done()
+        assert not late.done()
+        await supervisor.release(shared)
+        number, _ = await alone
+        await settle()
+        assert not late.done()
+        await supervisor.release(number)
+        await late
+
+    supervise(use)
+
+
+def test_a_cancelled_wait_to_be_alone_lets_others_in_again(groups):
+    async def use(supervisor):
+        await supervisor.acquire(ONE, 10, alone=False)
+        alone = asyncio.ensure_future(supervisor.acquire(OTHER, 10, alone=True))
+        await settle()
+        alone.cancel()
+        await settle()
+        await supervisor.acquire(ONE, 10, alone=False)
+
+    supervise(use)
+
+
+def test_a_reported_group_comes_back_as_the_next_generation_once(groups):
+    async def use(supervisor):
+        _, dead = await supervisor.acquire(ONE, 10, alone=False)
+        for _ in range(3):
+            await supervisor.report_failure(dead.group_id, dead.generation, "killed")
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        await supervisor.report_failure(dead.group_id, dead.generation, "a late report")
+        assert group.generation == 1
+        status = await supervisor.status()
+        assert (status.num_ready, status.failures) == (1, ("killed",))
+
+    supervise(use)
+
+
+def test_leases_of_a_dead_generation_do_not_weigh_on_the_next(groups):
+    async def use(supervisor):
+        await settle()
+        for _ in range(2):
+            await supervisor.acquire(ONE, 10, alone=False)
+        await supervisor.report_failure(0, 0, "killed")
+        await settle()
+        _, group = await supervisor.acquire(ONE, 1, alone=True)
+        assert (group.group_id, group.generation) == (0, 1)
+
+    supervise(use, num_groups=2)
+
+
+def test_too_many_failures_stop_everybody_with_the_last_reason(groups):
+    async def use(supervisor):
+        for generation in range(3):
+            await supervisor.acquire(ONE, 10, alone=False)
+            await supervisor.report_failure(0, generation, f"death {generation}")
+            await settle()
+        await supervisor.acquire(ONE, 10, alone=False)
+        waiting = asyncio.ensure_future(supervisor.acquire(ONE, 10, alone=True))
+        await settle()
+        await supervisor.report_failure(0, 3, "the last straw")
+        with pytest.raises(GroupError, match=r"4 times.*the last straw.*same command again"):
+            await supervisor.acquire(ONE, 10, alone=False)
+        with pytest.raises(GroupError, match="4 times"):
+            await waiting
+
+    supervise(use)
+
+
+def test_a_failure_before_anything_worked_is_the_answer_to_start(groups):
+    groups.starts = [GroupError("no such checkpoint"), NoRoomError("no GPU")]
+
+    async def use(supervisor):
+        pytest.fail("it started")
+
+    with pytest.raises(GroupError, match="no such checkpoint"):
+        supervise(use, num_groups=2)
+
+
+def test_a_rebuild_is_tried_again_and_each_failure_counts(groups):
+    async def use(supervisor):
+        groups.starts = [GroupError("died while loading"), None]
+        await supervisor.report_failure(0, 0, "killed")
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        assert group.generation == 1
+        assert (await supervisor.status()).failures == ("killed", "died while loading")
+
+    supervise(use)
+
+
+def test_a_group_without_a_place_is_given_up_while_others_work(groups):
+    async def use(supervisor):
+        await settle()
+        groups.starts = [NoRoomError("its node is gone")]
+        await supervisor.report_failure(0, 0, "killed")
+        await settle()
+        status = await supervisor.status()
+        assert (status.num_ready, status.num_groups) == (1, 2)
+        assert "its node is gone" in status.failures[-1]
+        assert groups.closed == [(0, 0)]
+        assert (await supervisor.acquire(ONE, 10, alone=True))[1].group_id == 1
+
+    supervise(use, num_groups=2)
+
+
+def test_a_restarted_client_takes_over_what_its_dead_process_had(groups):
+    async def use(supervisor):
+        await supervisor.acquire(ONE, 10, alone=True)
+        await supervisor.acquire(Client("a later process", "actor 1"), 10, alone=True)
+        assert groups.cancelled == ["process 1"]
+
+    supervise(use)
+
+
+def test_a_client_that_died_while_it_waited_gets_no_lease(groups):
+    async def use(supervisor):
+        number, _ = await supervisor.acquire(OTHER, 10, alone=True)
+        dead = asyncio.ensure_future(supervisor.acquire(ONE, 10, alone=True))
+        await settle()
+        later = Client("a later process", "actor 1")
+        successor = asyncio.ensure_future(supervisor.acquire(later, 10, alone=True))
+        await settle()
+        await supervisor.release(number)
+        with pytest.raises(GroupError, match="successor"):
+            await dead
+        await successor
+
+    supervise(use)
+
+
+def test_closing_closes_every_group_and_refuses_leases(groups):
+    async def use(supervisor):
+        await settle()
+        await supervisor.close()
+        assert sorted(groups.closed) == [(0, 0), (1, 0)]
+        with pytest.raises(GroupError, match="closed"):
+            await supervisor.acquire(ONE, 10, alone=False)
+
+    supervise(use, num_groups=2)

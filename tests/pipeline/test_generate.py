@@ -1,0 +1,245 @@
+"""The generate stage on groups that die as they are told to; no Ray runs."""
+
+import asyncio
+import pickle
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from model.prompt import Prompt
+from model.sequence import Completion, FinishReason, SamplingParams
+from parallel.group import DeadGroupError, GroupError
+from parallel.worker import Failure, Request
+from pipeline.generate import MAX_SHARED_DEATHS, Generate
+from pipeline.schema import PREPARED_FIELDS, RESULT_FIELDS
+from pipeline.wire import decode_prompt, encode_prompt
+
+SAMPLING = SamplingParams(max_tokens=5, seed=99)
+
+
+class Groups:
+    """One group that `answer`s or dies, and notes who was in it."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.leases = []  # (row ids, tokens, alone), in order
+        self.is_exclusive = False
+
+    @asynccontextmanager
+    async def lease(self, num_tokens, *, alone=False):
+        assert not self.is_exclusive
+        self.is_exclusive = alone
+        lease = Lease(self)
+        yield lease
+        self.is_exclusive = False
+        self.leases.append((lease.rows, num_tokens, alone))
+
+
+class Lease:
+    def __init__(self, groups):
+        self.groups = groups
+        self.rows = []
+
+    async def generate(self, request):
+        self.rows.append(request.request_id)
+        await asyncio.sleep(0)  # all rows of the batch are in flight before the first answer
+        return self.groups.answer(request, self)
+
+
+def caption(request: Request, finish_reason: FinishReason = "stop") -> Completion:
+    return Completion(
+        text=f"caption of {request.request_id}",
+        token_ids=(1, 2),
+        finish_reason=finish_reason,
+        num_prompt_tokens=len(request.prompt.token_ids),
+        num_generated_tokens=2,
+        mean_logprob=-0.25,
+        min_logprob=-0.5,
+    )
+
+
+def make_prompt(num_text_tokens: int, *grids: tuple[int, int]) -> Prompt:
+    grid_hw = np.array(grids, np.int32).reshape(-1, 2)
+    num_patches = int(grid_hw.prod(axis=1).sum())
+    patches = np.arange(num_patches * 3 * 14 * 14) % 251
+    return Prompt(
+        token_ids=np.arange(num_text_tokens + num_patches // 4, dtype=np.int32),
+        patches=patches.astype(np.uint8).reshape(-1, 3, 14, 14),
+        grid_hw=grid_hw,
+    )
+
+
+def prepared(*prompts: Prompt | None) -> pa.Table:
+    """What the prepare stage hands over; None is a row that failed there."""
+    rows = []
+    for number, prompt in enumerate(prompts):
+        if prompt is None:
+            columns = {"status": "error", "error_code": "media_missing", "error": "no such file"}
+        else:
+            columns = encode_prompt(prompt) | {"seed": 1000 + number, "frame_times_s": [0.5]}
+        rows.append(columns | {"row_id": f"row {number}", "weight": number * 0.5})
+    fields = [pa.field("row_id", pa.string()), pa.field("weight", pa.float64()), *PREPARED_FIELDS]
+    columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in fields]
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def generate(groups: Groups, *batches: pa.Table) -> pa.Table:
+    """Send the batches through one stage at the same time."""
+    stage = Generate(groups, SAMPLING, backoff_s=0.0)
+
+    async def one(batch):
+        return [table async for table in stage(batch)]
+
+    async def main():
+        return await asyncio.gather(*(one(batch) for batch in batches))
+
+    return pa.concat_tables([table for tables in asyncio.run(main()) for table in tables])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param(make_prompt(7, (2, 4), (6, 2)), id="two images"),
+        pytest.param(make_prompt(3), id="text only"),
+    ],
+)
+def test_a_prompt_survives_the_columns(prompt):
+    table = pa.concat_tables([prepared(None, prompt), prepared(prompt)])  # in two chunks
+    assert decode_prompt(table, 0) is None
+    for row in (1, 2):
+        back = decode_prompt(table, row)
+        assert back is not None
+        assert np.array_equal(back.token_ids, prompt.token_ids)
+        assert np.array_equal(back.grid_hw, prompt.grid_hw)
+        assert np.array_equal(back.patches.ravel(), prompt.patches.ravel())
+        assert (back.patches.shape == prompt.patches.shape) or not prompt.num_patches
+        assert (back.patches.dtype, back.token_ids.dtype) == (np.uint8, np.int32)
+
+
+def test_the_patches_are_not_copied_on_the_way_to_the_engine():
+    table = prepared(make_prompt(3, (8, 8)))
+    prompt = decode_prompt(table, 0)
+    assert prompt is not None
+    source = table["prompt_patches"].chunk(0).buffers()[2]
+    assert source.address <= prompt.patches.ctypes.data < source.address + source.size
+    buffers = []
+    pickle.dumps(prompt, protocol=5, buffer_callback=buffers.append)
+    assert max(buffer.raw().nbytes for buffer in buffers) == prompt.patches.nbytes
+
+
+def test_every_row_gets_its_caption_and_keeps_what_it_carries():
+    groups = Groups(
+        lambda request, _: caption(request, "length" if "2" in request.request_id else "stop")
+    )
+    out = generate(groups, prepared(make_prompt(3, (2, 2)), None, make_prompt(4)))
+    assert out["row_id"].to_pylist() == ["row 0", "row 1", "row 2"]
+    assert out["weight"].to_pylist() == [0.0, 0.5, 1.0]
+    assert out["caption"].to_pylist() == ["caption of row 0", None, "caption of row 2"]
+    assert out["status"].to_pylist() == ["ok", "error", "truncated"]
+    assert out["finish_reason"].to_pylist() == ["stop", None, "length"]
+    assert out["error_code"].to_pylist() == [None, "media_missing", None]
+    assert out["error"].to_pylist() == [None, "no such file", None]
+    assert out["num_prompt_tokens"].to_pylist() == [4, None, 4]
+    assert out["mean_logprob"].to_pylist() == [-0.25, None, -0.25]
+    assert out["frame_times_s"].to_pylist() == [[0.5], None, [0.5]]
+    assert set(out.column_names) == {"weight", *(field.name for field in RESULT_FIELDS)}
+    for field in RESULT_FIELDS:
+        assert out.schema.field(field.name).type == field.type
+    assert groups.leases == [(["row 0", "row 2"], 4 + 5 + 4 + 5, False)]
+
+
+def test_each_row_is_sampled_with_its_own_seed():
+    seeds = {}
+
+    def answer(request, _):
+        seeds[request.request_id] = request.params
+        return caption(request)
+
+    generate(Groups(answer), prepared(make_prompt(1), make_prompt(1)))
+    assert {row: params.seed for row, params in seeds.items()} == {"row 0": 1000, "row 1": 1001}
+    assert {params.max_tokens for params in seeds.values()} == {5}
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "text"),
+    [
+        pytest.param(
+            Failure(code="prompt_too_long", message="9 > 8"), "prompt_too_long", "9 > 8", id="known"
+        ),
+        pytest.param(Failure(code="odd", message="m"), "engine_error", "odd: m", id="unknown code"),
+    ],
+)
+def test_a_prompt_that_the_engine_refuses_is_an_error_of_its_row(failure, code, text):
+    groups = Groups(
+        lambda request, _: failure if request.request_id == "row 0" else caption(request)
+    )
+    out = generate(groups, prepared(make_prompt(1), make_prompt(1)))
+    assert out["status"].to_pylist() == ["error", "ok"]
+    assert (out["error_code"][0].as_py(), out["error"][0].as_py()) == (code, text)
+
+
+def test_a_batch_of_failed_rows_needs_no_group():
+    groups = Groups(None)
+    out = generate(groups, prepared(None, None))
+    assert out["status"].to_pylist() == ["error"] * 2
+    assert groups.leases == []
+
+
+def test_an_empty_batch_stays_empty():
+    assert generate(Groups(None), prepared()).num_rows == 0
+
+
+def test_rows_that_a_death_interrupted_are_asked_again_and_the_others_are_not():
+    deaths = []
+
+    def answer(request, lease):
+        if request.request_id != "row 1" and len(deaths) < 4:  # two rows in each of two deaths
+            deaths.append(request.request_id)
+            raise DeadGroupError("killed")
+        return caption(request)
+
+    groups = Groups(answer)
+    out = generate(groups, prepared(make_prompt(1), make_prompt(1), make_prompt(1)))
+    assert out["caption"].to_pylist() == [f"caption of row {n}" for n in range(3)]
+    assert [rows for rows, _, _ in groups.leases] == [
+        ["row 0", "row 1", "row 2"],
+        ["row 0", "row 2"],
+        ["row 0", "row 2"],
+    ]
+
+
+def test_a_poison_row_is_found_and_its_neighbours_are_captioned():
+    def answer(request, lease):
+        if "row 1" in lease.rows:
+            raise DeadGroupError("signal 11")
+        return caption(request)
+
+    groups = Groups(answer)
+    out = generate(groups, prepared(make_prompt(1), make_prompt(1), None, make_prompt(1)))
+    assert out["status"].to_pylist() == ["ok", "error", "error", "ok"]
+    assert out["error_code"].to_pylist() == [None, "poison_row", "media_missing", None]
+    assert "signal 11" in out["error"][1].as_py()
+    alone = [rows for rows, _, alone in groups.leases if alone]
+    assert sorted(alone) == [["row 0"], ["row 1"], ["row 3"]]
+    assert len(groups.leases) - len(alone) == MAX_SHARED_DEATHS
+
+
+def test_a_row_that_works_alone_is_not_poison():
+    def answer(request, lease):
+        if len(lease.rows) > 1:
+            raise DeadGroupError("no memory")
+        return caption(request)
+
+    out = generate(Groups(answer), prepared(make_prompt(1), make_prompt(1)))
+    assert out["status"].to_pylist() == ["ok", "ok"]
+
+
+def test_a_group_error_stops_the_stage():
+    class Closed(Groups):
+        def lease(self, num_tokens, *, alone=False):
+            raise GroupError("groups failed 9 times")
+
+    with pytest.raises(GroupError, match="9 times"):
+        generate(Closed(None), prepared(make_prompt(1)))
