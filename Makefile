@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo check format test test-all bench clean
+.PHONY: setup demo check format test clean
 
 setup: $(READY)
 
@@ -32,11 +32,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY)  ## the default tests
+test: $(READY)  ## all tests
 	$(BIN)/python -m pytest
-
-test-all: $(READY)  ## all tests, the slow ones too
-	$(BIN)/python -m pytest -m ''
 
 clean:
 	rm -rf $(VENV) demo-output build *.egg-info

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+
 _START_TIMEOUT_S = 90.0
 
 
@@ -63,7 +65,6 @@ def ray_head() -> Iterator[RayHead]:
         gcs_port, jobs_port, agent_port, client_port = _free_ports(4)
         jobs_url = f"http://127.0.0.1:{jobs_port}"
         head = RayHead(jobs_url, _shell(base) | {"RAY_API_SERVER_ADDRESS": jobs_url})
-        undo.callback(_kill_all_of, base)
         process = subprocess.Popen(
             [
                 *("ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=4"),
@@ -72,13 +73,13 @@ def ray_head() -> Iterator[RayHead]:
                 *(f"--ray-client-server-port={client_port}", "--max-worker-port=0"),
                 f"--object-store-memory={256 << 20}",
             ],
-            cwd=base,
+            cwd=ROOT,  # where jobs run that are submitted without a working directory
             env=_shell(base),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         undo.callback(process.wait)
-        undo.callback(process.terminate)
+        undo.callback(_kill_all_of, base)  # asked kindly, Ray takes half a minute
         _wait_for_agent(head, process)
         yield head
 

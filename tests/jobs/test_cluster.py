@@ -166,7 +166,6 @@ def test_signals_leave_the_job_in_order(calls, stop, code):
     assert signal.getsignal(signal.SIGTERM) is earlier
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_a_private_ray_leaves_no_token_file_and_no_process(tmp_path):
     program = """if True:

@@ -104,7 +104,6 @@ def test_the_bias_rises_for_experts_with_little_work(model: KimiVL, empty_checkp
         assert torch.allclose(router.e_score_correction_bias, expected)
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(model: KimiVL, empty_checkpoint: Path) -> None:
     seed = first_seed("train", 0, 0)
     with Learner(model, empty_checkpoint, 2) as learner:
