@@ -8,12 +8,23 @@ Captions are short and regular, so that each attribute can be judged apart:
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.demo.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, WORDS, Scene, Shape
+from jobs.demo.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    SPLITS,
+    WORDS,
+    Difficulty,
+    Scene,
+    Shape,
+    random_scene,
+)
 
 VIDEO_PROMPT = "Describe this video."
 VIDEO_PROMPTS = (
@@ -135,7 +146,8 @@ def questions(scene: Scene) -> list[Question]:
     """Every question that can be asked about the clip of a scene."""
     asked = [_background(scene), _count(scene)]
     for shape in scene.shapes:
-        asked += [_motion(shape), *_where(shape)]
+        asked.append(_motion(shape))
+        asked += [*_where(shape, 0.0, " at the start"), *_where(shape, 1.0, " at the end")]
         changes_colour = scene.event is not None and scene.event.kind == "turns"
         if not changes_colour:
             asked += _colour_and_shape(scene, shape)
@@ -144,6 +156,14 @@ def questions(scene: Scene) -> list[Question]:
     if scene.event is not None:
         asked += _about_event(scene)
     return asked
+
+
+def image_questions(scene: Scene, u: float) -> list[Question]:
+    """Every question that can be asked about the frame of an eventless scene at time `u`."""
+    asked = [_background(scene), _count(scene)]
+    for shape in scene.shapes:
+        asked += [*_where(shape, u, ""), *_colour_and_shape(scene, shape)]
+    return [*asked, _text(scene)] if len(scene.shapes) == 1 else asked
 
 
 def _background(scene: Scene) -> Question:
@@ -165,16 +185,13 @@ def _motion(shape: Shape) -> Question:
     return Question("motion", text, VERBS[shape.motion], wrong)
 
 
-def _where(shape: Shape) -> list[Question]:
-    """Where a shape is at both ends of the clip, unless that lies on a border of two places."""
-    asked: list[Question] = []
-    for (x, y), when in ((shape.start_xy, "start"), (shape.end_xy, "end")):
-        if min(abs(value - border) for value in (x, y) for border in (1 / 3, 2 / 3)) < 0.04:
-            continue
-        place = PLACES[int(y * 3) * 3 + int(x * 3)]
-        text = f"Where is the {shape.name} at the {when}?"
-        asked.append(Question("place", text, place, _others(PLACES, place)))
-    return asked
+def _where(shape: Shape, u: float, when: str) -> list[Question]:
+    """Where a shape is at time `u`; nothing if that lies on a border of two places."""
+    ((x, y),) = shape.xy(np.array([u])).tolist()
+    if min(abs(value - border) for value in (x, y) for border in (1 / 3, 2 / 3)) < 0.04:
+        return []
+    place = PLACES[int(y * 3) * 3 + int(x * 3)]
+    return [Question("place", f"Where is the {shape.name}{when}?", place, _others(PLACES, place))]
 
 
 def _colour_and_shape(scene: Scene, shape: Shape) -> list[Question]:
@@ -212,20 +229,18 @@ def _about_event(scene: Scene) -> list[Question]:
     return [what, Question("event", when, event.when, (late,))]
 
 
-def _others(pool: Sequence[str] | dict[str, object], answer: str) -> tuple[str, ...]:
+def _others(pool: Iterable[str], answer: str) -> tuple[str, ...]:
     return tuple(option for option in pool if option != answer)
 
 
 def vocabulary_lines() -> list[str]:
     """Text in which every word of prompts, captions, questions and answers occurs."""
-    from jobs.demo.scenes import Difficulty, random_scene, SPLITS
-
     lines: list[str] = []
     rng = np.random.default_rng(0)
     for seed in SPLITS["train"][:1500]:
         scene = random_scene(seed, Difficulty())
         lines += [caption(scene), image_caption(scene)]
-        for question in questions(scene):
+        for question in [*questions(scene), *image_questions(scene, 0.5)]:
             lines += [question.text, question.answer, question.as_choice(rng).text]
     times = [f"{tenth / 10:.1f}s [00:0{tenth % 10}] " for tenth in range(50)] * 20
     template = ["system", "user", "assistant", "image", "You are a helpful assistant"]

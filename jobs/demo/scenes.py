@@ -10,12 +10,12 @@ Letters: N frames.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+
+from jobs.demo.drawing import cover_of, cover_of_text
 
 Split = Literal["train", "validation", "test"]
 # Seeds of one split are never drawn by another.
@@ -50,7 +50,7 @@ MOTIONS = ("still", *DIRECTIONS, "growing", "shrinking")
 EVENTS = ("appears", "disappears", "turns")
 WORDS = ("CAT", "DOG", "SUN", "MOON", "STAR", "TREE", "FISH", "BIRD", "HOME", "STOP")
 
-_TEXT_BAND = 0.3  # of the frame's height, at its top, is kept for written text
+TEXT_BAND = 0.3  # of the frame's height, at its top, is kept for written text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,9 @@ def draw(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int) ->
     canvas = np.empty((len(u), height_px, width_px, 3), np.float32)
     canvas[:] = scene.background_rgb
     for index, shape in enumerate(scene.shapes):
-        cover, corners = _cover(shape, u, width_px, height_px)
+        centres = shape.xy(u) * (width_px, height_px)
+        radius = shape.radius(u) * min(width_px, height_px)
+        cover, corners = cover_of(shape.shape, centres, radius, (width_px, height_px))
         rgb = np.tile(np.array(shape.rgb, np.float32), (len(u), 1))
         if scene.event is not None and scene.event.shape == index:
             _apply(scene.event, u, cover, rgb)
@@ -163,7 +165,9 @@ def draw(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int) ->
             box += paint[frame]
     if scene.text:
         ink = 0.0 if scene.background == "white" else 255.0
-        canvas += _written(scene.text, width_px, height_px)[..., None] * (ink - canvas)
+        canvas += cover_of_text(scene.text, width_px, height_px, TEXT_BAND)[..., None] * (
+            ink - canvas
+        )
     return canvas.astype(np.uint8)
 
 
@@ -177,7 +181,7 @@ def _random_shapes(
     """Shapes of different colours, in the order of COLOURS, that never hide one another."""
     colours = sorted(rng.choice(len(COLOURS), count, replace=False))
     names = [list(COLOURS)[index] for index in colours]
-    top = _TEXT_BAND if has_text else 0.0
+    top = TEXT_BAND if has_text else 0.0
     while True:
         shapes: list[Shape] = []
         for name in names:
@@ -201,17 +205,12 @@ def _placed(
     is_still = rng.random() < difficulty.still
     motion = "still" if is_still else str(rng.choice(MOTIONS[1:]))
     kind = str(rng.choice(SHAPES))
-    is_small = count > 1 or has_little_room(top) or rng.random() < difficulty.small
+    is_small = count > 1 or top > 0 or rng.random() < difficulty.small
     for _ in range(40):
         shape = _random_shape(rng, colour, kind, motion, is_small=is_small, top=top)
         if all(_keeps_away(shape, other) for other in others):
             return shape
     return None
-
-
-def has_little_room(top: float) -> bool:
-    """Whether a large shape could not move below the text."""
-    return top > 0
 
 
 def _random_shape(
@@ -280,51 +279,3 @@ def _apply(
         cover[is_after] = 0
     else:
         rgb[is_after] = COLOURS[event.colour]
-
-
-def _cover(
-    shape: Shape, u: NDArray[np.float64], width_px: int, height_px: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """How much the shape covers of the pixels around it: [N, side, side] in 0 .. 1.
-
-    Also the left top corners [N, 2] of these squares, which lie within the frame.
-    """
-    centres = shape.xy(u) * (width_px, height_px)
-    radius = (shape.radius(u) * min(width_px, height_px)).astype(np.float32)[:, None, None]
-    side = min(int(2 * radius.max()) + 4, width_px, height_px)
-    room = np.array([width_px - side, height_px - side])
-    corners = np.clip((centres - side / 2).astype(np.int64), 0, room)
-    offsets = (corners - centres + 0.5).astype(np.float32)
-    steps = np.arange(side, dtype=np.float32)
-    dx = (offsets[:, :1] + steps)[:, None, :]
-    dy = (offsets[:, 1:] + steps)[:, :, None]
-    return np.clip(0.5 - _distance(shape.shape, dx, dy, radius), 0, 1), corners
-
-
-def _distance(
-    kind: str, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Signed distance in pixels from a shape's border, negative inside."""
-    across, down = np.abs(dx), np.abs(dy)
-    if kind == "circle":
-        return np.sqrt(dx * dx + dy * dy) - radius
-    if kind == "square":
-        return np.maximum(across, down) - 0.86 * radius
-    if kind == "triangle":  # its apex is at the top, its sides lean 1 : 2
-        sides = np.float32(0.894) * across - np.float32(0.447) * (dy + radius)
-        return np.maximum(sides, dy - 0.8 * radius)
-    bar = 0.33 * radius
-    return np.minimum(
-        np.maximum(across - radius, down - bar), np.maximum(across - bar, down - radius)
-    )
-
-
-@cache
-def _written(text: str, width_px: int, height_px: int) -> NDArray[np.float32]:
-    """How much of each pixel the text covers, centred in the band at the top."""
-    size = min(height_px * _TEXT_BAND, width_px / 3.2) * 0.95
-    mask = Image.new("L", (width_px, height_px))
-    font = ImageFont.load_default(size)
-    place = (width_px / 2, height_px * _TEXT_BAND / 2)
-    ImageDraw.Draw(mask).text(place, text, fill=255, font=font, anchor="mm")
-    return np.asarray(mask, np.float32) / 255

@@ -1,0 +1,182 @@
+"""Gradients of lessons, by several processes that share the weights.
+
+Each process draws its own part of a batch and computes its gradient on one thread: two such
+processes are faster than two threads of one, and need not wait for each other within a step.
+
+Letters: T tokens, V vision tokens.
+"""
+
+import multiprocessing
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.multiprocessing as torch_multiprocessing
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.demo.balance import LoadBalancer
+from jobs.demo.lessons import KINDS, Lesson, Stage, Teacher
+from model.batch import whole_sequences
+from model.kimi_vl import KimiVL
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the log wants to know of one batch."""
+
+    clips: int
+    loss: float
+    asked: NDArray[np.int64]  # target tokens by kind
+    right: NDArray[np.int64]  # those that were predicted
+
+
+class Learner:
+    """Adds up the gradient of a batch in `model`, with `num_processes` - 1 processes to help.
+
+    Use it as a context; the helpers end with it, and also when this process dies. The weights move
+    into shared memory, so they may be changed in place only, and only between calls.
+    """
+
+    def __init__(self, model: KimiVL, checkpoint: Path, num_processes: int) -> None:
+        self.model = model.share_memory()
+        self.balancer = LoadBalancer(model)
+        self._teacher = Teacher(checkpoint)
+        self._num_processes = num_processes
+        self._checkpoint = checkpoint
+        self._helpers: list[_Helper] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Learner":
+        for _ in range(self._num_processes - 1):
+            self._helpers.append(_Helper(self.model, self._checkpoint))
+            self._stack.callback(self._helpers[-1].close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def learn(self, stage: Stage, first_seed: int) -> Outcome:
+        """Put the mean gradient of the batch into the parameters' `grad`."""
+        parts = _parts(stage.clips, first_seed, self._num_processes)
+        for helper, (clips, seed) in zip(self._helpers, parts[1:], strict=True):
+            helper.start(stage, clips, seed)
+        clips, seed = parts[0]
+        self.model.zero_grad(set_to_none=True)
+        outcomes = [backward(self.model, self._teacher.lesson(stage, clips, seed))]
+        outcomes += [helper.join(self.model, self.balancer) for helper in self._helpers]
+        for parameter in trained(self.model):
+            assert parameter.grad is not None
+            parameter.grad /= len(outcomes)
+        return Outcome(
+            clips=sum(outcome.clips for outcome in outcomes),
+            loss=sum(outcome.loss for outcome in outcomes) / len(outcomes),
+            asked=np.sum([outcome.asked for outcome in outcomes], axis=0),
+            right=np.sum([outcome.right for outcome in outcomes], axis=0),
+        )
+
+
+class _Helper:
+    """Another process that computes gradients into shared memory."""
+
+    def __init__(self, model: KimiVL, checkpoint: Path) -> None:
+        self._gradients = [torch.zeros_like(p).share_memory_() for p in trained(model)]
+        self._loads = [torch.zeros_like(load) for load in LoadBalancer(model).loads.values()]
+        context = torch_multiprocessing.get_context("spawn")
+        self._connection, theirs = multiprocessing.Pipe()
+        loads = [load.share_memory_() for load in self._loads]
+        self._process = context.Process(
+            target=_help, args=(theirs, model, checkpoint, self._gradients, loads), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def start(self, stage: Stage, clips: int, seed: int) -> None:
+        """Let it work on its part of a batch."""
+        self._connection.send((stage, clips, seed))
+
+    @torch.no_grad()
+    def join(self, model: KimiVL, balancer: LoadBalancer) -> Outcome:
+        """Wait for it, and add its gradients and counts to those of this process."""
+        outcome = self._connection.recv()
+        for parameter, gradient in zip(trained(model), self._gradients, strict=True):
+            assert parameter.grad is not None
+            parameter.grad += gradient
+        for load, counted in zip(balancer.loads.values(), self._loads, strict=True):
+            load.add_(counted)
+        return outcome
+
+    def close(self) -> None:
+        """Let it end."""
+        self._connection.close()
+        self._process.join()
+
+
+def _help(
+    connection: Connection,
+    model: KimiVL,
+    checkpoint: Path,
+    gradients: Sequence[Tensor],
+    loads: Sequence[Tensor],
+) -> None:
+    """The loop of a helper, until the other end of the connection is gone."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    teacher = Teacher(checkpoint)
+    balancer = LoadBalancer(model)
+    while True:
+        try:
+            stage, clips, seed = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        model.zero_grad(set_to_none=True)
+        outcome = backward(model, teacher.lesson(stage, clips, seed))
+        with torch.no_grad():
+            for parameter, gradient in zip(trained(model), gradients, strict=True):
+                assert parameter.grad is not None
+                gradient.copy_(parameter.grad)
+            for load, counted in zip(balancer.loads.values(), loads, strict=True):
+                counted.copy_(load)
+                load.zero_()
+        connection.send(outcome)
+
+
+def trained(model: KimiVL) -> list[torch.nn.Parameter]:
+    """The parameters that have gradients."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def backward(model: KimiVL, lesson: Lesson) -> Outcome:
+    """Add the gradient of the mean cross-entropy of the target tokens."""
+    token_ids = [ids.tolist() for ids in lesson.token_ids]
+    batch = whole_sequences(token_ids, model.config.media_token_id)
+    grids = [(int(height), int(width)) for height, width in lesson.grid_hw]
+    features = model.encode_images(torch.from_numpy(lesson.patches), grids)
+    hidden = model(batch, None, features)
+    starts = np.cumsum([0, *batch.query_lens[:-1]])
+    places = [first + at for first, at in zip(starts, lesson.targets, strict=True)]
+    rows = torch.from_numpy(np.concatenate(places))
+    logits = model.logits(hidden[rows - 1])
+    targets = batch.token_ids[rows]
+    loss = F.cross_entropy(logits, targets)
+    loss.backward()
+    kinds = np.concatenate(lesson.kinds)
+    is_right = (logits.argmax(-1) == targets).numpy()
+    return Outcome(
+        clips=len(token_ids),
+        loss=float(loss.detach()),
+        asked=np.bincount(kinds, minlength=len(KINDS)),
+        right=np.bincount(kinds[is_right], minlength=len(KINDS)),
+    )
+
+
+def _parts(clips: int, first_seed: int, num_parts: int) -> list[tuple[int, int]]:
+    """(clips, first seed) of each part of a batch."""
+    ends = [clips * part // num_parts for part in range(num_parts + 1)]
+    return [(end - start, first_seed + start) for start, end in pairwise(ends)]

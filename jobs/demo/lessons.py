@@ -1,0 +1,270 @@
+"""Lessons: batches of conversations about generated clips, as token ids with the targets marked.
+
+The first turn of a conversation is exactly the prompt that `Processor` makes at inference. More
+questions about the same clip follow as further turns, because a clip costs more than a question.
+
+Letters: T tokens, P patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.demo.language import (
+    IMAGE_PROMPT,
+    VIDEO_PROMPT,
+    VIDEO_PROMPTS,
+    Question,
+    caption,
+    image_caption,
+    image_questions,
+    questions,
+)
+from jobs.demo.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    SPLITS,
+    Difficulty,
+    Scene,
+    Split,
+    draw,
+    frame_times,
+    random_scene,
+)
+from model.images import image_size
+from model.processor import Item, Processor
+
+MOTION_WORDS = ("moves", "stays", "still", "grows", "shrinks", "left", "right", "up", "down")
+EVENT_WORDS = ("appears", "disappears", "turns", "early", "late")
+# What a target token is about; 0 is anything else.
+KINDS = (
+    *("other", "shape", "colour", "motion", "size", "background", "event", "text"),
+    *("q_background", "q_count", "q_motion", "q_place", "q_colour", "q_shape", "q_text"),
+    *("q_event", "q_letter"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of the curriculum."""
+
+    steps: int
+    clips: int  # of one batch
+    sizes: tuple[tuple[int, int], ...]  # width and height of the clips, chosen evenly
+    num_frames: tuple[int, ...]
+    difficulty: Difficulty
+    rate: float = 1.0  # factor on the learning rates
+    num_questions: int = 2  # turns beside the caption
+    question_first: float = 0.2  # probability that the caption is not the first turn
+    still_image: float = 0.0  # probability of a single image instead of a clip
+    timestamps: float = 0.3  # probability that frames bring their times
+    choices: float = 0.3  # of the questions, how many offer answers to choose from
+    places: float = 0.5  # of the questions, how many ask for a place while there is one to ask for
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is asked, and what is to be answered."""
+
+    question: str
+    answer: str
+    kind: str  # "caption" or that of a question
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """One batch; all arrays, so that it is cheap to hand to another process."""
+
+    token_ids: list[NDArray[np.int32]]  # of each conversation
+    targets: list[NDArray[np.int32]]  # places in the conversation that are to be predicted
+    kinds: list[NDArray[np.int32]]  # of each target, in KINDS
+    patches: NDArray[np.uint8]  # [P, 3, 14, 14], clip after clip
+    grid_hw: NDArray[np.int32]
+
+
+class Teacher:
+    """Makes lessons with the tokenizer, template and image processor of one checkpoint."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.processor = Processor.from_checkpoint(checkpoint)
+        encode = self.processor.tokenizer.encode_template
+        self._next_turn = encode("<|im_user|>user<|im_middle|>")
+        self._answer = encode("<|im_end|><|im_assistant|>assistant<|im_middle|>")
+        self._end = encode("<|im_end|>")
+
+    def lesson(self, stage: Stage, num_clips: int, first_seed: int) -> Lesson:
+        """The batch whose clips have the seeds from `first_seed` on."""
+        made = [self._conversation(stage, first_seed + index) for index in range(num_clips)]
+        made.sort(key=lambda parts: parts[4].tolist())  # equal grids together
+        token_ids, targets, kinds, patches, grids = zip(*made, strict=True)
+        return Lesson(
+            token_ids=list(token_ids),
+            targets=list(targets),
+            kinds=list(kinds),
+            patches=np.concatenate(patches),
+            grid_hw=np.concatenate(grids),
+        )
+
+    def _conversation(
+        self, stage: Stage, seed: int
+    ) -> tuple[
+        NDArray[np.int32],
+        NDArray[np.int32],
+        NDArray[np.int32],
+        NDArray[np.uint8],
+        NDArray[np.int32],
+    ]:
+        rng = np.random.default_rng((seed, 1))
+        is_image = rng.random() < stage.still_image
+        if is_image:
+            scene = random_scene(seed, replace(stage.difficulty, event=0.0))
+            u = rng.uniform(0, 1, 1)
+        else:
+            scene = random_scene(seed, stage.difficulty)
+            u = stage_times(int(rng.choice(stage.num_frames)), rng)
+        turns = turns_about(scene, float(u[0]) if is_image else None, stage, rng)
+        width_px, height_px = stage.sizes[rng.integers(len(stage.sizes))]
+        frames = self._frames(scene, u, width_px, height_px, rng)
+        style = "none" if is_image else timestamp_style(rng, stage.timestamps)
+        content = with_timestamps(frames, u * scene.duration_s, style)
+        prompt = self.processor.prompt([*content, turns[0].question])
+        token_ids, targets, kinds = self._joined(prompt.token_ids.tolist(), turns)
+        return (
+            np.array(token_ids, np.int32),
+            np.array(targets, np.int32),
+            np.array(kinds, np.int32),
+            prompt.patches,
+            prompt.grid_hw,
+        )
+
+    def _frames(
+        self,
+        scene: Scene,
+        u: NDArray[np.float64],
+        width_px: int,
+        height_px: int,
+        rng: np.random.Generator,
+    ) -> list[NDArray[np.uint8]]:
+        """Frames as they come out of the resize: drawn small, with a little noise of a codec."""
+        size = image_size(width_px, height_px, self.processor.config.image)
+        frames = draw(scene, u, size.width_px, size.height_px)
+        noise = _noise(frames[0].size)
+        start = rng.integers(len(noise) - frames[0].size)
+        wave = noise[start : start + frames[0].size].reshape(frames[0].shape)
+        return list(np.clip(frames.astype(np.int16) + wave, 0, 255).astype(np.uint8))
+
+    def _joined(
+        self, token_ids: list[int], turns: Sequence[Turn]
+    ) -> tuple[list[int], list[int], list[int]]:
+        """The whole conversation, the places of its targets and what they are about."""
+        encode = self.processor.tokenizer.encode
+        targets: list[int] = []
+        kinds: list[int] = []
+        for number, turn in enumerate(turns):
+            if number:
+                token_ids += [*self._next_turn, *encode(turn.question), *self._answer]
+            answer = encode(turn.answer)
+            targets += range(len(token_ids), len(token_ids) + len(answer) + 1)
+            kinds += [*self._kinds(turn, answer), 0]
+            token_ids += [*answer, *self._end]
+        return token_ids, targets, kinds
+
+    def _kinds(self, turn: Turn, answer: Sequence[int]) -> list[int]:
+        if turn.kind != "caption":
+            return [KINDS.index(turn.kind)] * len(answer)
+        return [self._word_kind(token_id) for token_id in answer]
+
+    @cache  # noqa: B019
+    def _word_kind(self, token_id: int) -> int:
+        word = self.processor.tokenizer.decode([token_id]).strip()
+        for kind, words in (
+            ("shape", SHAPES),
+            ("colour", COLOURS),
+            ("motion", MOTION_WORDS),
+            ("size", ("small", "large")),
+            ("background", BACKGROUNDS),
+            ("event", EVENT_WORDS),
+        ):
+            if word in words:
+                return KINDS.index(kind)
+        return KINDS.index("text") if word.isdigit() or (word.isupper() and len(word) > 1) else 0
+
+
+@cache
+def _noise(size: int) -> NDArray[np.int16]:
+    rng = np.random.default_rng(0)
+    return np.round(rng.normal(0, 2.5, 4 * size)).astype(np.int16)
+
+
+def turns_about(
+    scene: Scene, u: float | None, stage: Stage, rng: np.random.Generator
+) -> list[Turn]:
+    """The caption and some questions about a clip, or about its frame at time `u` alone."""
+    if u is None:
+        prompt = VIDEO_PROMPT if rng.random() < 0.7 else str(rng.choice(VIDEO_PROMPTS))
+        turns = [Turn(prompt, caption(scene), "caption")]
+        pool = questions(scene)
+    else:
+        turns = [Turn(IMAGE_PROMPT, image_caption(scene), "caption")]
+        pool = image_questions(scene, u)
+    for _ in range(stage.num_questions):
+        places = [question for question in pool if question.kind == "place"]
+        others = [question for question in pool if question.kind != "place"]
+        chosen = places if places and rng.random() < stage.places else others
+        if not chosen:
+            break
+        question = chosen[rng.integers(len(chosen))]
+        pool.remove(question)
+        turns.append(_question_turn(question, stage, rng))
+    if len(turns) > 1 and rng.random() < stage.question_first:
+        turns = [turns[1], turns[0], *turns[2:]]
+    return turns
+
+
+def _question_turn(question: Question, stage: Stage, rng: np.random.Generator) -> Turn:
+    if rng.random() < stage.choices:
+        choice = question.as_choice(rng)
+        return Turn(choice.text, choice.answer, "q_letter")
+    return Turn(question.text, question.answer, f"q_{question.kind}")
+
+
+def stage_times(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """When the frames of a clip are taken: as at inference, but two frames show both its ends."""
+    if num_frames == 2:
+        return np.array([rng.uniform(0, 0.15), rng.uniform(0.85, 1)])
+    return frame_times(num_frames)
+
+
+def timestamp_style(rng: np.random.Generator, probability: float) -> str:
+    """How frames are labelled: not at all, or in one of two ways."""
+    if rng.random() >= probability:
+        return "none"
+    return "seconds" if rng.random() < 0.5 else "clock"
+
+
+def with_timestamps(
+    frames: Sequence[NDArray[np.uint8]], times_s: NDArray[np.float64], style: str
+) -> list[Item]:
+    """The frames, each behind its time if the style has one."""
+    content: list[Item] = []
+    for frame, time_s in zip(frames, times_s.tolist(), strict=True):
+        if style == "seconds":
+            content.append(f"{time_s:.1f}s ")
+        elif style == "clock":
+            content.append(f"[{int(time_s) // 60:02d}:{int(time_s) % 60:02d}] ")
+        content.append(frame)
+    return content
+
+
+def first_seed(split: Split, run_seed: int, number: int) -> int:
+    """The seed of clip `number` of a run, in the range of its split."""
+    seeds = SPLITS[split]
+    seed = seeds.start + run_seed * 2**32 + number
+    if seed not in seeds:
+        raise ValueError(f"seed {seed} is outside of the {split} split; use a smaller run seed")
+    return seed

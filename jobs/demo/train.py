@@ -1,0 +1,230 @@
+"""Train the demo checkpoint: a small Kimi-VL that sees generated clips.
+
+    python -m jobs.demo.train --output demo-training     goes on there if it was killed
+    python -m jobs.demo.train --output demo-training --export jobs/demo/checkpoint
+
+It trains the network of `model/` through its whole-sequence forward. Every batch is a function of
+the seed and the step, and a snapshot holds all the rest, so a run that was killed and resumed gives
+the weights that it would have given undisturbed.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from jobs.demo.curriculum import STAGES
+from jobs.demo.export import export, write_empty_checkpoint
+from jobs.demo.learner import Learner, trained
+from jobs.demo.lessons import Stage, first_seed
+from jobs.demo.logbook import LogBook, draw_curves
+from jobs.demo.optimizer import Muon
+from model.config import KimiVLConfig
+from model.kimi_vl import KimiVL
+from model.moe import Experts
+
+SNAPSHOT = "snapshot.pt"
+LOG = "log.jsonl"
+CURVES = "curves.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What a run depends on beside the curriculum."""
+
+    seed: int = 0
+    learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the head
+    matrix_rate: float = 0.003  # of Muon: all other matrices
+    warmup_steps: int = 100
+    decay: float = 0.35  # the last part of all steps, in which the rates fall to zero
+    bias_rate: float = 2e-3  # step of the routers' correction bias
+    num_processes: int = 2
+    snapshot_s: float = 45.0
+    log_steps: int = 20
+
+
+class Trainer:
+    """The model with everything that a step changes."""
+
+    def __init__(self, model: KimiVL, config: TrainConfig, num_steps: int) -> None:
+        self.model = model
+        self.config = config
+        self.num_steps = num_steps
+        self.steps_done = 0
+        matrices, others = split_parameters(model)
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+            (Muon(matrices, lr=config.matrix_rate), config.matrix_rate),
+            (
+                torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
+                config.learning_rate,
+            ),
+        ]
+
+    def step(self, learner: Learner, stage: Stage, seed: int) -> dict[str, Any]:
+        """Learn one batch; returns numbers for the log."""
+        outcome = learner.learn(stage, seed)
+        norm = nn.utils.clip_grad_norm_(trained(self.model), 1.0)
+        factor = stage.rate * self._rate_factor()
+        for optimizer, rate in self._optimizers:
+            optimizer.param_groups[0]["lr"] = rate * factor
+            optimizer.step()
+        _, worst_load = learner.balancer.extremes()
+        learner.balancer.step(self.config.bias_rate * min(1.0, factor))
+        self.steps_done += 1
+        return {**vars(outcome), "norm": float(norm), "worst_load": worst_load}
+
+    def _rate_factor(self) -> float:
+        """Warm-up, a plateau, and a linear fall to zero."""
+        warmup = (self.steps_done + 1) / self.config.warmup_steps
+        left = (self.num_steps - self.steps_done) / (self.config.decay * self.num_steps)
+        return min(1.0, warmup, left)
+
+    def save(self, path: Path) -> None:
+        """Write a snapshot, whole or not at all."""
+        state = {
+            "steps_done": self.steps_done,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self._optimizers],
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a snapshot."""
+        state = torch.load(path, weights_only=True)
+        self.steps_done = state["steps_done"]
+        self.model.load_state_dict(state["model"])
+        for (optimizer, _), saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+@torch.no_grad()
+def initialise(model: KimiVL) -> None:
+    """Start values: what layers add is zero at first, and positions vary smoothly over an image."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            is_output = name.endswith(("o_proj", "down_proj"))
+            nn.init.normal_(module.weight, std=0.0 if is_output else module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Experts):
+            for weight in (module.gate_up_proj, module.down_proj):
+                nn.init.uniform_(weight, -(weight.shape[-1] ** -0.5), weight.shape[-1] ** -0.5)
+    language = model.language_model
+    nn.init.normal_(language.model.embed_tokens.weight, std=0.5)
+    nn.init.normal_(language.lm_head.weight, std=0.02)
+    table = model.vision_tower.patch_embed.pos_emb.weight
+    table.copy_(_waves(*table.shape))
+
+
+def _waves(rows: int, columns: int, width: int) -> torch.Tensor:
+    """Sines and cosines of growing frequency along both axes: [rows, columns, width]."""
+    frequencies = torch.arange(1, width // 4 + 1) * (torch.pi / 4)
+
+    def along(size: int) -> torch.Tensor:
+        angles = ((torch.arange(size) + 0.5) / size)[:, None] * frequencies
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+    of_rows = along(rows)[:, None].expand(-1, columns, -1)
+    of_columns = along(columns)[None].expand(rows, -1, -1)
+    return 0.5 * torch.cat((of_rows, of_columns), dim=-1)
+
+
+def split_parameters(model: KimiVL) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices that Muon turns, and the parameters that are left to AdamW."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_table = name.endswith(("embed_tokens.weight", "pos_emb.weight", "lm_head.weight"))
+        is_table = is_table or name.endswith("mlp.gate.weight")
+        if parameter.requires_grad:
+            (others if parameter.ndim < 2 or is_table else matrices).append(parameter)
+    return matrices, others
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
+    """The stage of a step, and the number of the step's first clip within the run."""
+    clips = 0
+    for stage in stages:
+        if step < stage.steps:
+            return stage, clips + step * stage.clips
+        step -= stage.steps
+        clips += stage.steps * stage.clips
+    raise ValueError(f"the curriculum has ended {step + 1} steps before this one")
+
+
+def train(
+    output: Path,
+    config: TrainConfig,
+    stages: Sequence[Stage] = STAGES,
+    checkpoint: Path | None = None,
+    max_s: float | None = None,
+) -> KimiVL:
+    """Run the curriculum, or go on where the snapshot in `output` stands.
+
+    Args:
+        output: directory of snapshot, log and picture of the curves.
+        config: of the run.
+        stages: the curriculum.
+        checkpoint: directory with everything but weights; None writes one into `output`.
+        max_s: stop after so many seconds, with a snapshot.
+    """
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    output.mkdir(parents=True, exist_ok=True)
+    if checkpoint is None:
+        checkpoint = output / "checkpoint"
+        write_empty_checkpoint(checkpoint)
+    torch.manual_seed(config.seed)
+    model = KimiVL(KimiVLConfig.from_checkpoint(checkpoint))
+    initialise(model)
+    num_steps = sum(stage.steps for stage in stages)
+    trainer = Trainer(model, config, num_steps)
+    if (output / SNAPSHOT).exists():
+        trainer.load(output / SNAPSHOT)
+        print(f"goes on from step {trainer.steps_done} of {num_steps}", flush=True)
+    log = LogBook(output / LOG, config.log_steps, num_steps)
+    started_s = saved_s = time.monotonic()
+    with Learner(model, checkpoint, config.num_processes) as learner:
+        while trainer.steps_done < num_steps:
+            stage, number = stage_at(stages, trainer.steps_done)
+            seed = first_seed("train", config.seed, number)
+            numbers = trainer.step(learner, stage, seed)
+            log.add(trainer.steps_done, numbers)
+            now_s = time.monotonic()
+            if now_s - saved_s > config.snapshot_s:
+                trainer.save(output / SNAPSHOT)
+                saved_s = now_s
+            if max_s is not None and now_s - started_s > max_s:
+                break
+    trainer.save(output / SNAPSHOT)
+    if log.path.exists():
+        draw_curves(log.path, output / CURVES)
+    return model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, and export when the curriculum is through."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="of snapshot and log")
+    parser.add_argument("--export", type=Path, help="where the checkpoint goes at the end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--max-seconds", type=float, help="stop early, with a snapshot")
+    options = parser.parse_args(arguments)
+    config = TrainConfig(seed=options.seed, num_processes=options.processes)
+    model = train(options.output, config, max_s=options.max_seconds)
+    if options.export is not None:
+        export(model, options.export)
+
+
+if __name__ == "__main__":
+    main()
