@@ -11,6 +11,8 @@ block table. Latent attention has two forms that give the same numbers up to rou
 Letters: T tokens, B sequences, D hidden size, H heads, C kv_lora_rank, L longest context.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,11 +80,11 @@ class LatentAttention(nn.Module):
         k_rope = rotation.interleaved(k_rope[:, None])[:, 0]  # shared by all heads
         memory = torch.cat((self.kv_a_layernorm(latent), k_rope), dim=-1)  # [T, C + rope]
         store(memory, batch, cache)
-        if cache is not None and batch.is_decode:
-            heads = self._absorbed(q_nope, q_rope, cache, batch)
-        else:
-            query = torch.cat((q_nope, q_rope), dim=-1)
-            heads = self._expanded(query, contexts(memory, batch, cache), batch)
+        query = torch.cat((q_nope, q_rope), dim=-1)
+        heads = self._expanded(query, memory, batch, cache)
+        if cache is not None and batch.num_decodes:
+            decoded = self._absorbed(q_nope, q_rope, cache, batch)
+            heads = torch.cat((decoded, heads))
         return self.o_proj(heads.flatten(-2))
 
     def _query(self, x: Tensor) -> Tensor:
@@ -90,10 +92,12 @@ class LatentAttention(nn.Module):
             return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         return self.q_proj(x)
 
-    def _expanded(self, query: Tensor, memories: list[Tensor], batch: TokenBatch) -> Tensor:
-        """[T, H, nope + rope] and one [L, C + rope] a sequence -> [T, H, value]."""
+    def _expanded(
+        self, query: Tensor, memory: Tensor, batch: TokenBatch, cache: Tensor | None
+    ) -> Tensor:
+        """[T, H, nope + rope] of the step -> [T - decodes, H, value] of those that prefill."""
         outputs = [query.new_empty(0, self.num_heads, self.value_width)]
-        for q, context in zip(query.split(batch.query_lens), memories, strict=True):
+        for q, context in contexts(query, memory, batch, cache, first=batch.num_decodes):
             latent, k_rope = context.split((self.latent_width, self.rope_width), dim=-1)
             key_value = self.kv_b_proj(latent).unflatten(-1, (self.num_heads, -1))
             k_nope, value = key_value.split((self.nope_width, self.value_width), dim=-1)
@@ -103,7 +107,8 @@ class LatentAttention(nn.Module):
         return torch.cat(outputs)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, batch: TokenBatch) -> Tensor:
-        """[B, H, nope], [B, H, rope] and the cached latents -> [B, H, value]."""
+        """[T, H, nope], [T, H, rope] of the step -> [decodes, H, value], from cached latents."""
+        q_nope, q_rope = q_nope[: batch.num_decodes], q_rope[: batch.num_decodes]
         w_key, w_value = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1)).split(
             (self.nope_width, self.value_width), dim=1
         )  # [H, nope, C], [H, value, C]
@@ -145,9 +150,8 @@ class MultiHeadAttention(nn.Module):
         key = rotation.halves(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
         memory = torch.cat((key.flatten(1), self.v_proj(x)), dim=-1)
         store(memory, batch, cache)
-        memories = contexts(memory, batch, cache)
         outputs = [query.new_empty(0, self.num_heads, self.head_dim)]
-        for q, context in zip(query.split(batch.query_lens), memories, strict=True):
+        for q, context in contexts(query, memory, batch, cache, first=0):
             heads = context.unflatten(-1, (2, self.num_kv_heads, self.head_dim))
             shared = heads.repeat_interleave(self.num_heads // self.num_kv_heads, dim=2)
             outputs.append(causal_attention(q, shared[:, 0], shared[:, 1], self.scale))
@@ -160,25 +164,33 @@ def store(memory: Tensor, batch: TokenBatch, cache: Tensor | None) -> None:
         cache.index_copy_(0, batch.slots, memory)
 
 
-def contexts(memory: Tensor, batch: TokenBatch, cache: Tensor | None) -> list[Tensor]:
-    """The whole context of each sequence, after `store`: B tensors [context length, width].
+def contexts(
+    query: Tensor, memory: Tensor, batch: TokenBatch, cache: Tensor | None, *, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The queries and the whole context of each sequence from number `first` on, after `store`.
 
-    Sequences that begin in this step are views of `memory`; the others are copied from the cache.
+    Yields:
+        Queries [query length, H, width] and memories [context length, width]: a view where the
+        sequence begins in this step, else a copy from the cache.
     """
-    if cache is None or batch.block_tables is None or batch.query_lens == batch.context_lens:
-        return list(memory.split(batch.query_lens))
-    return [
-        cache[slots_of(table[None], length)[0]]
-        for table, length in zip(batch.block_tables, batch.context_lens, strict=True)
-    ]
+    parts = zip(query.split(batch.query_lens), memory.split(batch.query_lens), strict=True)
+    for number, (q, own) in enumerate(parts):
+        if number < first:
+            continue
+        length = batch.context_lens[number]
+        if cache is None or batch.block_tables is None or len(own) == length:
+            yield q, own
+        else:
+            yield q, cache[slots_of(batch.block_tables[number : number + 1], length)[0]]
 
 
 def padded_context(batch: TokenBatch, cache: Tensor) -> tuple[Tensor, Tensor]:
-    """The contexts of all sequences, padded to the longest: [B, L, width], and a mask [B, L]."""
+    """The contexts of the decodes, padded to the longest: [B, L, width], and a mask [B, L]."""
     assert batch.block_tables is not None
-    longest = max(batch.context_lens, default=0)
-    context = cache[slots_of(batch.block_tables, longest)]
-    lens = torch.tensor(batch.context_lens, device=cache.device)
+    context_lens = batch.context_lens[: batch.num_decodes]
+    longest = max(context_lens)
+    context = cache[slots_of(batch.block_tables[: batch.num_decodes], longest)]
+    lens = torch.tensor(context_lens, device=cache.device)
     return context, torch.arange(longest, device=cache.device) < lens[:, None]
 
 

@@ -2,7 +2,7 @@
 
 Sequences stand one after another without padding. A sequence brings the tokens that are new in
 this step: its whole prompt (or a part of it) in a prefill, one token in a decode. What it brought
-before lies in the cache, where `block_tables` says.
+before lies in the cache, where `block_tables` says. Decodes come first.
 
 Letters: T tokens of the step (0 is legal), B sequences, V vision tokens of the step.
 """
@@ -23,6 +23,7 @@ class TokenBatch:
     positions: Tensor  # [T] int64, each token's place in its own sequence
     query_lens: tuple[int, ...]  # B, new tokens of each sequence; they sum to T
     context_lens: tuple[int, ...]  # B, tokens of each sequence after this step
+    num_decodes: int = 0  # sequences at the front that bring one token to a cached context
     slots: Tensor | None = None  # [T] int64, cache slot of each new token; None: no cache
     block_tables: Tensor | None = None  # [B, blocks] int64, padded with 0
     media_rows: Tensor | None = None  # [V] int64, rows whose embedding is an image feature
@@ -31,11 +32,8 @@ class TokenBatch:
         assert sum(self.query_lens) == len(self.token_ids) == len(self.positions)
         assert len(self.query_lens) == len(self.context_lens)
         assert (self.slots is None) == (self.block_tables is None)
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether every sequence brings exactly one token and has a cache behind it."""
-        return self.slots is not None and all(length == 1 for length in self.query_lens)
+        assert self.query_lens[: self.num_decodes] == (1,) * self.num_decodes
+        assert self.num_decodes == 0 or self.slots is not None
 
     @property
     def last_rows(self) -> list[int]:

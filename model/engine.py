@@ -1,16 +1,14 @@
 """`Engine`: many prompts in one process, each answered as soon as it is done.
 
-One step either prefills prompts that were waiting or brings every running sequence one token
-further. A sequence owns its cache blocks from admission to its end, so none ever has to give way.
+A step computes what the `Scheduler` plans: one token for each sequence that decodes, and chunks of
+prompts. Images are encoded before the step in which their first pad is computed.
 
-    add --> waiting --(room for it: prefill)--> running --(decode ...)--> finished
+    add --> scheduler: waiting --> running --> finished
 
 Letters: T tokens of the step, B sequences, V vision tokens.
 """
 
-from collections import deque
 from collections.abc import Sequence as Seq
-from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -20,11 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import TokenBatch
-from model.cache import BLOCK_SIZE, LatentCache, blocks_for
+from model.blocks import BLOCK_SIZE, BlockPool, block_keys, blocks_for, image_digests
+from model.cache import LatentCache
 from model.config import EngineConfig
+from model.features import ImageFeatures
 from model.kimi_vl import KimiVL
 from model.prompt import Prompt, PromptError
 from model.sampling import sample
+from model.scheduler import Chunk, Scheduler
 from model.sequence import Completion, SamplingParams, Sequence
 from model.tokenizer import Tokenizer
 from model.weights import load_model
@@ -56,8 +57,11 @@ class Engine:
         if num_blocks < 1:
             raise ValueError(f"cache_gib={config.cache_gib} holds no block of {block_bytes} bytes")
         self.cache = LatentCache(text, num_blocks, model.dtype, model.device)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self.pool = BlockPool(num_blocks)
+        self.scheduler = Scheduler(self.pool, config.max_batch_size, config.max_step_tokens)
+        self._features = ImageFeatures(
+            model, config.max_vision_patches, int(config.feature_cache_gib * GIB)
+        )
 
     @classmethod
     def from_checkpoint(cls, directory: Path, config: EngineConfig) -> Self:
@@ -80,7 +84,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._waiting or self._running)
+        return self.scheduler.has_work
 
     def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
         """Queue a prompt.
@@ -89,7 +93,7 @@ class Engine:
             PromptError: this prompt cannot be run; nothing else is affected.
         """
         num_prompt = len(prompt.token_ids)
-        capacity = min(self.max_model_len, self.cache.num_blocks * BLOCK_SIZE)
+        capacity = min(self.max_model_len, self.pool.num_blocks * BLOCK_SIZE)
         if num_prompt >= capacity:
             raise PromptError(
                 "prompt_too_long",
@@ -97,32 +101,33 @@ class Engine:
                 "answer; use fewer or smaller frames, or a larger max_model_len or cache_gib",
             )
         self._check_tokens(prompt)
+        digests = image_digests(prompt)
+        keys = block_keys(prompt, self.model.config.media_token_id, digests)
         max_tokens = min(params.max_tokens, capacity - num_prompt)
-        self._waiting.append(Sequence(request_id, prompt, params, max_tokens))
+        self.scheduler.add(Sequence(request_id, prompt, params, max_tokens, keys, digests))
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, wherever it is; unknown ones are no error."""
-        self._waiting = deque(seq for seq in self._waiting if seq.request_id != request_id)
-        for sequence in [seq for seq in self._running if seq.request_id == request_id]:
-            self._release(sequence)
+        self.scheduler.cancel(request_id)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[str, Completion]]:
-        """Prefill what fits, or decode one token for each running sequence.
+        """Compute what the scheduler plans, and sample where a sequence's next token follows.
 
         Returns:
             (request id, completion) of every sequence that finished.
         """
-        sequences = self._admit()
-        features = None
-        if sequences:
-            features = self._encode_images(sequences)
-            batch = self._prefill_batch(sequences)
-        else:
-            sequences = list(self._running)
-            batch = self._decode_batch(sequences)
+        chunks = self.scheduler.plan()
+        features = self._features.of(chunks)
+        batch = self._batch(chunks)
         hidden = self.model(batch, self.cache, features)
-        return self._take_tokens(sequences, self.model.logits(hidden[batch.last_rows]))
+        for chunk in chunks:
+            chunk.sequence.num_cached = chunk.end
+        rows = [row for row, chunk in zip(batch.last_rows, chunks, strict=True) if chunk.is_last]
+        sequences = [chunk.sequence for chunk in chunks if chunk.is_last]
+        if not sequences:
+            return []
+        return self._take_tokens(sequences, self.model.logits(hidden[rows]))
 
     def _check_tokens(self, prompt: Prompt) -> None:
         token_ids = prompt.token_ids
@@ -136,63 +141,26 @@ class Engine:
                 f"{num_pads} media pads for {prompt.num_vision_tokens} vision tokens",
             )
 
-    def _admit(self) -> list[Sequence]:
-        """Move waiting sequences into the running ones while all budgets allow."""
-        admitted: list[Sequence] = []
-        num_tokens = 0
-        while self._waiting and len(self._running) < self.config.max_batch_size:
-            sequence = self._waiting[0]
-            num_prompt = len(sequence.prompt.token_ids)
-            num_blocks = blocks_for(num_prompt + sequence.max_tokens)
-            over_budget = num_tokens + num_prompt > self.config.max_prefill_tokens
-            if num_blocks > self.cache.num_free_blocks or (admitted and over_budget):
-                break
-            self._waiting.popleft()
-            sequence.blocks = self.cache.take(num_blocks)
-            num_tokens += num_prompt
-            self._running.append(sequence)
-            admitted.append(sequence)
-        return admitted
-
-    def _encode_images(self, sequences: Seq[Sequence]) -> Tensor | None:
-        """Features [V, D] of all images of the admitted prompts, in bounded vision calls."""
-        features: list[Tensor] = []
-        for prompt in (sequence.prompt for sequence in sequences):
-            sizes = prompt.grid_hw.prod(axis=1).tolist()
-            ends = _budgeted(sizes, self.config.max_vision_patches)
-            for first, end in pairwise([0, *ends]):
-                # A copy, because prompts that crossed processes cannot be written to.
-                skipped, num_patches = sum(sizes[:first]), sum(sizes[first:end])
-                packed = torch.tensor(prompt.patches[skipped : skipped + num_patches])
-                grid_hw = [(int(h), int(w)) for h, w in prompt.grid_hw[first:end]]
-                features.append(self.model.encode_images(packed.to(self.model.device), grid_hw))
-        return torch.cat(features) if features else None
-
-    def _prefill_batch(self, sequences: Seq[Sequence]) -> TokenBatch:
-        token_ids = np.concatenate([sequence.prompt.token_ids for sequence in sequences])
-        lens = tuple(len(sequence.prompt.token_ids) for sequence in sequences)
-        slots = [_slots(seq, 0, length) for seq, length in zip(sequences, lens, strict=True)]
+    def _batch(self, chunks: Seq[Chunk]) -> TokenBatch:
+        spans = [(chunk.sequence, chunk.start, chunk.end) for chunk in chunks]
+        token_ids = np.concatenate([seq.token_ids(start, end) for seq, start, end in spans])
+        is_media = np.concatenate([self._is_media(chunk) for chunk in chunks])
         return TokenBatch(
             token_ids=self._tensor(token_ids),
-            positions=self._tensor(np.concatenate([np.arange(length) for length in lens])),
-            query_lens=lens,
-            context_lens=lens,
-            slots=self._tensor(np.concatenate(slots)),
-            block_tables=self._block_tables(sequences),
-            media_rows=self._tensor(np.flatnonzero(token_ids == self.model.config.media_token_id)),
+            positions=self._tensor(np.concatenate([np.arange(s, e) for _, s, e in spans])),
+            query_lens=tuple(end - start for _, start, end in spans),
+            context_lens=tuple(end for _, _, end in spans),
+            num_decodes=sum(chunk.is_decode for chunk in chunks),
+            slots=self._tensor(np.concatenate([_slots(*span) for span in spans])),
+            block_tables=self._block_tables([sequence for sequence, _, _ in spans]),
+            media_rows=self._tensor(np.flatnonzero(is_media)),
         )
 
-    def _decode_batch(self, sequences: Seq[Sequence]) -> TokenBatch:
-        lens = np.array([sequence.num_tokens for sequence in sequences])
-        slots = [_slots(seq, seq.num_tokens - 1, seq.num_tokens) for seq in sequences]
-        return TokenBatch(
-            token_ids=self._tensor(np.array([sequence.generated[-1] for sequence in sequences])),
-            positions=self._tensor(lens - 1),
-            query_lens=(1,) * len(sequences),
-            context_lens=tuple(lens.tolist()),
-            slots=self._tensor(np.concatenate(slots)),
-            block_tables=self._block_tables(sequences),
-        )
+    def _is_media(self, chunk: Chunk) -> NDArray[np.bool_]:
+        """Which tokens of a chunk are pads of the prompt; generated ones are text."""
+        pads = chunk.sequence.token_ids(chunk.start, chunk.end) == self.model.config.media_token_id
+        pads[max(0, len(chunk.sequence.prompt.token_ids) - chunk.start) :] = False
+        return pads
 
     def _block_tables(self, sequences: Seq[Sequence]) -> Tensor:
         tables = np.zeros((len(sequences), max(len(seq.blocks) for seq in sequences)), np.int64)
@@ -220,13 +188,9 @@ class Engine:
                 or token_id in sequence.params.stop_token_ids,
             )
             if sequence.finish_reason is not None:
-                self._release(sequence)
+                self.scheduler.finish(sequence)
                 finished.append((sequence.request_id, sequence.completion()))
         return finished
-
-    def _release(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self.cache.give_back(sequence.blocks)
 
 
 def _slots(sequence: Sequence, start: int, end: int) -> NDArray[np.int64]:
@@ -234,15 +198,3 @@ def _slots(sequence: Sequence, start: int, end: int) -> NDArray[np.int64]:
     position = np.arange(start, end)
     blocks = np.asarray(sequence.blocks, np.int64)
     return blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-
-
-def _budgeted(sizes: Seq[int], budget: int) -> list[int]:
-    """Ends of runs of images whose sizes sum to at most `budget`; a larger image runs alone."""
-    ends: list[int] = []
-    total = 0
-    for place, size in enumerate(sizes):
-        if place and total + size > budget:
-            ends.append(place)
-            total = 0
-        total += size
-    return [*ends, len(sizes)] if sizes else []

@@ -6,6 +6,9 @@ No torch here: the stages that make requests run on machines without it.
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.prompt import Prompt
 
 FinishReason = Literal["stop", "length"]
@@ -53,16 +56,34 @@ class Completion:
 
 
 class Sequence:
-    """One request in the engine: what was asked, and what has been generated so far."""
+    """One request in the engine: what was asked, what has been generated, and what is cached.
+
+    Args:
+        request_id: of the caller.
+        prompt: what was asked.
+        params: how to answer.
+        max_tokens: of `params`, less where context or cache end before.
+        block_keys: of the full blocks of the prompt, as `model.blocks.block_keys`.
+        image_digests: of the prompt's images, as `model.blocks.image_digests`.
+    """
 
     def __init__(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, max_tokens: int
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        max_tokens: int,
+        block_keys: list[bytes],
+        image_digests: list[bytes],
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
         self.params = params
-        self.max_tokens = max_tokens  # of `params`, less where context or cache end before
+        self.max_tokens = max_tokens
+        self.block_keys = block_keys
+        self.image_digests = image_digests
         self.blocks: list[int] = []
+        self.num_cached = 0  # tokens whose keys and values are in its blocks
         self.generated: list[int] = []
         self.logprobs: list[float] = []
         self.text = bytearray()  # UTF-8, of the ordinary tokens
@@ -72,6 +93,14 @@ class Sequence:
     def num_tokens(self) -> int:
         """Prompt and generated tokens."""
         return len(self.prompt.token_ids) + len(self.generated)
+
+    def token_ids(self, start: int, end: int) -> NDArray[np.int32]:
+        """Prompt and generated tokens at the positions `start` to `end`."""
+        num_prompt = len(self.prompt.token_ids)
+        if end <= num_prompt:
+            return self.prompt.token_ids[start:end]
+        generated = self.generated[max(0, start - num_prompt) : end - num_prompt]
+        return np.append(self.prompt.token_ids[start:], np.array(generated, np.int32))
 
     def append(self, token_id: int, logprob: float, piece: bytes, *, is_stop_token: bool) -> None:
         """Take the next token, whose text is `piece`, and notice the end."""

@@ -3,7 +3,8 @@
 import torch
 
 from model.batch import TokenBatch
-from model.cache import BLOCK_SIZE, LatentCache, blocks_for
+from model.blocks import BLOCK_SIZE, BlockPool, blocks_for
+from model.cache import LatentCache
 from model.kimi_vl import KimiVL
 
 
@@ -14,7 +15,7 @@ def greedy_with_cache(
     """Prefill, then decode greedily: logits of all positions but the last, and the new tokens."""
     num_blocks = blocks_for(len(prompt) + num_tokens)
     cache = LatentCache(model.config.text, num_blocks, model.dtype, model.device)
-    blocks = cache.take(num_blocks)
+    blocks = BlockPool(num_blocks).take(num_blocks)
     hidden = model(cached_step(prompt, 0, blocks), cache)
     logits = [model.logits(hidden)]
     tokens = [int(logits[-1][-1].argmax())]
@@ -34,6 +35,7 @@ def cached_step(token_ids: list[int], start: int, blocks: list[int]) -> TokenBat
         positions=torch.tensor(places),
         query_lens=(len(token_ids),),
         context_lens=(places.stop,),
+        num_decodes=int(len(token_ids) == 1 and start > 0),
         slots=torch.tensor(slots),
         block_tables=torch.tensor([blocks]),
     )

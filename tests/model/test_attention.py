@@ -5,7 +5,8 @@ import torch
 
 from model.attention import LatentAttention
 from model.batch import TokenBatch, whole_sequences
-from model.cache import BLOCK_SIZE, LatentCache
+from model.blocks import BLOCK_SIZE
+from model.cache import LatentCache
 from model.rope import text_rotation
 from tests.tiny import tiny_config, tiny_model
 
@@ -27,6 +28,9 @@ def cached_batch(token_ids, starts, tables):
         positions=torch.tensor(list(chain(*places)), dtype=torch.int64),
         query_lens=tuple(len(ids) for ids in token_ids),
         context_lens=tuple(ends),
+        num_decodes=sum(
+            len(ids) == 1 and start > 0 for ids, start in zip(token_ids, starts, strict=True)
+        ),
         slots=torch.tensor(slots, dtype=torch.int64),
         block_tables=torch.tensor(tables, dtype=torch.int64),
     )
@@ -45,7 +49,7 @@ def test_absorbed_equals_expanded_in_float64():
     table = [[3, 1, 4]]
     attention(x[:39], _rotation(config, 0, 39), cached_batch([[0] * 39], [0], table), cache)
     step = cached_batch([[0]], [39], table)
-    assert step.is_decode
+    assert step.num_decodes == 1
     decoded = attention(x[39:], _rotation(config, 39, 40), step, cache)
     torch.testing.assert_close(decoded, expected[39:], rtol=0, atol=1e-14)
 

@@ -84,7 +84,7 @@ def test_many_sequences_of_different_length_equal_the_whole_sequence_forward(eng
         assert done[name].num_prompt_tokens == len(prompt.token_ids)
         assert done[name].num_generated_tokens == len(expected)
         assert done[name].min_logprob <= done[name].mean_logprob <= 0
-    assert engine.cache.num_free_blocks == engine.cache.num_blocks
+    assert engine.pool.num_available == engine.pool.num_blocks
 
 
 def test_the_answer_does_not_depend_on_neighbours_or_on_the_order(engine, processor):
@@ -168,9 +168,9 @@ def test_the_context_limits_the_answer(checkpoint, processor):
 def test_a_small_cache_makes_sequences_wait_and_loses_none(checkpoint, processor):
     gib = 1 << 30
     engine = Engine.from_checkpoint(checkpoint, EngineConfig())
-    per_block = sum(layer.nbytes for layer in engine.cache.layers) / (engine.cache.num_blocks + 1)
+    per_block = sum(layer.nbytes for layer in engine.cache.layers) / (engine.pool.num_blocks + 1)
     small = Engine.from_checkpoint(checkpoint, EngineConfig(cache_gib=5.5 * per_block / gib))
-    assert small.cache.num_blocks == 5
+    assert small.pool.num_blocks == 5
     prompts = {str(n): text_prompt(processor, "circle " * n) for n in range(1, 7)}
     for name, prompt in prompts.items():
         small.add(name, prompt, SamplingParams(max_tokens=10))
@@ -187,7 +187,7 @@ def test_a_cancelled_request_gives_its_memory_back(engine, processor):
     engine.cancel("f")  # waiting
     engine.cancel("unknown")
     assert run(engine).keys() == set("bcde")
-    assert engine.cache.num_free_blocks == engine.cache.num_blocks
+    assert engine.pool.num_available == engine.pool.num_blocks
 
 
 def test_a_device_that_does_not_exist_is_refused(checkpoint, monkeypatch):
