@@ -29,9 +29,10 @@ output columns:
   row_id                the id column as text, or <file>#<row number>
   (columns of the input, without media bytes)
   caption               the text; null for errors
-  status                ok | truncated (--max-tokens ended it) | error
+  reasoning             what a thinking model wrote before its answer; else null
+  status                ok | truncated (something else than the model ended it) | error
   error_code, error     why there is no caption: a code of a closed list, and a sentence
-  finish_reason         stop | length
+  finish_reason         stop | length (--max-tokens) | repetition (--loop-guard)
   num_prompt_tokens, num_generated_tokens
   frame_times_s         when the frames that the model saw appear in the video
   mean_logprob, min_logprob   of the generated tokens
@@ -141,6 +142,10 @@ def _caption(options: argparse.Namespace) -> object:
             max_tokens=options.max_tokens,
             temperature=options.temperature,
             top_p=options.top_p,
+            top_k=options.top_k,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            loop_guard=options.loop_guard,
             seed=options.seed,
             stop=tuple(options.stop),
         ),
@@ -278,6 +283,30 @@ def _add_answer(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus of sampling")
     group.add_argument(
+        "--top-k", type=_count, default=0, metavar="K", help="likeliest tokens to draw from; 0: all"
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="draw no token that is less likely than this fraction of the likeliest",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 makes tokens of the prompt and the caption less likely",
+    )
+    group.add_argument(
+        "--loop-guard",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="end a caption whose last N tokens only repeat themselves; 0: never",
+    )
+    group.add_argument(
         "--seed",
         type=int,
         default=0,
@@ -325,6 +354,12 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="captions that one copy writes at the same time",
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -185,13 +185,15 @@ def contexts(
 
 
 def padded_context(batch: TokenBatch, cache: Tensor) -> tuple[Tensor, Tensor]:
-    """The contexts of the decodes, padded to the longest: [B, L, width], and a mask [B, L]."""
+    """The contexts of the decodes, padded with 0: [B, L, width], and where they are: [B, L]."""
     assert batch.block_tables is not None
     context_lens = batch.context_lens[: batch.num_decodes]
     longest = max(context_lens)
     context = cache[slots_of(batch.block_tables[: batch.num_decodes], longest)]
     lens = torch.tensor(context_lens, device=cache.device)
-    return context, torch.arange(longest, device=cache.device) < lens[:, None]
+    mask = torch.arange(longest, device=cache.device) < lens[:, None]
+    # What others left behind the context may be nan, and 0 * nan is nan.
+    return context.masked_fill_(~mask[..., None], 0), mask
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

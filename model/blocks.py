@@ -116,6 +116,16 @@ class BlockPool:
             self._block_of[key] = block
             self._key_of[block] = key
 
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Let nobody else find these blocks; whoever owns them keeps them."""
+        for block in blocks:
+            key = self._key_of.pop(block, None)
+            if key is not None:
+                del self._block_of[key]
+            if block in self._kept:
+                del self._kept[block]
+                self._free.append(block)
+
     def give_back(self, blocks: Sequence[int]) -> None:
         """End the ownership of a sequence's blocks; its last ones are the first to be used anew."""
         for block in reversed(blocks):

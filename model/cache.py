@@ -38,9 +38,8 @@ class LatentCache:
         if num_blocks < 1:
             raise ValueError(f"a cache needs at least one block, got {num_blocks}")
         num_slots = (num_blocks + 1) * BLOCK_SIZE
-        # Zeroed, because a masked slot still enters a product with weight 0: 0 * nan is nan.
         self.layers = tuple(
-            torch.zeros(num_slots, cache_width(config), dtype=dtype, device=device)
+            torch.empty(num_slots, cache_width(config), dtype=dtype, device=device)
             for _ in range(config.num_hidden_layers)
         )
 

@@ -8,6 +8,7 @@ prompts. Images are encoded before the step in which their first pad is computed
 Letters: T tokens of the step, B sequences, V vision tokens.
 """
 
+import math
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Self
@@ -111,11 +112,11 @@ class Engine:
         self.scheduler.cancel(request_id)
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[str, Completion]]:
+    def step(self) -> list[tuple[str, Completion | PromptError]]:
         """Compute what the scheduler plans, and sample where a sequence's next token follows.
 
         Returns:
-            (request id, completion) of every sequence that finished.
+            (request id, completion) of every sequence that finished, or why it alone failed.
         """
         chunks = self.scheduler.plan()
         features = self._features.of(chunks)
@@ -173,24 +174,42 @@ class Engine:
 
     def _take_tokens(
         self, sequences: Seq[Sequence], logits: Tensor
-    ) -> list[tuple[str, Completion]]:
+    ) -> list[tuple[str, Completion | PromptError]]:
         """Sample a token for each sequence and let the finished ones go."""
-        token_ids, logprobs = sample(
-            logits, [seq.params for seq in sequences], [len(seq.generated) for seq in sequences]
-        )
-        finished: list[tuple[str, Completion]] = []
+        params = [sequence.params for sequence in sequences]
+        seen = None
+        if any(each.repetition_penalty != 1.0 for each in params):
+            seen = [sequence.token_ids(0, sequence.num_tokens) for sequence in sequences]
+        token_ids, logprobs = sample(logits, params, [len(s.generated) for s in sequences], seen)
+        finished: list[tuple[str, Completion | PromptError]] = []
         for sequence, token_id, logprob in zip(sequences, token_ids, logprobs, strict=True):
-            sequence.append(
-                token_id,
-                logprob,
-                self.tokenizer.decode_bytes([token_id]),
-                is_stop_token=token_id in self.model.config.stop_token_ids
-                or token_id in sequence.params.stop_token_ids,
-            )
-            if sequence.finish_reason is not None:
+            if not math.isfinite(logprob) and sequence.block_keys:
+                self.scheduler.start_alone(sequence)
+                continue
+            outcome = self._take_token(sequence, token_id, logprob)
+            if outcome is not None:
                 self.scheduler.finish(sequence)
-                finished.append((sequence.request_id, sequence.completion()))
+                finished.append((sequence.request_id, outcome))
         return finished
+
+    def _take_token(
+        self, sequence: Sequence, token_id: int, logprob: float
+    ) -> Completion | PromptError | None:
+        """Give a sequence its next token; what came of it, if that was its end."""
+        if not math.isfinite(logprob):
+            return PromptError(
+                "engine_error",
+                f"the network's output is not a number after {sequence.num_tokens} tokens; are "
+                "the weights damaged, or does float16 overflow?",
+            )
+        sequence.append(
+            token_id,
+            logprob,
+            self.tokenizer.decode_bytes([token_id]),
+            is_stop_token=token_id in self.model.config.stop_token_ids
+            or token_id in sequence.params.stop_token_ids,
+        )
+        return None if sequence.finish_reason is None else sequence.completion()
 
 
 def _slots(sequence: Sequence, start: int, end: int) -> NDArray[np.int64]:

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.sequence import SamplingParams
 
 
 def sample(
-    logits: Tensor, params: Sequence[SamplingParams], num_sampled: Sequence[int]
+    logits: Tensor,
+    params: Sequence[SamplingParams],
+    num_sampled: Sequence[int],
+    seen: Sequence[NDArray[np.integer]] | None = None,
 ) -> tuple[list[int], list[float]]:
     """Choose one token for each sequence.
 
@@ -24,15 +28,17 @@ def sample(
         logits: [B, vocabulary] float32.
         params: how each sequence chooses.
         num_sampled: how many tokens each sequence has chosen before.
+        seen: prompt and generated ids of each sequence, for those with a repetition penalty.
 
     Returns:
-        Token ids, and their log-probabilities in nats under the model (temperature 1).
+        Token ids, and their log-probabilities in nats under the model (temperature 1, no penalty).
     """
-    token_ids = logits.argmax(-1)
+    liked = _penalise(logits, params, seen) if seen is not None else logits
+    token_ids = liked.argmax(-1)
     random_rows = [row for row, each in enumerate(params) if each.temperature > 0]
     if random_rows:
         drawn = _draw(
-            logits[random_rows],
+            liked[random_rows],
             [params[row] for row in random_rows],
             [uniform(params[row].seed, num_sampled[row]) for row in random_rows],
         )
@@ -47,8 +53,26 @@ def uniform(seed: int, index: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=seed, counter=index)).random())
 
 
+def _penalise(
+    logits: Tensor, params: Sequence[SamplingParams], seen: Sequence[NDArray[np.integer]]
+) -> Tensor:
+    """Make tokens that a sequence has seen less likely (CTRL, arXiv 1909.05858, section 4.1)."""
+    penalised = logits.clone()
+    for row, each in enumerate(params):
+        if each.repetition_penalty != 1.0:
+            ids = torch.from_numpy(np.unique(seen[row]).astype(np.int64)).to(logits.device)
+            old = logits[row, ids]
+            factor = each.repetition_penalty
+            penalised[row, ids] = torch.where(old > 0, old / factor, old * factor)
+    return penalised
+
+
 def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]) -> Tensor:
-    """Inverse transform sampling over the smallest set of tokens whose mass reaches top_p."""
+    """Inverse transform sampling over the tokens that top_p, top_k and min_p all allow.
+
+    top_p allows the smallest set whose mass reaches it, min_p what is at least that fraction as
+    likely as the best.
+    """
     device = logits.device
     temperature = torch.tensor([each.temperature for each in params], device=device)
     top_p = torch.tensor([each.top_p for each in params], device=device, dtype=torch.float64)
@@ -58,7 +82,11 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[fl
     probs, order = (shifted / temperature[:, None]).softmax(-1).sort(-1, descending=True)
     mass = probs.double().cumsum(-1)
     before = mass - probs.double()
-    num_kept = (before < top_p[:, None]).sum(-1, keepdim=True)  # at least 1: 0 < top_p
+    top_k = torch.tensor([each.top_k or logits.shape[-1] for each in params], device=device)
+    min_p = torch.tensor([each.min_p for each in params], device=device)
+    is_allowed = (before < top_p[:, None]) & (probs >= min_p[:, None] * probs[:, :1])
+    num_kept = is_allowed.sum(-1, keepdim=True).minimum(top_k[:, None])
+    num_kept = num_kept.clamp(min=1)  # the best is always allowed, but where all is not a number
     kept_mass = mass.gather(1, num_kept - 1)
     place = torch.searchsorted(mass, number[:, None] * kept_mass, right=True)
     return order.gather(1, place.minimum(num_kept - 1))[:, 0]

@@ -74,6 +74,18 @@ class Scheduler:
         self._running.remove(sequence)
         self._release(sequence)
 
+    def start_alone(self, sequence: Sequence) -> None:
+        """Compute a running sequence again without what others computed.
+
+        Numbers that break spread to all tokens of a block's attention, so a prompt that shared a
+        block with a broken one has to be tried without it.
+        """
+        self._running.remove(sequence)
+        self._pool.forget(sequence.blocks)
+        self._release(sequence)
+        sequence.block_keys = []
+        self._waiting.appendleft(sequence)
+
     def plan(self) -> list[Chunk]:
         """The chunks of the next step, decodes first. The caller computes all of them."""
         decodes = list(self._decodes())

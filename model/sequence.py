@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from model.prompt import Prompt
 
-FinishReason = Literal["stop", "length"]
+# "repetition": the loop guard ended a text that only repeated itself.
+FinishReason = Literal["stop", "length", "repetition"]
+
+# What thinking models put around their reasoning; ordinary text in their vocabulary.
+OPEN_MARK, CLOSE_MARK = "\u25c1think\u25b7", "\u25c1/think\u25b7"
+
+_LONGEST_LOOP = 32  # tokens that may repeat
+_MIN_COPIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +32,10 @@ class SamplingParams:
     max_tokens: int = 512
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
+    top_k: int = 0  # 0 is no limit
+    min_p: float = 0.0  # of the best token's probability
+    repetition_penalty: float = 1.0  # above 1: what was seen becomes less likely
+    loop_guard: int = 64  # tokens of nothing but repetition that end a text; 0 lets it run
     seed: int = 0
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     stop_token_ids: tuple[int, ...] = ()  # beside those of the checkpoint
@@ -36,6 +47,16 @@ class SamplingParams:
             raise ValueError(f"temperature must be between 0 and 10, got {self.temperature}")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
+        if not 0.0 < self.repetition_penalty <= 10.0:
+            raise ValueError(
+                f"repetition_penalty must be in (0, 10], got {self.repetition_penalty}"
+            )
+        if self.loop_guard < 0:
+            raise ValueError(f"loop_guard must be at least 0, got {self.loop_guard}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
         if "" in self.stop:
@@ -46,13 +67,34 @@ class SamplingParams:
 class Completion:
     """The answer to one prompt."""
 
-    text: str
+    text: str  # without the reasoning of a thinking model
     token_ids: tuple[int, ...]  # as sampled, with the stop token if there was one
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_generated_tokens: int
     mean_logprob: float  # of the sampled tokens, in nats
     min_logprob: float
+    reasoning: str | None = None  # of a thinking model
+    has_answer: bool = True  # False where the reasoning has no end
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether something else than the model ended the text."""
+        return self.finish_reason != "stop" or not self.has_answer
+
+
+def split_reasoning(text: str) -> tuple[str | None, str | None]:
+    """Cut what a thinking model wrote into reasoning and answer.
+
+    Returns:
+        Reasoning, None where there is none; and the answer, None where the reasoning has no end.
+    """
+    before, mark, after = text.partition(CLOSE_MARK)
+    if mark:
+        return before.replace(OPEN_MARK, "", 1).strip(), after.strip()
+    if OPEN_MARK in text:
+        return text.replace(OPEN_MARK, "", 1).strip(), None
+    return None, text
 
 
 class Sequence:
@@ -88,6 +130,7 @@ class Sequence:
         self.logprobs: list[float] = []
         self.text = bytearray()  # UTF-8, of the ordinary tokens
         self.finish_reason: FinishReason | None = None
+        self._num_equal = [0] * (_LONGEST_LOOP + 1)  # last tokens that equal those p before them
 
     @property
     def num_tokens(self) -> int:
@@ -109,6 +152,8 @@ class Sequence:
         self.text += b"" if is_stop_token else piece
         if is_stop_token or self._cut_at_stop_string(len(piece)):
             self.finish_reason = "stop"
+        elif self._is_looping():
+            self.finish_reason = "repetition"
         elif len(self.generated) >= self.max_tokens:
             self.finish_reason = "length"
 
@@ -123,11 +168,26 @@ class Sequence:
             del self.text[min(found) :]
         return bool(found)
 
+    def _is_looping(self) -> bool:
+        """Whether the end of the text is at least four copies of one piece of up to 32 tokens."""
+        guard = self.params.loop_guard
+        for period in range(1, min(_LONGEST_LOOP, len(self.generated) - 1) + 1):
+            is_equal = self.generated[-1] == self.generated[-1 - period]
+            self._num_equal[period] = self._num_equal[period] + 1 if is_equal else 0
+        return bool(guard) and any(
+            num_equal + period >= max(guard, _MIN_COPIES * period)
+            for period, num_equal in enumerate(self._num_equal)
+            if num_equal
+        )
+
     def completion(self) -> Completion:
         """The answer, once `finish_reason` is set."""
         assert self.finish_reason is not None
+        reasoning, text = split_reasoning(self.text.decode("utf-8", errors="replace"))
         return Completion(
-            text=self.text.decode("utf-8", errors="replace"),
+            text=text or "",
+            reasoning=reasoning,
+            has_answer=text is not None,
             token_ids=tuple(self.generated),
             finish_reason=self.finish_reason,
             num_prompt_tokens=len(self.prompt.token_ids),

@@ -36,8 +36,8 @@ class Engine(Protocol):
         """Queue a prompt, or raise `PromptError` for it alone."""
         ...
 
-    def step(self) -> list[tuple[str, Completion]]:
-        """Do a bounded piece of work; return what finished in it."""
+    def step(self) -> Sequence[tuple[str, Completion | PromptError]]:
+        """Do a bounded piece of work; return what finished in it, or failed alone."""
         ...
 
     def cancel(self, request_id: str) -> None:
@@ -156,8 +156,8 @@ class Rank:
         engine = self._factory()
         self._loaded.set_result(None)
         while self._take(engine):
-            for key, completion in engine.step():
-                self._jobs.pop(key).future.set_result(completion)
+            for key, outcome in engine.step():
+                self._jobs.pop(key).future.set_result(_outcome(outcome))
 
     def _take(self, engine: Engine) -> bool:
         """Do what the inbox says, waiting there while the engine is idle; False is the end."""
@@ -180,7 +180,7 @@ class Rank:
             engine.add(job.key, job.request.prompt, job.request.params)
         except PromptError as error:
             del self._jobs[job.key]
-            job.future.set_result(Failure(code=error.code, message=error.message))
+            job.future.set_result(_outcome(error))
 
     def _cancel(self, engine: Engine, cancel: _Cancel) -> None:
         for job in [job for job in self._jobs.values() if cancel.concerns(job)]:
@@ -203,3 +203,10 @@ class Rank:
         queued = [job for job in queued if job.future.set_running_or_notify_cancel()]
         for job in (*self._jobs.values(), *queued):
             job.future.set_exception(DeadEngineError(failure))
+
+
+def _outcome(result: Completion | PromptError) -> Outcome:
+    """What crosses to the caller: an exception's code and message in place of it."""
+    if isinstance(result, PromptError):
+        return Failure(code=result.code, message=result.message)
+    return result

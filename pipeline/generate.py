@@ -164,7 +164,8 @@ def _result(outcome: Outcome) -> dict[str, object]:
         }
     return {
         "caption": outcome.text,
-        "status": (Status.OK if outcome.finish_reason == "stop" else Status.TRUNCATED).value,
+        "reasoning": outcome.reasoning,
+        "status": (Status.TRUNCATED if outcome.is_truncated else Status.OK).value,
         "finish_reason": outcome.finish_reason,
         "num_prompt_tokens": outcome.num_prompt_tokens,
         "num_generated_tokens": outcome.num_generated_tokens,

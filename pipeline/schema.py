@@ -15,7 +15,7 @@ class Status(StrEnum):
     """What became of a row."""
 
     OK = "ok"
-    TRUNCATED = "truncated"  # max_tokens ended the caption
+    TRUNCATED = "truncated"  # max_tokens or the loop guard ended the caption
     ERROR = "error"  # `error_code` and `error` say why
 
 
@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
 RESULT_FIELDS = (
     pa.field("row_id", pa.string(), nullable=False),
     pa.field("caption", pa.large_string()),
+    pa.field("reasoning", pa.large_string()),  # of thinking models
     pa.field("status", pa.string(), nullable=False),
     pa.field("error_code", pa.string()),
     pa.field("error", pa.string()),

@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def text_prompt(processor, text):
     return processor.prompt([text])
 
 
-def run(engine):
+def run(engine) -> dict[str, Any]:
     done = {}
     while engine.has_work:
         done |= dict(engine.step())
@@ -217,6 +218,21 @@ def test_prompts_that_cannot_be_written_to_are_run(engine, processor):
         array.flags.writeable = False  # as they come out of Ray's object store
     engine.add("x", prompt, SamplingParams(max_tokens=2))
     assert run(engine)["x"].num_generated_tokens == 2
+
+
+def test_a_sequence_whose_numbers_break_fails_alone(engine, processor):
+    broken = engine.tokenizer.encode("z")[0]
+    table = engine.model.language_model.model.embed_tokens.weight
+    table[broken] = float("nan")
+    engine.add("broken", text_prompt(processor, "zz top"), SamplingParams(max_tokens=4))
+    engine.add("whole", text_prompt(processor, "a red circle"), SamplingParams(max_tokens=4))
+    done = run(engine)
+    assert done["broken"].code == "engine_error"
+    assert "is not a number" in done["broken"].message
+    assert done["whole"].num_generated_tokens == 4
+    assert engine.pool.num_available == engine.pool.num_blocks
+    engine.add("again", text_prompt(processor, "a red circle"), SamplingParams(max_tokens=4))
+    assert run(engine)["again"].token_ids == done["whole"].token_ids
 
 
 def test_vision_calls_respect_the_budget_and_give_the_same(checkpoint, processor, monkeypatch):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +42,42 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, allowed):
     assert set(tokens) == allowed
 
 
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({"top_k": 1}, {0}),
+        ({"top_k": 3}, {0, 1, 2}),
+        ({"top_k": 99}, {0, 1, 2, 3}),
+        ({"min_p": 0.5}, {0, 1}),
+        ({"min_p": 1.0}, {0}),
+        ({"min_p": 0.5, "top_p": 0.4}, {0}),
+        ({"top_k": 2, "min_p": 0.01}, {0, 1}),
+    ],
+)
+def test_top_k_and_min_p_keep_only_the_likeliest(settings, allowed):
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(500, -1)
+    params = [SamplingParams(temperature=1.0, seed=seed, **settings) for seed in range(500)]
+    assert set(sample(logits, params, [0] * 500)[0]) == allowed
+
+
+def test_a_repetition_penalty_makes_seen_tokens_less_likely_and_leaves_logprobs():
+    logits = torch.tensor([[2.0, 1.5, -1.0], [2.0, 1.5, -1.0], [-1.0, -1.1, -9.0]])
+    params = [SamplingParams(repetition_penalty=x) for x in (1.0, 2.0, 2.0)]
+    tokens, logprobs = sample(logits, params, [0] * 3, [np.array([0, 0, 2])] * 3)
+    assert tokens == [0, 1, 1]
+    expected = logits.log_softmax(-1)
+    assert logprobs == pytest.approx([expected[row, tokens[row]].item() for row in range(3)])
+
+
+def test_what_is_not_a_number_stays_with_its_row():
+    logits = torch.tensor([[float("nan")] * 3, [0.0, 9.0, 0.0]])
+    for temperature in (0.0, 1.0):
+        params = [SamplingParams(temperature=temperature, top_p=0.5)] * 2
+        tokens, logprobs = sample(logits, params, [0, 0])
+        assert logprobs[0] != logprobs[0]
+        assert tokens[1] == 1
+
+
 def test_neighbours_do_not_change_what_is_drawn():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 50, generator=generator)
@@ -73,6 +110,10 @@ def test_a_tiny_temperature_does_not_overflow():
         {"temperature": float("nan")},
         {"top_p": 0.0},
         {"top_p": 1.1},
+        {"top_k": -1},
+        {"min_p": 2.0},
+        {"repetition_penalty": 0.0},
+        {"loop_guard": -1},
         {"seed": -1},
         {"stop": ("",)},
     ],
