@@ -1,0 +1,68 @@
+"""What holds over thousands of sequences: the same bytes again, and no growth."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.config import EngineConfig
+from model.engine import Engine
+from model.processor import Processor
+from model.sequence import SamplingParams
+from tests.tiny import tiny_checkpoint
+
+NUM_SEQUENCES = 2000
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint(directory)
+    return directory
+
+
+def private_bytes() -> int:
+    """Memory of this process that is not the pages of files."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024
+
+
+def answer(engine, processor, numbers):
+    """Ask about a different picture for each number."""
+    done = {}
+    for number in numbers:
+        picture = np.random.default_rng(number).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+        params = SamplingParams(max_tokens=1 + number % 3, temperature=1.0, seed=number)
+        engine.add(str(number), processor.prompt([picture, f"what is {number}?"]), params)
+        if number % 64 == 63:
+            while engine.has_work:
+                done |= dict(engine.step())
+    while engine.has_work:
+        done |= dict(engine.step())
+    return done
+
+
+def test_memory_does_not_grow_with_the_number_of_sequences(checkpoint):
+    processor = Processor.from_checkpoint(checkpoint)
+    config = EngineConfig(max_batch_size=64, cache_gib=0.01, feature_cache_gib=0.001)
+    engine = Engine.from_checkpoint(checkpoint, config)
+    answer(engine, processor, range(500))  # fills the cache, its features and torch's pools
+    before = private_bytes()
+    done = answer(engine, processor, range(500, 500 + NUM_SEQUENCES))
+    assert len(done) == NUM_SEQUENCES
+    assert private_bytes() - before < 8 << 20
+    assert engine.pool.num_available == engine.pool.num_blocks
+
+
+def test_two_runs_give_the_same_answers_to_the_last_bit(checkpoint):
+    processor = Processor.from_checkpoint(checkpoint)
+    runs = [
+        answer(
+            Engine.from_checkpoint(checkpoint, EngineConfig(max_batch_size=16)),
+            processor,
+            range(100),
+        )
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
