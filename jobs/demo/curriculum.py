@@ -33,7 +33,7 @@ _LARGER = replace(_ENDS, steps=695, rate=1.0, sizes=((84, 84),))
 # Two shapes, events, words, times.
 _MORE = replace(
     _LARGER,
-    steps=700,
+    steps=720,
     clips=48,
     sizes=((84, 84), (112, 84), (84, 112)),
     num_frames=(2, 4),
@@ -41,20 +41,28 @@ _MORE = replace(
     rate=0.7,
     timestamps=0.4,
     still_image=0.05,
-    choices=0.2,
-    places=0.7,
+    choices=0.1,
+    places=1.0,
 )
-# Everything that may occur, in clips of all formats.
-_ALL = Stage(
-    steps=730,
-    clips=40,
-    sizes=((224, 168), (168, 224), (196, 196), (252, 140)),
-    num_frames=(4,),
-    difficulty=Difficulty(),
-    rate=0.6,
-    timestamps=0.6,
-    still_image=0.05,
+# Motion again, now in several formats.
+_AGAIN = replace(
+    _MORE,
+    steps=600,
+    clips=64,
+    sizes=((84, 84), (84, 84), (112, 84), (84, 112)),
+    num_frames=(2, 2, 4),
+    difficulty=Difficulty(num_shapes=(0.75, 0.25, 0.0), event=0.05, text=0.05),
 )
 # As at inference.
-_LAST = replace(_ALL, steps=1200, clips=24, num_frames=(8,), timestamps=0.75)
-STAGES = (_FIRST, _SLOWER, _ENDS, _LARGER, _MORE, _ALL, _LAST)
+_LAST = Stage(
+    steps=720,
+    clips=32,
+    sizes=((224, 168), (168, 224), (196, 196), (252, 140)),
+    num_frames=(8,),
+    difficulty=Difficulty(event=0.15),
+    rate=1.0,
+    timestamps=0.75,
+    still_image=0.05,
+    places=0.8,
+)
+STAGES = (_FIRST, _SLOWER, _ENDS, _LARGER, _MORE, _AGAIN, _LAST)

@@ -29,7 +29,7 @@ from model.config import EngineConfig
 from model.engine import Engine
 from model.moe import Router
 from model.processor import Processor
-from model.prompt import Prompt
+from model.prompt import Prompt, PromptError
 from model.sequence import SamplingParams
 from pipeline.media import Frames, decode_video
 from pipeline.sampling import FrameSampling
@@ -93,7 +93,10 @@ class Answerer:
             self.engine.add(str(number), prompt, params)
         texts: dict[int, str] = {}
         while self.engine.has_work:
-            texts |= {int(name): completion.text for name, completion in self.engine.step()}
+            for name, answer in self.engine.step():
+                if isinstance(answer, PromptError):
+                    raise answer
+                texts[int(name)] = answer.text
         return [texts[number] for number in range(len(prompts))]
 
 

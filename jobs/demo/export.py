@@ -1,5 +1,6 @@
 """Write a trained model as a checkpoint directory in the published layout."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -21,9 +22,17 @@ def write_empty_checkpoint(directory: Path) -> None:
     write_configs(directory, vocab_size, TEXT, VISION, IMAGE, torch.bfloat16)
 
 
-def export(model: KimiVL, directory: Path) -> None:
-    """Write the whole checkpoint in bfloat16, and check that it is complete."""
-    write_empty_checkpoint(directory)
+def export(model: KimiVL, empty_checkpoint: Path, directory: Path) -> None:
+    """Write the whole checkpoint in bfloat16, and check that it is complete.
+
+    Args:
+        model: with its weights.
+        empty_checkpoint: the files that it was trained with.
+        directory: made if missing; weights that are there are replaced.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in empty_checkpoint.iterdir():
+        shutil.copyfile(file, directory / file.name)
     parameters = dict(model.named_parameters())
     weights: dict[str, Tensor] = {}
     for name, target in sorted(destinations(model.config).items()):

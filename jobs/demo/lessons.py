@@ -212,17 +212,18 @@ def turns_about(
     else:
         turns = [Turn(IMAGE_PROMPT, image_caption(scene), "caption")]
         pool = image_questions(scene, u)
-    for _ in range(stage.num_questions):
+    is_question_first = rng.random() < stage.question_first
+    for number in range(stage.num_questions):
+        # What a caption has just said is not worth asking; places are not in it.
         places = [question for question in pool if question.kind == "place"]
-        others = [question for question in pool if question.kind != "place"]
-        chosen = places if places and rng.random() < stage.places else others
-        if not chosen:
-            break
+        asks_place = places and rng.random() < stage.places
+        is_first = is_question_first and number == 0
+        chosen = places if asks_place and not is_first else pool
         question = chosen[rng.integers(len(chosen))]
         pool.remove(question)
         turns.append(_question_turn(question, stage, rng))
-    if len(turns) > 1 and rng.random() < stage.question_first:
-        turns = [turns[1], turns[0], *turns[2:]]
+    if is_question_first:
+        turns[:2] = turns[1::-1]
     return turns
 
 

@@ -57,11 +57,11 @@ TEXT_BAND = 0.3  # of the frame's height, at its top, is kept for written text
 class Difficulty:
     """What may occur in a scene, and how often."""
 
-    num_shapes: tuple[float, float, float] = (0.45, 0.35, 0.2)  # odds of 1, 2 and 3 shapes
+    num_shapes: tuple[float, float, float] = (0.6, 0.4, 0.0)  # odds of 1, 2 and 3 shapes
     small: float = 0.5  # probability that a shape is small
     still: float = 0.15  # probability that a shape does not move
     event: float = 0.2
-    text: float = 0.2  # probability that something is written; only beside a single shape
+    text: float = 0.1  # probability that something is written; only beside a single shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,19 +207,27 @@ def _placed(
     kind = str(rng.choice(SHAPES))
     is_small = count > 1 or top > 0 or rng.random() < difficulty.small
     for _ in range(40):
-        shape = _random_shape(rng, colour, kind, motion, is_small=is_small, top=top)
+        shape = _random_shape(rng, colour, kind, motion, is_small=is_small, count=count, top=top)
         if all(_keeps_away(shape, other) for other in others):
             return shape
     return None
 
 
 def _random_shape(
-    rng: np.random.Generator, colour: str, kind: str, motion: str, *, is_small: bool, top: float
+    rng: np.random.Generator,
+    colour: str,
+    kind: str,
+    motion: str,
+    *,
+    is_small: bool,
+    count: int,
+    top: float,
 ) -> Shape:
-    radius = rng.uniform(0.12, 0.145) if is_small else rng.uniform(0.2, 0.23)
+    radius = rng.uniform(0.145, 0.165) if is_small else rng.uniform(0.215, 0.24)
+    radius *= 0.88 if count == 3 else 1.0
     start_radius = end_radius = radius
     if motion in ("growing", "shrinking"):
-        low, high = (0.09, 0.18) if is_small else (0.11, 0.25)
+        low, high = (0.1, 0.18) if is_small else (0.12, 0.26)
         start_radius, end_radius = (low, high) if motion == "growing" else (high, low)
     margin = max(start_radius, end_radius) * 1.05
     low, high = np.array([margin, margin + top]), np.array([1 - margin, 1 - margin])

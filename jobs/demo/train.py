@@ -31,6 +31,7 @@ from model.moe import Experts
 SNAPSHOT = "snapshot.pt"
 LOG = "log.jsonl"
 CURVES = "curves.png"
+CHECKPOINT = "checkpoint"  # all but the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +180,9 @@ def train(
     torch.set_flush_denormal(True)
     output.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
-        checkpoint = output / "checkpoint"
-        write_empty_checkpoint(checkpoint)
+        checkpoint = output / CHECKPOINT
+        if not (checkpoint / "config.json").exists():
+            write_empty_checkpoint(checkpoint)
     torch.manual_seed(config.seed)
     model = KimiVL(KimiVLConfig.from_checkpoint(checkpoint))
     initialise(model)
@@ -223,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = TrainConfig(seed=options.seed, num_processes=options.processes)
     model = train(options.output, config, max_s=options.max_seconds)
     if options.export is not None:
-        export(model, options.export)
+        export(model, options.output / CHECKPOINT, options.export)
 
 
 if __name__ == "__main__":

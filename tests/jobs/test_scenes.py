@@ -24,7 +24,8 @@ from jobs.demo.scenes import (
     random_scene,
 )
 
-SCENES = [random_scene(seed) for seed in range(150)]
+SOME_OF_ALL = Difficulty(num_shapes=(0.4, 0.3, 0.3))
+SCENES = [random_scene(seed, SOME_OF_ALL) for seed in range(150)]
 EVENTFUL = [random_scene(seed, Difficulty(event=1.0, text=0.0)) for seed in range(60)]
 
 

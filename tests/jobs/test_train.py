@@ -120,7 +120,7 @@ def test_two_processes_give_the_gradient_of_one(model: KimiVL, empty_checkpoint:
 def test_an_exported_checkpoint_loads_and_answers(
     model: KimiVL, empty_checkpoint: Path, tmp_path: Path
 ) -> None:
-    export(model, tmp_path)
+    export(model, empty_checkpoint, tmp_path)
     engine = Engine.from_checkpoint(tmp_path, EngineConfig(cache_gib=0.1))
     prompt = Teacher(tmp_path).processor.prompt([np.zeros((56, 84, 3), np.uint8), "What?"])
     engine.add("a", prompt, SamplingParams(max_tokens=2))
