@@ -1,9 +1,7 @@
 """Write a checkpoint directory in the published layout with random weights.
 
-    python -m jobs.demo.random_checkpoint      writes jobs/demo/checkpoint again
-
-The demo checkpoint and the small checkpoints of the tests are made here: every file, name and
-dtype is as in a published Kimi-VL checkpoint, only the sizes differ.
+Training starts from one and the tests run on them: every file, name and dtype is as in a published
+Kimi-VL checkpoint, only the sizes differ.
 """
 
 import json
@@ -79,15 +77,6 @@ IMAGE: Mapping[str, Any] = {
     "merge_kernel_size": [2, 2],
     "num_pooled_tokens": 1024,
 }
-DEMO_DIRECTORY = Path(__file__).parent / "checkpoint"
-# What the demo's vocabulary is trained on: its prompts and the words of its captions.
-DEMO_LINES = (
-    "Describe this video. Describe this image. What moves, and where to? How many shapes?",
-    "a red circle moves left on a black background, 0.5 seconds",
-    "a blue square moves up and to the right on a white background, 1.0 seconds",
-    "a green triangle stands still on a grey background, 1.5 seconds",
-    "a yellow circle grows, a purple square shrinks, an orange triangle moves down, 2.0 seconds",
-)
 
 
 def write_checkpoint(
@@ -198,7 +187,3 @@ def write_weights(directory: Path, weights: Mapping[str, Tensor], num_shards: in
     total_size = sum(tensor.nbytes for tensor in weights.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    write_checkpoint(DEMO_DIRECTORY, lines=DEMO_LINES, num_merges=200)
