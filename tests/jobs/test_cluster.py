@@ -143,6 +143,15 @@ def test_a_ray_that_is_connected_already_is_used_and_stays(monkeypatch, calls):
     assert calls == []
 
 
+@pytest.fixture
+def ctrl_c_arrives():
+    """Python's own handler, also where the tests are a shell's background job, which ignores it."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("ctrl_c_arrives")
 @pytest.mark.parametrize(
     ("stop", "code"),
     [
