@@ -1,0 +1,303 @@
+"""The options that jobs share, by group, and the `PipelineConfig` that they make.
+
+Only the standard library is imported: a wrong argument is told before anything slow is loaded.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from pipeline.config import PipelineConfig
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Paragraphs as they are written; the default behind each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, [], argparse.SUPPRESS) or action.nargs == 0:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the long usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def add_required(group: argparse._ArgumentGroup) -> None:
+    """Input, output and model."""
+    group.add_argument(
+        "--input",
+        required=True,
+        metavar="PARQUET",
+        help="a Parquet file, a directory of them, or a quoted pattern; a path or a URI such as "
+        "s3://bucket/clips",
+    )
+    group.add_argument(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="directory of the results, made if need be; on a cluster one that all nodes share",
+    )
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="a checkpoint directory, a Hugging Face id such as moonshotai/Kimi-VL-A3B-Instruct, "
+        "or `demo`, the small one of this repository",
+    )
+
+
+def add_data(group: argparse._ArgumentGroup) -> None:
+    """The columns and rows of the input, and how the output is cut."""
+    group.add_argument(
+        "--video-column",
+        default="video",
+        metavar="NAME",
+        help="paths or URIs (string), the files themselves (binary), or struct<bytes, path>; "
+        "relative paths start at the input's folder",
+    )
+    group.add_argument("--id-column", metavar="NAME", help="unique ids; default: <file>#<row>")
+    group.add_argument("--prompt-column", metavar="NAME", help="a row's own prompt; null: --prompt")
+    group.add_argument("--start-column", metavar="NAME", help="start of the span, in seconds")
+    group.add_argument("--end-column", metavar="NAME", help="end of the span, in seconds")
+    group.add_argument(
+        "--columns",
+        type=_names,
+        metavar="A,B",
+        help="columns of the input to write beside the results; default: all but media bytes",
+    )
+    group.add_argument(
+        "--keep-media", action="store_true", help="write the media bytes too, where there are any"
+    )
+    group.add_argument(
+        "--allow-uri",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="rows may name media below this, such as s3://bucket/clips; may be repeated",
+    )
+    group.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows")
+    group.add_argument(
+        "--rows-per-part", type=_positive, default=10_000, metavar="N", help="of each output file"
+    )
+
+
+def add_question(group: argparse._ArgumentGroup) -> None:
+    """Prompt and frames."""
+    group.add_argument(
+        "--prompt",
+        default="Describe this video in detail.",
+        metavar="TEXT",
+        help="what is wanted of each video",
+    )
+    frames = group.add_mutually_exclusive_group()
+    frames.add_argument(
+        "--frames", type=_positive, default=8, metavar="N", help="frames, evenly over the video"
+    )
+    frames.add_argument("--fps", type=float, metavar="F", help="or so many frames per second")
+    group.add_argument(
+        "--max-frames",
+        type=_positive,
+        default=128,
+        metavar="N",
+        help="with --fps: where that would be more, so many evenly",
+    )
+    group.add_argument(
+        "--frame-tokens",
+        type=_positive_or("max"),
+        default=256,
+        metavar="N",
+        help="most visual tokens of a frame, each of 28 x 28 pixels; `max` is the checkpoint's "
+        "own limit",
+    )
+    group.add_argument(
+        "--timestamps",
+        choices=("none", "seconds", "mm:ss"),
+        default="seconds",
+        help="text before each frame: nothing, `3.5s` or `[00:03]`",
+    )
+
+
+def add_answer(group: argparse._ArgumentGroup) -> None:
+    """Generation."""
+    group.add_argument(
+        "--max-tokens", type=_positive, default=512, metavar="N", help="of a caption"
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=0.2,
+        metavar="T",
+        help="0 is greedy; 0.2 is what Kimi-VL-A3B-Instruct's authors recommend",
+    )
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus of sampling")
+    group.add_argument(
+        "--top-k", type=_count, default=0, metavar="K", help="likeliest tokens to draw from; 0: all"
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="draw no token that is less likely than this fraction of the likeliest",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 makes tokens of the prompt and the caption less likely",
+    )
+    group.add_argument(
+        "--loop-guard",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="end a caption whose last N tokens only repeat themselves; 0: never",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the run; each row's own follows from it and from its id",
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end a caption before this text; may be repeated",
+    )
+
+
+def add_machine(group: argparse._ArgumentGroup) -> None:
+    """Devices, copies of the model and threads."""
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: GPUs if the cluster has any",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="auto: as the weights are stored",
+    )
+    group.add_argument(
+        "--groups",
+        type=_positive_or("auto"),
+        metavar="N",
+        help="copies of the model; default: auto, one for each GPU, or one",
+    )
+    group.add_argument(
+        "--threads",
+        type=_positive_or("auto"),
+        metavar="N",
+        help="of torch in each copy on CPUs; default: auto, half of the CPUs",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="captions that one copy writes at the same time",
+    )
+
+
+def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
+    """What the options ask for; loads the libraries and finds the checkpoint.
+
+    Raises:
+        ValueError: a value cannot work; the message names it.
+    """
+    from jobs.checkpoints import find_checkpoint
+    from jobs.cluster import refuse_relative
+    from model.config import EngineConfig
+    from model.sequence import SamplingParams
+    from pipeline.config import PipelineConfig
+    from pipeline.prepare import Instructions
+    from pipeline.sampling import FrameSampling
+    from pipeline.schema import InputColumns
+
+    refuse_relative(options.output, "--output")
+    if not Path(options.input).exists():  # what was submitted along may be named by its place
+        refuse_relative(options.input, "--input")
+    return PipelineConfig(
+        input=options.input,
+        output=options.output,
+        checkpoint=find_checkpoint(options.model),
+        columns=InputColumns(
+            video=options.video_column,
+            id=options.id_column,
+            prompt=options.prompt_column,
+            start_s=options.start_column,
+            end_s=options.end_column,
+        ),
+        carry=options.columns,
+        keep_media=options.keep_media,
+        limit=options.limit,
+        instructions=Instructions(
+            prompt=options.prompt,
+            frames=FrameSampling(
+                num_frames=options.frames if options.fps is None else None,
+                fps=options.fps,
+                max_frames=options.max_frames,
+            ),
+            timestamps=options.timestamps,
+            max_frame_tokens=options.frame_tokens,
+        ),
+        allowed_uris=tuple(options.allow_uri),
+        sampling=SamplingParams(
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            loop_guard=options.loop_guard,
+            seed=options.seed,
+            stop=tuple(options.stop),
+        ),
+        engine=EngineConfig(
+            dtype=options.dtype,
+            max_batch_size=options.batch_size,
+            num_threads=options.threads or max(1, (os.cpu_count() or 1) // 2),
+        ),
+        device=options.device,
+        num_groups=options.groups,
+        rows_per_part=options.rows_per_part,
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _positive_or(word: str) -> Callable[[str], int | None]:
+    """A positive number, or a word that stands for None."""
+
+    def parse(text: str) -> int | None:
+        return None if text == word else _positive(text)
+
+    return parse
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
