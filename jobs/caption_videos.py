@@ -9,6 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs.options import Parser
 
 _ROOT = Path(__file__).resolve().parents[1]
 if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
@@ -37,6 +41,7 @@ output columns:
 
 files in the output directory:
   part-*.parquet        the rows; pandas.read_parquet(DIR) and pyarrow read them all
+  _run.yaml             the options of the last run; --config DIR/_run.yaml repeats it
   _recipe.json          all that changes the captions; another recipe is refused
   _report.json          what the last run did
   _error.txt            why the last run failed, in full
@@ -58,8 +63,10 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; the exit code."""
-    options = make_parser().parse_args(arguments)
+    from jobs import run_file
+
     try:
+        options = run_file.parse(make_parser, sys.argv[1:] if arguments is None else arguments)
         from pipeline.run import RunError
     except ModuleNotFoundError as error:
         return _fail(
@@ -90,7 +97,7 @@ def _caption(options: argparse.Namespace) -> object:
     return run(pipeline_config(options), connect=connect)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> "Parser":
     """The command line, and its manual page."""
     from jobs import options
 
@@ -106,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_question(parser.add_argument_group("what the model sees and is asked"))
     options.add_answer(parser.add_argument_group("how it answers"))
     options.add_machine(parser.add_argument_group("machine"))
+    options.add_run(parser.add_argument_group("run"))
     return parser
 
 

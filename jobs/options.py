@@ -25,9 +25,11 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the long usage."""
 
+    where = ""  # before the message, such as the name of a file
+
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: error: {self.where}{message} (see --help)\n")
 
 
 def add_required(group: argparse._ArgumentGroup) -> None:
@@ -213,6 +215,16 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_run(group: argparse._ArgumentGroup) -> None:
+    """The file that options can stand in."""
+    group.add_argument(
+        "--config",
+        metavar="YAML",
+        help="options from a file, with their names as keys; the command line wins. _run.yaml in "
+        "an output directory repeats the run that wrote it",
+    )
+
+
 def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
     """What the options ask for; loads the libraries and finds the checkpoint.
 
@@ -275,6 +287,7 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
         device=options.device,
         num_groups=options.groups,
         rows_per_part=options.rows_per_part,
+        run_yaml=options.run_yaml,
     )
 
 

@@ -39,6 +39,7 @@ class PipelineConfig:
     max_group_failures: int = 16
     rows_per_part: int = 10_000
     max_part_age_s: float = 300.0
+    run_yaml: str | None = None  # the options of the command, to keep beside the output
 
     def __post_init__(self) -> None:
         if "://" in self.output:

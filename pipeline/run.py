@@ -90,6 +90,8 @@ def run(
     with ledger.lock_output(output):
         parts = ledger.committed_parts(output)
         claim_output(output, recipe, has_parts=bool(parts))
+        if config.run_yaml is not None:
+            (output / "_run.yaml").write_text(config.run_yaml, encoding="utf-8")
         committed = ledger.committed_ids(parts, schema)
         what = plan(source, committed, limit=config.limit)
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

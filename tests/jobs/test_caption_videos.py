@@ -63,7 +63,8 @@ def test_three_clips_are_captioned_and_two_rows_say_what_was_wrong(place, ray_lo
     assert "5/5" in printed.err
     assert "Traceback" not in printed.err
 
-    assert call(place, "--id-column", "key", "--frames", "8", "--max-tokens", "8") == 0
+    # The same run again, as the output directory remembers it.
+    assert caption_videos.main(["--config", f"{place['--output']}/_run.yaml"]) == 0
     assert "nothing to do: all rows are done" in capfd.readouterr().out
 
 

@@ -1,0 +1,132 @@
+"""Options from a file: the command line wins, mistakes are one line, a run can be repeated."""
+
+import pytest
+
+from jobs import caption_videos, run_file
+from jobs.options import pipeline_config
+
+REQUIRED = ["--input", "clips.parquet", "--output", "out", "--model", "demo"]
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def parse(*arguments):
+    return run_file.parse(caption_videos.make_parser, arguments)
+
+
+def test_a_file_gives_options_by_their_names(written):
+    config = written(
+        "input: a.parquet\noutput: o\nmodel: demo\nframes: 16\nframe-tokens: max\ntop-p: 0.9\n"
+        "stop: [one, 'two: three']\nkeep-media: true\ncolumns: a,b\nseed:\nprompt: '-x'\n"
+    )
+
+    options = parse("--config", config)
+
+    assert (options.input, options.frames, options.top_p) == ("a.parquet", 16, 0.9)
+    assert options.frame_tokens is None
+    assert options.stop == ["one", "two: three"]
+    assert options.keep_media is True
+    assert options.columns == ("a", "b")
+    assert options.seed == 0
+    assert options.prompt == "-x"
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "expected"),
+    [
+        ("frames: 16", ["--frames", "4"], {"frames": 4, "fps": None}),
+        ("fps: 2", ["--frames", "4"], {"frames": 4, "fps": None}),
+        ("frames: 4", ["--fps", "2"], {"frames": 8, "fps": 2.0}),
+        ("stop: [a, b]", ["--stop", "c"], {"stop": ["c"]}),
+        ("keep-media: false", ["--keep-media"], {"keep_media": True}),
+        ("top-k: 3", ["--top-k=5"], {"top_k": 5}),
+        ("", [], {"frames": 8}),
+    ],
+)
+def test_the_command_line_wins(written, text, more, expected):
+    text = text or "{}"
+
+    options = parse(*REQUIRED, "--config", written(text), *more)
+
+    assert {name: getattr(options, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("frame: 3", "there is no option 'frame'; the nearest is 'frames'"),
+        ("frame_tokens: 3", "the nearest is 'frame-tokens'"),
+        ("7: 3", "there is no option 7; the nearest is"),
+        ("config: x.yaml", "there is no option 'config'"),
+        ("frames: 0", "argument --frames: '0' is not a positive whole number"),
+        ("frames: [1, 2]", "frames takes one value of text or numbers, got [1, 2]"),
+        ("prompt: yes", "prompt takes one value of text or numbers, got True; quote text"),
+        ("stop: [{a: 1}]", "stop takes values of text or numbers"),
+        ("keep-media: 1", "keep-media must be true or false, got 1"),
+        ("frames: 3\nfps: 1", "argument --fps: not allowed with argument --frames"),
+        ("frames: 3\nfps: 1\nframes: 4", "line 3: 'frames' stands there twice"),
+        ("frames: 3\n fps: 1", "line 2: no YAML"),
+        ("frames: [3", "line 1: no YAML"),
+        ("- frames", "must be a mapping of option names to values"),
+        ("", "must be a mapping"),
+        ("input: !!python/name:os.system x", "line 1: no YAML, could not determine a constructor"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line_that_names_it(written, capsys, text, message):
+    config = written(text)
+
+    with pytest.raises(SystemExit) as caught:
+        parse(*REQUIRED, "--config", config)
+
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert printed.startswith(f"caption_videos: error: {config}: ")
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_missing_file_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(*REQUIRED, "--config", str(tmp_path / "no.yaml"))
+
+    assert "no.yaml: cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_what_is_required_may_stand_in_the_file_and_must_stand_somewhere(written, capsys):
+    config = written("input: a.parquet\nmodel: demo")
+
+    assert parse("--config", config, "--output", "o").input == "a.parquet"
+    with pytest.raises(SystemExit):
+        parse("--config", config)
+    assert "the following arguments are required: --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--fps", "0.5", "--max-frames", "64", "--frame-tokens", "max", "--stop", "a", "--stop=b"],
+        ["--frames", "4", "--keep-media", "--columns", "a,b", "--prompt", "Say: 'yes' \u00e9\n- 3"],
+        ["--seed", "007", "--prompt", "12", "--groups", "auto", "--temperature", "1e-1"],
+    ],
+)
+def test_what_is_written_back_repeats_the_run(written, tmp_path, monkeypatch, more):
+    (tmp_path / "clips.parquet").touch()
+    monkeypatch.chdir(tmp_path)
+    first = parse(*REQUIRED, *more)
+
+    again = parse("--config", written(first.run_yaml))
+
+    assert again.run_yaml == first.run_yaml
+    assert again.input == str(tmp_path / "clips.parquet")
+    first.input, first.output = again.input, again.output
+    first.config = again.config
+    assert vars(again) == vars(first)
+    assert pipeline_config(again) == pipeline_config(first)
