@@ -3,6 +3,8 @@
 Letters: T tokens, D hidden size.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from model.attention import attention_for
@@ -19,7 +21,7 @@ class DecoderLayer(nn.Module):
     """Attention, then a dense MLP or experts, each behind a norm and a residual."""
 
     def __init__(
-        self, config: TextConfig, layer: int, held_experts: range, dispatcher: Dispatcher
+        self, config: TextConfig, layer: int, held_experts: Sequence[int], dispatcher: Dispatcher
     ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -35,14 +37,17 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, rotation: Rotation, batch: TokenBatch, cache: Tensor | None
     ) -> Tensor:
         """`x` [T, D] -> [T, D]; `cache` is this layer's storage, or None."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, batch, cache)
+        if len(x):  # an idle rank has no tokens, and experts that others need
+            x = x + self.self_attn(self.input_layernorm(x), rotation, batch, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Decoder(nn.Module):
     """Embedding, layers and the last norm: `language_model.model` in a checkpoint."""
 
-    def __init__(self, config: TextConfig, held_experts: range, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, config: TextConfig, held_experts: Sequence[int], dispatcher: Dispatcher
+    ) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -67,7 +72,9 @@ class Decoder(nn.Module):
 class LanguageModel(nn.Module):
     """The decoder with its untied head: `language_model` in a checkpoint."""
 
-    def __init__(self, config: TextConfig, held_experts: range, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, config: TextConfig, held_experts: Sequence[int], dispatcher: Dispatcher
+    ) -> None:
         super().__init__()
         self.model = Decoder(config, held_experts, dispatcher)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

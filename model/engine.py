@@ -9,9 +9,11 @@ Letters: T tokens of the step, B sequences, V vision tokens.
 """
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from model.cache import LatentCache
 from model.config import EngineConfig
 from model.features import ImageFeatures
 from model.kimi_vl import KimiVL
+from model.moe import Dispatcher
 from model.prompt import Prompt, PromptError
 from model.sampling import sample
 from model.scheduler import Chunk, Scheduler
@@ -32,6 +35,15 @@ from model.tokenizer import Tokenizer
 from model.weights import load_model
 
 GIB = 1 << 30
+
+# Entered for the layers of a step, once all that can fail in this process alone is done: takes the
+# number of tokens and whether all are decodes, says whether to compute at all.
+Turn = Callable[[int, bool], AbstractContextManager[bool]]
+
+
+def own_turn(num_tokens: int, is_decode: bool) -> AbstractContextManager[bool]:
+    """The turn of an engine that steps alone."""
+    return nullcontext(num_tokens > 0)
 
 
 class Engine:
@@ -65,8 +77,14 @@ class Engine:
         )
 
     @classmethod
-    def from_checkpoint(cls, directory: Path, config: EngineConfig) -> Self:
-        """Load a checkpoint and reserve the cache.
+    def from_checkpoint(
+        cls,
+        directory: Path,
+        config: EngineConfig,
+        dispatcher: Dispatcher | None = None,
+        held_experts: Seq[int] | None = None,
+    ) -> Self:
+        """Load a checkpoint and reserve the cache; `dispatcher`, `held_experts` as for `KimiVL`.
 
         Sets the number of torch's threads, which belongs to the process.
 
@@ -78,7 +96,13 @@ class Engine:
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
         torch.set_num_threads(config.num_threads)
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-        model = load_model(directory, dtype=dtype, device=torch.device(config.device))
+        model = load_model(
+            directory,
+            dtype=dtype,
+            device=torch.device(config.device),
+            dispatcher=dispatcher,
+            held_experts=held_experts,
+        )
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
         return cls(model, tokenizer, config)
 
@@ -112,8 +136,12 @@ class Engine:
         self.scheduler.cancel(request_id)
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[str, Completion | PromptError]]:
+    def step(self, turn: Turn = own_turn) -> list[tuple[str, Completion | PromptError]]:
         """Compute what the scheduler plans, and sample where a sequence's next token follows.
+
+        Args:
+            turn: lets this step's layers run together with those of other ranks; a rank without
+                work steps too, with no tokens.
 
         Returns:
             (request id, completion) of every sequence that finished, or why it alone failed.
@@ -121,7 +149,10 @@ class Engine:
         chunks = self.scheduler.plan()
         features = self._features.of(chunks)
         batch = self._batch(chunks)
-        hidden = self.model(batch, self.cache, features)
+        with turn(len(batch.token_ids), batch.num_decodes == len(chunks)) as goes:
+            if not goes:
+                return []
+            hidden = self.model(batch, self.cache, features)
         for chunk in chunks:
             chunk.sequence.num_cached = chunk.end
         rows = [row for row, chunk in zip(batch.last_rows, chunks, strict=True) if chunk.is_last]
@@ -144,15 +175,15 @@ class Engine:
 
     def _batch(self, chunks: Seq[Chunk]) -> TokenBatch:
         spans = [(chunk.sequence, chunk.start, chunk.end) for chunk in chunks]
-        token_ids = np.concatenate([seq.token_ids(start, end) for seq, start, end in spans])
-        is_media = np.concatenate([self._is_media(chunk) for chunk in chunks])
+        token_ids = _joined([seq.token_ids(start, end) for seq, start, end in spans])
+        is_media = _joined([self._is_media(chunk) for chunk in chunks])
         return TokenBatch(
             token_ids=self._tensor(token_ids),
-            positions=self._tensor(np.concatenate([np.arange(s, e) for _, s, e in spans])),
+            positions=self._tensor(_joined([np.arange(s, e) for _, s, e in spans])),
             query_lens=tuple(end - start for _, start, end in spans),
             context_lens=tuple(end for _, _, end in spans),
             num_decodes=sum(chunk.is_decode for chunk in chunks),
-            slots=self._tensor(np.concatenate([_slots(*span) for span in spans])),
+            slots=self._tensor(_joined([_slots(*span) for span in spans])),
             block_tables=self._block_tables([sequence for sequence, _, _ in spans]),
             media_rows=self._tensor(np.flatnonzero(is_media)),
         )
@@ -164,7 +195,8 @@ class Engine:
         return pads
 
     def _block_tables(self, sequences: Seq[Sequence]) -> Tensor:
-        tables = np.zeros((len(sequences), max(len(seq.blocks) for seq in sequences)), np.int64)
+        longest = max((len(sequence.blocks) for sequence in sequences), default=0)
+        tables = np.zeros((len(sequences), longest), np.int64)
         for table, sequence in zip(tables, sequences, strict=True):
             table[: len(sequence.blocks)] = sequence.blocks
         return self._tensor(tables)
@@ -210,6 +242,11 @@ class Engine:
             or token_id in sequence.params.stop_token_ids,
         )
         return None if sequence.finish_reason is None else sequence.completion()
+
+
+def _joined(parts: Seq[NDArray[Any]]) -> NDArray[Any]:
+    """One array of many, or of none."""
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def _slots(sequence: Sequence, start: int, end: int) -> NDArray[np.int64]:

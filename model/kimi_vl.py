@@ -51,7 +51,7 @@ class KimiVL(nn.Module):
         self,
         config: KimiVLConfig,
         dispatcher: Dispatcher | None = None,
-        held_experts: range | None = None,
+        held_experts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         text = config.text

@@ -8,6 +8,7 @@ Letters: T tokens, D hidden size, E routed experts, K experts per token, F exper
 reach the held experts.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -23,7 +24,7 @@ class Dispatch(Protocol):
 
     @property
     def rows(self) -> Tensor:
-        """[M, D] activations, by held expert."""
+        """[M, D] activations, by held expert; reading them may wait until all have arrived."""
         ...
 
     @property
@@ -147,7 +148,9 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Routed experts and the experts that every token shares, which are one MLP, unscaled."""
 
-    def __init__(self, config: TextConfig, held_experts: range, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, config: TextConfig, held_experts: Sequence[int], dispatcher: Dispatcher
+    ) -> None:
         super().__init__()
         self.gate = Router(config)
         self.experts = Experts(len(held_experts), config.hidden_size, config.moe_intermediate_size)
@@ -161,5 +164,7 @@ class MoE(nn.Module):
         """`x` [T, D] -> [T, D]."""
         expert_ids, weights = self.gate(x)
         dispatch = self.dispatcher.dispatch(x, expert_ids, weights)
+        # While the rows travel, and so before `dispatch.rows`.
+        shared = None if self.shared_experts is None else self.shared_experts(x)
         routed = dispatch.combine(self.experts(dispatch.rows, dispatch.rows_per_expert))
-        return routed if self.shared_experts is None else routed + self.shared_experts(x)
+        return routed if shared is None else routed + shared

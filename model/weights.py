@@ -9,7 +9,7 @@ Letters: E routed experts, D hidden size, F expert width.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     dispatcher: Dispatcher | None = None,
-    held_experts: range | None = None,
+    held_experts: Sequence[int] | None = None,
 ) -> KimiVL:
     """Build the network of a checkpoint, file by file.
 
@@ -109,7 +109,7 @@ def empty_model(
     dtype: torch.dtype,
     device: torch.device,
     dispatcher: Dispatcher | None = None,
-    held_experts: range | None = None,
+    held_experts: Sequence[int] | None = None,
 ) -> KimiVL:
     """The network with uninitialised weights in `dtype`; router biases stay float32."""
     with torch.device("meta"):
@@ -236,7 +236,7 @@ def _read(
 
 
 def _place(
-    parameters: Mapping[str, nn.Parameter], target: Destination, held: range, tensor: Tensor
+    parameters: Mapping[str, nn.Parameter], target: Destination, held: Sequence[int], tensor: Tensor
 ) -> None:
     parameter = parameters[target.parameter]
     if target.expert is None:

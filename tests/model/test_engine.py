@@ -1,4 +1,5 @@
 import re
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -254,3 +255,28 @@ def test_vision_calls_respect_the_budget_and_give_the_same(checkpoint, processor
         assert sum(calls) == 80
         calls.clear()
     assert len(set(texts)) == 1
+
+
+def test_a_turn_is_told_the_step_and_decides_whether_it_is_computed(engine, processor):
+    told = []
+
+    @contextmanager
+    def turn(num_tokens, is_decode):
+        told.append((num_tokens, is_decode))
+        yield num_tokens > 0
+
+    prompt = processor.prompt(["red"])
+    engine.add("a", prompt, SamplingParams(max_tokens=3))
+    while engine.has_work:
+        engine.step(turn)
+    assert engine.step(turn) == []
+    decodes = [(1, True)] * (len(told) - 2)
+    assert told == [(len(prompt.token_ids), False), *decodes, (0, True)]
+
+
+def test_a_rank_without_work_takes_no_tokens_through_every_expert_layer(engine):
+    visited = []
+    for layer in engine.model.language_model.model.layers:
+        layer.mlp.register_forward_hook(lambda _, args, out: visited.append(len(out)))
+    assert engine.step(lambda num_tokens, is_decode: nullcontext(True)) == []
+    assert visited == [0] * len(engine.model.language_model.model.layers)
