@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.allocator import keep_freed_memory
 from model.batch import TokenBatch
 from model.blocks import BLOCK_SIZE, BlockPool, block_keys, blocks_for, image_digests
 from model.cache import LatentCache
@@ -86,7 +87,8 @@ class Engine:
     ) -> Self:
         """Load a checkpoint and reserve the cache; `dispatcher`, `held_experts` as for `KimiVL`.
 
-        Sets the number of torch's threads, which belongs to the process.
+        Sets the number of torch's threads and lets malloc keep what is freed, both of which belong
+        to the process.
 
         Raises:
             CheckpointError: the checkpoint cannot be used; nothing was reserved.
@@ -95,6 +97,7 @@ class Engine:
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
         torch.set_num_threads(config.num_threads)
+        keep_freed_memory()
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
         model = load_model(
             directory,

@@ -1,0 +1,27 @@
+"""What happens to memory that is freed: this process keeps it for its next step.
+
+glibc maps every tensor above 32 MiB anew and unmaps it when it is freed, so each large intermediate
+of each step pays for a page fault every 4 KiB: 200,000 faults in a prefill of 1,024 tokens at the
+published widths. Kept, it costs nothing the second time; the process stays at its highest use.
+"""
+
+import ctypes
+
+# <malloc.h>; the names of mallopt(3).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_NEVER_BYTES = 2**31 - 1  # the largest value that it takes
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc keep what is freed, for the whole process and from now on.
+
+    Returns:
+        Whether it could be told so: glibc can, other C libraries have their own ways.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    parameters = (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)
+    return all(mallopt(parameter, _NEVER_BYTES) == 1 for parameter in parameters)
