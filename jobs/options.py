@@ -85,9 +85,9 @@ def add_data(group: argparse._ArgumentGroup) -> None:
         metavar="PREFIX",
         help="rows may name media below this, such as s3://bucket/clips; may be repeated",
     )
-    group.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows")
+    group.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     group.add_argument(
-        "--rows-per-part", type=_positive, default=10_000, metavar="N", help="of each output file"
+        "--rows-per-part", type=positive, default=10_000, metavar="N", help="of each output file"
     )
 
 
@@ -101,12 +101,12 @@ def add_question(group: argparse._ArgumentGroup) -> None:
     )
     frames = group.add_mutually_exclusive_group()
     frames.add_argument(
-        "--frames", type=_positive, default=8, metavar="N", help="frames, evenly over the video"
+        "--frames", type=positive, default=8, metavar="N", help="frames, evenly over the video"
     )
     frames.add_argument("--fps", type=float, metavar="F", help="or so many frames per second")
     group.add_argument(
         "--max-frames",
-        type=_positive,
+        type=positive,
         default=128,
         metavar="N",
         help="with --fps: where that would be more, so many evenly",
@@ -129,9 +129,7 @@ def add_question(group: argparse._ArgumentGroup) -> None:
 
 def add_answer(group: argparse._ArgumentGroup) -> None:
     """Generation."""
-    group.add_argument(
-        "--max-tokens", type=_positive, default=512, metavar="N", help="of a caption"
-    )
+    group.add_argument("--max-tokens", type=positive, default=512, metavar="N", help="of a caption")
     group.add_argument(
         "--temperature",
         type=float,
@@ -208,7 +206,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--batch-size",
-        type=_positive,
+        type=positive,
         default=32,
         metavar="N",
         help="captions that one copy writes at the same time",
@@ -297,7 +295,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Parse a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
@@ -307,7 +306,7 @@ def _positive_or(word: str) -> Callable[[str], int | None]:
     """A positive number, or a word that stands for None."""
 
     def parse(text: str) -> int | None:
-        return None if text == word else _positive(text)
+        return None if text == word else positive(text)
 
     return parse
 

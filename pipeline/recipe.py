@@ -55,10 +55,10 @@ def claim_output(output: Path, recipe: Recipe, *, has_parts: bool) -> None:
     if stored is None or not has_parts:
         write_json(path, dict(recipe.fields))
         return
-    differences = list(_differences(stored, json.loads(json.dumps(recipe.fields))))
-    if differences:
+    found = list(differences(stored, json.loads(json.dumps(recipe.fields))))
+    if found:
         raise ValueError(
-            f"{output} was begun under another recipe: {'; '.join(differences)}. Use the old "
+            f"{output} was begun under another recipe: {'; '.join(found)}. Use the old "
             "settings to continue it, or another --output"
         )
 
@@ -94,10 +94,11 @@ def _tail(path: Path) -> bytes:
         return file.read()
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Each field that differs, as `name: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
         yield f"{name}: {_short(old)} -> {_short(new)}"
 

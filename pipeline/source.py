@@ -117,13 +117,16 @@ def open_source(
     return source
 
 
-def plan(source: Source, done: IdSet, *, limit: int | None = None) -> Plan:
+def plan(
+    source: Source, done: IdSet, *, limit: int | None = None, only: IdSet | None = None
+) -> Plan:
     """Decide which rows are still to do. Reads the id column if there is one, nothing else.
 
     Args:
         source: the input.
         done: the ids of the rows that the output already holds.
         limit: only the first `limit` rows of the input count; None means all.
+        only: of what is to do, do only these rows; None means all.
 
     Raises:
         ValueError: an id is null or not unique, or the output has rows that the input has not.
@@ -139,7 +142,7 @@ def plan(source: Source, done: IdSet, *, limit: int | None = None) -> Plan:
                 _refuse_bad_ids(source, file, first_row, ids, seen.add(ids))
             is_done = done.contains(ids)
             num_matched += int(is_done.sum())
-            todo = ~is_done
+            todo = ~is_done if only is None else ~is_done & only.contains(ids)
             todo[max(0, num_rows - position) :] = False
             position += len(todo)
             if todo.any():

@@ -1,0 +1,182 @@
+#!/usr/bin/env python
+"""Look at what a job wrote: one HTML file that works offline, and the verdicts that come back.
+
+Runs as `python -m jobs.review` and as a file; `--help` is the manual page.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs.options import Parser
+    from jobs.review_page.page import Side
+    from jobs.review_page.rows import Output
+
+_ROOT = Path(__file__).resolve().parents[1]
+if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
+    sys.path.insert(0, str(_ROOT))
+
+_PROG = "review"
+
+_DESCRIPTION = """\
+Write an HTML page of the rows of an output directory: the frames that the model saw with their
+times, prompt, caption, status and counts; or beside those of another output, with what changed.
+The page needs no server and no network. Filter and search, accept, reject and edit with keys,
+download the verdicts as a file, and apply them here."""
+
+_EPILOG = """\
+The frames are decoded again, as the recipe in the output says, from the input that _run.yaml in
+the output names (or --input). Where that fails the row says so. What a browser remembers of your
+verdicts stays in that browser: download them.
+
+--apply writes, for the judged rows:
+  verdicts.parquet      all columns of the output, verdict, final_caption, judged_at
+  captions.jsonl        row_id, video, prompt, verdict, caption, model_caption, frame_times_s
+  label_studio.json     tasks with predictions and annotations; label_studio.xml is the interface
+  webvtt/*.vtt          each caption that stands, over its span
+
+examples:
+  python -m jobs.review captions
+  python -m jobs.review captions --against captions-16-frames --page both.html
+  python -m jobs.review captions --status error --no-frames
+  python -m jobs.review captions --apply review-verdicts.json --export reviewed
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job; the exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        for line in _apply(options) if options.apply else _write(options):
+            print(line)
+    except ValueError as error:
+        print(f"{_PROG}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{_PROG}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make_parser() -> "Parser":
+    """The command line, and its manual page."""
+    from jobs import options
+
+    parser = options.Parser(
+        prog=_PROG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=options.Formatter,
+    )
+    parser.add_argument("captions", type=Path, metavar="DIR", help="the output directory of a job")
+    add = parser.add_argument_group("page").add_argument
+    add("--page", type=Path, default=Path("review.html"), metavar="HTML", help="the file to write")
+    add("--against", type=Path, metavar="DIR", help="another output, shown beside")
+    add("--status", choices=("ok", "truncated", "error"), help="only rows with this status")
+    add(
+        "--max-rows",
+        type=options.positive,
+        default=10_000,
+        metavar="N",
+        help="of an output with more rows, draw so many at random",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of that draw")
+    add("--input", metavar="PARQUET", help="the input of the run, if it has moved")
+    add(
+        "--allow-uri",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="rows may name media below this, beside those that the run allowed",
+    )
+    add("--no-frames", action="store_true", help="do not decode the media")
+    add("--frame-px", type=options.positive, default=128, metavar="N", help="longer side of frames")
+    add("--max-frames", type=options.positive, default=16, metavar="N", help="shown of each row")
+    add(
+        "--max-mib",
+        type=options.positive,
+        default=192,
+        metavar="N",
+        help="thumbnails in one file; more rows go to further files",
+    )
+    add("--workers", type=options.positive, default=2, metavar="N", help="threads that decode")
+    add = parser.add_argument_group("verdicts").add_argument
+    add(
+        "--apply",
+        type=Path,
+        action="append",
+        metavar="JSON",
+        help="verdicts that the page saved; may be repeated",
+    )
+    add("--export", type=Path, default=Path("reviewed"), metavar="DIR", help="where to write them")
+    return parser
+
+
+def _write(options: argparse.Namespace) -> Iterator[str]:
+    """Write the page; lines that say what it holds."""
+    from jobs.review_page.page import write_pages
+    from jobs.review_page.rows import read_output
+
+    output = read_output(
+        options.captions, max_rows=options.max_rows, seed=options.seed, status=options.status
+    )
+    other = None
+    if options.against is not None:
+        other = read_output(options.against, only=output.rows["row_id"].to_pylist())
+        if other.rows.num_rows == 0:
+            raise ValueError(f"{options.against} has none of the rows of {options.captions}")
+    side = _side(output, options)
+    theirs = None if other is None else _side(other, options)
+    paths = write_pages(options.page, side, theirs, options.max_mib << 20)
+    yield f"{output.rows.num_rows} of {output.num_rows} rows of {output.path}"
+    notes = [shots.note for shots in side.shots.values() if shots.note]
+    if notes:
+        yield f"{len(notes)} rows without their frames, the first: {notes[0]}"
+    for path in paths:
+        yield f"{path.absolute()} ({path.stat().st_size / 2**20:.1f} MiB)"
+
+
+def _side(output: "Output", options: argparse.Namespace) -> "Side":
+    """An output with the shots of its rows; where there is no input, each row says so."""
+    from jobs.review_page.page import Side
+    from jobs.review_page.shots import Shots, open_camera
+
+    if options.no_frames:
+        return Side(output=output, shots={})
+    try:
+        camera = open_camera(
+            output,
+            input_uri=options.input,
+            allowed_uris=tuple(options.allow_uri),
+            frame_px=options.frame_px,
+            max_frames=options.max_frames,
+        )
+    except ValueError as error:
+        if options.input is not None:
+            raise
+        note = Shots(note=f"no frames: {error}")
+        return Side(output=output, shots=dict.fromkeys(output.rows["row_id"].to_pylist(), note))
+    return Side(output=output, shots=camera.shoot(options.workers))
+
+
+def _apply(options: argparse.Namespace) -> Iterator[str]:
+    """Write the judged rows in all formats; lines that say where."""
+    from jobs.review_page.rows import read_output
+    from jobs.review_page.verdicts import export, read_verdicts
+
+    output = read_output(options.captions, max_rows=0)
+    verdicts = read_verdicts(options.apply, output.recipe_sha256)
+    output = read_output(options.captions, only=list(verdicts))
+    paths = export(output, verdicts, options.export)
+    kinds = [verdict.kind for verdict in verdicts.values()]
+    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    yield f"{len(kinds)} verdicts: {', '.join(f'{n} {kind}' for kind, n in counts.items())}"
+    for path in paths:
+        yield str(path.absolute())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

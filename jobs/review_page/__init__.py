@@ -1,0 +1,1 @@
+"""The parts of `jobs.review`: rows, shots (thumbnails), page, verdicts."""

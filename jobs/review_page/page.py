@@ -1,0 +1,228 @@
+"""Rows and shots -> HTML files that need nothing else: no server, no network, no other file.
+
+Captions are untrusted text. They stand in the page as JSON in which `<` is escaped, and the script
+makes text nodes of them, never markup. The content security policy allows the one script and the
+one style by their hashes, images from `data:` alone, and no string to become markup or code.
+
+A page holds at most `max_bytes` of thumbnails; further rows go to further files.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any, TextIO
+
+from jobs.review_page.rows import Output, as_json
+from jobs.review_page.shots import Shots, describe
+
+VERDICT_FORMAT = "moonsweep-verdicts-1"
+_HERE = Path(__file__).parent
+_ROW_BYTES = 2048  # of text, roughly; thumbnails are far more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One output and the shots of its rows."""
+
+    output: Output
+    shots: Mapping[str, Shots]
+
+
+def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> list[Path]:
+    """Write the page, as several files where the thumbnails take more than `max_bytes`.
+
+    Args:
+        path: of the first file; the next ones have `-2` and so on before their suffix.
+        side: what is reviewed.
+        other: what it is compared with.
+        max_bytes: of thumbnails in one file.
+    """
+    rows = [_row(row, side) for row in side.output.rows.to_pylist()]
+    if other is not None:
+        theirs = {row["row_id"]: row for row in other.output.rows.to_pylist()}
+        for row in rows:
+            their = theirs.get(row["id"])
+            row["other"] = None if their is None else _row(their, other)
+            row["changed"] = their is None or any(
+                their[name] != row[name] for name in ("caption", "status", "error_code")
+            )
+    numbers = [range(*bounds) for bounds in _cut(rows, side, other, max_bytes)]
+    more = range(2, len(numbers) + 1)
+    paths = [path, *(path.with_name(f"{path.stem}-{each}{path.suffix}") for each in more)]
+    for place, (file, here) in enumerate(zip(paths, numbers, strict=True)):
+        with file.open("w", encoding="utf-8") as stream:
+            _write(stream, [rows[number] for number in here], side, other, paths, place)
+    return paths
+
+
+def _write(
+    stream: TextIO,
+    rows: Sequence[dict[str, Any]],
+    side: Side,
+    other: Side | None,
+    paths: Sequence[Path],
+    place: int,
+) -> None:
+    style, script = (_HERE / "page.css").read_text(), (_HERE / "page.js").read_text()
+    stream.write(
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(style, script)}">\n'
+        '<meta name="referrer" content="no-referrer">\n'
+        f"<title>{html.escape(side.output.name)}</title>\n<style>{style}</style></head><body>\n"
+        f"{_body(rows, side, other, paths, place)}"
+    )
+    for number, row in enumerate(rows):
+        row["number"] = number
+        _write_strips(stream, f"f{number}", side.shots.get(row["id"]))
+        if other is not None and row["other"] is not None:
+            row["other"]["number"] = number
+            _write_strips(stream, f"g{number}", other.shots.get(row["id"]))
+    data = {
+        "verdict_format": VERDICT_FORMAT,
+        "verdict_file": f"{paths[place].stem}-verdicts.json",
+        "output": side.output.name,
+        "recipe_sha256": side.output.recipe_sha256,
+        "prompt": side.output.recipe.get("prompt"),
+        "other": other and {"output": other.output.name},
+        "rows": rows,
+    }
+    stream.write(f'<script type="application/json" id="data">{_inert(data)}</script>\n')
+    stream.write(f"<script>{script}</script>\n</body></html>\n")
+
+
+def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
+    """What the script shows of a row; all of it JSON."""
+    shots = side.shots.get(row["row_id"], Shots())
+    recipe = side.output.recipe
+    own_prompt = row.get(recipe.get("columns", {}).get("prompt") or "")
+    return {
+        "id": row["row_id"],
+        "prompt": own_prompt,
+        **{
+            name: row[name]
+            for name in (
+                *("status", "error_code", "error", "caption", "reasoning", "finish_reason"),
+                *("num_prompt_tokens", "num_generated_tokens"),
+            )
+        },
+        "mean_logprob": _rounded(row["mean_logprob"]),
+        "min_logprob": _rounded(row["min_logprob"]),
+        "num_frames": len(row["frame_times_s"] or ()),
+        "strips": [{"times_s": s.times_s, "width_px": s.width_px} for s in shots.strips],
+        "note": shots.note,
+        "more": [[name, as_json(row[name])] for name in side.output.extra if row[name] is not None],
+    }
+
+
+def _cut(
+    rows: Sequence[Mapping[str, Any]], side: Side, other: Side | None, max_bytes: int
+) -> Iterator[tuple[int, int]]:
+    """Begin and end of the rows of each file."""
+    begin = num_bytes = 0
+    for number, row in enumerate(rows):
+        size = _ROW_BYTES + sum(
+            len(strip.jpeg)
+            for each in (side, other)
+            if each is not None
+            for strip in each.shots.get(row["id"], Shots()).strips
+        )
+        if number > begin and num_bytes + size > max_bytes:
+            yield begin, number
+            begin, num_bytes = number, 0
+        num_bytes += size
+    yield begin, len(rows)
+
+
+def _body(
+    rows: Sequence[Mapping[str, Any]],
+    side: Side,
+    other: Side | None,
+    paths: Sequence[Path],
+    place: int,
+) -> str:
+    statuses = Counter(row["status"] for row in rows)
+    codes = Counter(f"error: {row['error_code']}" for row in rows if row["error_code"])
+    counts = ", ".join(f"{number} {name}" for name, number in [*statuses.items(), *codes.items()])
+    if len(rows) < side.output.num_rows:
+        counts += f"; {len(rows)} of the {side.output.num_rows} rows of the output are in this file"
+    choices = "".join(
+        f'<option value="{html.escape(name)}">{html.escape(name)} ({number})</option>'
+        for name, number in [*sorted(statuses.items()), *sorted(codes.items())]
+    )
+    changed = '<label><input type="checkbox" id="changed"> changed only</label>'
+    beside = f" beside {other.output.name}" if other else ""
+    text = {"title": f"Review of {side.output.name}{beside}", "counts": counts}
+    return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
+        {name: html.escape(value) for name, value in text.items()},
+        heads="\n".join(_heads(side, other)),
+        statuses=choices,
+        changed=changed if other else "",
+        take=", <kbd>t</kbd> take the right one" if other else "",
+        files=_links(paths, place),
+    )
+
+
+def _heads(side: Side, other: Side | None) -> Iterator[str]:
+    """How each output was made, and in what the recipes differ."""
+    for each in (side, other):
+        if each is not None:
+            recipe = each.output.recipe
+            prompt = as_json(recipe.get("prompt"), 300)
+            line = f"{each.output.name}: {describe(recipe)}, prompt: {prompt}"
+            yield f'<div class="facts">{html.escape(line)}</div>'
+    if other is not None:
+        from pipeline.recipe import differences
+
+        changed = "; ".join(differences(side.output.recipe, other.output.recipe)) or "nothing"
+        yield f'<div class="facts">{html.escape(f"changed in the recipe: {changed}")}</div>'
+
+
+def _links(paths: Sequence[Path], place: int) -> str:
+    """The files of the review, where there are several."""
+    if len(paths) == 1:
+        return ""
+    links = [
+        f"<b>{number + 1}</b>"
+        if number == place
+        else f'<a href="{html.escape(path.name)}">{number + 1}</a>'
+        for number, path in enumerate(paths)
+    ]
+    return f"<div>files: {' '.join(links)} (filters and verdicts are of one file)</div>"
+
+
+def _policy(style: str, script: str) -> str:
+    """The content security policy of a page with this style and script."""
+    hashes = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (style, script)
+    ]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _write_strips(stream: TextIO, name: str, shots: Shots | None) -> None:
+    """A block of data that no browser runs or renders, read when its row is shown."""
+    if shots is None or not shots.strips:
+        return
+    text = " ".join(base64.b64encode(strip.jpeg).decode() for strip in shots.strips)
+    stream.write(f'<script type="text/plain" id="{name}">{text}</script>\n')
+
+
+def _inert(value: Any) -> str:
+    """JSON that cannot end the element that it stands in, nor begin another."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None or not math.isfinite(number) else round(number, 3)

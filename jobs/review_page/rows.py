@@ -1,0 +1,151 @@
+"""An output directory as a reviewer reads it: some of its rows, its recipe, where its input was."""
+
+import json
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+RESULTS = (
+    "row_id", "caption", "reasoning", "status", "error_code", "error", "finish_reason",
+    "num_prompt_tokens", "num_generated_tokens", "frame_times_s", "mean_logprob", "min_logprob",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What of an output directory is shown."""
+
+    path: Path
+    recipe: Mapping[str, Any]
+    recipe_sha256: str
+    run: Mapping[str, Any]  # the options of the run, by name; empty if they were not kept
+    rows: pa.Table  # all columns, in natural order of the row ids
+    num_rows: int  # of the whole output
+
+    @property
+    def name(self) -> str:
+        """The last two parts of the path, for people."""
+        return "/".join(self.path.parts[-2:])
+
+    @property
+    def extra(self) -> list[str]:
+        """The columns beside those that the page shows in places of their own."""
+        return [name for name in self.rows.column_names if name not in RESULTS]
+
+
+def read_output(
+    path: Path,
+    *,
+    max_rows: int | None = None,
+    seed: int = 0,
+    status: str | None = None,
+    only: list[str] | None = None,
+) -> Output:
+    """Read rows of an output directory.
+
+    Args:
+        path: the directory.
+        max_rows: where there are more, so many are drawn at random.
+        seed: of the draw.
+        status: only rows with this status.
+        only: only these row ids.
+
+    Raises:
+        ValueError: it is no output of this project, or cannot be read.
+    """
+    parts = sorted(path.glob("part-*.parquet"))
+    if not parts:
+        raise ValueError(f"{path} holds no part-*.parquet; name the output directory of a job")
+    try:
+        data = ds.dataset([str(part) for part in parts], format="parquet")
+        missing = [name for name in RESULTS if name not in data.schema.names]
+        if missing:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        ids = _chosen_ids(data, max_rows=max_rows, seed=seed, status=status, only=only)
+        rows = data.to_table(filter=None if ids is None else pc.field("row_id").isin(ids))
+        num_rows = data.count_rows()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    order = sorted(range(rows.num_rows), key=_natural(rows["row_id"].to_pylist()))
+    return Output(
+        path=path.absolute(),
+        **_recipe(data.schema, path),
+        run=_run(path),
+        rows=rows.take(pa.array(order, pa.int64())),
+        num_rows=num_rows,
+    )
+
+
+def as_json(value: Any, max_len: int = 2000) -> str:
+    """A carried value as text, cut where it is long; bytes as their number."""
+    if isinstance(value, str):
+        text = value
+    else:
+        text = json.dumps(value, default=_brief, ensure_ascii=False)
+    return text if len(text) <= max_len else f"{text[:max_len]} ... ({len(text)} characters)"
+
+
+def _brief(value: Any) -> str:
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+
+
+def _chosen_ids(
+    data: ds.Dataset,
+    *,
+    max_rows: int | None,
+    seed: int,
+    status: str | None,
+    only: list[str] | None,
+) -> pa.Array | None:
+    """The ids to read, None for all; reads no other column than the filtered ones."""
+    if only is not None:
+        return pa.array(only, pa.string())
+    wanted = None if status is None else pc.field("status") == status
+    if wanted is None and (max_rows is None or data.count_rows() <= max_rows):
+        return None
+    ids = data.to_table(columns=["row_id"], filter=wanted)["row_id"].combine_chunks()
+    if max_rows is None or len(ids) <= max_rows:
+        return ids
+    ids = ids.sort()  # the draw depends on the ids, not on the parts
+    drawn = sorted(random.Random(seed).sample(range(len(ids)), max_rows))
+    return ids.take(pa.array(drawn, pa.int64()))
+
+
+def _natural(ids: list[str]) -> Any:
+    """A sort key over positions: numbers within ids count as numbers."""
+
+    def key(position: int) -> list[tuple[int, int, str]]:
+        parts = re.split(r"([0-9]+)", ids[position])
+        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+
+    return key
+
+
+def _recipe(schema: pa.Schema, path: Path) -> dict[str, Any]:
+    """The recipe as the parts themselves tell it."""
+    metadata = schema.metadata or {}
+    try:
+        return {
+            "recipe": json.loads(metadata[b"moonsweep.recipe"]),
+            "recipe_sha256": metadata[b"moonsweep.recipe_sha256"].decode(),
+        }
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"the parts in {path} name no recipe; they are not of a job") from error
+
+
+def _run(path: Path) -> Mapping[str, Any]:
+    """The options of the last run, from `_run.yaml`."""
+    import yaml
+
+    try:
+        run = yaml.safe_load((path / "_run.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # the page says at each row that its media is unknown
+    return run if isinstance(run, dict) else {}

@@ -1,0 +1,258 @@
+"""What reviewers said -> Parquet, JSON lines, Label Studio and WebVTT.
+
+The files come from a browser and are checked as strictly as any input: a verdict must be of this
+output, of its recipe, on a row that it has, and the only one on that row.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.review_page.page import VERDICT_FORMAT
+from jobs.review_page.rows import Output
+
+_KINDS = ("accept", "reject", "edit")
+_ADDED = ("verdict", "final_caption", "judged_at")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was said of one row."""
+
+    row_id: str
+    kind: Literal["accept", "reject", "edit"]
+    caption: str | None  # of an edit
+    judged_at: str | None  # ISO 8601, by the reviewer's clock
+
+
+def read_verdicts(paths: Sequence[Path], recipe_sha256: str) -> dict[str, Verdict]:
+    """The verdicts in files that the page saved, by row id.
+
+    Raises:
+        ValueError: a file is not of the page or of another output, or two files disagree on a row;
+            the message names file and row.
+    """
+    verdicts: dict[str, Verdict] = {}
+    for path in paths:
+        for line in _lines(path, recipe_sha256):
+            verdict = _verdict(line, path)
+            other = verdicts.setdefault(verdict.row_id, verdict)
+            if (other.kind, other.caption) != (verdict.kind, verdict.caption):
+                raise ValueError(
+                    f"{path}: row {verdict.row_id!r} is {verdict.kind} here and {other.kind} "
+                    "before; agree on one and remove the other"
+                )
+    if not verdicts:
+        raise ValueError(f"{', '.join(map(str, paths))}: no verdicts")
+    return verdicts
+
+
+def export(output: Output, verdicts: Mapping[str, Verdict], directory: Path) -> list[Path]:
+    """Write the judged rows of `output` in all formats; the files, WebVTT as its directory.
+
+    Raises:
+        ValueError: the output lacks a judged row, or has a column of a name that is added.
+    """
+    rows = {row["row_id"]: row for row in output.rows.to_pylist()}
+    if missing := [row_id for row_id in verdicts if row_id not in rows]:
+        raise ValueError(f"{output.path} has no row {missing[0]!r} ({len(missing)} such verdicts)")
+    if taken := [name for name in _ADDED if name in output.rows.column_names]:
+        raise ValueError(f"{output.path} has a column {taken[0]!r} of its own; rename it")
+    directory.mkdir(parents=True, exist_ok=True)
+    judged = [(rows[row_id], verdict) for row_id, verdict in verdicts.items()]
+    return [
+        _write_parquet(output, verdicts, directory / "verdicts.parquet"),
+        _write_lines(output, judged, directory / "captions.jsonl"),
+        *_write_label_studio(output, judged, directory),
+        _write_vtt(output, judged, directory / "webvtt"),
+    ]
+
+
+def final_caption(row: Mapping[str, Any], verdict: Verdict) -> str | None:
+    """The caption that stands; None where it was rejected."""
+    return {"accept": row["caption"], "edit": verdict.caption, "reject": None}[verdict.kind]
+
+
+def _lines(path: Path, recipe_sha256: str) -> list[Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict) or value.get("format") != VERDICT_FORMAT:
+        raise ValueError(f"{path} is not a file of verdicts that the review page saved")
+    if value.get("recipe_sha256") != recipe_sha256:
+        raise ValueError(
+            f"{path} judges captions of another recipe, those of {value.get('output')!r}"
+        )
+    lines = value.get("verdicts")
+    return lines if isinstance(lines, list) else []
+
+
+def _verdict(line: Any, path: Path) -> Verdict:
+    row_id = line.get("row_id") if isinstance(line, dict) else None
+    if not isinstance(row_id, str):
+        raise ValueError(f"{path}: a verdict names no row: {line!s:.100}")  # noqa: TRY004
+    kind, caption, judged_at = (line.get(name) for name in ("verdict", "caption", "judged_at"))
+    if kind not in _KINDS:
+        raise ValueError(
+            f"{path}: row {row_id!r} has the verdict {kind!r}; it must be one of "
+            f"{', '.join(_KINDS)}"
+        )
+    if kind == "edit" and not isinstance(caption, str):
+        raise ValueError(f"{path}: row {row_id!r} was edited and has no caption")
+    return Verdict(
+        row_id=row_id,
+        kind=kind,
+        caption=caption if kind == "edit" else None,
+        judged_at=judged_at if isinstance(judged_at, str) else None,
+    )
+
+
+def _write_parquet(output: Output, verdicts: Mapping[str, Verdict], path: Path) -> Path:
+    """The judged rows with all their columns, what was said and what stands."""
+    mask = pa.array([row_id in verdicts for row_id in output.rows["row_id"].to_pylist()])
+    table = output.rows.filter(mask)
+    said = [verdicts[row_id] for row_id in table["row_id"].to_pylist()]
+    captions = table["caption"].to_pylist()
+    finals = [
+        final_caption({"caption": caption}, verdict)
+        for caption, verdict in zip(captions, said, strict=True)
+    ]
+    for name, values, kind in (
+        ("verdict", [verdict.kind for verdict in said], pa.string()),
+        ("final_caption", finals, pa.large_string()),
+        ("judged_at", [verdict.judged_at for verdict in said], pa.string()),
+    ):
+        table = table.append_column(name, pa.array(values, kind))
+    pq.write_table(table, path)
+    return path
+
+
+def _write_lines(output: Output, judged: Sequence[tuple[dict, Verdict]], path: Path) -> Path:
+    """One JSON object a row: who, what was asked, what stands."""
+    video = output.recipe["columns"].get("video")
+    with path.open("w", encoding="utf-8") as file:
+        for row, verdict in judged:
+            line = {
+                "row_id": row["row_id"],
+                "video": _path_of(row.get(video)),
+                "prompt": _prompt(output, row),
+                "verdict": verdict.kind,
+                "caption": final_caption(row, verdict),
+                "model_caption": row["caption"],
+                "frame_times_s": row["frame_times_s"],
+            }
+            text = json.dumps(line, ensure_ascii=False)
+            for mark in "\u0085\u2028\u2029":  # lines end at these too, for some readers
+                text = text.replace(mark, f"\\u{ord(mark):04x}")
+            file.write(text + "\n")
+    return path
+
+
+_LABEL_CONFIG = """\
+<View>
+  <Video name="video" value="$video"/>
+  <TextArea name="caption" toName="video" editable="true"/>
+  <Choices name="verdict" toName="video">
+    <Choice value="accept"/><Choice value="reject"/><Choice value="edit"/>
+  </Choices>
+</View>
+"""
+
+
+def _write_label_studio(
+    output: Output, judged: Sequence[tuple[dict, Verdict]], directory: Path
+) -> list[Path]:
+    """Tasks to import into a project with the labelling interface that is written beside them.
+
+    The model's caption is a prediction, what stands is an annotation.
+    Format: https://labelstud.io/guide/tasks, "Basic Label Studio JSON format".
+    """
+    video = output.recipe["columns"].get("video")
+    tasks = []
+    for row, verdict in judged:
+        data = {
+            "row_id": row["row_id"],
+            "video": _path_of(row.get(video)),
+            "prompt": _prompt(output, row),
+        }
+        choice = _region("verdict", "choices", {"choices": [verdict.kind]})
+        texts = [_caption_region(text) for text in [final_caption(row, verdict)] if text]
+        guesses = [_caption_region(row["caption"])] if row["caption"] else []
+        tasks.append(
+            {
+                "data": data,
+                "annotations": [{"result": [*texts, choice]}],
+                "predictions": [{"model_version": output.recipe_sha256[:12], "result": guesses}],
+            }
+        )
+    path, config = directory / "label_studio.json", directory / "label_studio.xml"
+    path.write_text(json.dumps(tasks, ensure_ascii=False, indent=1), encoding="utf-8")
+    config.write_text(_LABEL_CONFIG, encoding="utf-8")
+    return [path, config]
+
+
+def _caption_region(text: str) -> dict[str, Any]:
+    return _region("caption", "textarea", {"text": [text]})
+
+
+def _region(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"from_name": name, "to_name": "video", "type": kind, "value": value}
+
+
+def _write_vtt(output: Output, judged: Sequence[tuple[dict, Verdict]], directory: Path) -> Path:
+    """A WebVTT file for each row whose caption stands: the caption over the row's span."""
+    directory.mkdir(exist_ok=True)
+    columns = output.recipe["columns"]
+    for row, verdict in judged:
+        caption = final_caption(row, verdict)
+        times_s = row["frame_times_s"]
+        if not caption or not times_s:
+            continue
+        start_s = row.get(columns.get("start_s") or "") or 0.0
+        end_s = row.get(columns.get("end_s") or "") or span_end_s(start_s, times_s)
+        cue = f"{clock(start_s)} --> {clock(max(end_s, start_s + 0.001))}\n{cue_text(caption)}"
+        path = directory / f"{file_name(row['row_id'])}.vtt"
+        path.write_text(f"WEBVTT\n\n{cue}\n", encoding="utf-8")
+    return directory
+
+
+def span_end_s(start_s: float, times_s: Sequence[float]) -> float:
+    """Where a span ends whose frames stand in the middle of its equal parts."""
+    return times_s[-1] + max(0.0, times_s[0] - start_s)
+
+
+def clock(time_s: float) -> str:
+    """hh:mm:ss.mmm, as WebVTT wants it."""
+    seconds, millis = divmod(round(time_s * 1000), 1000)
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{millis:03}"
+
+
+def cue_text(text: str) -> str:
+    """Text that is no markup and ends no cue: https://www.w3.org/TR/webvtt1/#webvtt-cue-text."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"\s*[\r\n]\s*", "\n", escaped).strip()
+
+
+def file_name(row_id: str) -> str:
+    """A name that is safe in any directory and different for each row id."""
+    digest = hashlib.sha256(row_id.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9-]+', '_', row_id)[-80:]}-{digest}"
+
+
+def _path_of(media: Any) -> str | None:
+    """The path of a carried media value."""
+    path = media.get("path") if isinstance(media, Mapping) else media
+    return path if isinstance(path, str) else None
+
+
+def _prompt(output: Output, row: Mapping[str, Any]) -> str | None:
+    own = row.get(output.recipe["columns"].get("prompt") or "")
+    return own or output.recipe.get("prompt")

@@ -1,0 +1,75 @@
+"""Output directories as jobs write them, made here without a model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from jobs.checkpoints import DEMO
+from pipeline.config import PipelineConfig, recipe_of
+from pipeline.media import MediaError, decode_video
+from pipeline.prepare import Instructions
+from pipeline.sampling import FrameSampling
+from pipeline.schema import InputColumns
+from pipeline.source import open_source
+from tests.clips import make_video
+
+
+def write_input(folder: Path, num_rows: int = 4) -> Path:
+    """Clips by path, the last one broken; a prompt of its own for the second."""
+    videos = []
+    for number in range(num_rows):
+        video = make_video(numbers=range(number, number + 20))
+        (folder / f"{number}.mp4").write_bytes(video[:400] if number == num_rows - 1 else video)
+        videos.append(f"{number}.mp4")
+    prompts = [None, "What <b>moves</b>?", *[None] * (num_rows - 2)]
+    table = pa.table(
+        {"video": videos, "question": pa.array(prompts, pa.string()), "n": range(num_rows)}
+    )
+    pq.write_table(table, folder / "clips.parquet")
+    return folder / "clips.parquet"
+
+
+def write_output(
+    output: Path, source_path: Path, captions: Sequence[str], *, num_frames: int = 4
+) -> Path:
+    """What a job would have written for the rows of `write_input` with these captions."""
+    config = PipelineConfig(
+        input=str(source_path),
+        output=str(output),
+        checkpoint=DEMO,
+        columns=InputColumns(prompt="question"),
+        instructions=Instructions(frames=FrameSampling(num_frames=num_frames)),
+    )
+    source = open_source(str(source_path), config.columns)
+    recipe = recipe_of(config, source.layout)
+    table = pq.read_table(source_path)
+    rows = []
+    for number, (row, caption) in enumerate(zip(table.to_pylist(), captions, strict=True)):
+        rows.append({**row, "row_id": f"clips.parquet#{number}", **_result(row, caption, config)})
+    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    output.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema), output / "part-0-x.parquet")
+    (output / "_run.yaml").write_text(yaml.safe_dump({"input": str(source_path)}))
+    return output
+
+
+def _result(row, caption, config):
+    media = (Path(config.input).parent / row["video"]).read_bytes()
+    try:
+        frames = decode_video(media, config.instructions.frames)
+    except MediaError as error:
+        return {"status": "error", "error_code": error.code.value, "error": error.message}
+    return {
+        "caption": caption,
+        "status": "ok",
+        "finish_reason": "stop",
+        "num_prompt_tokens": 100,
+        "num_generated_tokens": len(caption.split()),
+        "frame_times_s": np.asarray(frames.timestamps_s),
+        "mean_logprob": -0.25,
+        "min_logprob": float("-inf"),
+    }
