@@ -30,6 +30,7 @@ from model.config import EngineConfig, ImageConfig, KimiVLConfig, TextConfig, Vi
 from model.engine import Engine
 from model.kimi_vl import KimiVL
 from model.moe import MoE
+from model.packed import pack
 from model.prompt import Prompt
 from model.sequence import SamplingParams
 from model.tokenizer import Tokenizer
@@ -59,13 +60,17 @@ def main() -> int:
     parser.add_argument("--compare", choices=("transformers",), help="do the same work with it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    numbers = [int(number) for number in options.sequences.split(",")]
     model = moonlight(options.layers)
-    engine = make_engine(model, max(int(n) for n in options.sequences.split(",")), options.threads)
-
+    # Limits and comparison need the plain weights, which packing takes away.
     matmul_flops = matmul_rate(model)
-    prefill = prefill_rate(engine)
     flops_per_token = prefill_flops_per_token(model)
-    decodes = [decode_rate(engine, int(number)) for number in options.sequences.split(",")]
+    limits = {number: number / bare_step(model, number) for number in numbers}
+    theirs = transformers_rates(model, numbers) if options.compare else {}
+    pack(model)
+    engine = make_engine(model, max(numbers), options.threads)
+    prefill = prefill_rate(engine)
+    decodes = [Decode(n, decode_rate(engine, n), limits[n]) for n in numbers]
     result: dict[str, object] = {
         "shape": f"moonlight-{options.layers}l",
         "threads": options.threads,
@@ -85,7 +90,10 @@ def main() -> int:
             f"the limit is {each.limit_tokens_per_s:.2f}"
         )
     if options.compare:
-        result |= compare(model, decodes)
+        result["decode_vs_transformers"] = {
+            each.num_sequences: round(each.tokens_per_s / theirs[each.num_sequences], 2)
+            for each in decodes
+        }
     print(json.dumps(result))
     return 0
 
@@ -141,13 +149,11 @@ def prefill_rate(engine: Engine) -> float:
     return PREFILL_PROMPTS * PROMPT_LEN / seconds
 
 
-def decode_rate(engine: Engine, num_sequences: int) -> Decode:
-    """Generated tokens per second after all prompts are prefilled, and what the weights allow."""
+def decode_rate(engine: Engine, num_sequences: int) -> float:
+    """Generated tokens per second after all prompts are prefilled."""
     add_prompts(engine, num_sequences, max_tokens=NEW_TOKENS + 1)
     engine.step()
-    seconds = timed(lambda: drain(engine))
-    limit = num_sequences / bare_step(engine.model, num_sequences)
-    return Decode(num_sequences, num_sequences * NEW_TOKENS / seconds, limit)
+    return num_sequences * NEW_TOKENS / timed(lambda: drain(engine))
 
 
 def bare_step(model: KimiVL, num_tokens: int) -> float:
@@ -220,8 +226,8 @@ def text_prompt(ids: Tensor) -> Prompt:
     return Prompt(token_ids=ids.numpy(), patches=none, grid_hw=no_grid)
 
 
-def compare(model: KimiVL, decodes: list[Decode]) -> dict[str, object]:
-    """Decode with transformers' DeepSeek-V3 and the same weights, in the same process."""
+def transformers_rates(model: KimiVL, numbers: list[int]) -> dict[int, float]:
+    """Generated tokens per second of transformers' DeepSeek-V3 with the same weights."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     text = model.config.text
@@ -246,14 +252,12 @@ def compare(model: KimiVL, decodes: list[Decode]) -> dict[str, object]:
     rotary = type(reference.model.rotary_emb)(config)
     reference.model.rotary_emb = rotary
     reference.eval()
-    ratios: dict[int, float] = {}
-    for each in decodes:
-        ids = torch.randint(0, 163_000, (each.num_sequences, PROMPT_LEN))
-        seconds = transformers_decode_seconds(reference, ids)
-        theirs = each.num_sequences * NEW_TOKENS / seconds
-        ratios[each.num_sequences] = round(each.tokens_per_s / theirs, 2)
-        print(f"transformers {each.num_sequences:4d}   {theirs:8.2f} tokens/s decode")
-    return {"decode_vs_transformers": ratios}
+    rates: dict[int, float] = {}
+    for number in numbers:
+        ids = torch.randint(0, 163_000, (number, PROMPT_LEN))
+        rates[number] = number * NEW_TOKENS / transformers_decode_seconds(reference, ids)
+        print(f"transformers {number:4d}   {rates[number]:8.2f} tokens/s decode")
+    return rates
 
 
 @torch.inference_mode()

@@ -28,6 +28,7 @@ from model.config import EngineConfig
 from model.features import ImageFeatures
 from model.kimi_vl import KimiVL
 from model.moe import Dispatcher
+from model.packed import pack
 from model.prompt import Prompt, PromptError
 from model.sampling import sample
 from model.scheduler import Chunk, Scheduler
@@ -97,7 +98,6 @@ class Engine:
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
         torch.set_num_threads(config.num_threads)
-        keep_freed_memory()
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
         model = load_model(
             directory,
@@ -106,6 +106,8 @@ class Engine:
             dispatcher=dispatcher,
             held_experts=held_experts,
         )
+        pack(model)
+        keep_freed_memory()  # from here on, so that the plain weights were given back
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
         return cls(model, tokenizer, config)
 

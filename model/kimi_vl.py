@@ -68,12 +68,12 @@ class KimiVL(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters lie."""
-        return self.language_model.lm_head.weight.device
+        return self.language_model.model.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations."""
-        return self.language_model.lm_head.weight.dtype
+        return self.language_model.model.embed_tokens.weight.dtype
 
     def encode_images(self, patches: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
         """Patches of packed images [P, 3, patch, patch] uint8 -> features [V, D]."""

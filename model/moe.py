@@ -63,9 +63,9 @@ class LocalDispatch:
 
     def combine(self, y: Tensor) -> Tensor:
         """As `Dispatch.combine`: products and sum in float32, then the dtype of `y`."""
-        by_token = torch.empty_like(y).index_copy(0, self._order, y)
+        by_token = y.index_select(0, self._order.argsort())
         slots = by_token.unflatten(0, self._weights.shape)  # [T, K, D]
-        return (slots.float() * self._weights[..., None]).sum(1).type_as(y)
+        return torch.einsum("tk,tkd->td", self._weights, slots.float()).type_as(y)
 
 
 class LocalDispatcher:
