@@ -176,6 +176,17 @@ def add_answer(group: argparse._ArgumentGroup) -> None:
         metavar="TEXT",
         help="end a caption before this text; may be repeated",
     )
+    group.add_argument(
+        "--schema",
+        metavar="FILE",
+        help="captions are JSON that follows the JSON Schema of FILE.json, or the pydantic model "
+        "of FILE.py:Model (which is run); what the length limit cuts is `truncated`",
+    )
+    group.add_argument(
+        "--thinking",
+        action="store_true",
+        help="with --schema: the model reasons first, and the schema holds for what follows",
+    )
 
 
 def add_machine(group: argparse._ArgumentGroup) -> None:
@@ -231,6 +242,7 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
     """
     from jobs.checkpoints import find_checkpoint
     from jobs.cluster import refuse_relative
+    from jobs.schemas import read_schema
     from model.config import EngineConfig
     from model.sequence import SamplingParams
     from pipeline.config import PipelineConfig
@@ -276,6 +288,8 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
             loop_guard=options.loop_guard,
             seed=options.seed,
             stop=tuple(options.stop),
+            schema=None if options.schema is None else read_schema(options.schema),
+            thinking=options.thinking,
         ),
         engine=EngineConfig(
             dtype=options.dtype,

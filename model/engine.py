@@ -25,6 +25,7 @@ from model.batch import TokenBatch
 from model.blocks import BLOCK_SIZE, BlockPool, block_keys, blocks_for, image_digests
 from model.cache import LatentCache
 from model.config import EngineConfig
+from model.constraint import Grammars
 from model.features import ImageFeatures
 from model.kimi_vl import KimiVL
 from model.moe import Dispatcher
@@ -74,6 +75,7 @@ class Engine:
         self.cache = LatentCache(text, num_blocks, model.dtype, model.device)
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(self.pool, config.max_batch_size, config.max_step_tokens)
+        self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
         self._features = ImageFeatures(
             model, config.max_vision_patches, int(config.feature_cache_gib * GIB)
         )
@@ -131,10 +133,14 @@ class Engine:
                 "answer; use fewer or smaller frames, or a larger max_model_len or cache_gib",
             )
         self._check_tokens(prompt)
+        constraint = None
+        if params.schema is not None:
+            constraint = self._grammars.start(params.schema, thinking=params.thinking)
         digests = image_digests(prompt)
         keys = block_keys(prompt, self.model.config.media_token_id, digests)
         max_tokens = min(params.max_tokens, capacity - num_prompt)
-        self.scheduler.add(Sequence(request_id, prompt, params, max_tokens, keys, digests))
+        sequence = Sequence(request_id, prompt, params, max_tokens, keys, digests, constraint)
+        self.scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, wherever it is; unknown ones are no error."""
@@ -217,7 +223,13 @@ class Engine:
         seen = None
         if any(each.repetition_penalty != 1.0 for each in params):
             seen = [sequence.token_ids(0, sequence.num_tokens) for sequence in sequences]
-        token_ids, logprobs = sample(logits, params, [len(s.generated) for s in sequences], seen)
+        num_sampled = [len(sequence.generated) for sequence in sequences]
+        allowed_bits = {
+            row: sequence.constraint.allowed_bits()
+            for row, sequence in enumerate(sequences)
+            if sequence.constraint is not None
+        }
+        token_ids, logprobs = sample(logits, params, num_sampled, seen, allowed_bits)
         finished: list[tuple[str, Completion | PromptError]] = []
         for sequence, token_id, logprob in zip(sequences, token_ids, logprobs, strict=True):
             if not math.isfinite(logprob) and sequence.block_keys:
@@ -233,6 +245,12 @@ class Engine:
         self, sequence: Sequence, token_id: int, logprob: float
     ) -> Completion | PromptError | None:
         """Give a sequence its next token; what came of it, if that was its end."""
+        if sequence.constraint is not None and sequence.constraint.error is not None:
+            return PromptError(
+                "schema_failed",
+                f"the schema's grammar gave up after {len(sequence.generated)} tokens: "
+                f"{sequence.constraint.error}",
+            )
         if not math.isfinite(logprob):
             return PromptError(
                 "engine_error",

@@ -6,7 +6,7 @@ the batch, restarts and recomputation do not change what is drawn.
 Letters: B sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ def sample(
     params: Sequence[SamplingParams],
     num_sampled: Sequence[int],
     seen: Sequence[NDArray[np.integer]] | None = None,
+    allowed_bits: Mapping[int, NDArray[np.uint8]] | None = None,
 ) -> tuple[list[int], list[float]]:
     """Choose one token for each sequence.
 
@@ -29,11 +30,15 @@ def sample(
         params: how each sequence chooses.
         num_sampled: how many tokens each sequence has chosen before.
         seen: prompt and generated ids of each sequence, for those with a repetition penalty.
+        allowed_bits: a bit for each token that may come, lowest first, for rows that are not free.
 
     Returns:
-        Token ids, and their log-probabilities in nats under the model (temperature 1, no penalty).
+        Token ids, and their log-probabilities in nats under the model (temperature 1, no penalty,
+        all tokens allowed).
     """
     liked = _penalise(logits, params, seen) if seen is not None else logits
+    if allowed_bits:
+        liked = _forbid(liked, allowed_bits)
     token_ids = liked.argmax(-1)
     random_rows = [row for row, each in enumerate(params) if each.temperature > 0]
     if random_rows:
@@ -67,6 +72,18 @@ def _penalise(
     return penalised
 
 
+def _forbid(logits: Tensor, allowed_bits: Mapping[int, NDArray[np.uint8]]) -> Tensor:
+    """Make tokens impossible; the bits are spread on the device, for fewer bytes on the way."""
+    device = logits.device
+    bits = torch.from_numpy(np.stack(list(allowed_bits.values()))).to(device)
+    place = torch.arange(8, dtype=torch.uint8, device=device)
+    is_allowed = ((bits[:, :, None] >> place) & 1).bool().flatten(1)[:, : logits.shape[1]]
+    rows = list(allowed_bits)
+    limited = logits.clone()
+    limited[rows] = limited[rows].masked_fill(~is_allowed, -torch.inf)
+    return limited
+
+
 def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]) -> Tensor:
     """Inverse transform sampling over the tokens that top_p, top_k and min_p all allow.
 
@@ -84,7 +101,7 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[fl
     before = mass - probs.double()
     top_k = torch.tensor([each.top_k or logits.shape[-1] for each in params], device=device)
     min_p = torch.tensor([each.min_p for each in params], device=device)
-    is_allowed = (before < top_p[:, None]) & (probs >= min_p[:, None] * probs[:, :1])
+    is_allowed = (before < top_p[:, None]) & (probs >= min_p[:, None] * probs[:, :1]) & (probs > 0)
     num_kept = is_allowed.sum(-1, keepdim=True).minimum(top_k[:, None])
     num_kept = num_kept.clamp(min=1)  # the best is always allowed, but where all is not a number
     kept_mass = mass.gather(1, num_kept - 1)

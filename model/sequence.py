@@ -9,13 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model.constraint import CLOSE_MARK, OPEN_MARK, Constraint
 from model.prompt import Prompt
 
 # "repetition": the loop guard ended a text that only repeated itself.
 FinishReason = Literal["stop", "length", "repetition"]
-
-# What thinking models put around their reasoning; ordinary text in their vocabulary.
-OPEN_MARK, CLOSE_MARK = "\u25c1think\u25b7", "\u25c1/think\u25b7"
 
 _LONGEST_LOOP = 32  # tokens that may repeat
 _MIN_COPIES = 4
@@ -39,6 +37,8 @@ class SamplingParams:
     seed: int = 0
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     stop_token_ids: tuple[int, ...] = ()  # beside those of the checkpoint
+    schema: str | None = None  # JSON text of the JSON Schema that the answer follows
+    thinking: bool = False  # with a schema: the model reasons first, and freely
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -61,6 +61,10 @@ class SamplingParams:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
         if "" in self.stop:
             raise ValueError("a stop string must not be empty")
+        if self.schema is not None and (self.stop or self.stop_token_ids):
+            raise ValueError("a schema says where the answer ends; leave out stop")
+        if self.thinking and self.schema is None:
+            raise ValueError("thinking says how to use a schema, and there is none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,7 @@ class Sequence:
         max_tokens: of `params`, less where context or cache end before.
         block_keys: of the full blocks of the prompt, as `model.blocks.block_keys`.
         image_digests: of the prompt's images, as `model.blocks.image_digests`.
+        constraint: what its answer follows, if anything; of this sequence alone.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class Sequence:
         max_tokens: int,
         block_keys: list[bytes],
         image_digests: list[bytes],
+        constraint: Constraint | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -124,6 +130,7 @@ class Sequence:
         self.max_tokens = max_tokens
         self.block_keys = block_keys
         self.image_digests = image_digests
+        self.constraint = constraint
         self.blocks: list[int] = []
         self.num_cached = 0  # tokens whose keys and values are in its blocks
         self.generated: list[int] = []
@@ -150,7 +157,10 @@ class Sequence:
         self.generated.append(token_id)
         self.logprobs.append(logprob)
         self.text += b"" if is_stop_token else piece
-        if is_stop_token or self._cut_at_stop_string(len(piece)):
+        if self.constraint is not None:
+            self.constraint.take(token_id)
+        is_complete = self.constraint is not None and self.constraint.is_complete
+        if is_stop_token or is_complete or self._cut_at_stop_string(len(piece)):
             self.finish_reason = "stop"
         elif self._is_looping():
             self.finish_reason = "repetition"
@@ -183,7 +193,9 @@ class Sequence:
     def completion(self) -> Completion:
         """The answer, once `finish_reason` is set."""
         assert self.finish_reason is not None
-        reasoning, text = split_reasoning(self.text.decode("utf-8", errors="replace"))
+        reasoning, text = None, self.text.decode("utf-8", errors="replace")
+        if self.params.schema is None or self.params.thinking:
+            reasoning, text = split_reasoning(text)
         return Completion(
             text=text or "",
             reasoning=reasoning,

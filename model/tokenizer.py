@@ -68,7 +68,7 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self._num_base = len(ranks)
         self._special_ids = _special_ids(special_names, len(ranks), vocab_size)
-        self._encoding = tiktoken.Encoding(
+        self.encoding = tiktoken.Encoding(
             "checkpoint",
             pat_str=PAT_STR,
             mergeable_ranks=dict(ranks),
@@ -98,12 +98,12 @@ class Tokenizer:
         return [
             token_id
             for piece in _cut(_without_lone_surrogates(text))
-            for token_id in self._encoding.encode_ordinary(piece)
+            for token_id in self.encoding.encode_ordinary(piece)
         ]
 
     def encode_template(self, text: str) -> list[int]:
         """The ids of `text` with names of control tokens recognised; never give it a row's text."""
-        return self._encoding.encode(
+        return self.encoding.encode(
             _without_lone_surrogates(text), allowed_special="all", disallowed_special=()
         )
 
@@ -133,7 +133,7 @@ class Tokenizer:
                 raise ValueError(f"token id {token_id} is not in [0, {self.vocab_size})")
             if token_id < self._num_base:
                 ordinary.append(int(token_id))
-        return self._encoding.decode_bytes(ordinary)
+        return self.encoding.decode_bytes(ordinary)
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:

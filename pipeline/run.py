@@ -23,7 +23,9 @@ from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
 from model.config import EngineConfig
+from model.constraint import Grammars
 from model.processor import Processor
+from model.sequence import SamplingParams
 from parallel.client import Groups
 from parallel.group import GroupError, GroupSpec
 from parallel.worker import Engine
@@ -75,7 +77,7 @@ def run(
         ValueError: refused; nothing was done.
         RunError: stopped half-way.
     """
-    _check_checkpoint(config.checkpoint)
+    _check_checkpoint(config.checkpoint, config.sampling)
     source = open_source(
         config.input, config.columns, carry=config.carry, keep_media=config.keep_media
     )
@@ -123,11 +125,14 @@ def run(
     return report
 
 
-def _check_checkpoint(directory: Path) -> None:
+def _check_checkpoint(directory: Path, sampling: SamplingParams) -> None:
     from model.weights import check_checkpoint  # torch
 
     check_checkpoint(directory)
-    Processor.from_checkpoint(directory)
+    processor = Processor.from_checkpoint(directory)
+    if sampling.schema is not None:
+        grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
+        grammars.start(sampling.schema, thinking=sampling.thinking)
 
 
 def _flow(

@@ -34,6 +34,7 @@ class ErrorCode(StrEnum):
     BAD_SPAN = "bad_span"  # start and end seconds that make no span
     BAD_PROMPT = "bad_prompt"
     PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the context holds
+    SCHEMA_FAILED = "schema_failed"  # the grammar of the answer's JSON Schema gave up
     POISON_ROW = "poison_row"  # groups died with it, the last one with nothing else in flight
     ENGINE_ERROR = "engine_error"
 

@@ -100,6 +100,11 @@ def _copy_checkpoint(place):
     place["--model"] = str(copy)
 
 
+def with_an_impossible_schema(place):
+    Path(place["--output"]).with_name("schema.json").write_text('{"type": "strin"}')
+    place["--schema"] = str(Path(place["--output"]).with_name("schema.json"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "more", "message"),
     [
@@ -107,6 +112,9 @@ def _copy_checkpoint(place):
         pytest.param(without_video, [], "no video column 'video'", id="no video column"),
         pytest.param(without_a_tensor, [], "lacks|do(es)? not hold", id="missing tensor"),
         pytest.param(with_an_unknown_setting, [], "swish9", id="unknown config value"),
+        pytest.param(with_an_impossible_schema, [], "Invalid type: strin", id="bad schema"),
+        pytest.param(None, ["--schema", "x.json"], "x.json cannot be read", id="no schema"),
+        pytest.param(None, ["--thinking"], "there is none", id="thinking without schema"),
         pytest.param(None, ["--input", "no.parquet"], "does not exist", id="no input"),
         pytest.param(None, ["--output", "s3://b/o"], "is a URI", id="remote output"),
         pytest.param(None, ["--model", "no-such"], "no such directory", id="no checkpoint"),
