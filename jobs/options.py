@@ -139,7 +139,7 @@ def add_answer(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus of sampling")
     group.add_argument(
-        "--top-k", type=_count, default=0, metavar="K", help="likeliest tokens to draw from; 0: all"
+        "--top-k", type=count, default=0, metavar="K", help="likeliest tokens to draw from; 0: all"
     )
     group.add_argument(
         "--min-p",
@@ -157,7 +157,7 @@ def add_answer(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--loop-guard",
-        type=_count,
+        type=count,
         default=64,
         metavar="N",
         help="end a caption whose last N tokens only repeat themselves; 0: never",
@@ -303,7 +303,8 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
     )
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Parse a whole number from 0 on."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)

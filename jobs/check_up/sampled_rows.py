@@ -1,0 +1,118 @@
+"""Some rows of the input, drawn over its whole length and prepared exactly as a job would."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.check_up.finding import Finding
+from model.processor import Processor
+from model.prompt import Prompt
+from pipeline.config import PipelineConfig
+from pipeline.fetch import MediaAccess
+from pipeline.ledger import IdSet
+from pipeline.prepare import Prepare
+from pipeline.source import Piece, Source, plan, read_piece
+from pipeline.wire import decode_prompt
+
+_BAR = 24  # characters of the longest bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledRow:
+    """One row after the prepare stage."""
+
+    row_id: str
+    seconds: float  # to fetch, decode and cut
+    prompt: Prompt | None  # None for an error
+    error_code: str | None
+    error: str | None
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt, visual ones included."""
+        return 0 if self.prompt is None else len(self.prompt.token_ids)
+
+
+def prepare_sample(
+    config: PipelineConfig, source: Source, processor: Processor, num_rows: int, seed: int
+) -> list[SampledRow]:
+    """Prepare `num_rows` rows, one by one; a row that fails is a row with an error."""
+    media = MediaAccess(
+        base=source.folder,
+        allowed_prefixes=config.allowed_uris,
+        max_bytes=config.instructions.limits.max_bytes,
+    )
+    prepare = Prepare(processor, source.layout, config.instructions, media.open)
+    found = []
+    for piece in _drawn(source, num_rows, seed):
+        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
+            started = time.perf_counter()
+            (row,) = _results(prepare(rows))
+            found.append(replace(row, seconds=time.perf_counter() - started))
+    return found
+
+
+def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Finding]:
+    """Errors, time and tokens of the sample."""
+    errors = Counter(row.error_code for row in rows if row.error_code)
+    good = [row for row in rows if row.prompt is not None]
+    if errors:
+        codes = ", ".join(f"{count} {code}" for code, count in errors.most_common())
+        first = next(row for row in rows if row.error_code)
+        share = f"{len(rows) - len(good)} of {len(rows)} sampled rows fail: {codes}"
+        text = f"{share}; {first.row_id}: {first.error}"
+        yield Finding("note" if good else "BAD", "rows", text)
+    else:
+        text = f"all of {len(rows)} sampled rows of {num_rows_in_input} can be used"
+        yield Finding("ok", "rows", text)
+    if good:
+        seconds = sorted(row.seconds for row in good)
+        yield Finding(
+            "ok",
+            "decoding",
+            f"{np.mean(seconds):.3f} s a row on one core, the slowest {seconds[-1]:.3f} s",
+        )
+        yield Finding("ok", "tokens", _spread([row.num_tokens for row in good]))
+        yield from _histogram([row.num_tokens for row in good])
+
+
+def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[Piece]:
+    """Pieces with one bit for each of `num_rows` rows, drawn over all files."""
+    pieces = plan(source, IdSet()).pieces
+    total = sum(piece.num_todo for piece in pieces)
+    chosen = sorted(random.Random(seed).sample(range(total), min(num_rows, total)))
+    first = 0
+    for piece in pieces:
+        last = first + piece.num_todo
+        here = [position - first for position in chosen if first <= position < last]
+        if here:
+            bits = np.zeros(piece.num_todo, dtype=np.bool_)  # all rows of the group are to do
+            bits[here] = True
+            yield replace(piece, todo=np.packbits(bits).tobytes(), num_todo=len(here))
+        first = last
+
+
+def _results(prepared: pa.Table) -> Iterator[SampledRow]:
+    for index, row in enumerate(prepared.select(["row_id", "error_code", "error"]).to_pylist()):
+        yield SampledRow(seconds=0.0, prompt=decode_prompt(prepared, index), **row)
+
+
+def _spread(tokens: Sequence[int]) -> str:
+    quantiles = np.quantile(tokens, [0, 0.5, 0.9, 1]).round().astype(int)
+    least, median, most_rows, most = quantiles.tolist()
+    return f"{least} to {most} prompt tokens, median {median}, 90 % at most {most_rows}"
+
+
+def _histogram(tokens: Sequence[int]) -> Iterator[Finding]:
+    """Up to six bars of equal width."""
+    if min(tokens) == max(tokens):
+        return
+    counts, edges = np.histogram(tokens, bins=min(6, max(tokens) - min(tokens)))
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        bar = "#" * round(_BAR * count / counts.max())
+        yield Finding("ok", "", f"{round(low):>7} - {round(high):<7} {bar} {count}")

@@ -1,0 +1,102 @@
+"""What a rank of each layout holds in memory, from the files' headers and the configuration."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from jobs.check_up.finding import Finding
+from model.config import EngineConfig, KimiVLConfig
+from model.weights import check_checkpoint, destinations, stored_tensors
+
+_GIB = 1 << 30
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "bfloat16": 2, "float16": 2, "float32": 4}
+_WORKING_GIB = 1.0  # of a step: activations, logits, buffers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """The weights of a checkpoint in the dtype that an engine uses."""
+
+    config: KimiVLConfig
+    num_tensors: int
+    num_parameters: int
+    shared_bytes: int  # whole on every rank
+    expert_bytes: int  # split over the ranks of a group
+
+    def rank_bytes(self, num_ranks: int) -> int:
+        """Of the rank with the most experts."""
+        experts = self.config.text.n_routed_experts or 1
+        return self.shared_bytes + self.expert_bytes * -(-experts // num_ranks) // experts
+
+
+def read_footprint(directory: Path, dtype: str) -> Footprint:
+    """Check every tensor's name and shape, and count bytes; reads headers only.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    config = check_checkpoint(directory)
+    stored = stored_tensors(directory)
+    wanted = destinations(config)
+    sizes = {True: 0, False: 0}
+    num_parameters = 0
+    for name, tensor in stored.items():
+        if name not in wanted:
+            continue  # stale buffers that nothing claims
+        count = prod(tensor.shape)
+        num_parameters += count
+        is_routed = re.search(r"\.mlp\.experts\.", name) is not None
+        sizes[is_routed] += count * _BYTES[tensor.dtype if dtype == "auto" else dtype]
+    return Footprint(
+        config=config,
+        num_tensors=len(stored),
+        num_parameters=num_parameters,
+        shared_bytes=sizes[False],
+        expert_bytes=sizes[True],
+    )
+
+
+def findings(
+    footprint: Footprint, engine: EngineConfig, layouts: Sequence[int]
+) -> Iterator[Finding]:
+    """The checkpoint, and whether a rank of each layout fits into what is free here."""
+    text = footprint.config.text
+    yield Finding(
+        "ok",
+        "checkpoint",
+        f"{footprint.num_tensors} tensors as the configuration says, {footprint.num_parameters:,} "
+        f"parameters, {text.num_hidden_layers} layers, {text.n_routed_experts} experts",
+    )
+    fixed = engine.cache_gib + engine.feature_cache_gib + _WORKING_GIB
+    sizes = {ranks: footprint.rank_bytes(ranks) / _GIB + fixed for ranks in layouts}
+    yield Finding(
+        "ok",
+        "memory",
+        f"a rank needs about {', '.join(f'{gib:.1f} GiB at {n}' for n, gib in sizes.items())} "
+        f"rank(s) a group: its weights, {engine.cache_gib:g} for the cache and "
+        f"{fixed - engine.cache_gib:g} to work",
+    )
+    free, where = free_gib()
+    needed = sizes[layouts[0]]
+    level = "ok" if needed <= free else "BAD"
+    text_free = f"{free:.1f} GiB free on {where}, {needed:.1f} needed for one rank"
+    yield Finding(level, "memory", text_free)
+
+
+def free_gib() -> tuple[float, str]:
+    """What the device that a job would use here has free: the first GPU, else this machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info(0)[0] / _GIB, f"GPU 0 of {torch.cuda.device_count()}"
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        available = min(available, int(text) - int(used.read_text()))
+    return available / _GIB, "this machine"

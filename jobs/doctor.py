@@ -1,0 +1,134 @@
+#!/usr/bin/env python
+"""Check a job before it starts: the same options, no Ray, nothing written.
+
+Runs as `python -m jobs.doctor` and as a file; `--help` is the manual page.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs.check_up.finding import Finding
+    from jobs.options import Parser
+
+_ROOT = Path(__file__).resolve().parents[1]
+if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
+    sys.path.insert(0, str(_ROOT))
+
+_PROG = "doctor"
+
+_DESCRIPTION = """\
+Check what a job would do, with the job's own options: the columns of the input, some rows drawn
+over its whole length and prepared (time, tokens, errors), the checkpoint tensor by tensor, the
+memory of a rank, hostile media against the installed decoders, and a few rows answered for a
+forecast. Nothing is written and no Ray is started."""
+
+_EPILOG = """\
+each line is `ok`, `note` (look at it) or `BAD` (the job would be refused, or go wrong).
+
+examples:
+  python -m jobs.doctor --input clips.parquet --output captions --model demo
+  python -m jobs.doctor --config run.yaml --rows 100 --answers 0
+
+exit codes:
+  0    nothing is BAD
+  1    something is
+  2    refused: arguments or files
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all checks; the exit code."""
+    from jobs import run_file
+
+    options = run_file.parse(make_parser, sys.argv[1:] if arguments is None else arguments)
+    is_bad = False
+    try:
+        for finding in _check(options):
+            print(finding, flush=True)
+            is_bad |= finding.level == "BAD"
+    except ValueError as error:
+        print(f"{_PROG}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{_PROG}: error: {error}", file=sys.stderr)
+        return 1
+    return int(is_bad)
+
+
+def make_parser() -> "Parser":
+    """The command line, and its manual page."""
+    from jobs import options
+
+    parser = options.Parser(
+        prog=_PROG,
+        usage="%(prog)s --input PARQUET --output DIR --model MODEL [option ...]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=options.Formatter,
+    )
+    options.add_required(parser.add_argument_group("required"))
+    add = parser.add_argument_group("what to check").add_argument
+    add("--rows", type=options.positive, default=20, metavar="N", help="to draw and prepare")
+    add(
+        "--answers",
+        type=options.count,
+        default=2,
+        metavar="N",
+        help="of them to answer, which loads the model; 0: no forecast",
+    )
+    add("--no-attacks", action="store_true", help="do not try hostile media")
+    options.add_data(parser.add_argument_group("data"))
+    options.add_question(parser.add_argument_group("what the model sees and is asked"))
+    options.add_answer(parser.add_argument_group("how it answers"))
+    options.add_machine(parser.add_argument_group("machine"))
+    options.add_run(parser.add_argument_group("run"))
+    return parser
+
+
+def _check(options: argparse.Namespace) -> "Iterator[Finding]":
+    """All findings, the quick ones first.
+
+    Raises:
+        ValueError: an argument, the input or the checkpoint is refused, as a job would refuse it.
+    """
+    from jobs.check_up import attacks, sampled_rows, trial, weights
+    from jobs.check_up.finding import Finding
+    from jobs.options import pipeline_config
+    from model.processor import Processor
+    from pipeline.source import open_source
+
+    config = pipeline_config(options)
+    source = open_source(
+        config.input, config.columns, carry=config.carry, keep_media=config.keep_media
+    )
+    columns = ", ".join(f"{field.name} ({field.type})" for field in source.layout.read)
+    yield Finding(
+        "ok", "input", f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
+    )
+    footprint = weights.read_footprint(config.checkpoint, config.engine.dtype)
+    yield from weights.findings(footprint, config.engine, _LAYOUTS)
+    processor = Processor.from_checkpoint(config.checkpoint)
+    if not options.no_attacks:
+        yield from attacks.findings(processor)
+    rows = sampled_rows.prepare_sample(
+        config, source, processor, options.rows, config.sampling.seed
+    )
+    yield from sampled_rows.findings(rows, source.num_rows)
+    good = [row for row in rows if row.prompt is not None]
+    if options.answers and good:
+        decode_s = sum(row.seconds for row in good) / len(good)
+        done = trial.run_trial(config, good[: options.answers])
+        num_rows = min(source.num_rows, config.limit or source.num_rows)
+        yield trial.forecast(done, decode_s, num_rows, config.num_groups or 1, os.cpu_count() or 1)
+
+
+_LAYOUTS = (1, 2, 4, 8)  # ranks of a group
+
+
+if __name__ == "__main__":
+    sys.exit(main())

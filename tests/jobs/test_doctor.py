@@ -1,0 +1,120 @@
+"""The doctor sees what a job would meet: rows, tokens, memory, hostile media, time."""
+
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import doctor
+from jobs.check_up import attacks, weights
+from jobs.checkpoints import DEMO
+from model.config import EngineConfig
+from model.processor import Processor
+from tests.clips import make_video
+
+GOOD = make_video(numbers=range(8))
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two files of several row groups; every third of 30 rows is broken."""
+    rows = [{"n": n, "video": b"broken" if n % 3 == 0 else GOOD} for n in range(30)]
+    for name, part in (("a", rows[:20]), ("b", rows[20:])):
+        table = pa.Table.from_pylist(part)
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=7)
+    return str(tmp_path)
+
+
+def check(clips, capsys, *more):
+    arguments = ["--input", clips, "--output", "/nowhere/out", "--model", "demo"]
+    code = doctor.main([*arguments, "--threads", "1", "--frames", "2", *more])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_it_says_what_a_job_would_meet(clips, capsys):
+    code, out, err = check(clips, capsys, "--rows", "30", "--max-tokens", "4", "--temperature", "0")
+
+    assert code == 0, err
+    assert "30 rows in 2 file(s); used: n (int64), video (" in out
+    assert "244 tensors as the configuration says, 2,363,632 parameters" in out
+    assert re.search(r"ok +memory +\d+\.\d GiB free on this machine, \d+\.\d needed", out)
+    assert re.search(r"ok +attacks +all of 21 refused", out)
+    assert "10 of 30 sampled rows fail: 10 media_" in out
+    assert re.search(r"ok +decoding +0\.\d+ s a row", out)
+    assert re.search(r"ok +tokens +(\d+) to \1 prompt tokens, median \1", out)
+    assert re.search(r"2 rows answered at once in .*: 30 rows take at most about \d+ s", out)
+    assert re.search(r"give about \d+ tokens", out)
+
+
+def test_rows_are_drawn_over_the_whole_input_and_the_draw_has_a_seed(clips, capsys):
+    drawn = [
+        check(clips, capsys, "--rows", "4", "--answers", "0", "--no-attacks", "--seed", str(seed))
+        for seed in (1, 1, 2, 3, 4)
+    ]
+
+    assert all("of 4 sampled rows" in out for _, out, _ in drawn)
+    errors = [re.findall(r"\w\.parquet#\d+", out) for _, out, _ in drawn]
+    assert errors[0] == errors[1]
+    assert len({tuple(each) for each in errors}) > 1
+    assert "forecast" not in drawn[0][1]
+
+
+def test_an_input_without_a_usable_row_is_bad(tmp_path, capsys):
+    pq.write_table(pa.table({"video": [b"x"] * 3}), tmp_path / "x.parquet")
+
+    code, out, _ = check(str(tmp_path), capsys, "--no-attacks")
+
+    assert code == 1
+    assert re.search(r"BAD +rows +3 of 3 sampled rows fail: 3 media_", out)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--video-column", "clip"], "no video column 'clip'"),
+        (["--model", "/nowhere"], "--model /nowhere: there is no such directory"),
+        (["--temperature", "-1"], "temperature"),
+    ],
+)
+def test_what_a_job_would_refuse_is_refused_in_one_line(clips, capsys, more, message):
+    code, _, err = check(clips, capsys, *more)
+
+    assert code == 2
+    assert err.startswith("doctor: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_an_attack_that_succeeds_is_bad(monkeypatch):
+    processor = Processor.from_checkpoint(DEMO)
+    monkeypatch.setattr(attacks, "attacks", lambda folder, port: {"a good video": GOOD})
+    (finding,) = attacks.findings(processor)
+    assert finding.level == "BAD"
+    assert "a good video was decoded" in finding.text
+
+
+def test_a_knock_at_the_port_is_counted():
+    import socket
+
+    with attacks._listener() as (port, connections):
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    assert len(connections) == 1
+    refused = attacks.Answer(error_code="media_corrupt", seconds=0.1, num_connections=0)
+    assert refused.is_refused
+    assert not attacks.Answer(error_code="media_corrupt", seconds=0.1, num_connections=1).is_refused
+
+
+def test_a_rank_holds_the_shared_part_whole_and_its_share_of_the_experts():
+    footprint = weights.read_footprint(DEMO, "auto")
+    files = sum(file.stat().st_size for file in DEMO.glob("*.safetensors"))
+
+    assert footprint.rank_bytes(1) == pytest.approx(files, rel=0.02)  # but for the headers
+    halves = footprint.rank_bytes(2) - footprint.shared_bytes
+    assert halves == footprint.expert_bytes // 2
+    wide = weights.read_footprint(DEMO, "float32")  # a few small tensors are float32 as stored
+    assert wide.rank_bytes(4) == pytest.approx(2 * footprint.rank_bytes(4), rel=1e-4)
+    found = list(weights.findings(footprint, EngineConfig(cache_gib=1e6), (2, 4)))
+    assert found[-1].level == "BAD"
+    assert "1000001.5 needed for one rank" in found[-1].text
