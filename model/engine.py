@@ -146,6 +146,14 @@ class Engine:
         """Forget a request, wherever it is; unknown ones are no error."""
         self.scheduler.cancel(request_id)
 
+    def stats(self) -> dict[str, float]:
+        """Counts so far, for reports."""
+        return {"preemptions": self.scheduler.num_preemptions}
+
+    def close(self) -> None:
+        """Give the cache's memory back; no step may follow."""
+        self.cache.layers = ()
+
     @torch.inference_mode()
     def step(self, turn: Turn = own_turn) -> list[tuple[str, Completion | PromptError]]:
         """Compute what the scheduler plans, and sample where a sequence's next token follows.

@@ -12,7 +12,8 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -44,6 +45,14 @@ class Engine(Protocol):
         """Forget a request; unknown ones are no error."""
         ...
 
+    def stats(self) -> Mapping[str, float]:
+        """Numbers for reports; read while a step may be running."""
+        ...
+
+    def close(self) -> None:
+        """End; no step follows."""
+        ...
+
 
 class DeadEngineError(RuntimeError):
     """The engine of this rank is gone; whatever it was doing must be done elsewhere."""
@@ -72,6 +81,14 @@ class Failure:
 
 
 Outcome = Completion | Failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vitals:
+    """What a rank says of itself while it lives."""
+
+    busy_s: float  # since the engine was last seen between two steps
+    stats: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +127,8 @@ class Rank:
         self._numbers = itertools.count()
         self._lock = threading.Lock()  # between the end of the engine and new requests
         self._failure: str | None = None
+        self._engine: Engine | None = None
+        self._busy_since: float | None = None  # None while it waits for requests
         self._loaded: Future[None] = Future()
         self._loaded.set_running_or_notify_cancel()
         executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -141,6 +160,18 @@ class Rank:
             self._inbox.put(_Cancel(keys=frozenset(job.key for job in jobs)))
             raise
 
+    async def vitals(self) -> Vitals:
+        """How the engine is.
+
+        Raises:
+            DeadEngineError: it is dead.
+        """
+        if self._failure is not None:
+            raise DeadEngineError(self._failure)
+        engine, since = self._engine, self._busy_since
+        busy_s = 0.0 if since is None else time.monotonic() - since
+        return Vitals(busy_s=busy_s, stats={} if engine is None else engine.stats())
+
     async def cancel_client(self, client_id: str) -> None:
         """Forget all requests of a client that is gone; whoever awaits them is cancelled."""
         self._inbox.put(_Cancel(client_id=client_id))
@@ -153,11 +184,14 @@ class Rank:
     def _run(self) -> None:
         """The engine thread: ends when told to, or with the exception that broke the engine."""
         # Built here because each thread has its own current device.
-        engine = self._factory()
+        engine = self._engine = self._factory()
         self._loaded.set_result(None)
         while self._take(engine):
+            self._busy_since = time.monotonic()
             for key, outcome in engine.step():
                 self._jobs.pop(key).future.set_result(_outcome(outcome))
+            self._busy_since = None
+        engine.close()
 
     def _take(self, engine: Engine) -> bool:
         """Do what the inbox says, waiting there while the engine is idle; False is the end."""

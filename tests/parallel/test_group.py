@@ -44,6 +44,12 @@ class SlowEngine:
     def cancel(self, request_id):
         self.left.pop(request_id, None)
 
+    def stats(self):
+        return {"left": len(self.left)}
+
+    def close(self):
+        self.left.clear()
+
     def step(self):
         time.sleep(0.01)
         self.left = {key: num - 1 for key, num in self.left.items()}

@@ -34,6 +34,12 @@ class CountingEngine:
     def cancel(self, request_id):
         self.left.pop(request_id, None)
 
+    def stats(self):
+        return {"left": len(self.left)}
+
+    def close(self):
+        self.left.clear()
+
     def step(self):
         assert self.gate.wait(10)
         self.batch_sizes.append(len(self.left))

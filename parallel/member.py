@@ -1,0 +1,88 @@
+"""`MemberEngine`: an engine as one rank of a group, behind the same methods as an engine alone.
+
+It holds its share of the experts, steps in lock-step with the others, and steps also when it has
+nothing to do, because the others need its experts.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from model.config import EngineConfig, KimiVLConfig
+from model.engine import Engine
+from model.prompt import Prompt, PromptError
+from model.sequence import Completion, SamplingParams
+from parallel.choice import DispatchChoice, StepDispatcher
+from parallel.lockstep import Lockstep
+from parallel.rendezvous import Membership, Seat
+from parallel.topology import Topology
+
+_NAP_S = 0.01  # between two looks whether any rank has work, when none had
+
+
+def load_member(
+    checkpoint: Path, config: EngineConfig, seat: Seat, choice: DispatchChoice
+) -> "MemberEngine":
+    """Join the group, load this rank's share of the checkpoint, and wait for the other ranks.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ValueError: its experts cannot be divided over the ranks.
+        DistError: another rank did not come in time.
+    """
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    num_experts = KimiVLConfig.from_checkpoint(checkpoint).text.n_routed_experts
+    if not num_experts:
+        raise ValueError(f"{checkpoint} has no routed experts to divide; use one rank")
+    topology = Topology.even(num_experts, seat.num_ranks)
+    membership = Membership(seat, device)
+    dispatcher = StepDispatcher(topology, membership.group, device, choice)
+    held = topology.held[seat.rank]
+    engine = Engine.from_checkpoint(checkpoint, config, dispatcher, held)
+    membership.wait_until_all_loaded()
+    return MemberEngine(engine, Lockstep(membership.group, dispatcher.begin))
+
+
+class MemberEngine:
+    """As `parallel.worker.Engine`; always has work, since the others may."""
+
+    has_work = True
+
+    def __init__(self, engine: Engine, lockstep: Lockstep) -> None:
+        self._engine = engine
+        self._lockstep = lockstep
+
+    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+        """As `Engine.add`."""
+        with self._lockstep.announced(PromptError):
+            self._engine.add(request_id, prompt, params)
+
+    def cancel(self, request_id: str) -> None:
+        """As `Engine.cancel`."""
+        self._engine.cancel(request_id)
+
+    def step(self) -> Sequence[tuple[str, Completion | PromptError]]:
+        """One step with all ranks; a nap if none of them had anything to do.
+
+        Raises:
+            LockstepError: another rank stopped or failed.
+        """
+        num_steps = self._lockstep.stats.num_steps
+        with self._lockstep.announced():
+            finished = self._engine.step(self._lockstep.turn)
+        if self._lockstep.stats.num_steps == num_steps:
+            time.sleep(_NAP_S)
+        return finished
+
+    def stats(self) -> dict[str, float]:
+        """Those of the engine, and how well this rank keeps together with the others."""
+        return self._engine.stats() | self._lockstep.stats.numbers()
+
+    def close(self) -> None:
+        """Leave the group, which ends it."""
+        self._lockstep.stop()
+        self._engine.close()
