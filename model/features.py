@@ -6,6 +6,7 @@ Letters: P patches, V vision tokens (V = P / 4), D hidden size.
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from model.kimi_vl import KimiVL
 from model.scheduler import Chunk
+from model.vision import Grid
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,12 @@ class ImageFeatures:
         for digest in found:
             self._kept.move_to_end(digest)
         new = [image for digest, image in images.items() if digest not in found]
-        for call in _within_budget(new, self._max_patches):
+        waiting = iter(new)
+        for grids in within_budget([image.grid for image in new], self._max_patches):
+            call = list(islice(waiting, len(grids)))
             patches = torch.from_numpy(np.concatenate([image.patches for image in call]))
-            grids = [image.grid for image in call]
             features = self._model.encode_images(patches.to(self._model.device), grids)
-            sizes = [len(image.patches) // 4 for image in call]
+            sizes = [height * width // 4 for height, width in grids]
             for image, own in zip(call, features.split(sizes), strict=True):
                 found[image.digest] = self._keep(image.digest, own.clone())
         return found
@@ -99,13 +102,15 @@ def _shown(chunk: Chunk, model: KimiVL) -> Iterator[_Shown]:
             )
 
 
-def _within_budget(images: Sequence[_Shown], max_patches: int) -> Iterator[list[_Shown]]:
+def within_budget(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]:
     """Cut a list of images into calls of at most `max_patches`, or of one image."""
-    call: list[_Shown] = []
-    for image in images:
-        if call and sum(len(each.patches) for each in (*call, image)) > max_patches:
+    call: list[Grid] = []
+    num_patches = 0
+    for height, width in grids:
+        if call and num_patches + height * width > max_patches:
             yield call
-            call = []
-        call.append(image)
+            call, num_patches = [], 0
+        call.append((height, width))
+        num_patches += height * width
     if call:
         yield call
