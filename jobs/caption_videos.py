@@ -38,6 +38,8 @@ output columns:
   num_prompt_tokens, num_generated_tokens
   frame_times_s         when the frames that the model saw appear in the video
   mean_logprob, min_logprob   of the generated tokens
+  samples               with --samples: all texts of the row, the first one again
+  token_logprobs        with --token-logprobs: of each token of the caption, its stop token too
 
 files in the output directory:
   part-*.parquet        the rows; pandas.read_parquet(DIR) and pyarrow read them all

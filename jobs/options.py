@@ -187,6 +187,19 @@ def add_answer(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="with --schema: the model reasons first, and the schema holds for what follows",
     )
+    group.add_argument(
+        "--samples",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="captions of each row, drawn independently; from 2 on the column `samples` lists all "
+        "of them, and `caption` is the first",
+    )
+    group.add_argument(
+        "--token-logprobs",
+        action="store_true",
+        help="write the log-probability of every token to the column `token_logprobs`",
+    )
 
 
 def add_machine(group: argparse._ArgumentGroup) -> None:
@@ -290,6 +303,8 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
             stop=tuple(options.stop),
             schema=None if options.schema is None else read_schema(options.schema),
             thinking=options.thinking,
+            n=options.samples,
+            token_logprobs=options.token_logprobs,
         ),
         engine=EngineConfig(
             dtype=options.dtype,

@@ -25,7 +25,7 @@ from model.batch import TokenBatch
 from model.blocks import BLOCK_SIZE, BlockPool, block_keys, blocks_for, image_digests
 from model.cache import LatentCache
 from model.config import EngineConfig
-from model.constraint import Grammars
+from model.constraint import Constraint, Grammars
 from model.features import ImageFeatures
 from model.kimi_vl import KimiVL
 from model.moe import Dispatcher
@@ -33,7 +33,7 @@ from model.packed import pack
 from model.prompt import Prompt, PromptError
 from model.sampling import sample
 from model.scheduler import Chunk, Scheduler
-from model.sequence import Completion, SamplingParams, Sequence
+from model.sequence import Answer, Completion, SamplingParams, Sequence
 from model.tokenizer import Tokenizer
 from model.weights import load_model
 
@@ -119,7 +119,7 @@ class Engine:
         return self.scheduler.has_work
 
     def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
-        """Queue a prompt.
+        """Queue a prompt; its samples are sequences that share the prefill.
 
         Raises:
             PromptError: this prompt cannot be run; nothing else is affected.
@@ -133,14 +133,28 @@ class Engine:
                 "answer; use fewer or smaller frames, or a larger max_model_len or cache_gib",
             )
         self._check_tokens(prompt)
-        constraint = None
-        if params.schema is not None:
-            constraint = self._grammars.start(params.schema, thinking=params.thinking)
+        constraints = [self._constraint(params) for _ in range(params.n)]
         digests = image_digests(prompt)
         keys = block_keys(prompt, self.model.config.media_token_id, digests)
-        max_tokens = min(params.max_tokens, capacity - num_prompt)
-        sequence = Sequence(request_id, prompt, params, max_tokens, keys, digests, constraint)
-        self.scheduler.add(sequence)
+        answer = Answer(params.n)
+        for number, constraint in enumerate(constraints):
+            sequence = Sequence(
+                request_id,
+                prompt,
+                params.of_sample(number),
+                max_tokens=min(params.max_tokens, capacity - num_prompt),
+                block_keys=keys,
+                image_digests=digests,
+                constraint=constraint,
+                number=number,
+                answer=answer,
+            )
+            self.scheduler.add(sequence)
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        if params.schema is None:
+            return None
+        return self._grammars.start(params.schema, thinking=params.thinking)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, wherever it is; unknown ones are no error."""
@@ -163,7 +177,7 @@ class Engine:
                 work steps too, with no tokens.
 
         Returns:
-            (request id, completion) of every sequence that finished, or why it alone failed.
+            (request id, completion) of every request that is answered, or why it alone failed.
         """
         chunks = self.scheduler.plan()
         features = self._features.of(chunks)
@@ -246,7 +260,9 @@ class Engine:
             outcome = self._take_token(sequence, token_id, logprob)
             if outcome is not None:
                 self.scheduler.finish(sequence)
-                finished.append((sequence.request_id, outcome))
+                answer = sequence.answer.take(sequence.number, outcome)
+                if answer is not None:
+                    finished.append((sequence.request_id, answer))
         return finished
 
     def _take_token(

@@ -93,12 +93,13 @@ class Scheduler:
         budget = max(1, self._max_step_tokens - len(decodes))
         planned = {id(chunk.sequence) for chunk in decodes}
         begun = [sequence for sequence in self._running if id(sequence) not in planned]
-        for sequence in chain(begun, self._admissions()):  # one by one: each may share the last
-            if budget == 0:
-                break
+        # One by one, and none before the last is whole: each may share the blocks of the last.
+        for sequence in chain(begun, self._admissions()):
             end = min(sequence.num_tokens, sequence.num_cached + budget)
             prompts.append(self._chunk(sequence, end))
             budget -= end - sequence.num_cached
+            if budget == 0:
+                break
         return sorted([*decodes, *prompts], key=lambda chunk: not chunk.is_decode)
 
     def _decodes(self) -> Iterator[Chunk]:

@@ -3,14 +3,15 @@
 No torch here: the stages that make requests run on machines without it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.constraint import CLOSE_MARK, OPEN_MARK, Constraint
-from model.prompt import Prompt
+from model.prompt import Prompt, PromptError
 
 # "repetition": the loop guard ended a text that only repeated itself.
 FinishReason = Literal["stop", "length", "repetition"]
@@ -21,7 +22,7 @@ _MIN_COPIES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How to choose the tokens of one completion.
+    """How to choose the tokens of an answer.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.
@@ -39,6 +40,8 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # beside those of the checkpoint
     schema: str | None = None  # JSON text of the JSON Schema that the answer follows
     thinking: bool = False  # with a schema: the model reasons first, and freely
+    n: int = 1  # completions of the prompt, each with a seed of its own
+    token_logprobs: bool = False  # tell the log-probability of every token
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -65,6 +68,17 @@ class SamplingParams:
             raise ValueError("a schema says where the answer ends; leave out stop")
         if self.thinking and self.schema is None:
             raise ValueError("thinking says how to use a schema, and there is none")
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(f"n={self.n} samples at temperature 0 would all be the same text")
+
+    def of_sample(self, number: int) -> "SamplingParams":
+        """How to choose the tokens of one of the `n` completions; the first has this very seed."""
+        if number == 0:
+            return self
+        digest = blake2b(f"{self.seed}/{number}".encode(), digest_size=8).digest()
+        return replace(self, seed=int.from_bytes(digest, "little") >> 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +94,8 @@ class Completion:
     min_logprob: float
     reasoning: str | None = None  # of a thinking model
     has_answer: bool = True  # False where the reasoning has no end
+    token_logprobs: tuple[float, ...] | None = None  # of each of `token_ids`, if asked for
+    others: tuple["Completion", ...] = ()  # the other samples of the prompt, in their order
 
     @property
     def is_truncated(self) -> bool:
@@ -101,8 +117,29 @@ def split_reasoning(text: str) -> tuple[str | None, str | None]:
     return None, text
 
 
+class Answer:
+    """What became of the `n` samples of one request so far."""
+
+    def __init__(self, n: int = 1) -> None:
+        self._n = n
+        self._outcomes: dict[int, Completion | PromptError] = {}
+
+    def take(
+        self, number: int, outcome: Completion | PromptError
+    ) -> Completion | PromptError | None:
+        """Note one sample's outcome; the answer, if it was the last. One that failed fails all."""
+        self._outcomes[number] = outcome
+        if len(self._outcomes) < self._n:
+            return None
+        outcomes = [outcome for _, outcome in sorted(self._outcomes.items())]
+        completions = [each for each in outcomes if isinstance(each, Completion)]
+        if len(completions) < self._n:
+            return next(each for each in outcomes if isinstance(each, PromptError))
+        return replace(completions[0], others=tuple(completions[1:]))
+
+
 class Sequence:
-    """One request in the engine: what was asked, what has been generated, and what is cached.
+    """One completion in the engine: what was asked, what has been generated, and what is cached.
 
     Args:
         request_id: of the caller.
@@ -111,7 +148,9 @@ class Sequence:
         max_tokens: of `params`, less where context or cache end before.
         block_keys: of the full blocks of the prompt, as `model.blocks.block_keys`.
         image_digests: of the prompt's images, as `model.blocks.image_digests`.
-        constraint: what its answer follows, if anything; of this sequence alone.
+        constraint: what its text follows, if anything; of this sequence alone.
+        number: of this sample of the request.
+        answer: shared by the samples of the request.
     """
 
     def __init__(
@@ -123,6 +162,8 @@ class Sequence:
         block_keys: list[bytes],
         image_digests: list[bytes],
         constraint: Constraint | None = None,
+        number: int = 0,
+        answer: Answer | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -131,6 +172,8 @@ class Sequence:
         self.block_keys = block_keys
         self.image_digests = image_digests
         self.constraint = constraint
+        self.number = number
+        self.answer = answer or Answer()
         self.blocks: list[int] = []
         self.num_cached = 0  # tokens whose keys and values are in its blocks
         self.generated: list[int] = []
@@ -206,4 +249,5 @@ class Sequence:
             num_generated_tokens=len(self.generated),
             mean_logprob=sum(self.logprobs) / len(self.logprobs),
             min_logprob=min(self.logprobs),
+            token_logprobs=tuple(self.logprobs) if self.params.token_logprobs else None,
         )

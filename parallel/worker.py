@@ -69,7 +69,7 @@ class Request:
     @property
     def num_tokens(self) -> int:
         """The work it may be: visual and text tokens of the prompt, and all it may generate."""
-        return len(self.prompt.token_ids) + self.params.max_tokens
+        return len(self.prompt.token_ids) + self.params.n * self.params.max_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ out, whatever dies meanwhile.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Protocol
@@ -18,7 +18,7 @@ from model.prompt import PromptError
 from model.sequence import SamplingParams
 from parallel.group import DeadGroupError
 from parallel.worker import Failure, Outcome, Request
-from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
+from pipeline.schema import RESULT_FIELDS, SAMPLES_FIELD, TOKEN_LOGPROBS_FIELD, ErrorCode, Status
 from pipeline.wire import PROMPT_COLUMNS, decode_prompt
 
 MAX_SHARED_DEATHS = 3  # of groups that had a row among others, before it is tried alone
@@ -59,7 +59,8 @@ class Generate:
         """Answer a table of `row_id`, `PREPARED_FIELDS` and whatever else.
 
         Yields:
-            As many rows: `RESULT_FIELDS` and whatever else, without the prompt columns and `seed`.
+            As many rows: `RESULT_FIELDS`, the `extra_fields` and whatever else, without the prompt
+            columns and `seed`.
 
         Raises:
             GroupError: the machines cannot go on; the job must stop.
@@ -75,7 +76,7 @@ class Generate:
                 if request is not None:
                     requests[row] = request
         outcomes.update(await self._answer(requests))
-        yield _with_results(batch, outcomes)
+        yield _with_results(batch, outcomes, [*RESULT_FIELDS, *extra_fields(self._sampling)])
 
     def _request(self, batch: pa.Table, row: int) -> Request | None:
         prompt = decode_prompt(batch, row)
@@ -134,11 +135,19 @@ def _poison(death: DeadGroupError) -> Failure:
     )
 
 
-def _with_results(batch: pa.Table, outcomes: Mapping[int, Outcome]) -> pa.Table:
+def extra_fields(sampling: SamplingParams) -> list[pa.Field]:
+    """The result columns that these settings add."""
+    samples = [SAMPLES_FIELD] if sampling.n > 1 else []
+    return [*samples, *([TOKEN_LOGPROBS_FIELD] if sampling.token_logprobs else [])]
+
+
+def _with_results(
+    batch: pa.Table, outcomes: Mapping[int, Outcome], fields: Sequence[pa.Field]
+) -> pa.Table:
     """Replace the prompt columns by the result columns."""
     answers = {row: _result(outcome) for row, outcome in outcomes.items()}
     table = batch.drop_columns([*PROMPT_COLUMNS, "seed"])
-    for field in RESULT_FIELDS:
+    for field in fields:
         if field.name in ("row_id", "frame_times_s"):
             continue
         is_known = field.name in table.column_names
@@ -162,13 +171,17 @@ def _result(outcome: Outcome) -> dict[str, object]:
             "error_code": outcome.code if known else ErrorCode.ENGINE_ERROR.value,
             "error": outcome.message if known else f"{outcome.code}: {outcome.message}",
         }
+    samples = (outcome, *outcome.others)
+    is_truncated = any(each.is_truncated for each in samples)
     return {
         "caption": outcome.text,
         "reasoning": outcome.reasoning,
-        "status": (Status.TRUNCATED if outcome.is_truncated else Status.OK).value,
+        "samples": [each.text for each in samples],
+        "status": (Status.TRUNCATED if is_truncated else Status.OK).value,
         "finish_reason": outcome.finish_reason,
         "num_prompt_tokens": outcome.num_prompt_tokens,
-        "num_generated_tokens": outcome.num_generated_tokens,
+        "num_generated_tokens": sum(each.num_generated_tokens for each in samples),
         "mean_logprob": outcome.mean_logprob,
         "min_logprob": outcome.min_logprob,
+        "token_logprobs": outcome.token_logprobs,
     }

@@ -33,6 +33,7 @@ from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.fetch import MediaAccess
 from pipeline.flow import Flow
+from pipeline.generate import extra_fields
 from pipeline.recipe import claim_output, write_json
 from pipeline.report import Report
 from pipeline.sink import Committer
@@ -79,7 +80,11 @@ def run(
     """
     _check_checkpoint(config.checkpoint, config.sampling)
     source = open_source(
-        config.input, config.columns, carry=config.carry, keep_media=config.keep_media
+        config.input,
+        config.columns,
+        carry=config.carry,
+        keep_media=config.keep_media,
+        extra=extra_fields(config.sampling),
     )
     media = MediaAccess(
         base=source.folder,

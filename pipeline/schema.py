@@ -54,6 +54,10 @@ RESULT_FIELDS = (
     pa.field("min_logprob", pa.float32()),
 )
 
+# Of the output too, where they are asked for.
+SAMPLES_FIELD = pa.field("samples", pa.list_(pa.large_string()))
+TOKEN_LOGPROBS_FIELD = pa.field("token_logprobs", pa.list_(pa.float32()))
+
 # What `prepare` adds: a prompt, or a status, a code and a message.
 PREPARED_FIELDS = (
     pa.field("prompt_token_ids", pa.list_(pa.int32())),  # [S]
@@ -87,12 +91,13 @@ class Layout:
     columns: InputColumns
     read: pa.Schema  # columns of the input, dictionaries decoded
     carried: pa.Schema  # columns of the input in the output, with their types there
+    extra: tuple[pa.Field, ...] = ()  # of the results
 
     @property
     def output(self) -> pa.Schema:
         """The schema of every part: the row's id, what it carries along, what became of it."""
         row_id, *results = RESULT_FIELDS
-        return pa.schema([row_id, *self.carried, *results])
+        return pa.schema([row_id, *self.carried, *results, *self.extra])
 
     def carry(self, rows: pa.Table) -> pa.Table:
         """Take the carried columns of `rows`, a table with the `read` columns."""
@@ -111,6 +116,7 @@ def check_input(
     *,
     carry: Sequence[str] | None = None,
     keep_media: bool = False,
+    extra: Sequence[pa.Field] = (),
 ) -> Layout:
     """Decide what to read and write for an input with `schema`.
 
@@ -119,6 +125,7 @@ def check_input(
         columns: which columns hold the video, the id, the prompt and the span.
         carry: columns of the input to write beside the results; None means all.
         keep_media: write the media bytes too, where the video column holds them.
+        extra: result columns beside `RESULT_FIELDS`.
 
     Raises:
         ValueError: a column is missing, has the wrong type, or cannot be written; the message
@@ -145,7 +152,7 @@ def check_input(
             raise ValueError(f"the input has several columns named {name!r}; rename them")
         if name == columns.id == "row_id":
             continue  # the output's row_id is that column
-        if name in _RESERVED:
+        if name in _RESERVED.union(field.name for field in extra):
             raise ValueError(
                 f"the input column {name!r} has the name of a column that the output or the "
                 f"pipeline adds; rename it, or choose the columns to carry with "
@@ -164,7 +171,7 @@ def check_input(
     read = pa.schema(
         [pa.field(field.name, plain_type(field)) for field in schema if field.name in wanted]
     )
-    return Layout(columns=columns, read=read, carried=pa.schema(carried))
+    return Layout(columns=columns, read=read, carried=pa.schema(carried), extra=tuple(extra))
 
 
 def plain_type(field: pa.Field) -> pa.DataType:

@@ -82,6 +82,7 @@ def open_source(
     *,
     carry: Sequence[str] | None = None,
     keep_media: bool = False,
+    extra: Sequence[pa.Field] = (),
 ) -> Source:
     """Find the files of an input and check their schemas.
 
@@ -90,6 +91,7 @@ def open_source(
         columns: the roles of the columns.
         carry: columns to write beside the results; None means all.
         keep_media: write media bytes too.
+        extra: result columns beside the usual ones.
 
     Raises:
         ValueError: there is no such file, a file is not Parquet, there are no rows, or a column is
@@ -100,7 +102,7 @@ def open_source(
     with ThreadPoolExecutor(16) as pool:  # a footer is a round trip or two on object stores
         footers = list(pool.map(lambda item: _footer(filesystem, item[1]), found))
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
-    layout = check_input(schemas[0], columns, carry=carry, keep_media=keep_media)
+    layout = check_input(schemas[0], columns, carry=carry, keep_media=keep_media, extra=extra)
     for (_, path), schema in zip(found[1:], schemas[1:], strict=True):
         _check_same(schemas[0], found[0][1], schema, path, layout, carries_all=carry is None)
     source = Source(

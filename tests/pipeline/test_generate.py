@@ -3,6 +3,7 @@
 import asyncio
 import pickle
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -85,9 +86,9 @@ def prepared(*prompts: Prompt | None) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def generate(groups: Groups, *batches: pa.Table) -> pa.Table:
+def generate(groups: Groups, *batches: pa.Table, sampling: SamplingParams = SAMPLING) -> pa.Table:
     """Send the batches through one stage at the same time."""
-    stage = Generate(groups, SAMPLING, backoff_s=0.0)
+    stage = Generate(groups, sampling, backoff_s=0.0)
 
     async def one(batch):
         return [table async for table in stage(batch)]
@@ -96,6 +97,31 @@ def generate(groups: Groups, *batches: pa.Table) -> pa.Table:
         return await asyncio.gather(*(one(batch) for batch in batches))
 
     return pa.concat_tables([table for tables in asyncio.run(main()) for table in tables])
+
+
+def test_samples_and_the_log_probabilities_of_tokens_have_columns_if_asked_for():
+    sampling = replace(SAMPLING, temperature=1.0, n=2, token_logprobs=True)
+
+    def answer(request, _):
+        first = replace(caption(request), token_logprobs=(-0.5, 0.0))
+        is_cut = "2" in request.request_id
+        other = replace(caption(request, "length" if is_cut else "stop"), text="another")
+        return replace(first, others=(other,))
+
+    groups = Groups(answer)
+    out = generate(
+        groups, prepared(make_prompt(3), None, make_prompt(4)), sampling=sampling
+    ).to_pylist()
+    assert [row["caption"] for row in out] == ["caption of row 0", None, "caption of row 2"]
+    assert [row["samples"] for row in out] == [
+        ["caption of row 0", "another"],
+        None,
+        ["caption of row 2", "another"],
+    ]
+    assert [row["status"] for row in out] == ["ok", "error", "truncated"]
+    assert [row["token_logprobs"] for row in out] == [[-0.5, 0.0], None, [-0.5, 0.0]]
+    assert [row["num_generated_tokens"] for row in out] == [4, None, 4]
+    assert groups.leases == [(["row 0", "row 2"], 3 + 2 * 5 + 4 + 2 * 5, False)]
 
 
 @pytest.mark.parametrize(

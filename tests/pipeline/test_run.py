@@ -112,6 +112,30 @@ def test_a_run_continues_without_touching_the_media_of_done_rows(config, ray_loc
 
 
 @pytest.mark.ray
+def test_a_schema_samples_and_log_probabilities_reach_the_output(config, ray_local):
+    schema = json.dumps({"type": "array", "items": {"enum": ["red", 7]}, "maxItems": 3})
+    sampling = SamplingParams(
+        max_tokens=40, temperature=1.0, schema=schema, n=3, token_logprobs=True
+    )
+    config = replace(config, sampling=sampling)
+
+    run(config, connect=nullcontext, show_progress=False)
+
+    rows = list(rows_of(config).values())
+    assert len(rows) == 6
+    for row in rows:
+        assert row["samples"][0] == row["caption"]
+        assert row["status"] == "ok"
+        assert len(row["samples"]) == 3
+        assert all(set(json.loads(text)) <= {"red", 7} for text in row["samples"])
+        assert min(row["token_logprobs"]) == pytest.approx(row["min_logprob"])
+    stored = json.loads((config.output_dir / "_recipe.json").read_text())
+    assert stored["sampling"]["schema"] == schema
+    with pytest.raises(ValueError, match=r"sampling\.schema: .* -> null"):
+        run(replace(config, sampling=replace(sampling, schema=None)), connect=never)
+
+
+@pytest.mark.ray
 def test_a_broken_machine_stops_the_run_with_one_line_and_keeps_what_is_committed(
     config, ray_local
 ):

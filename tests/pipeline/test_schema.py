@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.schema import RESULT_FIELDS, InputColumns, check_input
+from pipeline.schema import RESULT_FIELDS, SAMPLES_FIELD, InputColumns, check_input
 
 HF_VIDEO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -191,6 +191,16 @@ def test_choosing_the_media_bytes_needs_keep_media():
 
     with pytest.raises(ValueError, match="add --keep-media"):
         check_input(schema, InputColumns(), carry=["video"])
+
+
+def test_a_result_column_that_is_asked_for_stands_last_and_takes_its_name():
+    schema = pa.schema([("video", pa.string()), ("samples", pa.int8())])
+
+    assert check_input(schema, InputColumns()).output.field("samples").type == pa.int8()
+    with pytest.raises(ValueError, match="the input column 'samples' has the name of a column"):
+        check_input(schema, InputColumns(), extra=[SAMPLES_FIELD])
+    output = check_input(schema, InputColumns(), carry=[], extra=[SAMPLES_FIELD]).output
+    assert output.field(len(output) - 1) == SAMPLES_FIELD
 
 
 def test_repeated_column_names_are_refused():
