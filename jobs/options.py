@@ -235,6 +235,21 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="captions that one copy writes at the same time",
     )
+    cache = group.add_mutually_exclusive_group()
+    cache.add_argument(
+        "--cache-gib",
+        type=float,
+        default=4.0,
+        metavar="G",
+        help="memory of each copy for the tokens of its prompts and captions",
+    )
+    cache.add_argument(
+        "--cache-fraction",
+        type=float,
+        metavar="F",
+        help="or this fraction of what is free once the weights are loaded; copies that share a "
+        "machine share what is free",
+    )
 
 
 def add_run(group: argparse._ArgumentGroup) -> None:
@@ -256,7 +271,7 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
     from jobs.checkpoints import find_checkpoint
     from jobs.cluster import refuse_relative
     from jobs.schemas import read_schema
-    from model.config import EngineConfig
+    from model.engine_config import EngineConfig
     from model.sequence import SamplingParams
     from pipeline.config import PipelineConfig
     from pipeline.prepare import Instructions
@@ -309,6 +324,8 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
         engine=EngineConfig(
             dtype=options.dtype,
             max_batch_size=options.batch_size,
+            cache_gib=options.cache_gib,
+            cache_fraction=options.cache_fraction,
             num_threads=options.threads or max(1, (os.cpu_count() or 1) // 2),
         ),
         device=options.device,

@@ -37,6 +37,7 @@ class LatentCache:
     ) -> None:
         if num_blocks < 1:
             raise ValueError(f"a cache needs at least one block, got {num_blocks}")
+        self.num_blocks = num_blocks
         num_slots = (num_blocks + 1) * BLOCK_SIZE
         self.layers = tuple(
             torch.empty(num_slots, cache_width(config), dtype=dtype, device=device)

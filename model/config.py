@@ -236,36 +236,6 @@ class KimiVLConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """How one engine runs a checkpoint: device, precision and budgets."""
-
-    device: str = "cpu"
-    dtype: str = "auto"  # "auto" keeps the stored dtype
-    max_batch_size: int = 32  # sequences that generate together
-    max_model_len: int | None = None  # prompt + generated tokens; None: the checkpoint's context
-    max_step_tokens: int = 8192  # tokens of one step; longer prompts are computed in chunks
-    max_vision_patches: int = 16384  # patches of one vision call; a larger image has one alone
-    cache_gib: float = 4.0  # memory for what the decoder remembers
-    feature_cache_gib: float = 0.5  # memory for features of images that may be shown again
-    num_threads: int = 1  # of torch, on CPUs
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ValueError(
-                f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}"
-            )
-        budgets = "max_batch_size max_step_tokens max_vision_patches num_threads".split()
-        for name in budgets:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("cache_gib", "feature_cache_gib"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.max_model_len is not None and self.max_model_len < 2:
-            raise ValueError(f"max_model_len must be at least 2, got {self.max_model_len}")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a checkpoint file, or raise `CheckpointError` naming the file."""
     try:

@@ -24,10 +24,11 @@ from model.allocator import keep_freed_memory
 from model.batch import TokenBatch
 from model.blocks import BLOCK_SIZE, BlockPool, block_keys, blocks_for, image_digests
 from model.cache import LatentCache
-from model.config import EngineConfig
 from model.constraint import Constraint, Grammars
+from model.engine_config import EngineConfig
 from model.features import ImageFeatures
 from model.kimi_vl import KimiVL
+from model.memory import free_bytes
 from model.moe import Dispatcher
 from model.packed import pack
 from model.prompt import Prompt, PromptError
@@ -64,16 +65,8 @@ class Engine:
         self.max_model_len = min(
             config.max_model_len or text.max_position_embeddings, text.max_position_embeddings
         )
-        block_bytes = LatentCache.block_bytes(text, model.dtype)
-        # More blocks than all sequences at their longest could use would only be wasted.
-        num_blocks = min(
-            int(config.cache_gib * GIB) // block_bytes,
-            config.max_batch_size * blocks_for(self.max_model_len),
-        )
-        if num_blocks < 1:
-            raise ValueError(f"cache_gib={config.cache_gib} holds no block of {block_bytes} bytes")
-        self.cache = LatentCache(text, num_blocks, model.dtype, model.device)
-        self.pool = BlockPool(num_blocks)
+        self.cache = self._reserve_cache()
+        self.pool = BlockPool(self.cache.num_blocks)
         self.scheduler = Scheduler(self.pool, config.max_batch_size, config.max_step_tokens)
         self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
         self._features = ImageFeatures(
@@ -112,6 +105,24 @@ class Engine:
         keep_freed_memory()  # from here on, so that the plain weights were given back
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
         return cls(model, tokenizer, config)
+
+    def _reserve_cache(self) -> LatentCache:
+        model, config = self.model, self.config
+        num_bytes, origin = int(config.cache_gib * GIB), f"cache_gib={config.cache_gib:g}"
+        if config.cache_fraction is not None:
+            free = free_bytes(model.device)
+            num_bytes = int(config.cache_fraction * free)
+            origin = f"cache_fraction={config.cache_fraction:g} of {free / GIB:.2f} GiB free"
+        block_bytes = LatentCache.block_bytes(model.config.text, model.dtype)
+        # More blocks than all sequences at their longest could use would only be wasted.
+        most = config.max_batch_size * blocks_for(self.max_model_len)
+        num_blocks = min(num_bytes // block_bytes, most)
+        if num_blocks < 1:
+            raise ValueError(f"{origin} holds no block of {block_bytes} bytes")
+        try:
+            return LatentCache(model.config.text, num_blocks, model.dtype, model.device)
+        except RuntimeError as error:  # of torch, when memory is short
+            raise ValueError(f"{origin} cannot be reserved on {model.device}: {error}") from error
 
     @property
     def has_work(self) -> bool:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from model.config import EngineConfig, KimiVLConfig
+from model.config import KimiVLConfig
 from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
 from parallel.choice import DispatchChoice, StepDispatcher

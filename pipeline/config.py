@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from model.config import EngineConfig
+from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from pipeline.prepare import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint

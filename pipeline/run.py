@@ -22,8 +22,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
-from model.config import EngineConfig
 from model.constraint import Grammars
+from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.sequence import SamplingParams
 from parallel.client import Groups

@@ -18,8 +18,9 @@ from jobs.demo.evaluate import Clip, make_clips
 from jobs.demo.language import VIDEO_PROMPT
 from jobs.demo.lessons import first_seed, with_timestamps
 from jobs.demo.scenes import draw, frame_times, random_scene
-from model.config import EngineConfig, KimiVLConfig
+from model.config import KimiVLConfig
 from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams

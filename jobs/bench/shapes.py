@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.config import EngineConfig, ImageConfig, KimiVLConfig, TextConfig, VisionConfig
+from model.config import ImageConfig, KimiVLConfig, TextConfig, VisionConfig
 from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.kimi_vl import KimiVL
 from model.prompt import Prompt
 from model.sequence import SamplingParams

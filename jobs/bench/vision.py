@@ -7,7 +7,7 @@ import torch
 from jobs.bench.limits import BareProducts, vision_products
 from jobs.bench.turns import take_turns, timed
 from jobs.bench.workbench import Workbench
-from model.config import EngineConfig
+from model.engine_config import EngineConfig
 from model.features import within_budget
 from model.vision import Grid
 

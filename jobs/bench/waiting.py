@@ -10,8 +10,8 @@ import numpy as np
 
 from jobs.bench.shapes import text_prompt
 from jobs.bench.workbench import Workbench
-from model.config import EngineConfig
 from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.scheduler import Chunk, Scheduler
 from model.sequence import SamplingParams, Sequence
 

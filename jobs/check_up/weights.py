@@ -8,7 +8,8 @@ from math import prod
 from pathlib import Path
 
 from jobs.check_up.finding import Finding
-from model.config import EngineConfig, KimiVLConfig
+from model.config import KimiVLConfig
+from model.engine_config import EngineConfig
 from model.weights import check_checkpoint, destinations, stored_tensors
 
 _GIB = 1 << 30

@@ -25,8 +25,8 @@ from jobs.demo.clips import encode
 from jobs.demo.language import VIDEO_PROMPT, Question, caption, questions, read_caption
 from jobs.demo.lessons import first_seed, with_timestamps
 from jobs.demo.scenes import Scene, Split, draw, frame_times, random_scene
-from model.config import EngineConfig
 from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.moe import Router
 from model.processor import Processor
 from model.prompt import Prompt, PromptError

@@ -114,6 +114,7 @@ def with_an_impossible_schema(place):
         pytest.param(with_an_unknown_setting, [], "swish9", id="unknown config value"),
         pytest.param(with_an_impossible_schema, [], "Invalid type: strin", id="bad schema"),
         pytest.param(None, ["--schema", "x.json"], "x.json cannot be read", id="no schema"),
+        pytest.param(None, ["--cache-fraction", "2"], r"must be in \(0, 1\], got 2.0", id="cache"),
         pytest.param(None, ["--thinking"], "there is none", id="thinking without schema"),
         pytest.param(None, ["--input", "no.parquet"], "does not exist", id="no input"),
         pytest.param(None, ["--output", "s3://b/o"], "is a URI", id="remote output"),

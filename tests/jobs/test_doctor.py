@@ -9,7 +9,7 @@ import pytest
 from jobs import doctor
 from jobs.check_up import attacks, weights
 from jobs.checkpoints import DEMO
-from model.config import EngineConfig
+from model.engine_config import EngineConfig
 from model.processor import Processor
 from tests.clips import make_video
 

@@ -13,8 +13,9 @@ from jobs.demo.lessons import KINDS, Stage, Teacher, first_seed
 from jobs.demo.optimizer import orthogonal
 from jobs.demo.scenes import Difficulty, random_scene
 from jobs.demo.train import SNAPSHOT, TrainConfig, initialise, stage_at, train
-from model.config import EngineConfig, KimiVLConfig
+from model.config import KimiVLConfig
 from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.kimi_vl import KimiVL
 from model.moe import Router
 from model.sequence import SamplingParams

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from model.config import CheckpointError, EngineConfig, KimiVLConfig
+from model.config import CheckpointError, KimiVLConfig
+from model.engine_config import EngineConfig
 from tests.tiny import write_published_configs
 
 
@@ -84,7 +85,13 @@ def test_a_missing_key_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("dtype", "int8"), ("max_batch_size", 0), ("cache_gib", 0.0), ("max_model_len", 1)],
+    [
+        ("dtype", "int8"),
+        ("max_batch_size", 0),
+        ("cache_gib", 0.0),
+        ("cache_fraction", 1.5),
+        ("max_model_len", 1),
+    ],
 )
 def test_engine_budgets_are_checked(setting, value):
     with pytest.raises(ValueError, match=setting):

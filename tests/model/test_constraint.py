@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from llguidance import LLMatcher, LLParserLimits
 
-from model.config import EngineConfig
 from model.constraint import CLOSE_MARK, OPEN_MARK, Grammars
 from model.engine import GIB, Engine
+from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.prompt import PromptError
 from model.sequence import SamplingParams

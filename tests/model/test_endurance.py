@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.config import EngineConfig
 from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.sequence import SamplingParams
 from tests.conftest import ROOT

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from model.batch import whole_sequences
-from model.config import CheckpointError, EngineConfig
+from model.config import CheckpointError
 from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.kimi_vl import KimiVL
 from model.processor import Processor
 from model.prompt import Prompt, PromptError
@@ -179,6 +180,24 @@ def test_a_small_cache_makes_sequences_wait_and_loses_none(checkpoint, processor
         engine.add(name, prompt, SamplingParams(max_tokens=10))
     expected = {name: done.token_ids for name, done in run(engine).items()}
     assert {name: done.token_ids for name, done in run(small).items()} == expected
+
+
+def test_the_cache_takes_its_fraction_of_what_is_free(checkpoint, monkeypatch):
+    whole = Engine.from_checkpoint(checkpoint, EngineConfig())
+    per_block = sum(layer.nbytes for layer in whole.cache.layers) // (whole.pool.num_blocks + 1)
+    monkeypatch.setattr("model.engine.free_bytes", lambda device: 21 * per_block)
+    half = Engine.from_checkpoint(checkpoint, EngineConfig(cache_fraction=0.5))
+    assert half.pool.num_blocks == 10
+    with pytest.raises(ValueError, match=r"cache_fraction=0.01 of 0.00 GiB free holds no block"):
+        Engine.from_checkpoint(checkpoint, EngineConfig(cache_fraction=0.01))
+
+
+def test_a_cache_that_the_machine_has_no_room_for_is_refused(checkpoint):
+    config = EngineConfig(cache_gib=1e7, max_batch_size=1 << 40)
+    with pytest.raises(ValueError, match=r"cache_gib=1e\+07 cannot be reserved on cpu: "):
+        Engine.from_checkpoint(checkpoint, config)
+    with pytest.raises(ValueError, match=r"cache_gib=1e-09 holds no block of \d+ bytes"):
+        Engine.from_checkpoint(checkpoint, EngineConfig(cache_gib=1e-9))
 
 
 def test_a_cancelled_request_gives_its_memory_back(engine, processor):

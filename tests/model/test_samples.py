@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from model.config import EngineConfig
 from model.engine import GIB, Engine
+from model.engine_config import EngineConfig
 from model.kimi_vl import KimiVL
 from model.processor import Processor
 from model.prompt import PromptError

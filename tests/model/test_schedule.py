@@ -6,8 +6,8 @@ import torch
 
 from model.batch import whole_sequences
 from model.blocks import BLOCK_SIZE, BlockPool, block_keys, image_digests
-from model.config import EngineConfig
 from model.engine import GIB, Engine
+from model.engine_config import EngineConfig
 from model.kimi_vl import KimiVL
 from model.processor import Processor
 from model.sequence import SamplingParams

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from model.config import EngineConfig, KimiVLConfig
+from model.config import KimiVLConfig
 from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams

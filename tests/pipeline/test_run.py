@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.config import CheckpointError, EngineConfig
+from model.config import CheckpointError
+from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of

@@ -1,0 +1,70 @@
+"""How much memory is free: on a GPU, or on this machine within what its control groups allow."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+# Files of a control group: its limit, what it uses, and the key of what it could drop at once.
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be reserved on `device`.
+
+    Raises:
+        ValueError: this system does not tell.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for itself is free too
+        return torch.cuda.mem_get_info(device)[0]
+    return available_bytes()
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Bytes of main memory that this process can still take without swapping.
+
+    Args:
+        root: where `proc` and `sys` are.
+
+    Raises:
+        ValueError: this system has no /proc/meminfo.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError as error:
+        raise ValueError(
+            "this system does not tell how much memory is free; give the cache's size in GiB"
+        ) from error
+    sizes = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    of_machine = int(sizes["MemAvailable"].split()[0]) * 1024
+    return max(0, min([of_machine, *_left_by_groups(root)]))
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    """Bytes that each control group around this process has left, where it has a limit."""
+    memberships = root / "proc/self/cgroup"
+    for line in memberships.read_text().splitlines() if memberships.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, names = root / "sys/fs/cgroup", _VERSION_2
+        elif "memory" in controllers.split(","):
+            top, names = root / "sys/fs/cgroup/memory", _VERSION_1
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        # In a container the own path may not be there, but the container's limit is at the top.
+        for folder in (group, *group.parents):
+            yield from _left_by_group(top / folder, *names)
+
+
+def _left_by_group(folder: Path, limit: str, usage: str, droppable: str) -> Iterator[int]:
+    try:
+        maximum = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except FileNotFoundError:
+        return
+    if maximum != "max":
+        yield int(maximum) - used + int(stat[droppable])
