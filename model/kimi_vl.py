@@ -6,13 +6,13 @@ Letters: T tokens, D hidden size, P patches, V vision tokens (V = P / 4), W visi
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.batch import TokenBatch
 from model.cache import LatentCache
 from model.config import KimiVLConfig
 from model.decoder import LanguageModel
+from model.mlp import LinearGelu
 from model.moe import Dispatcher, LocalDispatcher
 from model.vision import LAYER_NORM_EPS, Grid, MoonViT
 
@@ -24,12 +24,12 @@ class MultiModalProjector(nn.Module):
         super().__init__()
         merged = 4 * vision_width
         self.pre_norm = nn.LayerNorm(vision_width, eps=LAYER_NORM_EPS)  # of each patch alone
-        self.linear_1 = nn.Linear(merged, merged)
+        self.linear_1 = LinearGelu(merged, merged, approximate="none")
         self.linear_2 = nn.Linear(merged, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [V, 4, W] -> [V, D]; the exact GELU, unlike the tower's."""
-        return self.linear_2(F.gelu(self.linear_1(self.pre_norm(x).flatten(1))))
+        return self.linear_2(self.linear_1(self.pre_norm(x).flatten(1)))
 
 
 class KimiVL(nn.Module):

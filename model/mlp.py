@@ -1,4 +1,6 @@
-"""The SwiGLU MLP (arXiv 2002.05202) of dense layers and shared experts."""
+"""The SwiGLU MLP (arXiv 2002.05202) of dense layers and shared experts; GELU with its map."""
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,3 +18,17 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., D] -> [..., D]."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LinearGelu(nn.Linear):
+    """A linear map and the GELU of its output: one operation where weights are packed."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, approximate: Literal["none", "tanh"]
+    ) -> None:
+        super().__init__(in_features, out_features)
+        self.approximate = approximate
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name that nn.Linear gives it)
+        """`input` [..., in_features] -> [..., out_features]."""
+        return F.gelu(super().forward(input), approximate=self.approximate)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.mlp import LinearGelu
 from model.moe import Experts
 
 # Absorbed attention reads this weight by head.
@@ -28,22 +29,26 @@ class PackedMatrix:
     def __init__(self, weight: Tensor) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
 
-    def product(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`rows` [..., inputs] -> [..., outputs], as `F.linear`."""
-        return torch.ops.mkldnn._linear_pointwise(rows, self._weight, bias, "none", [], "")
+    def product(self, rows: Tensor, bias: Tensor | None = None, gelu: str | None = None) -> Tensor:
+        """`rows` [..., inputs] -> [..., outputs], as `F.linear`, and `gelu` as `LinearGelu`."""
+        activation = "none" if gelu is None else "gelu"
+        return torch.ops.mkldnn._linear_pointwise(
+            rows, self._weight, bias, activation, [], gelu or ""
+        )
 
 
 class PackedLinear(nn.Module):
-    """In place of an `nn.Linear`."""
+    """In place of an `nn.Linear` or a `LinearGelu`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.bias = linear.bias
+        self._gelu = linear.approximate if isinstance(linear, LinearGelu) else None
         self._matrix = PackedMatrix(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Linear.forward`."""
-        return self._matrix.product(x, self.bias)
+        return self._matrix.product(x, self.bias, self._gelu)
 
 
 class PackedExperts(nn.Module):

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import VisionConfig
-from model.rope import Rotation, patch_rotation
+from model.mlp import LinearGelu
+from model.rope import PatchRotation, patch_rotation
 
 Grid = tuple[int, int]  # rows and columns of patches of one image
 LAYER_NORM_EPS = 1e-5  # torch's default, which the published code keeps
@@ -63,16 +64,16 @@ class PositionTable(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """fc1(gelu(fc0(x))) with the tanh approximation of GELU."""
+    """fc1(fc0(x)), of which fc0 ends with the tanh approximation of GELU."""
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
-        self.fc0 = nn.Linear(hidden_size, width)
+        self.fc0 = LinearGelu(hidden_size, width, approximate="tanh")
         self.fc1 = nn.Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [P, W] -> [P, W]."""
-        return self.fc1(F.gelu(self.fc0(x), approximate="tanh"))
+        return self.fc1(self.fc0(x))
 
 
 class VisionBlock(nn.Module):
@@ -88,22 +89,24 @@ class VisionBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = VisionMLP(width, config.intermediate_size)
 
-    def forward(self, x: Tensor, rotation: Rotation, grid_hw: Sequence[Grid]) -> Tensor:
+    def forward(self, x: Tensor, rotation: PatchRotation, grid_hw: Sequence[Grid]) -> Tensor:
         """`x` [P, W] -> [P, W]."""
         x = x + self.wo(self._attend(self.norm0(x), rotation, grid_hw))
         return x + self.mlp(self.norm1(x))
 
-    def _attend(self, x: Tensor, rotation: Rotation, grid_hw: Sequence[Grid]) -> Tensor:
-        query, key, value = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        query, key = rotation.in_place_pairs(query), rotation.in_place_pairs(key)
+    def _attend(self, x: Tensor, rotation: PatchRotation, grid_hw: Sequence[Grid]) -> Tensor:
+        qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # [P, 3, heads, head_dim]
+        turned = rotation(qkv[:, :2].flatten(1, 2)).unflatten(1, (2, -1))
         runs = runs_of_equal_grids(grid_hw)
         lens = [count * height * width for count, (height, width) in runs]
         packed = [x[:0]]
-        for (count, _), *qkv in zip(
-            runs, query.split(lens), key.split(lens), value.split(lens), strict=True
+        for (count, _), qk, value in zip(
+            runs, turned.split(lens), qkv[:, 2].split(lens), strict=True
         ):
             # [images, heads, patches of one image, head_dim]
-            q, k, v = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in qkv)
+            q, k, v = (
+                part.unflatten(0, (count, -1)).transpose(1, 2) for part in (*qk.unbind(1), value)
+            )
             output = F.scaled_dot_product_attention(q, k, v)
             packed.append(output.transpose(1, 2).flatten(2).flatten(0, 1))
         return torch.cat(packed)

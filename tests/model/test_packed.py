@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from model.batch import whole_sequences
+from model.mlp import LinearGelu
 from model.moe import Experts
 from model.packed import is_packable, pack, rounded_up
 from tests.tiny import tiny_config, tiny_model
@@ -22,6 +24,17 @@ def test_a_packed_linear_map_equals_the_plain_one(num_rows, bias):
     linear = nn.Linear(96, 200, bias=bias).bfloat16().requires_grad_(requires_grad=False)
     x = torch.randn(num_rows, 96).bfloat16()
     torch.testing.assert_close(packed(linear)(x), linear(x), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_packed_linear_map_ends_with_its_gelu(approximate):
+    torch.manual_seed(0)
+    linear = LinearGelu(96, 200, approximate=approximate).requires_grad_(requires_grad=False)
+    x = torch.randn(7, 96)
+    expected = F.gelu(F.linear(x, linear.weight, linear.bias), approximate=approximate)
+    assert torch.equal(linear(x), expected)
+    actual = packed(linear.bfloat16())(x.bfloat16()).float()
+    torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(

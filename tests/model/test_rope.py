@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from model.rope import patch_rotation, text_inv_freq, text_rotation, vision_inv_freq
@@ -40,7 +41,7 @@ def test_patches_turn_by_column_in_even_pairs_and_by_row_in_odd_pairs():
     height, width, head_dim = 2, 3, 8
     x = torch.randn(2 * height * width, 1, head_dim)
     rotation = patch_rotation([(height, width)] * 2, head_dim, x.device)
-    turned = rotation.in_place_pairs(x)
+    turned = rotation(x)
 
     inv_freq = vision_inv_freq(head_dim).tolist()
     for patch in range(len(x)):
@@ -63,3 +64,13 @@ def test_bfloat16_activations_do_not_round_the_angles():
     exact = text_rotation(far, 64, 800000.0, torch.float32)
     rounded = text_rotation(far, 64, 800000.0, torch.bfloat16)
     assert torch.equal(rounded.cos, exact.cos.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_turn_the_same_in_parts_and_at_once(dtype):
+    grids = [(20, 14), (2, 2)]  # more than a part, and no multiple of one
+    x = torch.randn(284, 3, 8).to(dtype)
+    rotation = patch_rotation(grids, 8, x.device)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (4, 2)))
+    expected = torch.view_as_real(pairs * rotation.turns[:, None]).flatten(-2).to(dtype)
+    assert torch.equal(rotation(x), expected)
