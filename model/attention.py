@@ -1,32 +1,67 @@
 """Attention of the decoder: multi-head latent attention, and plain multi-head attention.
 
-Both write what they remember of each token into one layer of the `LatentCache` and read it back by
-block table. Latent attention has two forms that give the same numbers up to rounding:
+Both write what they remember of each token into one layer of the `LatentCache`. A decode attends
+to its whole context there; a chunk of a prompt attends to itself, and to its past there if it has
+one. Latent attention has two forms that give the same numbers up to rounding:
 
-* expanded: keys and values of every head are made from the latents (prefill, and the
-  whole-sequence forward without a cache);
-* absorbed: `kv_b_proj` is folded into the query and the output, so that a decode step reads only
-  the latents (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
+* expanded: keys and values of every head are made from the latents;
+* absorbed: `kv_b_proj` is folded into the query and the output, so that only the latents are read
+  (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
 
-Letters: T tokens, B sequences, D hidden size, H heads, C kv_lora_rank, L longest context.
+Letters: T tokens, B sequences, D hidden size, H heads, C kv_lora_rank, L context, n queries.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attend import Attended, attend_packed, attend_past, attend_pieces
 from model.batch import TokenBatch
-from model.cache import slots_of
 from model.config import TextConfig
+from model.context import slots_of
 from model.norm import RMSNorm
 from model.rope import Rotation
+
+# (queries [n, H, width] of one chunk, cache, slots of its past) -> what they find there.
+Past = Callable[[Tensor, Tensor, Tensor], Attended]
 
 
 def attention_for(config: TextConfig) -> "LatentAttention | MultiHeadAttention":
     """The attention module that the config asks for."""
     return MultiHeadAttention(config) if config.kv_lora_rank is None else LatentAttention(config)
+
+
+@dataclass(frozen=True)
+class LatentWidths:
+    """Numbers of latent attention, and what its two forms cost."""
+
+    num_heads: int
+    latent: int  # C
+    nope: int
+    rope: int
+    value: int
+
+    def absorbed_is_cheaper(self, num_queries: int, context_len: int) -> bool:
+        """Whether fewer products are needed when the latents are not expanded.
+
+        Few queries to a long context absorb; at the published widths up to 150.
+        """
+        expanded = context_len * (self._per_latent + num_queries * 2 * self.head)
+        absorbed = num_queries * (self._per_latent + context_len * 2 * (self.latent + self.rope))
+        return absorbed < expanded
+
+    @property
+    def head(self) -> int:
+        """Of the expanded queries, keys and values, made equal."""
+        return max(self.nope + self.rope, self.value)
+
+    @property
+    def _per_latent(self) -> int:
+        """Products per head that expand a latent, or absorb a query and free its output."""
+        return self.latent * (self.nope + self.value)
 
 
 class LatentAttention(nn.Module):
@@ -38,10 +73,13 @@ class LatentAttention(nn.Module):
         hidden, heads = config.hidden_size, config.num_attention_heads
         self.num_heads = heads
         self.scale = config.softmax_scale
-        self.latent_width = config.kv_lora_rank
-        self.nope_width = config.qk_nope_head_dim
-        self.rope_width = config.qk_rope_head_dim
-        self.value_width = config.v_head_dim
+        self.widths = LatentWidths(
+            num_heads=heads,
+            latent=config.kv_lora_rank,
+            nope=config.qk_nope_head_dim,
+            rope=config.qk_rope_head_dim,
+            value=config.v_head_dim,
+        )
         q_width = heads * config.qk_head_dim
         self.has_low_rank_query = config.q_lora_rank is not None
         if config.q_lora_rank is None:
@@ -71,56 +109,83 @@ class LatentAttention(nn.Module):
             batch: which tokens belong together and where their context lies.
             cache: [slots, C + rope], one layer; None for whole sequences without a cache.
         """
-        query = self._query(x).unflatten(-1, (self.num_heads, -1))  # [T, H, nope + rope]
-        q_nope, q_rope = query.split((self.nope_width, self.rope_width), dim=-1)
-        q_rope = rotation.interleaved(q_rope)
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split(
-            (self.latent_width, self.rope_width), dim=-1
-        )
+        widths = self.widths
+        query = self._query(x).unflatten(-1, (widths.num_heads, -1))  # [T, H, nope + rope]
+        q_nope, q_rope = query.split((widths.nope, widths.rope), dim=-1)
+        query = torch.cat((q_nope, rotation.interleaved(q_rope)), dim=-1)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split((widths.latent, widths.rope), dim=-1)
         k_rope = rotation.interleaved(k_rope[:, None])[:, 0]  # shared by all heads
         memory = torch.cat((self.kv_a_layernorm(latent), k_rope), dim=-1)  # [T, C + rope]
         store(memory, batch, cache)
-        query = torch.cat((q_nope, q_rope), dim=-1)
-        heads = self._expanded(query, memory, batch, cache)
-        if cache is not None and batch.num_decodes:
-            decoded = self._absorbed(q_nope, q_rope, cache, batch)
-            heads = torch.cat((decoded, heads))
-        return self.o_proj(heads.flatten(-2))
+        num = batch.num_decodes
+        outputs = [self._decode(query[:num], cache, batch)] if cache is not None and num else []
+        if len(x) > num:
+            outputs.append(self._prefill(query[num:], memory[num:], cache, batch))
+        return self.o_proj(torch.cat(outputs).flatten(-2))
 
     def _query(self, x: Tensor) -> Tensor:
         if self.has_low_rank_query:
             return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         return self.q_proj(x)
 
-    def _expanded(
-        self, query: Tensor, memory: Tensor, batch: TokenBatch, cache: Tensor | None
-    ) -> Tensor:
-        """[T, H, nope + rope] of the step -> [T - decodes, H, value] of those that prefill."""
-        outputs = [query.new_empty(0, self.num_heads, self.value_width)]
-        for q, context in contexts(query, memory, batch, cache, first=batch.num_decodes):
-            latent, k_rope = context.split((self.latent_width, self.rope_width), dim=-1)
-            key_value = self.kv_b_proj(latent).unflatten(-1, (self.num_heads, -1))
-            k_nope, value = key_value.split((self.nope_width, self.value_width), dim=-1)
-            k_rope = k_rope[:, None].expand(-1, self.num_heads, -1)
-            key = torch.cat((k_nope, k_rope), dim=-1)  # [L, H, nope + rope]
-            outputs.append(causal_attention(q, key, value, self.scale))
-        return torch.cat(outputs)
+    def _decode(self, query: Tensor, cache: Tensor, batch: TokenBatch) -> Tensor:
+        """[B, H, nope + rope], one query of each decode -> [B, H, value]."""
+        rows = self._absorb(query)[:, :, None]  # [B, H, 1, C + rope]: H queries to one memory
+        found = attend_pieces(rows, cache, batch.decode_pieces, one_head, self.scale)
+        return self._free(found[:, :, 0])
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, batch: TokenBatch) -> Tensor:
-        """[T, H, nope], [T, H, rope] of the step -> [decodes, H, value], from cached latents."""
-        q_nope, q_rope = q_nope[: batch.num_decodes], q_rope[: batch.num_decodes]
-        w_key, w_value = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1)).split(
-            (self.nope_width, self.value_width), dim=1
-        )  # [H, nope, C], [H, value, C]
-        q_latent = torch.einsum("bhn,hnc->bhc", q_nope, w_key)
-        context, mask = padded_context(batch, cache)  # [B, L, C + rope], [B, L]
-        query = torch.cat((q_latent, q_rope), dim=-1)
-        scores = torch.einsum("bhc,blc->bhl", query, context) * self.scale
-        scores = scores.masked_fill(~mask[:, None], -torch.inf)
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.softmax(-1, dtype=wide).type_as(context)
-        latent = torch.einsum("bhl,blc->bhc", weights, context[..., : self.latent_width])
-        return torch.einsum("bhc,hvc->bhv", latent, w_value)
+    def _prefill(
+        self, query: Tensor, memory: Tensor, cache: Tensor | None, batch: TokenBatch
+    ) -> Tensor:
+        """[T, H, nope + rope] of the chunks of prompts -> [T, H, value]."""
+        key, value = self._expand(memory)
+        lens = batch.query_lens[batch.num_decodes :]
+        own = attend_packed(self._widened(query), key, value, lens, self.scale, is_causal=True)
+        return with_pasts(self._narrowed(own), query, cache, batch, self._past)
+
+    def _past(self, query: Tensor, cache: Tensor, slots: Tensor) -> Attended:
+        """Attention of one chunk [n, H, nope + rope] to its past, in the cheaper form."""
+        if not self.widths.absorbed_is_cheaper(len(query), len(slots)):
+            query = self._widened(query)
+            return self._narrowed(attend_past(query, cache, slots, self._expand, self.scale))
+        absorbed = self._absorb(query)  # [n, H, C + rope]: n * H queries to one memory
+        rows = absorbed.flatten(0, 1)[:, None]
+        found = attend_past(rows, cache, slots, one_head, self.scale)
+        latent = found.output.view_as(absorbed).type_as(query)
+        return Attended(self._free(latent), found.lse.view(absorbed.shape[:2]))
+
+    def _expand(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Memories [..., L, C + rope] -> keys and values [..., L, H, width], equally wide."""
+        latent, k_rope = memory.split((self.widths.latent, self.widths.rope), dim=-1)
+        key_value = self.kv_b_proj(latent).unflatten(-1, (self.widths.num_heads, -1))
+        k_nope, value = key_value.split((self.widths.nope, self.widths.value), dim=-1)
+        k_rope = k_rope.unsqueeze(-2).expand(*k_nope.shape[:-1], -1)
+        return self._widened(torch.cat((k_nope, k_rope), dim=-1)), self._widened(value)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        """The fused kernels want queries, keys and values of one width; zeros change nothing."""
+        return F.pad(x, (0, self.widths.head - x.shape[-1]))
+
+    def _narrowed(self, found: Attended) -> Attended:
+        return Attended(found.output[..., : self.widths.value], found.lse)
+
+    def _absorb(self, query: Tensor) -> Tensor:
+        """Queries [n, H, nope + rope] to keys -> [n, H, C + rope] to latents."""
+        q_nope, q_rope = query.split((self.widths.nope, self.widths.rope), dim=-1)
+        w_key, _ = self._weights_by_head()
+        return torch.cat((torch.einsum("nhd,hdc->nhc", q_nope, w_key), q_rope), dim=-1)
+
+    def _free(self, found: Tensor) -> Tensor:
+        """Weighted memories [n, H, C + rope] -> values [n, H, value]."""
+        _, w_value = self._weights_by_head()
+        # Contiguous, else the product is four times slower than with the copy.
+        return torch.einsum("nhc,hvc->nhv", found[..., : self.widths.latent], w_value.contiguous())
+
+    def _weights_by_head(self) -> tuple[Tensor, Tensor]:
+        """`kv_b_proj` as [H, nope, C] and [H, value, C]."""
+        by_head = self.kv_b_proj.weight.unflatten(0, (self.widths.num_heads, -1))
+        w_key, w_value = by_head.split((self.widths.nope, self.widths.value), dim=1)
+        return w_key, w_value
 
 
 class MultiHeadAttention(nn.Module):
@@ -148,14 +213,45 @@ class MultiHeadAttention(nn.Module):
         """As `LatentAttention.forward`; `cache` is [slots, 2 * kv heads * head_dim]."""
         query = rotation.halves(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
         key = rotation.halves(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
-        memory = torch.cat((key.flatten(1), self.v_proj(x)), dim=-1)
-        store(memory, batch, cache)
-        outputs = [query.new_empty(0, self.num_heads, self.head_dim)]
-        for q, context in contexts(query, memory, batch, cache, first=0):
-            heads = context.unflatten(-1, (2, self.num_kv_heads, self.head_dim))
-            shared = heads.repeat_interleave(self.num_heads // self.num_kv_heads, dim=2)
-            outputs.append(causal_attention(q, shared[:, 0], shared[:, 1], self.scale))
+        value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        store(torch.cat((key, value), dim=1).flatten(1), batch, cache)
+        num = batch.num_decodes
+        outputs = [self._decode(query[:num], cache, batch)] if cache is not None and num else []
+        if len(x) > num:
+            lens = batch.query_lens[num:]
+            key, value = self._repeated(key[num:]), self._repeated(value[num:])
+            own = attend_packed(query[num:], key, value, lens, self.scale, is_causal=True)
+            outputs.append(with_pasts(own, query[num:], cache, batch, self._past))
         return self.o_proj(torch.cat(outputs).flatten(-2))
+
+    def _decode(self, query: Tensor, cache: Tensor, batch: TokenBatch) -> Tensor:
+        """One query of each decode [B, H, head_dim] -> [B, H, head_dim]."""
+        groups = query.unflatten(1, (self.num_kv_heads, -1)).transpose(1, 2)
+        found = attend_pieces(groups, cache, batch.decode_pieces, self._key_value, self.scale)
+        return found.transpose(1, 2).flatten(1, 2)
+
+    def _past(self, query: Tensor, cache: Tensor, slots: Tensor) -> Attended:
+        """Attention of one chunk [n, H, head_dim] to its past."""
+
+        def heads(memory: Tensor) -> tuple[Tensor, Tensor]:
+            key, value = self._key_value(memory)
+            return self._repeated(key), self._repeated(value)
+
+        return attend_past(query, cache, slots, heads, self.scale)
+
+    def _key_value(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Memories [..., L, width] -> keys and values [..., L, kv heads, head_dim]."""
+        key, value = memory.unflatten(-1, (2, self.num_kv_heads, self.head_dim)).unbind(-3)
+        return key, value
+
+    def _repeated(self, x: Tensor) -> Tensor:
+        """[..., kv heads, head_dim] -> [..., H, head_dim]."""
+        return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=-2)
+
+
+def one_head(memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Memories [..., L, width] as the key and the value of one head: [..., L, 1, width]."""
+    return memory.unsqueeze(-2), memory.unsqueeze(-2)
 
 
 def store(memory: Tensor, batch: TokenBatch, cache: Tensor | None) -> None:
@@ -164,66 +260,32 @@ def store(memory: Tensor, batch: TokenBatch, cache: Tensor | None) -> None:
         cache.index_copy_(0, batch.slots, memory)
 
 
-def contexts(
-    query: Tensor, memory: Tensor, batch: TokenBatch, cache: Tensor | None, *, first: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The queries and the whole context of each sequence from number `first` on, after `store`.
-
-    Yields:
-        Queries [query length, H, width] and memories [context length, width]: a view where the
-        sequence begins in this step, else a copy from the cache.
-    """
-    parts = zip(query.split(batch.query_lens), memory.split(batch.query_lens), strict=True)
-    for number, (q, own) in enumerate(parts):
-        if number < first:
-            continue
-        length = batch.context_lens[number]
-        if cache is None or batch.block_tables is None or len(own) == length:
-            yield q, own
-        else:
-            yield q, cache[slots_of(batch.block_tables[number : number + 1], length)[0]]
-
-
-def padded_context(batch: TokenBatch, cache: Tensor) -> tuple[Tensor, Tensor]:
-    """The contexts of the decodes, padded with 0: [B, L, width], and where they are: [B, L]."""
-    assert batch.block_tables is not None
-    context_lens = batch.context_lens[: batch.num_decodes]
-    longest = max(context_lens)
-    context = cache[slots_of(batch.block_tables[: batch.num_decodes], longest)]
-    lens = torch.tensor(context_lens, device=cache.device)
-    mask = torch.arange(longest, device=cache.device) < lens[:, None]
-    # What others left behind the context may be nan, and 0 * nan is nan.
-    return context.masked_fill_(~mask[..., None], 0), mask
-
-
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attention of the last tokens of one sequence to all of it.
+def with_pasts(
+    own: Attended, query: Tensor, cache: Tensor | None, batch: TokenBatch, past: Past
+) -> Tensor:
+    """What chunks of prompts found in themselves, joined with what lies before them in the cache.
 
     Args:
-        query: [n, H, width], the last n of L tokens.
-        key: [L, H, width].
-        value: [L, H, value width].
-        scale: on the scores.
+        own: output [T, H, value], lse [T, H].
+        query: [T, H, width].
+        cache: one layer; None when all sequences are whole.
+        batch: whose sequences behind the decodes are the chunks.
+        past: attention of one chunk's queries to its past.
 
     Returns:
-        [n, H, value width].
+        [T, H, value].
     """
-    num_new, length = len(query), len(key)
-    # The fused kernels want equal widths; zeros change nothing and are cut off again.
-    width = max(query.shape[-1], value.shape[-1])
-    q, k, v = (
-        F.pad(x, (0, width - x.shape[-1])).transpose(0, 1)[None] for x in (query, key, value)
-    )
-    mask = None
-    if num_new != length and num_new > 1:
-        mask = torch.ones(num_new, length, dtype=torch.bool, device=query.device)
-        mask = mask.tril(length - num_new)
-    output = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        is_causal=num_new == length and num_new > 1,
-        scale=scale,
-    )
-    return output[0].transpose(0, 1)[..., : value.shape[-1]]
+    if cache is None or batch.block_tables is None:
+        return own.output
+    lens = batch.query_lens[batch.num_decodes :]
+    ends = batch.context_lens[batch.num_decodes :]
+    tables = batch.block_tables[batch.num_decodes :]
+    parts = (query.split(lens), own.output.split(lens), own.lse.split(lens))
+    outputs: list[Tensor] = []
+    for table, end, q, output, lse in zip(tables, ends, *parts, strict=True):
+        if end == len(q):
+            outputs.append(output)
+        else:
+            found = past(q, cache, slots_of(table, end - len(q)))
+            outputs.append(Attended(output, lse).joined(found).output.type_as(query))
+    return torch.cat(outputs)

@@ -9,10 +9,13 @@ Letters: T tokens of the step (0 is legal), B sequences, V vision tokens of the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from model.context import Pieces, pieces_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,13 @@ class TokenBatch:
     def last_rows(self) -> list[int]:
         """The row of each sequence's last token, from which its next token is predicted."""
         return [end - 1 for end in accumulate(self.query_lens)]
+
+    @cached_property
+    def decode_pieces(self) -> Pieces:
+        """The contexts of the decodes, the same for all layers."""
+        assert self.block_tables is not None
+        num = self.num_decodes
+        return pieces_of(self.block_tables[:num], self.context_lens[:num])
 
 
 def whole_sequences(

@@ -4,12 +4,10 @@ Multi-head latent attention remembers `kv_lora_rank + qk_rope_head_dim` numbers 
 layer (DeepSeek-V2, arXiv 2405.04434, section 2.1): 576 in Kimi-VL, 31,104 bytes a token over its 27
 layers in bfloat16. Plain multi-head attention remembers its keys and values.
 
-A slot is one token's place: slot = block * BLOCK_SIZE + offset. Who owns which block is the
-business of `blocks.BlockPool`.
+Which slot is whose is the business of `context` and `blocks.BlockPool`.
 """
 
 import torch
-from torch import Tensor
 
 from model.blocks import BLOCK_SIZE
 from model.config import TextConfig
@@ -43,22 +41,10 @@ class LatentCache:
             torch.empty(num_slots, cache_width(config), dtype=dtype, device=device)
             for _ in range(config.num_hidden_layers)
         )
+        for layer in self.layers:
+            layer[0] = 0  # read in place of what lies behind a context
 
     @staticmethod
     def block_bytes(config: TextConfig, dtype: torch.dtype) -> int:
         """Bytes of one block over all layers."""
         return BLOCK_SIZE * cache_width(config) * config.num_hidden_layers * dtype.itemsize
-
-
-def slots_of(block_tables: Tensor, length: int) -> Tensor:
-    """The slots of the first `length` tokens of each sequence.
-
-    Args:
-        block_tables: [B, blocks] int64.
-        length: at most blocks * BLOCK_SIZE.
-
-    Returns:
-        [B, length] int64.
-    """
-    position = torch.arange(length, device=block_tables.device)
-    return block_tables[:, position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE

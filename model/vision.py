@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attend import attend_packed
 from model.config import VisionConfig
 from model.mlp import LinearGelu
 from model.rope import PatchRotation, patch_rotation
@@ -96,20 +97,11 @@ class VisionBlock(nn.Module):
 
     def _attend(self, x: Tensor, rotation: PatchRotation, grid_hw: Sequence[Grid]) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # [P, 3, heads, head_dim]
-        turned = rotation(qkv[:, :2].flatten(1, 2)).unflatten(1, (2, -1))
-        runs = runs_of_equal_grids(grid_hw)
-        lens = [count * height * width for count, (height, width) in runs]
-        packed = [x[:0]]
-        for (count, _), qk, value in zip(
-            runs, turned.split(lens), qkv[:, 2].split(lens), strict=True
-        ):
-            # [images, heads, patches of one image, head_dim]
-            q, k, v = (
-                part.unflatten(0, (count, -1)).transpose(1, 2) for part in (*qk.unbind(1), value)
-            )
-            output = F.scaled_dot_product_attention(q, k, v)
-            packed.append(output.transpose(1, 2).flatten(2).flatten(0, 1))
-        return torch.cat(packed)
+        query, key = rotation(qkv[:, :2].flatten(1, 2)).unflatten(1, (2, -1)).unbind(1)
+        lens = [height * width for height, width in grid_hw]
+        scale = query.shape[-1] ** -0.5
+        found = attend_packed(query, key, qkv[:, 2], lens, scale, is_causal=False)
+        return found.output.flatten(1)
 
 
 class VisionEncoder(nn.Module):

@@ -3,7 +3,7 @@ from itertools import chain
 import pytest
 import torch
 
-from model.attention import LatentAttention
+from model.attention import LatentAttention, LatentWidths
 from model.batch import TokenBatch, whole_sequences
 from model.blocks import BLOCK_SIZE
 from model.cache import LatentCache
@@ -57,6 +57,50 @@ def test_absorbed_equals_expanded_in_float64():
 def _rotation(config, start, end):
     positions = torch.arange(start, end)
     return text_rotation(positions, config.qk_rope_head_dim, 1e4, torch.float64)
+
+
+PUBLISHED = LatentWidths(num_heads=16, latent=512, nope=128, rope=64, value=128)
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "context_len", "is_cheaper"),
+    [
+        pytest.param(1, 2, True, id="a decode of two tokens"),
+        pytest.param(1, 131_072, True, id="a decode"),
+        pytest.param(128, 131_072, True, id="few queries, long past"),
+        pytest.param(200, 131_072, False, id="many queries"),
+        pytest.param(128, 150, False, id="few queries, short past"),
+    ],
+)
+def test_few_queries_to_a_long_past_absorb(num_queries, context_len, is_cheaper):
+    assert PUBLISHED.absorbed_is_cheaper(num_queries, context_len) == is_cheaper
+
+
+def test_the_costs_are_those_of_the_products():
+    heads, latent, nope, rope, value = 16, 512, 128, 64, 128
+    for num_queries, context_len in ((1, 2), (7, 900), (150, 900), (151, 9000), (300, 9000)):
+        expand = context_len * latent * heads * (nope + value)
+        scores_and_sums = num_queries * context_len * heads * 2 * (nope + rope)  # values padded
+        absorb_and_free = num_queries * heads * latent * (nope + value)
+        over_latents = num_queries * context_len * heads * 2 * (latent + rope)
+        is_cheaper = absorb_and_free + over_latents < expand + scores_and_sums
+        assert PUBLISHED.absorbed_is_cheaper(num_queries, context_len) == is_cheaper
+
+
+def test_a_chunk_reads_its_past_alike_in_both_forms(monkeypatch):
+    config = tiny_config().text
+    torch.manual_seed(1)
+    attention = LatentAttention(config).double()
+    x = torch.randn(40, config.hidden_size, dtype=torch.float64)
+    expected = attention(x, _rotation(config, 0, 40), whole_sequences([[0] * 40]), None)
+    table = [[3, 1, 4]]
+    for is_absorbed in (True, False):
+        monkeypatch.setattr(LatentWidths, "absorbed_is_cheaper", lambda *_, form=is_absorbed: form)
+        cache = LatentCache(config, 4, torch.float64, torch.device("cpu")).layers[0]
+        attention(x[:23], _rotation(config, 0, 23), cached_batch([[0] * 23], [0], table), cache)
+        chunk = cached_batch([[0] * 17], [23], table)
+        found = attention(x[23:], _rotation(config, 23, 40), chunk, cache)
+        torch.testing.assert_close(found, expected[23:], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""Fake CUDA tensors on a machine without a GPU: shapes, dtypes and devices without numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def fake_gpu() -> Iterator[None]:
+    """Tensors that are made in here may say `device="cuda"`; nothing is computed."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Indexing():
+        yield
+
+
+class Indexing(TorchFunctionMode):
+    """`x[...]` of a CUDA tensor asks a build of torch without CUDA for its device; so by parts."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__getitem__:
+            return indexed(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def indexed(x: Tensor, index: object) -> Tensor:
+    """`x[index]` of numbers, slices, None, an ellipsis and tensors."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(item is Ellipsis for item in items):
+        place = next(number for number, item in enumerate(items) if item is Ellipsis)
+        taken = sum(item is not None and item is not Ellipsis for item in items)
+        items[place : place + 1] = [slice(None)] * (x.ndim - taken)
+    dim, tensors = 0, []
+    for item in items:
+        if isinstance(item, int):
+            x = x.select(dim, item)
+            continue
+        if item is None:
+            x = x.unsqueeze(dim)
+        elif isinstance(item, slice):
+            x = torch.ops.aten.slice(x, dim, item.start, item.stop, item.step or 1)
+        tensors.append(item if isinstance(item, Tensor) else None)
+        dim += 1
+    if any(tensor is not None for tensor in tensors):
+        x = torch.ops.aten.index(x, tensors)
+    return x
