@@ -32,14 +32,19 @@ output columns:
   (columns of the input, without media bytes)
   caption               the text; null for errors
   reasoning             what a thinking model wrote before its answer; else null
-  status                ok | truncated (something else than the model ended it) | error
+  status                ok | truncated (something else than the model ended it) |
+                        damaged (captioned from what could be decoded) | error
   error_code, error     why there is no caption: a code of a closed list, and a sentence
   finish_reason         stop | length (--max-tokens) | repetition (--loop-guard)
   num_prompt_tokens, num_generated_tokens
-  frame_times_s         when the frames that the model saw appear in the video
   mean_logprob, min_logprob   of the generated tokens
   samples               with --samples: all texts of the row, the first one again
   token_logprobs        with --token-logprobs: of each token of the caption, its stop token too
+  frame_times_s         when the frames that the model saw appear in the video
+  frame_width, frame_height, num_visual_tokens   what it saw of them
+  media_duration_s, media_fps, media_width, media_height, media_codec, media_rotation,
+  media_is_vfr, media_is_interlaced   what the video is
+  num_decode_errors     damaged packets and frames met while decoding
 
 files in the output directory:
   part-*.parquet        the rows; pandas.read_parquet(DIR) and pyarrow read them all
@@ -114,6 +119,7 @@ def make_parser() -> "Parser":
     options.add_data(parser.add_argument_group("data"))
     options.add_question(parser.add_argument_group("what the model sees and is asked"))
     options.add_answer(parser.add_argument_group("how it answers"))
+    options.add_limits(parser.add_argument_group("limits, of one row's media"))
     options.add_machine(parser.add_argument_group("machine"))
     options.add_run(parser.add_argument_group("run"))
     return parser

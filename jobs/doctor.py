@@ -85,6 +85,7 @@ def make_parser() -> "Parser":
     options.add_data(parser.add_argument_group("data"))
     options.add_question(parser.add_argument_group("what the model sees and is asked"))
     options.add_answer(parser.add_argument_group("how it answers"))
+    options.add_limits(parser.add_argument_group("limits, of one row's media"))
     options.add_machine(parser.add_argument_group("machine"))
     options.add_run(parser.add_argument_group("run"))
     return parser

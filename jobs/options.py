@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from pipeline.config import PipelineConfig
+    from pipeline.sampling import FrameSampling
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -85,6 +86,14 @@ def add_data(group: argparse._ArgumentGroup) -> None:
         metavar="PREFIX",
         help="rows may name media below this, such as s3://bucket/clips; may be repeated",
     )
+    group.add_argument(
+        "--allow-folder",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="rows may name files below this, beside those below the input's folder; may be "
+        "repeated",
+    )
     group.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     group.add_argument(
         "--rows-per-part", type=positive, default=10_000, metavar="N", help="of each output file"
@@ -101,9 +110,18 @@ def add_question(group: argparse._ArgumentGroup) -> None:
     )
     frames = group.add_mutually_exclusive_group()
     frames.add_argument(
-        "--frames", type=positive, default=8, metavar="N", help="frames, evenly over the video"
+        "--frames",
+        type=positive,
+        metavar="N",
+        help="frames, evenly over the video (default: 8, or --fps 1 with --tokens-per-row)",
     )
     frames.add_argument("--fps", type=float, metavar="F", help="or so many frames per second")
+    frames.add_argument(
+        "--at",
+        type=_seconds,
+        metavar="S,S",
+        help="or the frames at these seconds from the start of the span",
+    )
     group.add_argument(
         "--max-frames",
         type=positive,
@@ -112,12 +130,24 @@ def add_question(group: argparse._ArgumentGroup) -> None:
         help="with --fps: where that would be more, so many evenly",
     )
     group.add_argument(
+        "--keyframes",
+        action="store_true",
+        help="take the last keyframe in place of each frame: decodes less, at other times",
+    )
+    group.add_argument(
         "--frame-tokens",
-        type=_positive_or("max"),
+        type=positive_or("max"),
         default=256,
         metavar="N",
         help="most visual tokens of a frame, each of 28 x 28 pixels; `max` is the checkpoint's "
         "own limit",
+    )
+    group.add_argument(
+        "--tokens-per-row",
+        type=positive,
+        metavar="N",
+        help="visual tokens that the frames of a row share: as many frames as --frames or --fps "
+        "ask for, each of N / frames tokens up to --frame-tokens; so few frames that each has 64",
     )
     group.add_argument(
         "--timestamps",
@@ -125,6 +155,36 @@ def add_question(group: argparse._ArgumentGroup) -> None:
         default="seconds",
         help="text before each frame: nothing, `3.5s` or `[00:03]`",
     )
+
+
+def add_limits(group: argparse._ArgumentGroup) -> None:
+    """What the media of one row may cost before it is refused."""
+    from pipeline.limits import DEFAULT_LIMITS
+
+    def add(flag: str, parse: Callable[[str], float], metavar: str, text: str) -> None:
+        value = getattr(DEFAULT_LIMITS, _LIMITS[flag])
+        group.add_argument(flag, type=parse, default=value, metavar=metavar, help=text)
+
+    add("--max-media-bytes", _num_bytes, "SIZE", "of one file or object, as in 500M or 8G")
+    add("--max-pixels", positive, "N", "of one frame")
+    add("--max-duration-s", float, "S", "of a video")
+    add("--max-stream-frames", positive, "N", "of a video, whether they are taken or not")
+    add("--max-pages", positive, "N", "of a picture")
+    add("--max-rgb-bytes", _num_bytes, "SIZE", "of the chosen frames at their final size")
+    add("--max-decode-s", float, "S", "of CPU time to decode a row")
+    add("--max-decode-bytes", _num_bytes, "SIZE", "of memory to decode a row")
+
+
+_LIMITS = {
+    "--max-media-bytes": "max_bytes",
+    "--max-pixels": "max_pixels",
+    "--max-duration-s": "max_duration_s",
+    "--max-stream-frames": "max_stream_frames",
+    "--max-pages": "max_pages",
+    "--max-rgb-bytes": "max_rgb_bytes",
+    "--max-decode-s": "max_decode_s",
+    "--max-decode-bytes": "max_decode_bytes",
+}
 
 
 def add_answer(group: argparse._ArgumentGroup) -> None:
@@ -218,34 +278,15 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--groups",
-        type=_positive_or("auto"),
+        type=positive_or("auto"),
         metavar="N",
-        help="copies of the model; default: auto, as many as the GPUs make, or one",
-    )
-    group.add_argument(
-        "--expert-parallel",
-        type=_positive_or("auto"),
-        metavar="R",
-        help="ranks, one GPU each, that share the experts of a copy; default: auto, one, or what "
-        "--groups leaves for each",
-    )
-    group.add_argument(
-        "--dispatch",
-        choices=("auto", "all_to_all", "all_gather"),
-        default="auto",
-        help="how tokens travel between the ranks of a copy",
-    )
-    group.add_argument(
-        "--placement",
-        choices=("strict_pack", "pack", "spread"),
-        default="strict_pack",
-        help="of the ranks of a copy: on one node, on few, on many",
+        help="copies of the model; default: auto, one for each GPU, or one",
     )
     group.add_argument(
         "--threads",
-        type=_positive_or("auto"),
+        type=positive_or("auto"),
         metavar="N",
-        help="of torch in each rank on CPUs; default: auto, an equal share of half of the CPUs",
+        help="of torch in each copy on CPUs; default: auto, half of the CPUs",
     )
     group.add_argument(
         "--batch-size",
@@ -293,8 +334,8 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
     from model.engine_config import EngineConfig
     from model.sequence import SamplingParams
     from pipeline.config import PipelineConfig
+    from pipeline.limits import MediaLimits
     from pipeline.prepare import Instructions
-    from pipeline.sampling import FrameSampling
     from pipeline.schema import InputColumns
 
     refuse_relative(options.output, "--output")
@@ -316,15 +357,19 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
         limit=options.limit,
         instructions=Instructions(
             prompt=options.prompt,
-            frames=FrameSampling(
-                num_frames=options.frames if options.fps is None else None,
-                fps=options.fps,
-                max_frames=options.max_frames,
-            ),
+            frames=_frame_sampling(options),
             timestamps=options.timestamps,
             max_frame_tokens=options.frame_tokens,
+            max_row_tokens=options.tokens_per_row,
+            limits=MediaLimits(
+                **{
+                    name: getattr(options, flag.removeprefix("--").replace("-", "_"))
+                    for flag, name in _LIMITS.items()
+                }
+            ),
         ),
         allowed_uris=tuple(options.allow_uri),
+        allowed_folders=tuple(str(Path(each).absolute()) for each in options.allow_folder),
         sampling=SamplingParams(
             max_tokens=options.max_tokens,
             temperature=options.temperature,
@@ -345,22 +390,28 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
             max_batch_size=options.batch_size,
             cache_gib=options.cache_gib,
             cache_fraction=options.cache_fraction,
-            num_threads=options.threads or _fair_threads(options),
+            num_threads=options.threads or max(1, (os.cpu_count() or 1) // 2),
         ),
         device=options.device,
         num_groups=options.groups,
-        expert_parallel=options.expert_parallel,
-        dispatch=options.dispatch,
-        placement=options.placement.upper(),
         rows_per_part=options.rows_per_part,
         run_yaml=options.run_yaml,
     )
 
 
-def _fair_threads(options: argparse.Namespace) -> int:
-    """Half of the CPUs, shared by all ranks."""
-    num_ranks = (options.groups or 1) * (options.expert_parallel or 1)
-    return max(1, (os.cpu_count() or 1) // 2 // num_ranks)
+def _frame_sampling(options: argparse.Namespace) -> "FrameSampling":
+    from pipeline.sampling import FrameSampling
+
+    num_frames, fps = options.frames, options.fps
+    if num_frames is None and fps is None and options.at is None:
+        num_frames, fps = (8, None) if options.tokens_per_row is None else (None, 1.0)
+    return FrameSampling(
+        num_frames=num_frames,
+        fps=fps,
+        at_s=options.at,
+        max_frames=options.max_frames,
+        keyframes_only=options.keyframes,
+    )
 
 
 def count(text: str) -> int:
@@ -377,13 +428,30 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _positive_or(word: str) -> Callable[[str], int | None]:
+def positive_or(word: str) -> Callable[[str], int | None]:
     """A positive number, or a word that stands for None."""
 
     def parse(text: str) -> int | None:
         return None if text == word else positive(text)
 
     return parse
+
+
+def _seconds(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seconds, such as 0,2.5") from None
+
+
+def _num_bytes(text: str) -> int:
+    """A size such as 500M or 8G, in powers of 1024."""
+    number, unit = text.removesuffix("iB").removesuffix("B"), 1
+    if number[-1:].upper() in ("K", "M", "G", "T"):
+        number, unit = number[:-1], 1024 ** ("KMGT".index(number[-1].upper()) + 1)
+    if not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 500M or 8G")
+    return int(number) * unit
 
 
 def _names(text: str) -> tuple[str, ...]:

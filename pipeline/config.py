@@ -10,8 +10,6 @@ from pipeline.prepare import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint
 from pipeline.schema import InputColumns, Layout
 
-DispatchChoice = Literal["auto", "all_to_all", "all_gather"]  # as `parallel.choice`, without torch
-
 _MAX_BATCH_ROWS = 8
 _MAX_BATCH_BYTES = 64 << 20  # of patches, so that a few batches fit into any object store
 _PATCH_BYTES = 3 * 14 * 14
@@ -34,13 +32,11 @@ class PipelineConfig:
     limit: int | None = None  # rows
     instructions: Instructions = field(default_factory=Instructions)
     allowed_uris: tuple[str, ...] = ()  # prefixes of remote media
+    allowed_folders: tuple[str, ...] = ()  # of local media, beside the input's own
     sampling: SamplingParams = field(default_factory=SamplingParams)
     engine: EngineConfig = field(default_factory=EngineConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_groups: int | None = None  # None: as many as the GPUs make, or one
-    expert_parallel: int | None = None  # ranks of each group; None: chosen, see `pipeline.machines`
-    dispatch: DispatchChoice = "auto"
-    placement: Literal["STRICT_PACK", "PACK", "SPREAD"] = "STRICT_PACK"  # of a group's ranks
+    num_groups: int | None = None  # None: one for each GPU, or one
     max_group_failures: int = 16
     rows_per_part: int = 10_000
     max_part_age_s: float = 300.0
@@ -54,7 +50,7 @@ class PipelineConfig:
             )
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
-        for name in "limit num_groups expert_parallel rows_per_part max_part_age_s".split():
+        for name in ("limit", "num_groups", "rows_per_part", "max_part_age_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -67,9 +63,12 @@ class PipelineConfig:
     @property
     def row_bytes(self) -> int:
         """The most that the patches of one row can take, where the frames have a limit."""
-        frames = self.instructions.frames
-        num_frames = frames.num_frames or frames.max_frames
-        return num_frames * (self.instructions.max_frame_tokens or 1024) * 4 * _PATCH_BYTES
+        frames = self.instructions.affordable_frames
+        num_frames = len(frames.at_s or ()) or frames.num_frames or frames.max_frames
+        num_tokens = num_frames * (self.instructions.max_frame_tokens or 1024)
+        if self.instructions.max_row_tokens is not None:
+            num_tokens = min(num_tokens, self.instructions.max_row_tokens)
+        return num_tokens * 4 * _PATCH_BYTES
 
     @property
     def batch_rows(self) -> int:
@@ -80,6 +79,7 @@ class PipelineConfig:
 def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
     """Everything in a run that changes the captions or the columns."""
     asked = asdict(config.instructions)
+    asked["frames"] = asdict(config.instructions.affordable_frames)
     del asked["limits"]  # they decide what fails, not what a caption says
     return Recipe(
         {

@@ -1,12 +1,13 @@
 """From a row's media value to bytes or an open file that can be decoded.
 
-A row may name any local file. It may name remote objects only below the prefixes that the user
-allowed, because a dataset could otherwise make the workers read, with their credentials, from
-wherever it likes. The prefix, which the user wrote, chooses the filesystem with all its settings;
-of the row's URI only the rest counts, as a plain path.
+A row may name local files below the input's own folder and those that the user allowed, and remote
+objects below the prefixes that the user allowed, because a dataset could otherwise make the workers
+read, with their credentials, from wherever it likes. Links are followed before a path is judged.
+A prefix, which the user wrote, chooses the filesystem with all its settings; of the row's URI only
+the rest counts, as a plain path.
 
 Remote objects are copied to a temporary file, in memory while they are small, since decoding reads
-them twice.
+them twice, in another process.
 """
 
 import errno
@@ -14,31 +15,32 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO, cast
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 from huggingface_hub.errors import HTTPError as HubError
 
-from pipeline.media import DEFAULT_LIMITS, MediaError
-from pipeline.schema import ErrorCode
+from pipeline.codes import ErrorCode
+from pipeline.download import download
+from pipeline.limits import DEFAULT_LIMITS, MediaError, refuse
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CROOKED = re.compile(r"[/\\]\.\.?([/\\;?#]|$)|[\x00-\x1f\x7f]")
 _HTTP = ("http://", "https://")
 _SPOOL_BYTES = 64 << 20  # more goes to disk
 _CHUNK_BYTES = 4 << 20
-_HTTP_TIMEOUT_S = 60.0
+_MAX_COPY_S = 1800.0  # for one object, however slowly it trickles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +49,24 @@ class MediaAccess:
 
     Args:
         base: the folder, local or remote, to which relative paths belong. What lies below a remote
-            base is allowed.
+            base is allowed, and what lies below a local one.
+        allowed_folders: local folders whose files may be named too.
         allowed_prefixes: URIs of remote folders, such as `s3://bucket/clips`; a query chooses
             settings of the filesystem, such as `s3://bucket/clips?region=eu-west-1`.
         max_bytes: of one object.
+        num_attempts: for an object over HTTP.
+        backoff_s: before the second attempt; doubles with each further one.
 
     Raises:
         ValueError: a prefix or the base is no such URI; the message names it.
     """
 
     base: str = "."
+    allowed_folders: tuple[str, ...] = ()
     allowed_prefixes: tuple[str, ...] = ()
     max_bytes: int = DEFAULT_LIMITS.max_bytes
+    num_attempts: int = 4
+    backoff_s: float = 1.0
 
     def __post_init__(self) -> None:
         for prefix in self._prefixes:
@@ -111,9 +119,11 @@ class MediaAccess:
 
     def _open_local(self, path: str) -> BinaryIO:
         """Open a regular file, and nothing that would wait, act or never end when opened."""
-        location = Path(path) if self._is_remote else Path(self.base, path)
-        _check_regular(location.stat(), path)
-        descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        location = os.path.realpath(path if self._is_remote else Path(self.base, path))
+        self._check_folder(location, path)
+        _check_regular(os.stat(location), path)  # noqa: PTH116
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
+        descriptor = os.open(location, flags)
         with ExitStack() as on_error:
             file = on_error.enter_context(os.fdopen(descriptor, "rb"))
             status = os.fstat(descriptor)  # it may have been replaced since
@@ -122,13 +132,26 @@ class MediaAccess:
             on_error.pop_all()
         return file
 
+    def _check_folder(self, location: str, path: str) -> None:
+        """Refuse a file, its links followed, that lies below no allowed folder."""
+        folders = self.allowed_folders if self._is_remote else (self.base, *self.allowed_folders)
+        for folder in folders:
+            real = os.path.realpath(folder)
+            if os.path.commonpath([real, location]) == real:
+                return
+        what = path if path == location else f"{path:.200}, which is {location}"
+        raise MediaError(
+            ErrorCode.URI_NOT_ALLOWED,
+            f"{what:.400}, lies below no allowed folder; name one as in "
+            f"--allow-folder {Path(location).parent!s:.200}",
+        )
+
     def _open_remote(self, uri: str) -> BinaryIO:
         prefix = self._allowing(uri)
         if uri.startswith(_HTTP):
-            request = Request(uri, headers={"User-Agent": "moonsweep"})
-            opener = build_opener(_Redirects(self._allowing))
-            with opener.open(request, timeout=_HTTP_TIMEOUT_S) as response:
-                return self._copy(response, response.length, uri)
+            attempts = {"num_attempts": self.num_attempts, "backoff_s": self.backoff_s}
+            with download(uri, self._allowing, **attempts) as response:
+                return self._copy(cast(BinaryIO, response), response.length, uri)
         filesystem, folder = _filesystem(prefix)
         path = folder.rstrip("/") + uri[len(_folder(prefix)) :]
         info = filesystem.get_file_info(path)
@@ -155,11 +178,15 @@ class MediaAccess:
     def _copy(self, stream: BinaryIO, num_bytes: int | None, name: str) -> BinaryIO:
         """Copy a stream, which says how long it is or not, to a temporary file."""
         self._check_size(num_bytes or 0, name)
+        deadline = time.monotonic() + _MAX_COPY_S
+        is_small = num_bytes is not None and num_bytes <= _SPOOL_BYTES
         with ExitStack() as on_error:
-            file = on_error.enter_context(tempfile.SpooledTemporaryFile(_SPOOL_BYTES))
+            file = on_error.enter_context(_in_memory() if is_small else _on_disk())
             while chunk := stream.read(_CHUNK_BYTES):
                 file.write(chunk)
                 self._check_size(file.tell(), name)
+                if time.monotonic() > deadline:
+                    raise OSError(f"it takes longer than {_MAX_COPY_S:.0f} s")
             if num_bytes is not None and file.tell() < num_bytes:
                 raise OSError(f"it ends after {file.tell()} of {num_bytes} bytes")
             file.seek(0)
@@ -168,10 +195,17 @@ class MediaAccess:
 
     def _check_size(self, num_bytes: int, name: str) -> None:
         if num_bytes > self.max_bytes:
-            raise MediaError(
-                ErrorCode.MEDIA_TOO_LARGE,
-                f"{name:.200} has {num_bytes} bytes or more, the limit is {self.max_bytes}",
-            )
+            what = f"{name:.200} has {num_bytes} bytes or more"
+            refuse(what, self.max_bytes, "--max-media-bytes")
+
+
+def _on_disk() -> BinaryIO:
+    return cast(BinaryIO, tempfile.TemporaryFile())
+
+
+def _in_memory() -> BinaryIO:
+    """A file that has a descriptor but no place on a disk."""
+    return cast(BinaryIO, os.fdopen(os.memfd_create("media"), "w+b"))
 
 
 def _folder(prefix: str) -> str:
@@ -199,23 +233,6 @@ def _filesystem(prefix: str) -> tuple[pafs.FileSystem, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         filesystem, path = fsspec.core.url_to_fs(prefix)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
-
-
-class _Redirects(HTTPRedirectHandler):
-    """Follows a redirect only to where a row could have pointed itself."""
-
-    def __init__(self, check: Callable[[str], object]) -> None:
-        self._check = check
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        try:
-            self._check(newurl)
-        except MediaError:
-            fp.close()
-            raise
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @contextmanager

@@ -18,7 +18,14 @@ from model.prompt import PromptError
 from model.sequence import SamplingParams
 from parallel.group import DeadGroupError
 from parallel.worker import Failure, Outcome, Request
-from pipeline.schema import RESULT_FIELDS, SAMPLES_FIELD, TOKEN_LOGPROBS_FIELD, ErrorCode, Status
+from pipeline.schema import (
+    MEDIA_FIELDS,
+    RESULT_FIELDS,
+    SAMPLES_FIELD,
+    TOKEN_LOGPROBS_FIELD,
+    ErrorCode,
+    Status,
+)
 from pipeline.wire import PROMPT_COLUMNS, decode_prompt
 
 MAX_SHARED_DEATHS = 3  # of groups that had a row among others, before it is tried alone
@@ -145,10 +152,13 @@ def _with_results(
     batch: pa.Table, outcomes: Mapping[int, Outcome], fields: Sequence[pa.Field]
 ) -> pa.Table:
     """Replace the prompt columns by the result columns."""
-    answers = {row: _result(outcome) for row, outcome in outcomes.items()}
+    damages = batch["num_decode_errors"].to_pylist()
+    answers = {
+        row: _result(outcome, is_damaged=bool(damages[row])) for row, outcome in outcomes.items()
+    }
     table = batch.drop_columns([*PROMPT_COLUMNS, "seed"])
     for field in fields:
-        if field.name in ("row_id", "frame_times_s"):
+        if field.name == "row_id" or field in MEDIA_FIELDS:
             continue
         is_known = field.name in table.column_names
         values = table[field.name].to_pylist() if is_known else [None] * batch.num_rows
@@ -162,7 +172,7 @@ def _with_results(
     return table
 
 
-def _result(outcome: Outcome) -> dict[str, object]:
+def _result(outcome: Outcome, *, is_damaged: bool) -> dict[str, object]:
     """The result columns of one answered row; what is missing is null."""
     if isinstance(outcome, Failure):
         known = outcome.code in set(ErrorCode)
@@ -173,11 +183,12 @@ def _result(outcome: Outcome) -> dict[str, object]:
         }
     samples = (outcome, *outcome.others)
     is_truncated = any(each.is_truncated for each in samples)
+    whole = Status.DAMAGED if is_damaged else Status.OK
     return {
         "caption": outcome.text,
         "reasoning": outcome.reasoning,
         "samples": [each.text for each in samples],
-        "status": (Status.TRUNCATED if is_truncated else Status.OK).value,
+        "status": (Status.TRUNCATED if is_truncated else whole).value,
         "finish_reason": outcome.finish_reason,
         "num_prompt_tokens": outcome.num_prompt_tokens,
         "num_generated_tokens": sum(each.num_generated_tokens for each in samples),

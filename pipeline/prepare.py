@@ -8,15 +8,17 @@ Letters: I images (frames), P patches, S prompt tokens.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
-from model.images import image_size
 from model.processor import Item, Processor
 from model.prompt import PromptError
-from pipeline.media import DEFAULT_LIMITS, Frames, MediaError, MediaLimits, decode_video
+from pipeline.decoder import Decoder
+from pipeline.fit import MIN_FRAME_TOKENS, FitFrames
+from pipeline.frames import Frames
+from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits
 from pipeline.sampling import FrameSampling
 from pipeline.schema import PREPARED_FIELDS, ErrorCode, Layout, Status
 from pipeline.wire import encode_prompt
@@ -33,6 +35,8 @@ class Instructions:
     frames: FrameSampling = field(default_factory=FrameSampling)
     timestamps: Timestamps = "seconds"
     max_frame_tokens: int | None = 256  # 448x448 pixels; None is the checkpoint's own limit
+    # Visual tokens of a row. Its frames share them evenly, and are so few that each has enough.
+    max_row_tokens: int | None = None
     limits: MediaLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
@@ -44,6 +48,21 @@ class Instructions:
             )
         if self.max_frame_tokens is not None and self.max_frame_tokens < 1:
             raise ValueError(f"max_frame_tokens must be at least 1, got {self.max_frame_tokens}")
+        if self.max_row_tokens is not None and self.max_row_tokens < MIN_FRAME_TOKENS:
+            raise ValueError(
+                f"max_row_tokens must be at least {MIN_FRAME_TOKENS}, which is one frame, got "
+                f"{self.max_row_tokens}"
+            )
+
+    @property
+    def affordable_frames(self) -> FrameSampling:
+        """`frames`, but never more than `max_row_tokens` pays for."""
+        if self.max_row_tokens is None:
+            return self.frames
+        most = self.max_row_tokens // MIN_FRAME_TOKENS
+        num_frames = self.frames.num_frames and min(self.frames.num_frames, most)
+        max_frames = min(self.frames.max_frames, most)
+        return replace(self.frames, num_frames=num_frames, max_frames=max_frames)
 
 
 class Prepare:
@@ -55,6 +74,7 @@ class Prepare:
         instructions: what to make of them.
         fetch: opens a row's media, a path, bytes or struct; raises `MediaError`.
         seed: of the run; each row has one of its own from it.
+        decoder: decodes; None starts one.
     """
 
     def __init__(
@@ -64,12 +84,19 @@ class Prepare:
         instructions: Instructions,
         fetch: Callable[[object], bytes | BinaryIO],
         seed: int = 0,
+        decoder: Decoder | None = None,
     ) -> None:
         self._processor = processor
         self._layout = layout
         self._instructions = instructions
         self._fetch = fetch
         self._seed = seed
+        self._decoder = decoder or Decoder(instructions.limits)
+        self._fit = FitFrames(
+            image=processor.config.image,
+            max_frame_tokens=instructions.max_frame_tokens,
+            max_row_tokens=instructions.max_row_tokens,
+        )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Prepare a table of `row_id` and the layout's `read` columns.
@@ -117,8 +144,9 @@ class Prepare:
                 "error": error.message,
             }
         return {
-            "frame_times_s": frames.timestamps_s,
             **encode_prompt(prompt),
+            **_facts(frames),
+            "num_visual_tokens": prompt.num_patches // 4,
             "seed": row_seed(self._seed, row["row_id"]),
         }
 
@@ -131,26 +159,15 @@ class Prepare:
     def _decode(self, row: Mapping[str, Any]) -> Frames:
         media = self._fetch(row["video"])
         try:
-            return decode_video(
+            return self._decoder.decode(
                 media,
-                self._instructions.frames,
+                self._instructions.affordable_frames,
                 span_s=(row["start_s"], row["end_s"]),
                 fit=self._fit,
-                limits=self._instructions.limits,
             )
         finally:
             if not isinstance(media, bytes):
                 media.close()
-
-    def _fit(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """The size to which the processor would resize a frame, so that it need not."""
-        size = image_size(
-            width_px,
-            height_px,
-            self._processor.config.image,
-            self._instructions.max_frame_tokens,
-        )
-        return size.width_px, size.height_px
 
     def _shown(self, frames: Frames) -> Iterator[Item]:
         """Each frame with its time before it."""
@@ -158,6 +175,18 @@ class Prepare:
         for time_s, frame in zip(frames.timestamps_s.tolist(), frames.rgb, strict=True):
             yield as_text(time_s)
             yield frame
+
+
+def _facts(frames: Frames) -> dict[str, object]:
+    """The values of `MEDIA_FIELDS` but for the tokens."""
+    facts = asdict(frames.facts)
+    return {
+        "frame_times_s": frames.timestamps_s,
+        "frame_width": frames.rgb.shape[2],
+        "frame_height": frames.rgb.shape[1],
+        "num_decode_errors": facts.pop("num_decode_errors"),
+        **{f"media_{name.removesuffix('_px')}": value for name, value in facts.items()},
+    }
 
 
 def row_seed(seed: int, row_id: str) -> int:

@@ -1,12 +1,11 @@
 """Which frames of a video to look at: times first, then the frames on display at those times.
 
-Both policies cut the span into equal segments and take the middle of each, so that a frame stands
-for what surrounds it, and a rate equal to that of the video takes each of its frames.
+`num_frames` and `fps` cut the span into equal segments and take the middle of each, so that a frame
+stands for what surrounds it, and a rate equal to that of the video takes each of its frames.
 """
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,22 +13,30 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSampling:
-    """How many frames to take: a number, or so many per second of video.
+    """Which frames to take: a number of them, so many per second, or those at given seconds.
 
     Raises:
-        ValueError: not exactly one of `num_frames` and `fps` is set, or a value is out of range.
+        ValueError: not exactly one of `num_frames`, `fps` and `at_s` is set, or a value is out of
+            range.
     """
 
     num_frames: int | None = 8
     fps: float | None = None
+    at_s: tuple[float, ...] | None = None  # from the start of the span; what lies after it is left
     max_frames: int = 128  # of `fps`; where that would be more, this many are spread over the span
+    # Take the last keyframe in place of each frame: less decoding, other times.
+    keyframes_only: bool = False
 
     def __post_init__(self) -> None:
-        if (self.num_frames is None) == (self.fps is None):
+        if [self.num_frames, self.fps, self.at_s].count(None) != 2:
             raise ValueError(
-                f"set either num_frames or fps and make the other None, got {self.num_frames=} "
-                f"and {self.fps=}"
+                f"set either num_frames or fps or at_s and make the others None, got "
+                f"{self.num_frames=}, {self.fps=} and {self.at_s=}"
             )
+        if self.at_s is not None and not self.at_s:
+            raise ValueError("at_s is empty; name at least one second")
+        if self.at_s is not None and not all(0.0 <= at < math.inf for at in self.at_s):
+            raise ValueError(f"at_s must be seconds from 0 on, got {list(self.at_s)}")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
         if self.fps is not None and not 0.0 < self.fps < math.inf:
@@ -39,11 +46,15 @@ class FrameSampling:
 
 
 def target_times(start_s: float, end_s: float, sampling: FrameSampling) -> NDArray[np.float64]:
-    """The times to look at in `[start_s, end_s)`, rising; at least one.
+    """The times to look at in `[start_s, end_s)`, rising; at least one but for `at_s`.
 
     `num_frames=N` gives the mid-points of N equal segments. `fps` gives the mid-points of segments
     of 1/fps seconds from `start_s` on, those that lie in the span; a shorter span is one segment.
+    `at_s` gives those seconds after `start_s` that lie in the span.
     """
+    if sampling.at_s is not None:
+        times_s = start_s + np.unique(sampling.at_s)
+        return times_s[times_s < end_s]
     span_s = end_s - start_s
     num_targets = sampling.num_frames or sampling.max_frames
     segment_s = span_s / num_targets
@@ -56,7 +67,11 @@ def target_times(start_s: float, end_s: float, sampling: FrameSampling) -> NDArr
 
 
 def choose_frames(
-    times_s: NDArray[np.float64], start_s: float, end_s: float, sampling: FrameSampling
+    times_s: NDArray[np.float64],
+    start_s: float,
+    end_s: float,
+    sampling: FrameSampling,
+    is_keyframe: NDArray[np.bool_],
 ) -> NDArray[np.intp]:
     """The frames on display at the target times of a span.
 
@@ -64,76 +79,17 @@ def choose_frames(
         times_s: [N] when each frame of the stream appears, rising, N >= 1.
         start_s: of the span.
         end_s: of the span; the last frame stays until then.
-        sampling: how many.
+        sampling: which.
+        is_keyframe: [N] whether a frame can be decoded by itself, for `keyframes_only`.
 
     Returns:
         Positions in `times_s`, strictly rising: a frame that is on display at two target times is
         taken once.
     """
+    candidates = np.arange(len(times_s))
+    if sampling.keyframes_only and is_keyframe.any():
+        candidates = np.flatnonzero(is_keyframe)
     # A microsecond absorbs rounding where a target is the very moment at which a frame appears.
     targets = target_times(start_s, end_s, sampling) + 1e-6
-    return np.unique(np.maximum(np.searchsorted(times_s, targets, side="right") - 1, 0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrameIndex:
-    """When each of the N >= 1 frames of a stream appears, as its packets say."""
-
-    pts: NDArray[np.int64]  # [N] rising, in units of `time_base`
-    keyframe_pts: NDArray[np.int64]  # rising; where decoding can begin
-    end_pts: int  # when the last frame goes
-    time_base: Fraction  # seconds
-    # False where the container stores no presentation times (AVI): `pts` are then decode times,
-    # and the k-th frame that decoding shows has the k-th of them.
-    stores_pts: bool
-
-    @property
-    def end_s(self) -> float:
-        """The duration, from the first frame on."""
-        return float((self.end_pts - int(self.pts[0])) * self.time_base)
-
-    @property
-    def times_s(self) -> NDArray[np.float64]:
-        """[N] when each frame appears; the first at 0."""
-        return (self.pts - self.pts[0]) * float(self.time_base)
-
-    def jump_to(self, pts: int) -> int | None:
-        """The keyframe from which the frame of `pts` can be decoded; None is the beginning."""
-        before = self.keyframe_pts[self.keyframe_pts <= pts]
-        return int(before[-1]) if self.stores_pts and len(before) > 1 else None
-
-
-def index_frames(
-    pts: NDArray[np.int64],
-    durations: NDArray[np.int64],
-    is_keyframe: NDArray[np.bool_],
-    is_hidden: NDArray[np.bool_],
-    *,
-    time_base: Fraction,
-    stores_pts: bool,
-) -> FrameIndex | None:
-    """Make the index of packets that stand in decode order, each array [number of packets].
-
-    What comes before the first keyframe cannot be decoded and does not count, nor do hidden
-    packets (those that an edit list cuts off).
-
-    Returns:
-        None if nothing is shown.
-    """
-    is_shown = ~is_hidden
-    if is_keyframe.any():
-        first = int(is_keyframe.argmax())
-        is_shown &= (np.arange(len(pts)) >= first) & (pts >= pts[first])
-    shown = np.unique(pts[is_shown])
-    if len(shown) == 0:
-        return None
-    duration = int(durations[is_shown][pts[is_shown].argmax()])
-    if duration <= 0:
-        duration = int(np.median(np.diff(shown))) if len(shown) > 1 else 0
-    return FrameIndex(
-        pts=shown,
-        keyframe_pts=np.unique(pts[is_keyframe]),
-        end_pts=int(shown[-1]) + max(duration, 0),
-        time_base=time_base,
-        stores_pts=stores_pts,
-    )
+    chosen = np.searchsorted(times_s[candidates], targets, side="right") - 1
+    return np.unique(candidates[np.maximum(chosen, 0)])

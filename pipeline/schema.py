@@ -6,38 +6,27 @@ columns and types whatever happened to its rows. What it refuses it names, with 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import pyarrow as pa
 
+from pipeline.codes import ErrorCode, Status  # noqa: F401, they belong to the columns
 
-class Status(StrEnum):
-    """What became of a row."""
-
-    OK = "ok"
-    TRUNCATED = "truncated"  # max_tokens or the loop guard ended the caption
-    ERROR = "error"  # `error_code` and `error` say why
-
-
-class ErrorCode(StrEnum):
-    """Every reason for which a row can fail. The job goes on."""
-
-    MEDIA_NULL = "media_null"  # the row names no media
-    MEDIA_MISSING = "media_missing"  # no such file or object
-    MEDIA_UNREADABLE = "media_unreadable"  # it exists and cannot be read
-    URI_NOT_ALLOWED = "uri_not_allowed"  # the scheme or prefix was not allowed by the user
-    MEDIA_TOO_LARGE = "media_too_large"  # over a limit on bytes, pixels, frames or duration
-    MEDIA_UNSUPPORTED = "media_unsupported"  # a container or codec that is not on the list
-    MEDIA_CORRUPT = "media_corrupt"  # it cannot be parsed or decoded
-    NO_VIDEO_STREAM = "no_video_stream"
-    NO_FRAMES = "no_frames"  # decoding gave no frame in the span
-    BAD_SPAN = "bad_span"  # start and end seconds that make no span
-    BAD_PROMPT = "bad_prompt"
-    PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the context holds
-    SCHEMA_FAILED = "schema_failed"  # the grammar of the answer's JSON Schema gave up
-    POISON_ROW = "poison_row"  # groups died with it, the last one with nothing else in flight
-    ENGINE_ERROR = "engine_error"
-
+# What the prepare stage learns of a row's media; null where it could not be read.
+MEDIA_FIELDS = (
+    pa.field("frame_times_s", pa.list_(pa.float64())),
+    pa.field("frame_width", pa.int32()),  # of what the model saw, in pixels
+    pa.field("frame_height", pa.int32()),
+    pa.field("num_visual_tokens", pa.int32()),
+    pa.field("media_duration_s", pa.float64()),
+    pa.field("media_fps", pa.float64()),  # the mean
+    pa.field("media_width", pa.int32()),  # as displayed: upright, with square pixels
+    pa.field("media_height", pa.int32()),
+    pa.field("media_codec", pa.string()),
+    pa.field("media_rotation", pa.int32()),  # degrees by which players turn it, clockwise
+    pa.field("media_is_vfr", pa.bool_()),
+    pa.field("media_is_interlaced", pa.bool_()),
+    pa.field("num_decode_errors", pa.int32()),  # in what had to be decoded
+)
 
 RESULT_FIELDS = (
     pa.field("row_id", pa.string(), nullable=False),
@@ -49,9 +38,9 @@ RESULT_FIELDS = (
     pa.field("finish_reason", pa.string()),
     pa.field("num_prompt_tokens", pa.int32()),
     pa.field("num_generated_tokens", pa.int32()),
-    pa.field("frame_times_s", pa.list_(pa.float64())),
     pa.field("mean_logprob", pa.float32()),
     pa.field("min_logprob", pa.float32()),
+    *MEDIA_FIELDS,
 )
 
 # Of the output too, where they are asked for.
@@ -64,7 +53,7 @@ PREPARED_FIELDS = (
     pa.field("prompt_patches", pa.large_binary()),  # [P, 3, patch, patch] uint8
     pa.field("prompt_grid_hw", pa.list_(pa.int32())),  # [I, 2], flattened
     pa.field("seed", pa.int64()),
-    pa.field("frame_times_s", pa.list_(pa.float64())),
+    *MEDIA_FIELDS,
     pa.field("status", pa.string()),
     pa.field("error_code", pa.string()),
     pa.field("error", pa.string()),

@@ -1,4 +1,4 @@
-"""How a coded picture becomes what a viewer sees: upright, with square pixels, in RGB."""
+"""How a coded picture becomes what a viewer sees: upright, with square pixels, in 8-bit RGB."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +13,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-Fit = Callable[[int, int], tuple[int, int]]  # displayed width and height -> those of the result
+from pipeline.tone import is_hdr, to_sdr
+
+# Displayed width and height and the number of frames -> width and height of the result.
+Fit = Callable[[int, int, int], tuple[int, int]]
 
 # swscale would start a thread per CPU; PyAV takes this option since 17.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
@@ -27,20 +30,27 @@ class View:
     height_px: int
     is_mirrored: bool  # left to right
     num_turns: int  # quarter turns counterclockwise
+    shown_width_px: int  # before it was fitted
+    shown_height_px: int
 
     def render(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
         """Convert and resize in one pass of swscale; [H, W, 3], maybe a view of other strides."""
         size = (self.width_px, self.height_px)
         width_px, height_px = size[::-1] if self.num_turns % 2 else size
+        format_name = "rgb48le" if is_hdr(frame) else "rgb24"
         converted = reformatter.reformat(
-            frame, width_px, height_px, "rgb24", interpolation="BICUBIC", **_ONE_THREAD
+            frame, width_px, height_px, format_name, interpolation="BICUBIC", **_ONE_THREAD
         )
-        rgb = np.asarray(converted.to_ndarray(), dtype=np.uint8)
+        pixels = converted.to_ndarray()
+        if format_name == "rgb48le":
+            rgb = to_sdr(pixels.astype(np.uint16, copy=False), frame.color_trc)
+        else:
+            rgb = pixels.astype(np.uint8, copy=False)
         return np.rot90(rgb[:, ::-1] if self.is_mirrored else rgb, self.num_turns)
 
 
-def view_of(frame: VideoFrame, stream: VideoStream, fit: Fit | None) -> View:
-    """The view of the frames of a stream, given its first one.
+def view_of(frame: VideoFrame, stream: VideoStream, fit: Fit | None, num_frames: int) -> View:
+    """The view of `num_frames` frames of a stream, given its first one.
 
     Raises:
         ValueError: `fit` returned no size.
@@ -53,12 +63,12 @@ def view_of(frame: VideoFrame, stream: VideoStream, fit: Fit | None) -> View:
         height_px = round(height_px / min(aspect, 1))
     if num_turns % 2:
         width_px, height_px = height_px, width_px
-    if fit is None:
-        return View(width_px, height_px, is_mirrored, num_turns)
-    fitted_px = fit(width_px, height_px)
-    if min(fitted_px) < 1:
-        raise ValueError(f"fit({width_px}, {height_px}) returned no size: {fitted_px}")
-    return View(*fitted_px, is_mirrored, num_turns)
+    shown_px = fitted_px = width_px, height_px
+    if fit is not None:
+        fitted_px = fit(width_px, height_px, num_frames)
+        if min(fitted_px) < 1:
+            raise ValueError(f"fit{(*shown_px, num_frames)} returned no size: {fitted_px}")
+    return View(*fitted_px, is_mirrored, num_turns, *shown_px)
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, int]:

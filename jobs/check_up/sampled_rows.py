@@ -45,6 +45,7 @@ def prepare_sample(
     media = MediaAccess(
         base=source.folder,
         allowed_prefixes=config.allowed_uris,
+        allowed_folders=config.allowed_folders,
         max_bytes=config.instructions.limits.max_bytes,
     )
     prepare = Prepare(processor, source.layout, config.instructions, media.open)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from jobs.demo.clips import write_clips
 from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
-from pipeline.media import decode_video
+from pipeline.media import decode_media
 from pipeline.sampling import FrameSampling
 
 NUM_FRAMES = 8
@@ -90,7 +90,7 @@ def show(table: pa.Table, captions: Path, sheet: Path) -> None:
 
 
 def _sheet_row(clip: dict[str, Any], status: str, caption: str) -> SheetRow:
-    frames = decode_video(clip["video"], FrameSampling(num_frames=NUM_FRAMES), fit=_thumbnail)
+    frames = decode_media(clip["video"], FrameSampling(num_frames=NUM_FRAMES), fit=_thumbnail)
     return SheetRow(
         frames=frames.rgb,
         times_s=np.asarray(frames.timestamps_s),
@@ -100,7 +100,7 @@ def _sheet_row(clip: dict[str, Any], status: str, caption: str) -> SheetRow:
     )
 
 
-def _thumbnail(width_px: int, height_px: int) -> tuple[int, int]:
+def _thumbnail(width_px: int, height_px: int, _num_frames: int) -> tuple[int, int]:
     scale = SHEET_FRAME_PX / height_px
     return max(1, round(width_px * scale)), SHEET_FRAME_PX
 

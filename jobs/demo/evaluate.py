@@ -31,7 +31,8 @@ from model.moe import Router
 from model.processor import Processor
 from model.prompt import Prompt, PromptError
 from model.sequence import SamplingParams
-from pipeline.media import Frames, decode_video
+from pipeline.frames import Frames
+from pipeline.media import decode_media
 from pipeline.sampling import FrameSampling
 
 SIZES = ((224, 168), (168, 224), (196, 196), (252, 140))  # width and height
@@ -48,7 +49,7 @@ class Clip:
 
     def frames(self, num_frames: int) -> Frames:
         """The frames that a job would look at."""
-        return decode_video(self.video, FrameSampling(num_frames=num_frames))
+        return decode_media(self.video, FrameSampling(num_frames=num_frames))
 
 
 class Tally:

@@ -19,7 +19,8 @@ from PIL import Image
 from jobs.review_page.rows import Output
 from pipeline.fetch import MediaAccess
 from pipeline.ledger import IdSet
-from pipeline.media import MediaError, decode_video
+from pipeline.limits import MediaError
+from pipeline.media import decode_media
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns
 from pipeline.source import Source, open_source, plan, read_piece
@@ -106,7 +107,7 @@ class Camera:
         try:
             media = self._access.open(video)
             try:
-                frames = decode_video(media, self._sampling, span_s=span_s, fit=self._fit)
+                frames = decode_media(media, self._sampling, span_s=span_s, fit=self._fit)
             finally:
                 if not isinstance(media, bytes):
                     media.close()
@@ -119,7 +120,7 @@ class Camera:
             strips=make_strips(frames.rgb, frames.timestamps_s, self._max_frames), note=note
         )
 
-    def _fit(self, width_px: int, height_px: int) -> tuple[int, int]:
+    def _fit(self, width_px: int, height_px: int, _num_frames: int) -> tuple[int, int]:
         scale = min(1.0, self._frame_px / max(width_px, height_px))
         return max(1, round(width_px * scale)), max(1, round(height_px * scale))
 
@@ -145,6 +146,7 @@ def open_camera(
         source = open_source(uri, columns, carry=())
         access = MediaAccess(
             base=source.folder,
+            allowed_folders=tuple(_as_list(output.run.get("allow-folder"))),
             allowed_prefixes=(*_as_list(output.run.get("allow-uri")), *allowed_uris),
         )
         return Camera(output, source, access, frame_px=frame_px, max_frames=max_frames)

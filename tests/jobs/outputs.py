@@ -10,11 +10,12 @@ import yaml
 
 from jobs.checkpoints import DEMO
 from pipeline.config import PipelineConfig, recipe_of
-from pipeline.media import MediaError, decode_video
+from pipeline.limits import MediaError
 from pipeline.prepare import Instructions
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns
 from pipeline.source import open_source
+from pipeline.video import decode_video
 from tests.clips import make_video
 
 

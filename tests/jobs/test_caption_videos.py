@@ -38,6 +38,7 @@ def place(tmp_path, checkpoint):
         "--input": str(tmp_path / "clips.parquet"),
         "--output": str(tmp_path / "out"),
         "--model": str(checkpoint),
+        "--allow-folder": str(clips["bikes"].parent),
     }
 
 
@@ -55,6 +56,9 @@ def test_three_clips_are_captioned_and_two_rows_say_what_was_wrong(place, ray_lo
     rows = pq.read_table(place["--output"]).sort_by("row_id").to_pylist()
     assert [row["row_id"] for row in rows] == list("abcde")
     assert all(row["status"] in ("ok", "truncated") for row in rows[:3])
+    assert [row["media_width"] for row in rows] == [1280, 640, 193, None, None]
+    assert [row["media_codec"] for row in rows[:3]] == ["h264"] * 3
+    assert [row["num_decode_errors"] for row in rows[:3]] == [0, 0, 0]
     assert all(len(row["frame_times_s"]) == 8 and row["num_generated_tokens"] for row in rows[:3])
     assert [row["error_code"] for row in rows[3:]] == ["media_corrupt", "media_missing"]
     assert all(row["error"] and row["caption"] is None for row in rows[3:])

@@ -7,8 +7,8 @@ from jobs.demo.clips import SCHEMA, encode, write_clips
 from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
 from jobs.demo.language import read_caption
 from jobs.demo.scenes import Difficulty
-from pipeline.media import decode_video
 from pipeline.sampling import FrameSampling
+from pipeline.video import decode_video
 
 ONE_SHAPE = Difficulty(num_shapes=(1.0, 0.0, 0.0), small=0.0, event=0.0, text=0.0)
 

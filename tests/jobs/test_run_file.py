@@ -44,11 +44,11 @@ def test_a_file_gives_options_by_their_names(written):
     [
         ("frames: 16", ["--frames", "4"], {"frames": 4, "fps": None}),
         ("fps: 2", ["--frames", "4"], {"frames": 4, "fps": None}),
-        ("frames: 4", ["--fps", "2"], {"frames": 8, "fps": 2.0}),
+        ("frames: 4", ["--fps", "2"], {"frames": None, "fps": 2.0}),
         ("stop: [a, b]", ["--stop", "c"], {"stop": ["c"]}),
         ("keep-media: false", ["--keep-media"], {"keep_media": True}),
         ("top-k: 3", ["--top-k=5"], {"top_k": 5}),
-        ("", [], {"frames": 8}),
+        ("", [], {"max_frames": 128}),
     ],
 )
 def test_the_command_line_wins(written, text, more, expected):

@@ -41,6 +41,7 @@ def test_a_submitted_job_succeeds(form, clips, ray_head: RayHead):  # noqa: F811
     output = clips.parent / "captions"
     job = [
         *("jobs/caption_videos.py", "--input", str(clips), "--output", str(output)),
+        *("--allow-folder", str(next(iter(real_clips().values())).parent)),
         *("--model", "demo", "--id-column", "key", "--max-tokens", "8", "--frame-tokens", "16"),
     ]
 

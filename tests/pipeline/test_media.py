@@ -14,13 +14,26 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from pipeline.media import Frames, MediaError, MediaLimits, decode_video
+from pipeline.frames import Frames, MediaFacts
+from pipeline.limits import MediaError, MediaLimits
 from pipeline.sampling import FrameSampling
 from pipeline.schema import ErrorCode
+from pipeline.video import decode_video
 from tests.clips import make_audio, make_video, number_of, real_clips
 
 RATE = 10
 NUM_FRAMES = 48
+FACTS = MediaFacts(
+    duration_s=1.0,
+    fps=1.0,
+    width_px=4,
+    height_px=4,
+    codec="h264",
+    rotation=0,
+    is_vfr=False,
+    is_interlaced=False,
+    num_decode_errors=0,
+)
 EVERY = FrameSampling(num_frames=NUM_FRAMES)
 EIGHT = FrameSampling(num_frames=8)
 QUIET_X265 = {"x265-params": "log-level=none:pools=1:frame-threads=1:keyint=12"}
@@ -196,21 +209,21 @@ def test_the_duration_in_the_header_is_not_believed():
 def test_odd_sizes(size):
     source = make_video("webm", "libvpx-vp9", size=size)
     assert decode_video(source, EIGHT).rgb.shape == (8, size[1], size[0], 3)
-    fitted = decode_video(source, EIGHT, fit=lambda width_px, height_px: (width_px - 8, 31))
+    fitted = decode_video(source, EIGHT, fit=lambda width_px, *_: (width_px - 8, 31))
     assert fitted.rgb.shape == (8, 31, size[0] - 8, 3)
 
 
 def test_fit_gets_the_displayed_size_and_gives_the_final_one():
     asked = []
 
-    def fit(width_px: int, height_px: int) -> tuple[int, int]:
-        asked.append((width_px, height_px))
+    def fit(width_px: int, height_px: int, num_frames: int) -> tuple[int, int]:
+        asked.append((width_px, height_px, num_frames))
         return 28, 56
 
     frames = decode_video(turned(video("h264 in mp4"), QUARTER_LEFT), EIGHT, fit=fit)
-    assert asked == [(48, 64)]
+    assert asked == [(48, 64, 8)]
     assert frames.rgb.shape == (8, 56, 28, 3)
-    with pytest.raises(ValueError, match=r"fit\(64, 48\) returned no size: \(0, 5\)"):
+    with pytest.raises(ValueError, match=r"fit\(64, 48, 8\) returned no size: \(0, 5\)"):
         decode_video(video("h264 in mp4"), EIGHT, fit=lambda *_: (0, 5))
 
 
@@ -399,18 +412,21 @@ def empty_picture(container: str, side_px: int) -> bytes:
         pytest.param(
             lambda: empty_picture("avi", 8192), {}, "8192 x 8192 pixels", id="pixels of a jpeg"
         ),
-        pytest.param(lambda: video("h264 in mp4"), {"max_bytes": 1000}, "bytes", id="bytes"),
         pytest.param(
-            lambda: video("h264 in mp4"), {"max_decoded_frames": 10}, "10 frames", id="frames"
+            lambda: video("h264 in mp4"), {"max_bytes": 1000}, "--max-media-bytes", id="bytes"
+        ),
+        pytest.param(
+            lambda: video("h264 in mp4"), {"max_stream_frames": 10}, "--max-stream-frames",
+            id="frames",
         ),
         pytest.param(
             lambda: make_video("matroska", numbers=[0, 1], times_s=[0.0, 100_000.0]),
             {},
-            "lasts 1",
+            "--max-duration-s",
             id="duration",
         ),
         pytest.param(
-            lambda: video("h264 in mp4"), {"max_rgb_bytes": 8 * 64 * 48 * 3 - 1}, "8 frames",
+            lambda: video("h264 in mp4"), {"max_rgb_bytes": 8 * 64 * 48 * 3 - 1}, "--max-rgb-bytes",
             id="memory of the frames",
         ),
     ],
@@ -594,4 +610,4 @@ def test_media_errors_survive_pickling():
 )
 def test_frames_are_checked(rgb, timestamps_s):
     with pytest.raises(ValueError, match=r"rgb|timestamps"):
-        Frames(rgb=rgb, timestamps_s=np.array(timestamps_s))
+        Frames(rgb=rgb, timestamps_s=np.array(timestamps_s), facts=FACTS)

@@ -1,21 +1,25 @@
 """Each row becomes a prompt or an error, and never stops the others."""
 
-import io
+import tempfile
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from model.processor import Processor
-from pipeline.media import Frames, MediaError, MediaLimits
+from pipeline.decoder import Decoder
+from pipeline.frames import Frames
+from pipeline.limits import MediaError, MediaLimits
 from pipeline.prepare import Instructions, Prepare, row_seed
 from pipeline.sampling import FrameSampling
 from pipeline.schema import PREPARED_FIELDS, ErrorCode, InputColumns, check_input
 from tests.clips import make_video
+from tests.pipeline.test_media import FACTS
 from tests.tiny import tiny_checkpoint
 
 FOUR = FrameSampling(num_frames=4)
 COLUMNS = InputColumns(prompt="ask", start_s="from", end_s="to")
+DECODER = Decoder()  # for all rows but those of other limits
 PIXELS_OF_16_TOKENS = 4 * 28 * 4 * 28
 
 
@@ -38,10 +42,18 @@ def fetch(value):
     return value
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_process_stays():
+    yield
+    DECODER.close()
+
+
 def prepare(processor, rows, *, columns=COLUMNS, opener=fetch, **instructions):
     layout = check_input(rows.schema, columns)
     ids = pa.array([f"r{index}" for index in range(rows.num_rows)])
-    stage = Prepare(processor, layout, Instructions(frames=FOUR, **instructions), opener)
+    asked = Instructions(**{"frames": FOUR, **instructions})
+    decoder = DECODER if "limits" not in instructions else None
+    stage = Prepare(processor, layout, asked, opener, decoder=decoder)
     return stage(rows.cast(layout.read).add_column(0, "row_id", ids))
 
 
@@ -113,7 +125,7 @@ def test_each_frame_has_its_time_before_it(processor, clip, timestamps, span_s, 
 
 def test_hours_are_told_from_minutes_on(processor):
     times_s = np.array([59.9, 3725.2])
-    frames = Frames(rgb=np.zeros((2, 28, 28, 3), np.uint8), timestamps_s=times_s)
+    frames = Frames(rgb=np.zeros((2, 28, 28, 3), np.uint8), timestamps_s=times_s, facts=FACTS)
     stage = Prepare(processor, None, Instructions(timestamps="mm:ss"), fetch)  # pyright: ignore[reportArgumentType]
 
     assert [item for item in stage._shown(frames) if isinstance(item, str)] == [
@@ -182,8 +194,10 @@ def test_an_opened_file_is_closed_whatever_happens(processor, clip):
     opened = []
 
     def opener(value):
-        opened.append(io.BytesIO(value))
-        return opened[-1]
+        file = tempfile.TemporaryFile()  # noqa: SIM115, the stage closes it
+        file.write(value)
+        opened.append(file)
+        return file
 
     prepare(processor, rows_of([clip], [b"junk"]), opener=opener)
 

@@ -1,15 +1,18 @@
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from pipeline.sampling import FrameIndex, FrameSampling, choose_frames, index_frames, target_times
+from pipeline.sampling import FrameSampling, choose_frames, target_times
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        pytest.param({"at_s": (1.0,)}, "either num_frames or fps or at_s", id="seconds too"),
+        pytest.param({"num_frames": None, "at_s": ()}, "at_s is empty", id="no seconds"),
+        pytest.param({"num_frames": None, "at_s": (-1.0,)}, "from 0 on", id="negative seconds"),
+        pytest.param({"num_frames": None, "at_s": (math.nan,)}, "from 0 on", id="no number"),
         pytest.param({"fps": 1.0}, "either num_frames or fps", id="both"),
         pytest.param({"num_frames": None}, "either num_frames or fps", id="neither"),
         pytest.param({"num_frames": 0}, "at least 1, got 0", id="no frames"),
@@ -47,66 +50,42 @@ def test_a_rate_gives_mid_points_from_the_start_of_the_span(span_s, fps, expecte
     assert target_times(span_s[0], span_s[1], sampling).tolist() == pytest.approx(expected)
 
 
+def test_seconds_count_from_the_start_of_the_span_and_stay_in_it():
+    sampling = FrameSampling(num_frames=None, at_s=(2.0, 0.5, 2.0, 9.0))
+    assert target_times(0.0, 8.0, sampling).tolist() == [0.5, 2.0]
+    assert target_times(1.0, 2.0, sampling).tolist() == [1.5]
+    assert target_times(1.0, 1.2, sampling).tolist() == []
+
+
+def test_keyframes_stand_for_the_frames_that_follow_them():
+    times_s = np.arange(10.0)
+    is_keyframe = np.isin(np.arange(10), [0, 4, 8])
+    sampling = FrameSampling(num_frames=5, keyframes_only=True)
+    assert choose_frames(times_s, 0.0, 10.0, sampling, is_keyframe).tolist() == [0, 4, 8]
+    assert choose_frames(times_s, 5.0, 7.0, sampling, is_keyframe).tolist() == [4]
+    none = np.zeros(10, np.bool_)
+    assert choose_frames(times_s, 0.0, 10.0, sampling, none).tolist() == [1, 3, 5, 7, 9]
+
+
+def chosen(times_s, start_s, end_s, sampling):
+    every = np.ones(len(times_s), np.bool_)
+    return choose_frames(times_s, start_s, end_s, sampling, every).tolist()
+
+
 @pytest.mark.parametrize("rounded_to_ms", [False, True])
 def test_the_rate_of_the_video_takes_every_frame_once(rounded_to_ms):
     times_s = np.arange(90) / 30
     times_s = times_s.round(3) if rounded_to_ms else times_s
     sampling = FrameSampling(num_frames=None, fps=30.0)
-    assert choose_frames(times_s, 0.0, 3.0, sampling).tolist() == list(range(90))
+    assert chosen(times_s, 0.0, 3.0, sampling) == list(range(90))
 
 
 def test_a_frame_on_display_at_many_target_times_is_taken_once():
     times_s = np.array([0.0, 0.1, 5.0])
-    assert choose_frames(times_s, 0.0, 10.0, FrameSampling(num_frames=8)).tolist() == [1, 2]
-    assert choose_frames(times_s, 0.0, 10.0, FrameSampling(num_frames=1000)).tolist() == [0, 1, 2]
+    assert chosen(times_s, 0.0, 10.0, FrameSampling(num_frames=8)) == [1, 2]
+    assert chosen(times_s, 0.0, 10.0, FrameSampling(num_frames=1000)) == [0, 1, 2]
 
 
 def test_the_frame_on_display_when_a_span_lies_between_two_frames_is_taken():
     times_s = np.array([0.0, 1.0, 2.0])
-    assert choose_frames(times_s, 1.2, 1.3, FrameSampling(num_frames=8)).tolist() == [1]
-
-
-def indexed(packets, **changes) -> FrameIndex | None:
-    """The index of (pts, duration, is_keyframe, is_hidden) packets of tenths of a second."""
-    pts, durations, is_keyframe, is_hidden = np.array(packets, dtype=np.int64).T
-    options = {"time_base": Fraction(1, 10), "stores_pts": True, **changes}
-    return index_frames(pts, durations, is_keyframe == 1, is_hidden == 1, **options)
-
-
-def test_the_index_orders_packets_by_presentation_and_starts_at_zero():
-    index = indexed([(7, 1, 1, 0), (10, 1, 0, 0), (8, 1, 0, 0), (9, 1, 0, 0), (11, 4, 0, 0)])
-    assert index is not None
-    assert index.times_s.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
-    assert index.end_s == pytest.approx(0.8)
-
-
-def test_packets_before_the_first_keyframe_and_hidden_ones_do_not_count():
-    index = indexed([(0, 1, 0, 0), (5, 1, 1, 0), (4, 1, 0, 0), (6, 1, 0, 1), (7, 1, 0, 0)])
-    assert index is not None
-    assert index.pts.tolist() == [5, 7]
-    assert indexed([(0, 1, 1, 1)]) is None
-
-
-def test_a_last_frame_without_duration_stays_as_long_as_the_others():
-    index = indexed([(0, 0, 1, 0), (2, 0, 0, 0), (4, 0, 0, 0)])
-    assert index is not None
-    assert index.end_s == pytest.approx(0.6)
-    lonely = indexed([(3, 0, 1, 0)])
-    assert lonely is not None
-    assert lonely.end_s == 0.0
-
-
-def test_timestamps_at_the_ends_of_their_range_do_not_overflow_the_duration():
-    index = indexed([(-(2**63) + 1, 0, 1, 0), (2**63 - 1, 2**62, 0, 0)])
-    assert index is not None
-    assert index.end_s == pytest.approx((2**64 + 2**62) / 10)
-
-
-def test_a_jump_goes_to_the_last_keyframe_before_the_frame():
-    packets = [(0, 1, 1, 0), (1, 1, 0, 0), (2, 1, 1, 0), (3, 1, 0, 0), (4, 1, 1, 0)]
-    index = indexed(packets)
-    assert index is not None
-    assert [index.jump_to(pts) for pts in range(5)] == [None, None, 2, 2, 4]
-    unordered = indexed(packets, stores_pts=False)
-    assert unordered is not None
-    assert unordered.jump_to(4) is None
+    assert chosen(times_s, 1.2, 1.3, FrameSampling(num_frames=8)) == [1]

@@ -1,0 +1,135 @@
+"""Untrusted pictures (JPEG, PNG, WebP, GIF, BMP, TIFF) -> `Frames`; Pillow tries no other format.
+
+An animated picture is a video of few frames; a page of a TIFF or a part of a multi-picture JPEG is
+not shown at a time, so the first one stands for the file.
+"""
+
+import io
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+from pipeline.codes import ErrorCode
+from pipeline.frames import Frames, MediaFacts
+from pipeline.limits import MediaError, MediaLimits, refuse
+from pipeline.sampling import FrameSampling, choose_frames
+from pipeline.video import Span, clip_span
+from pipeline.view import Fit
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_ANIMATED = ("GIF", "WEBP", "PNG")
+_USUAL_FRAME_MS = 100.0  # what browsers show of an animation that names no time
+# What Pillow raises for damage, beside OSError.
+_DAMAGE = (ValueError, TypeError, SyntaxError, IndexError, KeyError, EOFError, ArithmeticError)
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins so is a picture of a format on the list."""
+    return head.startswith(_HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def decode_picture(
+    source: bytes | BinaryIO,
+    sampling: FrameSampling,
+    *,
+    span_s: Span,
+    fit: Fit | None,
+    limits: MediaLimits,
+) -> Frames:
+    """Decode as `decode_video` does; a picture that is not animated is one frame without duration.
+
+    Turned as its EXIF data say and resized as the checkpoint's processor does; alpha is dropped.
+
+    Raises:
+        MediaError: it cannot be used; `code` says why.
+        MemoryError: there is not enough.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        limits.check_num_bytes(file.seek(0, io.SEEK_END))
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damage; our own limits are stricter than Pillow's
+            with Image.open(file, formats=_FORMATS) as picture:
+                return _decode(picture, sampling, span_s, fit, limits)
+    except MediaError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise MediaError(ErrorCode.MEDIA_TOO_LARGE, f"{error} (--max-pixels)") from error
+    except (OSError, *_DAMAGE) as error:  # UnidentifiedImageError is an OSError
+        raise MediaError(ErrorCode.MEDIA_CORRUPT, f"the picture cannot be read: {error}") from error
+
+
+def _decode(
+    picture: Image.Image,
+    sampling: FrameSampling,
+    span_s: Span,
+    fit: Fit | None,
+    limits: MediaLimits,
+) -> Frames:
+    limits.check_pixels(*picture.size)
+    ends_s = _ends(picture, limits)
+    begin_s, end_s = clip_span(span_s, float(ends_s[-1]))
+    times_s = np.append(0.0, ends_s[:-1])
+    every = np.ones(len(times_s), dtype=np.bool_)
+    chosen = choose_frames(times_s, begin_s, end_s, sampling, every)
+    if len(chosen) == 0:
+        raise MediaError(ErrorCode.NO_FRAMES, "none of the seconds lies in the picture's duration")
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    width_px, height_px = picture.size
+    if orientation in (5, 6, 7, 8):
+        width_px, height_px = height_px, width_px
+    fitted_px = (width_px, height_px)
+    if fit is not None:
+        fitted_px = fit(width_px, height_px, len(chosen))
+    limits.check_rgb(len(chosen), *fitted_px)
+    rgb = np.empty((len(chosen), fitted_px[1], fitted_px[0], 3), dtype=np.uint8)
+    for row, index in enumerate(chosen.tolist()):
+        picture.seek(index)
+        rgb[row] = _render(picture, fitted_px)
+    facts = MediaFacts(
+        duration_s=float(ends_s[-1]),
+        fps=len(ends_s) / ends_s[-1] if ends_s[-1] > 0 else 0.0,
+        width_px=width_px,
+        height_px=height_px,
+        codec=str(picture.format).lower(),
+        rotation={3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(orientation, 0),
+        is_vfr=bool((np.diff(times_s, n=2) != 0).any()),
+        is_interlaced=False,
+        num_decode_errors=0,
+    )
+    return Frames(rgb=rgb, timestamps_s=times_s[chosen], facts=facts)
+
+
+def _ends(picture: Image.Image, limits: MediaLimits) -> NDArray[np.float64]:
+    """[N] when each picture of an animation goes; [1] at 0 for others."""
+    num_pages = getattr(picture, "n_frames", 1)
+    if num_pages > limits.max_pages:
+        refuse(f"the picture has {num_pages} pages", limits.max_pages, "--max-pages")
+    if num_pages == 1 or picture.format not in _ANIMATED:
+        return np.zeros(1)
+    durations_ms = []
+    for index in range(num_pages):
+        picture.seek(index)
+        durations_ms.append(float(picture.info.get("duration") or _USUAL_FRAME_MS))
+    picture.seek(0)
+    return np.cumsum(durations_ms) / 1000.0
+
+
+def _render(picture: Image.Image, size_px: tuple[int, int]) -> NDArray[np.uint8]:
+    """Upright RGB of one page at its final size."""
+    picture.load()
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):  # 16 bits a pixel
+        grey = np.asarray(upright).clip(0, 65535) >> 8
+        upright = Image.fromarray(grey.astype(np.uint8))
+    if upright.mode == "P":  # Pillow warns when transparency is dropped in one step
+        upright = upright.convert("RGBA")
+    rgb = upright.convert("RGB")
+    if rgb.size != size_px:
+        rgb = rgb.resize(size_px, Image.Resampling.BICUBIC)
+    return np.asarray(rgb)

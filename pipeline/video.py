@@ -1,0 +1,336 @@
+"""Untrusted video bytes -> `Frames` with true timestamps.
+
+    packets --> index --> choice of frames --> runs of packets --> frames of the final size
+
+The frames are exactly those that decoding everything from the start would show. Where a run does
+not give every wanted frame whole, the video is read from its start, without any shortcut.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from io import SEEK_END
+from itertools import chain, islice
+from math import inf
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from pipeline.canvas import Canvas
+from pipeline.codes import ErrorCode
+from pipeline.container import Reader, open_video, read_packets
+from pipeline.frame_plan import FrameIndex, Packets, Run, index_frames, is_near, plan_runs
+from pipeline.frames import Frames, MediaFacts
+from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits
+from pipeline.mp4_boxes import check_sample_counts
+from pipeline.sampling import FrameSampling, choose_frames
+from pipeline.view import Fit
+
+# Their frames without `nal_ref_idc`, or B pictures, are read by no other frame. HEVC and AV1 have
+# layers whose lowest only is that simple; VP9 packs hidden frames with shown ones.
+_CODECS_WITH_DISPOSABLE_FRAMES = ("h264", "mpeg4", "mpeg2video")
+_SEEK_BY_BYTES = ("mpegts", "mpeg")  # their timestamps are found by trial
+
+Span = tuple[float | None, float | None]  # start and end in seconds; None is that of the video
+_Shown = Iterator[tuple[int, VideoFrame]]  # frames with their pts, which rise
+
+
+def decode_video(
+    source: bytes | BinaryIO,
+    sampling: FrameSampling,
+    *,
+    span_s: Span = (None, None),
+    fit: Fit | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> Frames:
+    """Take frames out of a video, exactly those that decoding it from its start would show.
+
+    A damaged or cut video gives what can be decoded of it. Memory holds the chosen frames at their
+    final size and a few decoded ones. In this process: `pipeline.decoder` bounds time and memory.
+
+    Args:
+        source: the video's bytes, or a seekable file; its OSErrors mean `media_unreadable`.
+        sampling: how many frames of the span.
+        span_s: the part of the video to look at. The frame that is on display when it begins is
+            part of it; what lies beyond the end of the video is not.
+        fit: the final size for a displayed size and a number of frames; None keeps it.
+        limits: what to refuse.
+
+    Raises:
+        MediaError: the video cannot be used; `code` says why.
+        ValueError: `fit` returned no size.
+        MemoryError: there is not enough.
+    """
+    reader = Reader(source)
+    _check_file(reader, limits)
+    with open_video(reader, limits) as (container, stream):
+        index = _read_index(container, stream, limits)
+        start_s, end_s = clip_span(span_s, index.end_s)
+        positions = choose_frames(
+            index.times_s, start_s, end_s, sampling, is_keyframe=index.is_keyframe
+        )
+        if len(positions) == 0:
+            message = f"none of the seconds {list(sampling.at_s or ())} lies in the span"
+            raise MediaError(ErrorCode.NO_FRAMES, message)
+        wanted = index.pts[positions].tolist()
+        canvas = Canvas(stream, len(wanted), fit, limits)
+        runs = plan_runs(index, wanted)
+        if runs is not None and _decode_runs(container, stream, index, runs, wanted, canvas):
+            return _frames(canvas, index, stream)
+    with open_video(reader, limits) as (container, stream):
+        canvas = Canvas(stream, len(wanted), fit, limits)
+        _decode_all(container, stream, index, wanted, canvas)
+        if canvas.num_drawn == 0:
+            message = f"no frame of {len(wanted)} can be decoded"
+            raise MediaError(ErrorCode.MEDIA_CORRUPT, message)
+        return _frames(canvas, index, stream)
+
+
+def _check_file(reader: Reader, limits: MediaLimits) -> None:
+    try:
+        num_bytes = reader.seek(0, SEEK_END)
+        limits.check_num_bytes(num_bytes)
+        check_sample_counts(reader, num_bytes)
+    except OSError as error:
+        raise MediaError(ErrorCode.MEDIA_UNREADABLE, f"reading failed: {error}") from error
+
+
+def _read_index(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> FrameIndex:
+    """Read all packets of the stream. Damage that ends them here would end decoding too."""
+    if not stream.time_base:
+        raise MediaError(ErrorCode.MEDIA_CORRUPT, "the video stream has no time base")
+    stores_pts = container.format.name != "avi"
+    pts, durations, positions = array("q"), array("q"), array("q")
+    is_keyframe, is_hidden = bytearray(), bytearray()
+    num_damaged = num_untimed = 0
+    for packet in read_packets(container, stream):
+        if packet is None:
+            num_damaged += 1
+            break
+        time = packet.pts if stores_pts and packet.pts is not None else packet.dts
+        if time is None:
+            num_untimed += 1
+            continue
+        pts.append(time)
+        limits.check_num_frames(len(pts))
+        durations.append(packet.duration or 0)
+        positions.append(-1 if packet.pos is None else packet.pos)
+        is_keyframe.append(packet.is_keyframe)
+        is_hidden.append(packet.is_discard)
+        num_damaged += packet.is_corrupt
+    packets = Packets(
+        pts=np.array(pts, dtype=np.int64),
+        durations=np.array(durations, dtype=np.int64),
+        positions=np.array(positions, dtype=np.int64),
+        is_keyframe=np.frombuffer(is_keyframe, dtype=np.bool_),
+        is_hidden=np.frombuffer(is_hidden, dtype=np.bool_),
+    )
+    index = index_frames(
+        packets,
+        time_base=stream.time_base,
+        stores_pts=stores_pts,
+        num_damaged=num_damaged,
+        num_untimed=num_untimed,
+    )
+    if index is None:
+        raise MediaError(ErrorCode.NO_FRAMES, "the video stream holds no frames")
+    limits.check_duration(index.end_s)
+    return index
+
+
+def clip_span(span_s: Span, end_s: float) -> tuple[float, float]:
+    """The part of a video, which lasts until `end_s`, that a row's span names.
+
+    Raises:
+        MediaError: there is no such part.
+    """
+    start, end = (0.0 if span_s[0] is None else span_s[0]), span_s[1]
+    if not 0.0 <= start < inf or (end is not None and not end > start):
+        raise MediaError(ErrorCode.BAD_SPAN, f"from {start} s to {end} s is no span")
+    if start > 0.0 and start >= end_s:
+        message = f"the span begins at {start} s, the video ends at {end_s:.3f} s"
+        raise MediaError(ErrorCode.NO_FRAMES, message)
+    return start, end_s if end is None else min(end, end_s)
+
+
+def _decode_runs(
+    container: InputContainer,
+    stream: VideoStream,
+    index: FrameIndex,
+    runs: Sequence[Run],
+    wanted: Sequence[int],
+    canvas: Canvas,
+) -> bool:
+    """Draw the wanted frames; False if one is missing, or anything was not as planned."""
+    missing, near = set(wanted), is_near(index, wanted)
+    can_skip = stream.codec_context.name in _CODECS_WITH_DISPOSABLE_FRAMES
+    for run in runs:
+        packets = _seek(container, stream, index, run)
+        if packets is None:
+            return False
+        frames = _decode_run(stream, packets, near, run, can_skip=can_skip)
+        try:
+            for frame in _from_keyframe(frames, index, run):
+                if frame is None or frame.is_corrupt:
+                    return False
+                if frame.pts in missing:
+                    missing.remove(frame.pts)
+                    canvas.draw(frame, index.seconds(frame.pts))
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            return False
+    return not missing
+
+
+def _from_keyframe(
+    frames: Iterator[VideoFrame], index: FrameIndex, run: Run
+) -> Iterator[VideoFrame | None]:
+    """The frames of a run from its keyframe on; None where there is no keyframe.
+
+    What is displayed before the keyframe leads into it from frames that were not read.
+    """
+    first_pts = int(index.packets.pts[run.start])
+    is_sure = bool(index.packets.is_hidden[run.start])  # the file's first, never shown
+    for frame in frames:
+        if frame.pts is None:
+            yield None
+        elif frame.pts >= first_pts:
+            if not is_sure and not (frame.pts == first_pts and frame.key_frame):
+                yield None  # the container is wrong about its keyframes
+            is_sure = True
+            yield frame
+
+
+def _seek(
+    container: InputContainer, stream: VideoStream, index: FrameIndex, run: Run
+) -> Iterator[av.Packet | None] | None:
+    """The packets from a run's first one on; None if there is no getting there."""
+    pts, position = int(index.packets.pts[run.start]), int(index.packets.positions[run.start])
+    try:
+        if container.format.name in _SEEK_BY_BYTES and position >= 0:
+            container.seek(position, unsupported_byte_offset=True)
+        else:
+            container.seek(pts, stream=stream)
+    except MemoryError:
+        raise
+    except av.FFmpegError:
+        return None
+    packets = read_packets(container, stream)
+    # Some containers arrive a little early.
+    for packet in islice(packets, 1 + run.start):
+        if packet is None:
+            return None
+        if packet.pts == pts and packet.is_keyframe:
+            return chain([packet], packets)
+    return None
+
+
+def _decode_run(
+    stream: VideoStream,
+    packets: Iterator[av.Packet | None],
+    near: NDArray[np.bool_],
+    run: Run,
+    *,
+    can_skip: bool,
+) -> Iterator[VideoFrame]:
+    """Decode a run; frames that no other frame reads are left out, but for those `near`."""
+    context = stream.codec_context
+    for position, packet in zip(range(run.start, run.stop), packets, strict=False):
+        if packet is None:
+            break
+        if can_skip:
+            context.skip_frame = "DEFAULT" if near[position] else "NONREF"
+        yield from context.decode(packet)
+    yield from context.decode(None)
+
+
+def _decode_all(
+    container: InputContainer,
+    stream: VideoStream,
+    index: FrameIndex,
+    wanted: Sequence[int],
+    canvas: Canvas,
+) -> None:
+    """Draw the frames on display at the wanted pts, decoding from the start; each frame once."""
+    shown = _show(container, stream, index, canvas)
+    for pts, frame in _pick(shown, wanted):
+        canvas.draw(frame, index.seconds(pts))
+
+
+def _show(
+    container: InputContainer, stream: VideoStream, index: FrameIndex, canvas: Canvas
+) -> _Shown:
+    """Give each decoded frame its pts.
+
+    Where the container has no pts, the k-th frame has the k-th of the index.
+    """
+    last = int(index.pts[0]) - 1
+    for rank, frame in enumerate(_decode_packets(container, stream, canvas)):
+        pts = frame.pts if index.stores_pts else None
+        if pts is None:
+            pts = int(index.pts[min(rank, len(index.pts) - 1)])
+        if pts > last:
+            yield pts, frame
+            last = pts
+
+
+def _decode_packets(
+    container: InputContainer, stream: VideoStream, canvas: Canvas
+) -> Iterator[VideoFrame]:
+    num_frames, failure = 0, None
+    for packet in chain(read_packets(container, stream), [None]):
+        try:
+            decoded = stream.codec_context.decode(packet)
+        except MemoryError:
+            raise
+        except av.FFmpegError as error:
+            if not isinstance(error, EOFError):  # of a second flush
+                failure = error  # the next packet may be whole
+                canvas.num_errors += 1
+            continue
+        num_frames += len(decoded)
+        canvas.num_errors += sum(frame.is_corrupt for frame in decoded)
+        yield from decoded
+    if failure is not None and num_frames == 0:
+        raise failure
+
+
+def _pick(shown: _Shown, wanted: Sequence[int]) -> _Shown:
+    """The frames on display at the wanted pts, which rise; each frame once.
+
+    Where the beginning cannot be decoded, the first frame that can stands for it.
+    """
+    num_passed, held = 0, None
+    for pts, frame in shown:
+        if held is not None:  # it was on display until now
+            num_before = bisect_left(wanted, pts)
+            if num_before > num_passed:
+                yield held
+            if num_before == len(wanted):
+                return
+            num_passed = num_before
+        held = pts, frame
+    if held is not None:
+        yield held
+
+
+def _frames(canvas: Canvas, index: FrameIndex, stream: VideoStream) -> Frames:
+    rgb, timestamps_s, view = canvas.finish()
+    facts = MediaFacts(
+        duration_s=index.end_s,
+        fps=len(index.pts) / index.end_s if index.end_s > 0 else 0.0,
+        width_px=view.shown_width_px,
+        height_px=view.shown_height_px,
+        codec=stream.codec_context.codec.canonical_name,
+        rotation=-90 * view.num_turns % 360,
+        is_vfr=index.is_vfr,
+        is_interlaced=canvas.is_interlaced,
+        num_decode_errors=canvas.num_errors + index.num_damaged,
+    )
+    return Frames(rgb=rgb, timestamps_s=timestamps_s, facts=facts)
