@@ -21,7 +21,8 @@ Beside a rate stands what it is of a limit that is measured in turns with it: th
 bf16 products of the same shapes, on weights packed for this processor. For decode these are only
 the experts that the step's tokens chose and the head (`decode_of_limit`), and the time of merely
 reading all weights that a step touches is given too (`decode_of_memory_read`). Take the fractions,
-not the absolute numbers: the speed of a shared machine swings. Let nothing else run beside it.
+not the absolute numbers: the speed of a shared machine swings. Let nothing else run beside it; the
+share of the processors that others used is given with each part.
 
 `--compare transformers` does the same work in turns with DeepSeek-V3 and Kimi-K2.5's MoonViT of
 transformers on the same threads; above 1 the engine is faster.
@@ -42,6 +43,7 @@ from jobs.bench.contexts import measure_contexts
 from jobs.bench.questions import measure_questions
 from jobs.bench.shapes import moonlight, narrow
 from jobs.bench.text import measure_decode, measure_prefill
+from jobs.bench.turns import Others
 from jobs.bench.vision import measure_vision
 from jobs.bench.waiting import measure_scheduler
 from jobs.bench.workbench import Sizes, Workbench
@@ -80,15 +82,19 @@ def run(parts: Sequence[str], bench: Workbench) -> dict[str, object]:
     """Measure the parts, with a line for each number as it is known."""
     torch.set_num_threads(bench.num_threads)
     measured: dict[str, object] = {}
+    shares: dict[str, float] = {}
     for part in parts:
         print(f"{part} ...", flush=True)
-        started = time.perf_counter()
+        started, others = time.perf_counter(), Others()
         found = PARTS[part](bench)
+        shares[part] = round(others.share(), 3)
         for name, value in found.items():
             print(f"  {name:32} {_shown(value)}")
-        print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
+        took_s = time.perf_counter() - started
+        print(f"  ({took_s:.0f} s; others used {100 * shares[part]:.0f} % of the processors)")
+        sys.stdout.flush()
         measured |= found
-    return measured
+    return {**measured, "others_share": shares}
 
 
 def _shown(value: object) -> str:

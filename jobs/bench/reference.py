@@ -42,12 +42,20 @@ class Reference:
         return output.past_key_values
 
     @torch.inference_mode()
-    def decoding(self, context: Tensor, num_sequences: int) -> "Decoding":
-        """`num_sequences` that decode behind the same `context` [1, length]."""
-        output = self._decoder(context, use_cache=True, logits_to_keep=1)
-        output.past_key_values.batch_repeat_interleave(num_sequences)
-        first = torch.randint(0, self._decoder.config.vocab_size, (num_sequences, 1))
-        return Decoding(self._decoder, output.past_key_values, first)
+    def decoding(self, context_len: int, num_sequences: int) -> "Decoding":
+        """`num_sequences` that decode, each behind `context_len` tokens of its own.
+
+        What it remembers of them is noise of the size of what it remembers of one prompt. With one
+        context for all they would choose the same experts.
+        """
+        vocab_size = self._decoder.config.vocab_size
+        prompt = torch.randint(0, vocab_size, (1, context_len))
+        remembered = self._decoder(prompt, use_cache=True, logits_to_keep=1).past_key_values
+        remembered.batch_repeat_interleave(num_sequences)
+        for layer in remembered.layers:
+            for tensor in (layer.keys, layer.values):
+                tensor.normal_(std=float(tensor.float().std()))
+        return Decoding(self._decoder, remembered, torch.randint(0, vocab_size, (num_sequences, 1)))
 
     @torch.inference_mode()
     def encode_images(self, patches: Tensor, grid_hw: Sequence[Grid]) -> Tensor:

@@ -86,8 +86,7 @@ def _decode(bench: Workbench, num_sequences: int, read: MemoryRead) -> dict[str,
         "read": lambda: must_read / read.bytes_per_s(),
     }
     if reference is not None:
-        context = torch.randint(0, text.vocab_size, (1, sizes.prompt_len))
-        decoding = reference.decoding(context, num_sequences)
+        decoding = reference.decoding(sizes.prompt_len, num_sequences)
         works["theirs"] = lambda: timed(decoding.step)
     turns = take_turns(works, sizes.num_rounds)
     for name in names:
@@ -95,6 +94,7 @@ def _decode(bench: Workbench, num_sequences: int, read: MemoryRead) -> dict[str,
     measured = {
         "decode_tokens_per_s": round(num_sequences / turns.typical("ours"), 2),
         "decode_of_limit": round(turns.quotient("limit", "ours"), 3),
+        "decode_experts_per_layer": round(touched, 1),
         "decode_of_memory_read": round(turns.quotient("read", "ours"), 3),
     }
     if reference is not None:

@@ -14,7 +14,7 @@ from jobs.bench.limits import (
 )
 from jobs.bench.shapes import moonlight, random_model
 from jobs.bench.text import touched_experts
-from jobs.bench.turns import Turns, take_turns
+from jobs.bench.turns import Others, Turns, take_turns
 from jobs.bench.workbench import Sizes, Workbench
 from jobs.checkpoints import DEMO
 from model.moe import Router
@@ -90,6 +90,7 @@ def test_all_parts_report_their_numbers(bench):
         *("questions_cost", "clips_per_s", "scheduler_share"),
     ):
         assert measured[key] > 0
+    assert measured["others_share"].keys() == bench_engine.PARTS.keys()
     assert measured["texts_changed_by_batch_size"].keys() == {"float32", "bfloat16"}
 
 
@@ -101,10 +102,30 @@ def test_an_unknown_part_is_refused_with_the_known_ones(capsys):
 
 def test_what_takes_turns_is_compared_within_its_round():
     assert Turns({"a": [1.0, 30.0, 2.0], "b": [2.0, 60.0, 4.0]}).quotient("a", "b") == 0.5
+
+
+def test_works_take_turns_until_enough_rounds_were_quiet(monkeypatch):
+    shares = iter([0.5, 0.01, 0.2, 0.0])
+    monkeypatch.setattr("jobs.bench.turns.Others.share", lambda _self: next(shares))
     calls = []
-    works = {name: lambda name=name: calls.append(name) or 1.0 for name in "ab"}
-    assert take_turns(works, 2).seconds == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
-    assert calls == ["a", "b"] * 3  # the first round warms up
+    works = {name: lambda name=name: calls.append(name) or float(len(calls)) for name in "ab"}
+    turns = take_turns(works, 2)
+    assert calls == ["a", "b"] * 5  # the first time warms up
+    assert turns.seconds == {"a": [9.0, 5.0], "b": [10.0, 6.0]}
+
+
+def test_the_least_disturbed_rounds_count_when_none_is_quiet(monkeypatch):
+    shares = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr("jobs.bench.turns.Others.share", lambda _self: next(shares))
+    seconds = iter([0.0, 1.0, 2.0, 3.0])
+    assert take_turns({"a": lambda: next(seconds)}, 1).seconds == {"a": [2.0]}
+
+
+def test_what_others_use_leaves_out_this_process(monkeypatch):
+    clocks = iter([(100.0, 50.0, 7.0), (110.0, 62.0, 11.0)])  # wall, all that is busy, own
+    monkeypatch.setattr("jobs.bench.turns._clocks", lambda: next(clocks))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert Others().share() == (12 - 4) / (2 * 10)
 
 
 def test_many_equal_products_are_scaled_from_some(monkeypatch):
