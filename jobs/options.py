@@ -280,13 +280,32 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         "--groups",
         type=positive_or("auto"),
         metavar="N",
-        help="copies of the model; default: auto, one for each GPU, or one",
+        help="copies of the model; default: auto, as many as the GPUs make, or one",
+    )
+    group.add_argument(
+        "--expert-parallel",
+        type=positive_or("auto"),
+        metavar="R",
+        help="ranks, one GPU each, that share the experts of a copy; default: auto, one, or what "
+        "--groups leaves for each",
+    )
+    group.add_argument(
+        "--dispatch",
+        choices=("auto", "all_to_all", "all_gather"),
+        default="auto",
+        help="how tokens travel between the ranks of a copy",
+    )
+    group.add_argument(
+        "--placement",
+        choices=("strict_pack", "pack", "spread"),
+        default="strict_pack",
+        help="of the ranks of a copy: on one node, on few, on many",
     )
     group.add_argument(
         "--threads",
         type=positive_or("auto"),
         metavar="N",
-        help="of torch in each copy on CPUs; default: auto, half of the CPUs",
+        help="of torch in each rank on CPUs; default: auto, an equal share of half of the CPUs",
     )
     group.add_argument(
         "--batch-size",
@@ -390,10 +409,13 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
             max_batch_size=options.batch_size,
             cache_gib=options.cache_gib,
             cache_fraction=options.cache_fraction,
-            num_threads=options.threads or max(1, (os.cpu_count() or 1) // 2),
+            num_threads=options.threads or _fair_threads(options),
         ),
         device=options.device,
         num_groups=options.groups,
+        expert_parallel=options.expert_parallel,
+        dispatch=options.dispatch,
+        placement=options.placement.upper(),
         rows_per_part=options.rows_per_part,
         run_yaml=options.run_yaml,
     )
@@ -412,6 +434,12 @@ def _frame_sampling(options: argparse.Namespace) -> "FrameSampling":
         max_frames=options.max_frames,
         keyframes_only=options.keyframes,
     )
+
+
+def _fair_threads(options: argparse.Namespace) -> int:
+    """Half of the CPUs, shared by all ranks."""
+    num_ranks = (options.groups or 1) * (options.expert_parallel or 1)
+    return max(1, (os.cpu_count() or 1) // 2 // num_ranks)
 
 
 def count(text: str) -> int:

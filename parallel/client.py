@@ -8,6 +8,7 @@
 Prompts and completions travel between client and rank; the supervisor sees leases only.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -38,11 +39,14 @@ class Lease:
             DeadGroupError: the group is gone, which the supervisor knows now; lease again.
             GroupError: the job must stop.
         """
-        try:
-            (outcome,) = await self.group.generate(self.groups.client.process_id, [request])
-        except DeadGroupError as death:
-            await self.groups.report_failure(self.group, str(death))
-            raise
+        with self.groups.least_loaded_rank(self.group, request.num_tokens) as rank:
+            try:
+                (outcome,) = await self.group.generate(
+                    self.groups.client.process_id, [request], rank
+                )
+            except DeadGroupError as death:
+                await self.groups.report_failure(self.group, str(death))
+                raise
         return outcome
 
 
@@ -53,6 +57,7 @@ class Groups:
         context = ray.get_runtime_context()
         self.client = Client(context.get_worker_id(), context.get_actor_id())
         self._supervisor = supervisor
+        self._tokens: Counter[tuple[int, int, int]] = Counter()  # group, generation, rank
 
     def __reduce__(self) -> tuple[type["Groups"], tuple[Any]]:
         return Groups, (self._supervisor,)
@@ -105,6 +110,22 @@ class Groups:
             yield Lease(self, group)
         finally:
             self._supervisor.release.remote(number)
+
+    @contextmanager
+    def least_loaded_rank(self, group: EngineGroup, num_tokens: int) -> Iterator[int]:
+        """The rank with the fewest of this client's tokens; it has `num_tokens` more meanwhile.
+
+        Every client keeps the ranks level with its own requests, so together they are level too.
+        """
+        keys = [(group.group_id, group.generation, rank) for rank in range(len(group.ranks))]
+        key = min(keys, key=self._tokens.__getitem__)
+        self._tokens[key] += num_tokens
+        try:
+            yield key[-1]
+        finally:
+            self._tokens[key] -= num_tokens
+            if not self._tokens[key]:
+                del self._tokens[key]
 
     async def report_failure(self, group: EngineGroup, reason: str) -> None:
         """Have the supervisor replace a dead generation.

@@ -1,8 +1,8 @@
-"""`EngineGroup`: one copy of the model on reserved resources.
+"""`EngineGroup`: one copy of the model on reserved resources, over one or more ranks.
 
-A group starts whole or raises with nothing left behind, and it is the unit of failure: when its
-rank dies the next generation takes its place, on the same reservation so that nobody else can grab
-it meanwhile.
+A group starts whole or raises with nothing left behind, and it is the unit of failure: when a rank
+dies all are killed, and the next generation takes their place, on the same reservation so that
+nobody else can grab it meanwhile.
 
     GroupError        the job cannot go on; the message says what to do
       NoRoomError     nothing was free for a group in time
@@ -14,16 +14,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from parallel.worker import DeadEngineError, Engine, Outcome, Rank, Request
+from parallel.seat import Address, Seat
+from parallel.worker import DeadEngineError, Engine, Outcome, Rank, Request, Vitals
+
+if TYPE_CHECKING:
+    from parallel.rendezvous import Meeting
 
 MAX_CONCURRENCY = 10_000  # calls that may wait in one actor: one for each row in flight
+
+Placement = Literal["STRICT_PACK", "PACK", "SPREAD"]
+_LOOK_AT_NODES_S = 5.0
 
 
 class GroupError(RuntimeError):
@@ -46,19 +59,31 @@ class GroupSpec:
         ValueError: a number is out of its range; the message names it.
     """
 
-    engine_factory: Callable[[], Engine]  # picklable; runs in the rank's process
+    # Picklable; runs in each rank's process, with the rank's seat where there are several.
+    engine_factory: Callable[[Seat | None], Engine]
+    num_ranks: int = 1
     num_cpus_per_rank: float = 1.0
     num_gpus_per_rank: float = 0.0
-    resources_timeout_s: float = 120.0  # for a node with room
-    start_timeout_s: float = 1800.0  # for the engine to load
+    placement: Placement = "STRICT_PACK"  # all ranks on one node
+    resources_timeout_s: float = 120.0  # for nodes with room
+    start_timeout_s: float = 1800.0  # for the engines to load
+    exchange_timeout_s: float = 120.0  # for the slowest rank, in every exchange
+    heartbeat_s: float = 2.0  # between two looks at a rank
+    heartbeat_timeout_s: float = 15.0  # for a rank to answer
+    stall_timeout_s: float = 900.0  # for one step
 
     def __post_init__(self) -> None:
+        if self.num_ranks < 1:
+            raise ValueError(f"num_ranks must be at least 1, got {self.num_ranks}")
         for name in ("num_cpus_per_rank", "num_gpus_per_rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.bundle:
             raise ValueError("a rank needs a CPU or a GPU, or a part of one")
-        for name in ("resources_timeout_s", "start_timeout_s"):
+        for name in (
+            "resources_timeout_s start_timeout_s exchange_timeout_s heartbeat_s "
+            "heartbeat_timeout_s stall_timeout_s"
+        ).split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
@@ -68,95 +93,195 @@ class GroupSpec:
         wanted = {"GPU": self.num_gpus_per_rank, "CPU": self.num_cpus_per_rank}
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
+    def open_meeting(self) -> "Meeting | None":
+        """Where the ranks of all groups find each other; must live as long as the groups."""
+        if self.num_ranks == 1:
+            return None
+        from parallel.rendezvous import Meeting  # torch, which a run of single ranks needs not
+
+        return Meeting(ray.util.get_node_ip_address())
+
+    def seats(self, group_id: int, generation: int, address: Address | None) -> list[Seat | None]:
+        """The place of each rank; None for a rank that is alone."""
+        if address is None:
+            assert self.num_ranks == 1
+            return [None]
+        return [
+            Seat(
+                address=address,
+                generation=f"group-{group_id}-generation-{generation}",
+                rank=rank,
+                num_ranks=self.num_ranks,
+                join_timeout_s=self.start_timeout_s,
+                exchange_timeout_s=self.exchange_timeout_s,
+            )
+            for rank in range(self.num_ranks)
+        ]
+
 
 @dataclass(frozen=True)
 class EngineGroup:
-    """A running group; picklable, so that clients talk to the rank without a detour.
+    """A running group; picklable, so that clients talk to the ranks without a detour.
 
-    placement group (STRICT_PACK) --> Rank actor --> loaded engine
+    placement group --> R Rank actors --> joined in a process group --> loaded engines
     """
 
     group_id: int
     generation: int
     reservation: PlacementGroup
-    rank: Any  # handle of the `Rank` actor
+    ranks: tuple[Any, ...]  # handles of the `Rank` actors
 
     @classmethod
-    async def start(cls, spec: GroupSpec, group_id: int = 0) -> Self:
-        """Reserve, start and load the first generation.
+    async def start(cls, spec: GroupSpec, group_id: int, address: Address | None) -> Self:
+        """Reserve, start, join and load the first generation.
+
+        Args:
+            spec: what to start.
+            group_id: of the new group.
+            address: of the meeting, where there are several ranks.
 
         Raises:
             NoRoomError: nothing was free in time.
-            GroupError: the rank died or did not load; nothing is left of it.
+            GroupError: a rank died or did not load; nothing is left of the group.
         """
         with ExitStack() as undo:
-            reservation = placement_group([spec.bundle], strategy="STRICT_PACK")
+            reservation = _reserve(spec)
             undo.callback(remove_placement_group, reservation)
-            rank = await _start_rank(spec, group_id, reservation)
+            ranks = await _start_ranks(spec, group_id, 0, reservation, address)
             undo.pop_all()
-        return cls(group_id, 0, reservation, rank)
+        return cls(group_id, 0, reservation, ranks)
 
-    async def rebuild(self, spec: GroupSpec) -> Self:
-        """Kill this generation and start the next one in its place.
+    async def rebuild(self, spec: GroupSpec, address: Address | None) -> Self:
+        """Kill this generation and start the next one in its place, or elsewhere without its node.
 
         Raises:
-            NoRoomError: the node is gone and no other had room in time; the reservation stays.
-            GroupError: the rank died or did not load; the reservation stays.
+            NoRoomError: a node is gone and no other had room in time.
+            GroupError: a rank died or did not load.
         """
-        ray.kill(self.rank)
-        rank = await _start_rank(spec, self.group_id, self.reservation)
-        return type(self)(self.group_id, self.generation + 1, self.reservation, rank)
+        generation = self.generation + 1
+        self._kill_ranks()
+        with ExitStack() as undo:
+            reservation = self.reservation
+            if await asyncio.to_thread(_has_lost_a_node, reservation):
+                remove_placement_group(reservation)
+                reservation = _reserve(spec)
+                undo.callback(remove_placement_group, reservation)
+            ranks = await _start_ranks(spec, self.group_id, generation, reservation, address)
+            undo.pop_all()
+        return type(self)(self.group_id, generation, reservation, ranks)
 
-    async def generate(self, client_id: str, requests: Sequence[Request]) -> list[Outcome]:
-        """Answer `requests`, in their order.
+    async def generate(
+        self, client_id: str, requests: Sequence[Request], rank: int = 0
+    ) -> list[Outcome]:
+        """Answer `requests` on one rank, in their order.
 
         Raises:
             DeadGroupError: report it to the supervisor and ask for another group.
         """
-        answer = self.rank.generate.remote(client_id, requests)
+        answer = self.ranks[rank].generate.remote(client_id, requests)
         try:
             return await answer
         except asyncio.CancelledError:
             ray.cancel(answer)
             raise
         except (DeadEngineError, RayActorError) as error:
-            raise DeadGroupError(
-                f"group {self.group_id} (generation {self.generation}): {_reason(error)}"
-            ) from error
+            raise DeadGroupError(self._death(rank, _reason(error))) from error
+
+    async def check(self, spec: GroupSpec) -> list[Vitals]:
+        """Ask every rank how it is.
+
+        Raises:
+            DeadGroupError: one is dead, silent, or in one step for too long.
+        """
+        answers = [rank.vitals.remote() for rank in self.ranks]
+        vitals: list[Vitals] = []
+        for rank, answer in enumerate(answers):
+            try:
+                vitals.append(await asyncio.wait_for(answer, spec.heartbeat_timeout_s))
+            except TimeoutError:
+                silence = f"silent for {spec.heartbeat_timeout_s:g} s; its process hangs"
+                raise DeadGroupError(self._death(rank, silence)) from None
+            except (DeadEngineError, RayError) as error:
+                raise DeadGroupError(self._death(rank, _reason(error))) from error
+            if vitals[-1].busy_s > spec.stall_timeout_s:
+                stall = f"in one step for {vitals[-1].busy_s:.0f} s"
+                raise DeadGroupError(self._death(rank, stall))
+        return vitals
 
     def cancel_client(self, client_id: str) -> None:
         """Forget all requests of a client that is gone, without waiting for it."""
-        self.rank.cancel_client.remote(client_id)
+        for rank in self.ranks:
+            rank.cancel_client.remote(client_id)
 
     def close(self) -> None:
-        """Kill the rank and give its resources back; closing twice is no error."""
-        ray.kill(self.rank)
+        """Kill the ranks and give their resources back; closing twice is no error."""
+        self._kill_ranks()
         remove_placement_group(self.reservation)
 
+    def _kill_ranks(self) -> None:
+        for rank in self.ranks:
+            ray.kill(rank)
 
-async def _start_rank(spec: GroupSpec, group_id: int, reservation: PlacementGroup) -> Any:
+    def _death(self, rank: int, reason: str) -> str:
+        who = f"group {self.group_id} (generation {self.generation})"
+        return f"{who}, rank {rank}: {reason}" if len(self.ranks) > 1 else f"{who}: {reason}"
+
+
+def _reserve(spec: GroupSpec) -> PlacementGroup:
+    return placement_group([spec.bundle] * spec.num_ranks, strategy=spec.placement)
+
+
+async def _start_ranks(
+    spec: GroupSpec,
+    group_id: int,
+    generation: int,
+    reservation: PlacementGroup,
+    address: Address | None,
+) -> tuple[Any, ...]:
+    """All ranks of a generation, ready; or none."""
     if not await _is_granted(reservation, spec.resources_timeout_s):
         raise NoRoomError(_no_room(spec, group_id))
     actor: Any = ray.remote(Rank)  # Any: its methods get their `.remote` at run time
-    rank = actor.options(
-        num_cpus=spec.num_cpus_per_rank,
-        num_gpus=spec.num_gpus_per_rank,
-        max_concurrency=MAX_CONCURRENCY,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(reservation),
-    ).remote(spec.engine_factory)
     with ExitStack() as undo:
-        undo.callback(ray.kill, rank)
-        try:
-            await asyncio.wait_for(rank.ready.remote(), spec.start_timeout_s)
-        except TimeoutError:
+        ranks: list[Any] = []
+        for number, seat in enumerate(spec.seats(group_id, generation, address)):
+            place = PlacementGroupSchedulingStrategy(
+                reservation, placement_group_bundle_index=number
+            )
+            rank = actor.options(
+                num_cpus=spec.num_cpus_per_rank,
+                num_gpus=spec.num_gpus_per_rank,
+                max_concurrency=MAX_CONCURRENCY,
+                scheduling_strategy=place,
+            ).remote(partial(spec.engine_factory, seat))
+            undo.callback(ray.kill, rank)
+            ranks.append(rank)
+        await _until_ready(spec, group_id, ranks, reservation)
+        undo.pop_all()
+    return tuple(ranks)
+
+
+async def _until_ready(
+    spec: GroupSpec, group_id: int, ranks: Sequence[Any], reservation: PlacementGroup
+) -> None:
+    """Wait for all ranks, no longer than for the first that fails."""
+    deadline = time.monotonic() + spec.start_timeout_s
+    left = {asyncio.ensure_future(rank.ready.remote()) for rank in ranks}
+    while left:
+        wait_s = min(_LOOK_AT_NODES_S, max(0.0, deadline - time.monotonic()))
+        done, left = await asyncio.wait(left, timeout=wait_s, return_when=asyncio.FIRST_EXCEPTION)
+        errors = [error for error in (one.exception() for one in done) if error is not None]
+        for error in errors:
+            if not isinstance(error, RayError):
+                raise error
+            raise GroupError(f"group {group_id} did not start: {_reason(error)}") from error
+        if left and time.monotonic() >= deadline:
             raise GroupError(
                 f"group {group_id} did not load its engine in {spec.start_timeout_s:g} s; if the "
                 "checkpoint is on a slow disk, copy it to the nodes"
-            ) from None
-        except RayError as error:
-            raise GroupError(f"group {group_id} did not start: {_reason(error)}") from error
-        undo.pop_all()
-    return rank
+            )
+        if left and not done and await asyncio.to_thread(_has_lost_a_node, reservation):
+            raise GroupError(f"group {group_id} lost a node while it started")
 
 
 async def _is_granted(reservation: PlacementGroup, timeout_s: float) -> bool:
@@ -169,12 +294,28 @@ async def _is_granted(reservation: PlacementGroup, timeout_s: float) -> bool:
     return False
 
 
+def _has_lost_a_node(reservation: PlacementGroup) -> bool:
+    """Whether a bundle has no living node; Ray itself would wait for another one for ever."""
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    table = placement_group_table(reservation)
+    places = table["bundles_to_node_id"].values()
+    return table["state"] == "REMOVED" or any(node not in alive for node in places)
+
+
 def _no_room(spec: GroupSpec, group_id: int) -> str:
+    wanted = _amounts(spec.bundle)
+    if spec.num_ranks > 1:
+        where = "on one node" if spec.placement == "STRICT_PACK" else "on any nodes"
+        wanted = f"{spec.num_ranks} times {wanted} {where}"
+    else:
+        wanted = f"{wanted} on one node"
+    advice = "ask for fewer groups or less for each, stop what else runs there, or add nodes"
+    if spec.num_ranks > 1 and spec.placement == "STRICT_PACK":
+        advice = f"let the ranks of a group lie on several nodes, {advice}"
     return (
-        f"group {group_id} needs {_amounts(spec.bundle)} on one node and waited "
-        f"{spec.resources_timeout_s:g} s; the cluster has {_amounts(ray.cluster_resources())}, "
-        f"free are {_amounts(ray.available_resources())}; ask for fewer groups or less for each, "
-        "stop what else runs there, or add nodes"
+        f"group {group_id} needs {wanted} and waited {spec.resources_timeout_s:g} s; the cluster "
+        f"has {_amounts(ray.cluster_resources())}, free are "
+        f"{_amounts(ray.available_resources())}; {advice}"
     )
 
 
@@ -183,7 +324,7 @@ def _amounts(resources: Mapping[str, float]) -> str:
     return " and ".join(amount for amount in amounts if not amount.startswith("0 ")) or "nothing"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """What happened on the rank, without Ray's remote traceback around it."""
     if isinstance(error, RayTaskError):
         cause = error.cause

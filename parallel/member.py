@@ -17,7 +17,8 @@ from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
 from parallel.choice import DispatchChoice, StepDispatcher
 from parallel.lockstep import Lockstep
-from parallel.rendezvous import Membership, Seat
+from parallel.rendezvous import Membership
+from parallel.seat import Seat
 from parallel.topology import Topology
 
 _NAP_S = 0.01  # between two looks whether any rank has work, when none had

@@ -4,31 +4,12 @@ The store belongs to whoever starts groups and outlives them. Each generation of
 prefix of its own in it, so that a late rank of a dead generation can never join the living.
 """
 
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-
-@dataclass(frozen=True)
-class Address:
-    """Where the store listens."""
-
-    host: str
-    port: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seat:
-    """A rank's place in one generation of a group."""
-
-    address: Address
-    generation: str  # such as "group-0-generation-2"
-    rank: int
-    num_ranks: int
-    join_timeout_s: float  # for the slowest rank to start, and again for it to load
-    exchange_timeout_s: float  # for the slowest rank in any exchange afterwards
+from parallel.seat import Address, Seat
 
 
 class Meeting:

@@ -10,11 +10,16 @@ Drivers and clients reach it through `parallel.client`.
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from parallel.group import EngineGroup, GroupError, GroupSpec, NoRoomError
+from parallel.group import DeadGroupError, EngineGroup, GroupError, GroupSpec, NoRoomError
+from parallel.worker import Vitals
+
+if TYPE_CHECKING:
+    from parallel.rendezvous import Meeting
 
 _RETRY_AFTER_S = 2.0  # a start that failed
 
@@ -34,6 +39,7 @@ class GroupsStatus:
     num_groups: int
     num_ready: int
     failures: tuple[str, ...]  # every one so far, oldest first
+    rank_stats: Mapping[int, tuple[Mapping[str, float], ...]]  # by group, of each rank, latest
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ class Supervisor:
         self._error: str | None = None  # why the job must stop
         self._has_worked = False  # some group was ready at some time
         self._changed = asyncio.Condition()
-        self._builds: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._meeting: Meeting | None = None
+        self._vitals: dict[int, list[Vitals]] = {}  # the latest, by group
 
     async def start(self) -> None:
         """Start all groups and return when the first is ready; the others join as they come.
@@ -80,8 +88,9 @@ class Supervisor:
         Raises:
             GroupError: a group failed before any was ready.
         """
+        self._meeting = self._spec.open_meeting()
         for slot in self._slots:
-            self._build_soon(slot, None)
+            self._soon(self._build(slot, None))
         await self._until(lambda: self._num_ready > 0)
 
     async def acquire(
@@ -121,23 +130,30 @@ class Supervisor:
         if dead is None or dead.generation != generation:
             return
         slot.group = None
+        self._vitals.pop(group_id, None)
         self._count_failure(reason)
-        self._build_soon(slot, dead)
+        self._soon(self._build(slot, dead))
         await self._notify()
 
     async def status(self) -> GroupsStatus:
         """What runs and what has failed so far."""
         return GroupsStatus(
-            num_groups=len(self._slots), num_ready=self._num_ready, failures=tuple(self._failures)
+            num_groups=len(self._slots),
+            num_ready=self._num_ready,
+            failures=tuple(self._failures),
+            rank_stats={
+                group_id: tuple(rank.stats for rank in ranks)
+                for group_id, ranks in self._vitals.items()
+            },
         )
 
     async def close(self) -> None:
         """Stop all groups and give back what they had reserved; closing twice is no error."""
         self._stop("the groups were closed")
-        builds = list(self._builds)
-        for build in builds:
-            build.cancel()
-        await asyncio.gather(*builds, return_exceptions=True)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for slot in self._slots:
             if slot.group is not None:
                 slot.group.close()
@@ -148,10 +164,10 @@ class Supervisor:
     def _num_ready(self) -> int:
         return sum(slot.group is not None for slot in self._slots)
 
-    def _build_soon(self, slot: _Slot, dead: EngineGroup | None) -> None:
-        build = asyncio.create_task(self._build(slot, dead))
-        self._builds.add(build)  # the loop itself keeps only weak references
-        build.add_done_callback(self._builds.discard)
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps only weak references
+        task.add_done_callback(self._tasks.discard)
 
     async def _build(self, slot: _Slot, dead: EngineGroup | None) -> None:
         """Bring `slot` a running group, the successor of `dead` if there is one."""
@@ -162,11 +178,24 @@ class Supervisor:
                 try:
                     slot.group = await self._start(slot.group_id, dead)
                     undo.pop_all()
+                    self._soon(self._watch(slot, slot.group))
                 except GroupError as error:
                     if self._gives_up(error):
                         break
                     await asyncio.sleep(_RETRY_AFTER_S)
         await self._notify()
+
+    async def _watch(self, slot: _Slot, group: EngineGroup) -> None:
+        """Look at the ranks again and again; nobody else may notice that one hangs."""
+        while slot.group is group:
+            await asyncio.sleep(self._spec.heartbeat_s)
+            try:
+                vitals = await group.check(self._spec)
+            except DeadGroupError as death:
+                await self.report_failure(group.group_id, group.generation, str(death))
+            else:
+                if slot.group is group:
+                    self._vitals[slot.group_id] = vitals
 
     def _gives_up(self, error: GroupError) -> bool:
         """Take note of a start that failed; the answer is whether to leave it at that."""
@@ -180,10 +209,11 @@ class Supervisor:
         return True
 
     async def _start(self, group_id: int, dead: EngineGroup | None) -> EngineGroup:
+        address = None if self._meeting is None else self._meeting.address
         if dead is None:
-            group = await EngineGroup.start(self._spec, group_id)
+            group = await EngineGroup.start(self._spec, group_id, address)
         else:
-            group = await dead.rebuild(self._spec)
+            group = await dead.rebuild(self._spec, address)
         self._has_worked = True
         return group
 

@@ -10,6 +10,8 @@ from pipeline.prepare import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint
 from pipeline.schema import InputColumns, Layout
 
+DispatchChoice = Literal["auto", "all_to_all", "all_gather"]  # as `parallel.choice`, without torch
+
 _MAX_BATCH_ROWS = 8
 _MAX_BATCH_BYTES = 64 << 20  # of patches, so that a few batches fit into any object store
 _PATCH_BYTES = 3 * 14 * 14
@@ -36,7 +38,10 @@ class PipelineConfig:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     engine: EngineConfig = field(default_factory=EngineConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_groups: int | None = None  # None: one for each GPU, or one
+    num_groups: int | None = None  # None: as many as the GPUs make, or one
+    expert_parallel: int | None = None  # ranks of each group; None: chosen, see `pipeline.machines`
+    dispatch: DispatchChoice = "auto"
+    placement: Literal["STRICT_PACK", "PACK", "SPREAD"] = "STRICT_PACK"  # of a group's ranks
     max_group_failures: int = 16
     rows_per_part: int = 10_000
     max_part_age_s: float = 300.0
@@ -50,7 +55,7 @@ class PipelineConfig:
             )
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
-        for name in ("limit", "num_groups", "rows_per_part", "max_part_age_s"):
+        for name in "limit num_groups expert_parallel rows_per_part max_part_age_s".split():
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")

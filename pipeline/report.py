@@ -1,7 +1,7 @@
 """`Report`: what one run did, for people and for programs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,8 @@ class Report:
     num_prompt_tokens: int
     num_generated_tokens: int
     seconds: float  # from the first group being ready to the last commit
+    machines: str = ""  # groups, ranks and device, and why; empty where nothing was to do
+    ranks: Mapping[str, float] = field(default_factory=dict)  # as `machines.rank_numbers`
 
     @property
     def rows_per_s(self) -> float:

@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,23 +23,27 @@ from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
 from model.constraint import Grammars
-from model.engine_config import EngineConfig
 from model.processor import Processor
-from model.sequence import SamplingParams
 from parallel.client import Groups
-from parallel.group import GroupError, GroupSpec
-from parallel.worker import Engine
+from parallel.group import GroupError
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.fetch import MediaAccess
 from pipeline.flow import Flow
 from pipeline.generate import extra_fields
+from pipeline.machines import (
+    EngineFactory,
+    Machines,
+    check_ranks,
+    choose_machines,
+    load_engine,
+    rank_numbers,
+    start_groups,
+)
 from pipeline.recipe import claim_output, write_json
 from pipeline.report import Report
 from pipeline.sink import Committer
 from pipeline.source import Plan, Source, open_source, plan
-
-EngineFactory = Callable[[Path, EngineConfig], Engine]
 
 _MAX_GENERATING_BYTES = 1 << 30
 _FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError, pa.ArrowException)
@@ -47,13 +51,6 @@ _FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError,
 
 class RunError(RuntimeError):
     """The run stopped before its end; the same command continues it."""
-
-
-def load_engine(checkpoint: Path, config: EngineConfig) -> Engine:
-    """The engine of a checkpoint, in the process that will use it."""
-    from model.engine import Engine as KimiVLEngine  # torch, which only ranks need
-
-    return KimiVLEngine.from_checkpoint(checkpoint, config)
 
 
 def run(
@@ -78,7 +75,7 @@ def run(
         ValueError: refused; nothing was done.
         RunError: stopped half-way.
     """
-    _check_checkpoint(config.checkpoint, config.sampling)
+    num_experts = _check_checkpoint(config)
     source = open_source(
         config.input,
         config.columns,
@@ -113,36 +110,47 @@ def run(
             rows_per_part=config.rows_per_part,
             max_part_age_s=config.max_part_age_s,
         )
-        seconds = 0.0
+        seconds, machines, ranks = 0.0, "", {}
         try:
             if what.num_todo:
                 with connect(), _as_run_error(committer, output):
-                    flow = _flow(config, source, media, what, schema, staging)
-                    start_groups = partial(_start_groups, config, engine_factory)
-                    seconds = _drain(
-                        flow, what, committer, start_groups, show_progress=show_progress
+                    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+                    chosen = choose_machines(config, num_gpus, num_experts)
+                    machines = str(chosen)
+                    if show_progress:
+                        tqdm.write(machines, file=sys.stderr)
+                    flow = _flow(config, chosen, source, media, what, schema, staging)
+                    start = partial(start_groups, config, chosen, engine_factory)
+                    seconds, ranks = _drain(
+                        flow, what, committer, start, show_progress=show_progress
                     )
         finally:
             ledger.close_staging(output)
         report = _report(what, committer, output, seconds)
+        report = replace(report, machines=machines, ranks=ranks)
         if what.num_todo:
             ids = {"run_id": run_id, "recipe_sha256": recipe.sha256}
             write_json(output / "_report.json", {**asdict(report), **ids})
     return report
 
 
-def _check_checkpoint(directory: Path, sampling: SamplingParams) -> None:
+def _check_checkpoint(config: PipelineConfig) -> int:
+    """Refuse what cannot work; the number of the checkpoint's routed experts."""
     from model.weights import check_checkpoint  # torch
 
-    check_checkpoint(directory)
-    processor = Processor.from_checkpoint(directory)
+    num_experts = check_checkpoint(config.checkpoint).text.n_routed_experts
+    check_ranks(config, num_experts)
+    sampling = config.sampling
+    processor = Processor.from_checkpoint(config.checkpoint)
     if sampling.schema is not None:
         grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
         grammars.start(sampling.schema, thinking=sampling.thinking)
+    return num_experts
 
 
 def _flow(
     config: PipelineConfig,
+    machines: Machines,
     source: Source,
     media: MediaAccess,
     what: Plan,
@@ -152,7 +160,8 @@ def _flow(
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     batch_rows = config.batch_rows
     # Twice what the engines can run, so that they never wait for the client.
-    wanted = math.ceil(2 * config.engine.max_batch_size / batch_rows)
+    num_engines = machines.num_groups * machines.num_ranks
+    wanted = math.ceil(2 * num_engines * config.engine.max_batch_size / batch_rows)
     affordable = _MAX_GENERATING_BYTES // (batch_rows * config.row_bytes)
     return Flow(
         source=source,
@@ -168,33 +177,19 @@ def _flow(
     )
 
 
-def _start_groups(config: PipelineConfig, engine_factory: EngineFactory) -> Groups:
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    device = config.device
-    if device == "auto":
-        device = "cuda" if num_gpus else "cpu"
-    engine = replace(config.engine, device=device)
-    spec = GroupSpec(
-        engine_factory=partial(engine_factory, config.checkpoint, engine),
-        num_cpus_per_rank=0.25,  # of Ray's accounts; torch uses the engine's `num_threads`
-        num_gpus_per_rank=1.0 if device == "cuda" else 0.0,
-    )
-    return Groups.start(
-        spec,
-        num_groups=config.num_groups or (max(1, num_gpus) if device == "cuda" else 1),
-        max_group_failures=config.max_group_failures,
-    )
-
-
 def _drain(
     flow: Flow,
     what: Plan,
     committer: Committer,
-    start_groups: Callable[[], Groups],
+    start: Callable[[], Groups],
     *,
     show_progress: bool,
-) -> float:
-    """Start the groups, let the rows flow and commit them; the seconds that the rows took."""
+) -> tuple[float, Mapping[str, float]]:
+    """Start the groups, let the rows flow and commit them.
+
+    Returns:
+        The seconds that the rows took, and how well the ranks of groups kept together.
+    """
     bar = tqdm(
         total=what.num_rows,
         initial=what.num_done,
@@ -203,7 +198,7 @@ def _drain(
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
         disable=not show_progress,
     )
-    with bar, closing(start_groups()) as groups:
+    with bar, closing(start()) as groups:
         started = time.monotonic()
         num_tokens = num_errors = 0
         try:
@@ -219,7 +214,7 @@ def _drain(
                     bar.update(line["rows"])
         finally:
             committer.commit()  # also what was done before a failure or Ctrl-C
-        return time.monotonic() - started
+        return time.monotonic() - started, rank_numbers(groups.status())
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from jobs.check_up.finding import Finding
 from jobs.check_up.sampled_rows import SampledRow
 from pipeline.config import PipelineConfig
-from pipeline.run import load_engine
+from pipeline.machines import load_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,9 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
 
     has_gpu = torch.cuda.is_available() and config.device != "cpu"
     started = time.perf_counter()
+    device = "cuda" if has_gpu else "cpu"
     engine = load_engine(
-        config.checkpoint, replace(config.engine, device="cuda" if has_gpu else "cpu")
+        config.checkpoint, replace(config.engine, device=device), config.dispatch, None
     )
     loaded = time.perf_counter()
     for row in rows:

@@ -81,7 +81,7 @@ def request(num_tokens: int, token_id: int = 1) -> Request:
 
 
 def spec(factory: Callable[[], Any] = SlowEngine, **changes) -> GroupSpec:
-    return GroupSpec(engine_factory=factory, **{"num_cpus_per_rank": 0.5, **changes})
+    return GroupSpec(engine_factory=lambda _: factory(), **{"num_cpus_per_rank": 0.5, **changes})
 
 
 async def answer(groups: Groups, num_tokens: int = 1, token_id: int = 1) -> int:

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from parallel import supervisor as module
-from parallel.group import GroupError, GroupSpec, NoRoomError
+from parallel.group import DeadGroupError, GroupError, GroupSpec, NoRoomError
 from parallel.supervisor import Client, Supervisor
+from parallel.worker import Vitals
 
-SPEC = GroupSpec(engine_factory=lambda: pytest.fail("nobody loads an engine here"))
+SPEC = GroupSpec(
+    heartbeat_s=0.005, engine_factory=lambda _: pytest.fail("nobody loads an engine here")
+)
 ONE, OTHER = Client("process 1", "actor 1"), Client("process 2", "actor 2")
 
 
@@ -22,8 +25,9 @@ class Groups:
     starts: list[GroupError | None] = field(default_factory=list)
     closed: list[tuple[int, int]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    sick: set[int] = field(default_factory=set)  # generations that do not answer
 
-    async def start(self, spec, group_id):
+    async def start(self, spec, group_id, address):
         return await self.build(group_id, 0)
 
     async def build(self, group_id, generation):
@@ -40,7 +44,12 @@ class Group:
     group_id: int
     generation: int
 
-    async def rebuild(self, spec):
+    async def check(self, spec):
+        if self.generation in self.groups.sick:
+            raise DeadGroupError(f"rank 1 of generation {self.generation} hangs")
+        return [Vitals(busy_s=0.0, stats={"steps": 7})]
+
+    async def rebuild(self, spec, address):
         return await self.groups.build(self.group_id, self.generation + 1)
 
     def cancel_client(self, process_id):
@@ -233,3 +242,18 @@ def test_closing_closes_every_group_and_refuses_leases(groups):
             await supervisor.acquire(ONE, 10, alone=False)
 
     supervise(use, num_groups=2)
+
+
+def test_a_group_that_hangs_is_replaced_though_no_client_complains(groups):
+    groups.sick = {0}
+
+    async def use(supervisor):
+        while (await supervisor.status()).failures != ("rank 1 of generation 0 hangs",):
+            await asyncio.sleep(0.001)
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        assert group.generation == 1
+        while not (status := await supervisor.status()).rank_stats:
+            await asyncio.sleep(0.001)
+        assert status.rank_stats == {0: ({"steps": 7},)}
+
+    supervise(use)

@@ -140,7 +140,7 @@ def test_a_schema_samples_and_log_probabilities_reach_the_output(config, ray_loc
 def test_a_broken_machine_stops_the_run_with_one_line_and_keeps_what_is_committed(
     config, ray_local
 ):
-    def broken_engine(_checkpoint, _config):
+    def broken_engine(_checkpoint, _config, _dispatch, _seat):
         raise ValueError("no such weights")
 
     answer_without_ray(config, [0, 1])

@@ -1,0 +1,128 @@
+"""`Machines`: how many copies of the model, over how many ranks each, on which device, and why."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from model.engine_config import EngineConfig
+from parallel.client import Groups
+from parallel.group import GroupSpec
+from parallel.seat import Seat
+from parallel.supervisor import GroupsStatus
+from parallel.worker import Engine
+from pipeline.config import DispatchChoice, PipelineConfig
+
+# Checkpoint, budgets, dispatch, and the rank's seat where there are several -> its engine.
+EngineFactory = Callable[[Path, EngineConfig, DispatchChoice, Seat | None], Engine]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """What a run uses of a cluster."""
+
+    device: str  # "cpu" or "cuda"
+    num_groups: int
+    num_ranks: int  # of each group
+    why: str
+
+    def __str__(self) -> str:
+        groups = f"{self.num_groups} group{'s' * (self.num_groups > 1)}"
+        ranks = f"{self.num_ranks} rank{'s' * (self.num_ranks > 1)}"
+        return f"{groups} of {ranks} on {self.device}: {self.why}"
+
+
+def load_engine(
+    checkpoint: Path, config: EngineConfig, dispatch: DispatchChoice, seat: Seat | None
+) -> Engine:
+    """The engine of a checkpoint, in the process that will use it: all of it, or a rank's share."""
+    if seat is None:
+        from model.engine import Engine as KimiVLEngine  # torch, which only ranks need
+
+        return KimiVLEngine.from_checkpoint(checkpoint, config)
+    from parallel.member import load_member
+
+    return load_member(checkpoint, config, seat, dispatch)
+
+
+def check_ranks(config: PipelineConfig, num_experts: int) -> None:
+    """Refuse a number of ranks that cannot share the experts.
+
+    Raises:
+        ValueError: it does not divide them.
+    """
+    ranks = config.expert_parallel or 1
+    if ranks > 1 and (num_experts == 0 or num_experts % ranks):
+        raise ValueError(
+            f"expert_parallel={ranks}, but the checkpoint's {num_experts} routed experts do not "
+            f"divide over {ranks} ranks"
+        )
+
+
+def choose_machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> Machines:
+    """Fill in what the user left open; every GPU is used, and one rank where there is none.
+
+    Args:
+        config: what the user asked for.
+        num_gpus: of the cluster.
+        num_experts: routed experts of the checkpoint.
+    """
+    device = config.device
+    if device == "auto":
+        device = "cuda" if num_gpus else "cpu"
+    ranks, groups = config.expert_parallel, config.num_groups
+    if device == "cpu":
+        why = "as asked" if ranks or groups else "auto takes one rank where there is no GPU"
+        return Machines(device=device, num_groups=groups or 1, num_ranks=ranks or 1, why=why)
+    if ranks and groups:
+        why = "as asked"
+    elif ranks:
+        groups = max(1, num_gpus // ranks)
+        why = f"as many groups of {ranks} as {num_gpus} GPUs hold"
+    elif groups:
+        most = max(1, num_gpus // groups)
+        ranks = max(
+            r for r in range(1, most + 1) if r == 1 or (num_experts and not num_experts % r)
+        )
+        why = f"{num_gpus} GPUs shared by {groups} groups, {num_experts} experts by their ranks"
+    else:
+        ranks, groups = 1, max(1, num_gpus)
+        why = (
+            f"one copy on each of {num_gpus} GPUs needs no exchange; where a copy does not fit, "
+            "choose --expert-parallel 2 or more"
+        )
+    return Machines(device=device, num_groups=groups, num_ranks=ranks, why=why)
+
+
+def start_groups(
+    config: PipelineConfig, machines: Machines, engine_factory: EngineFactory
+) -> Groups:
+    """Start what was chosen; returns when the first group is ready.
+
+    Raises:
+        GroupError: no group could be started; nothing is left behind.
+    """
+    engine = replace(config.engine, device=machines.device)
+    spec = GroupSpec(
+        engine_factory=partial(engine_factory, config.checkpoint, engine, config.dispatch),
+        num_ranks=machines.num_ranks,
+        num_cpus_per_rank=0.25,  # of Ray's accounts; torch uses the engine's `num_threads`
+        num_gpus_per_rank=1.0 if machines.device == "cuda" else 0.0,
+        placement=config.placement,
+    )
+    return Groups.start(
+        spec, num_groups=machines.num_groups, max_group_failures=config.max_group_failures
+    )
+
+
+def rank_numbers(status: GroupsStatus) -> Mapping[str, float]:
+    """How well ranks kept together, over all groups: empty where each was alone.
+
+    `level`: mean by greatest tokens of a rank per step, 1 is best. `wait_share`: of the time of
+    steps, how much a rank waited for others to begin them. Both since the last failure of a group.
+    """
+    ranks = [rank for group in status.rank_stats.values() for rank in group if "level" in rank]
+    if not ranks:
+        return {}
+    names = ("level", "wait_share")
+    return {name: round(sum(rank[name] for rank in ranks) / len(ranks), 4) for name in names}

@@ -1,0 +1,53 @@
+"""What a run uses of a cluster, from what was asked and what is there."""
+
+from pathlib import Path
+
+import pytest
+
+from parallel.supervisor import GroupsStatus
+from pipeline.config import PipelineConfig
+from pipeline.machines import check_ranks, choose_machines, rank_numbers
+
+
+def config(**changes) -> PipelineConfig:
+    return PipelineConfig(input="in", output="out", checkpoint=Path("here"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_gpus", "chosen"),
+    [
+        pytest.param({}, 0, ("cpu", 1, 1), id="no GPU"),
+        pytest.param({"expert_parallel": 4}, 0, ("cpu", 1, 4), id="ranks on CPUs"),
+        pytest.param({}, 8, ("cuda", 8, 1), id="every GPU has a copy"),
+        pytest.param({"expert_parallel": 4}, 8, ("cuda", 2, 4), id="groups follow from ranks"),
+        pytest.param({"num_groups": 2}, 8, ("cuda", 2, 4), id="ranks follow from groups"),
+        pytest.param({"num_groups": 1}, 7, ("cuda", 1, 4), id="ranks divide the experts"),
+        pytest.param({"num_groups": 9}, 8, ("cuda", 9, 1), id="more groups than GPUs"),
+        pytest.param({"num_groups": 3, "expert_parallel": 2}, 8, ("cuda", 3, 2), id="as asked"),
+        pytest.param({"device": "cpu"}, 8, ("cpu", 1, 1), id="GPUs that nobody wants"),
+    ],
+)
+def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_gpus, chosen):
+    machines = choose_machines(config(**asked), num_gpus, num_experts=64)
+    assert (machines.device, machines.num_groups, machines.num_ranks) == chosen
+    assert len(machines.why) > 5
+    assert str(machines).startswith(f"{chosen[1]} group")
+
+
+def test_a_network_without_experts_keeps_one_rank():
+    assert choose_machines(config(num_groups=1), 8, num_experts=0).num_ranks == 1
+
+
+@pytest.mark.parametrize("num_experts", [0, 64])
+def test_ranks_that_cannot_share_the_experts_are_refused(num_experts):
+    with pytest.raises(ValueError, match=rf"expert_parallel=3.*{num_experts} routed experts"):
+        check_ranks(config(expert_parallel=3), num_experts)
+    check_ranks(config(expert_parallel=1), num_experts)
+
+
+def test_the_report_averages_over_ranks_and_says_nothing_of_ranks_alone():
+    ranks = ({"level": 0.5, "wait_share": 0.1}, {"level": 1.0, "wait_share": 0.3})
+    status = GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: ranks})
+    assert rank_numbers(status) == {"level": 0.75, "wait_share": 0.2}
+    alone = GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: ({"steps": 1},)})
+    assert rank_numbers(alone) == {}
