@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.tiny import tiny_checkpoint
 
 NUM_SEQUENCES = 2000
+SCHEMA = '{"type": "array", "items": {"enum": ["red", 5]}}'
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,14 @@ def answer(engine, processor, numbers):
     done = {}
     for number in numbers:
         picture = np.random.default_rng(number).integers(0, 256, (28, 28, 3), dtype=np.uint8)
-        params = SamplingParams(max_tokens=1 + number % 3, temperature=1.0, seed=number)
+        params = SamplingParams(
+            max_tokens=1 + number % 3,
+            temperature=1.0,
+            seed=number,
+            n=2 if number % 5 == 0 else 1,
+            schema=SCHEMA if number % 4 == 0 else None,
+            token_logprobs=number % 2 == 0,
+        )
         engine.add(str(number), processor.prompt([picture, f"what is {number}?"]), params)
         if number % 64 == 63:
             while engine.has_work:
