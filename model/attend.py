@@ -182,7 +182,7 @@ def attend_pieces(
 def joined_by_owner(output: Tensor, lse: Tensor, pieces: Pieces, num_owners: int) -> Tensor:
     """What the pieces found: [N, ..., width] -> [B, ..., width], as `Attended.joined`."""
     by_place = lse.new_full((num_owners, pieces.most, *lse.shape[1:]), -torch.inf)
-    by_place[pieces.owners, pieces.places] = lse
+    by_place = by_place.index_put((pieces.owners, pieces.places), lse)
     weights = (lse - by_place.logsumexp(1)[pieces.owners]).exp()
     joined = lse.new_zeros(num_owners, *output.shape[1:])
     return joined.index_add_(0, pieces.owners, output * weights[..., None])
@@ -193,8 +193,7 @@ def _piece_by_piece(
 ) -> Iterator[Attended]:
     """What each piece gives to the queries of its owner, a bounded number of pieces at once."""
     at_once = TILE_LEN // PIECE_LEN
-    mask = torch.zeros_like(pieces.is_context, dtype=query.dtype)
-    mask = mask.masked_fill_(~pieces.is_context, -torch.inf)[:, None, None]
+    mask = torch.where(pieces.is_context, 0.0, -torch.inf).to(query.dtype)[:, None, None]
     for owners, slots, bias in zip(
         pieces.owners.split(at_once), pieces.slots.split(at_once), mask.split(at_once), strict=True
     ):

@@ -29,6 +29,7 @@ class TokenBatch:
     num_decodes: int = 0  # sequences at the front that bring one token to a cached context
     slots: Tensor | None = None  # [T] int64, cache slot of each new token; None: no cache
     block_tables: Tensor | None = None  # [B, blocks] int64, padded with 0
+    pieces: Pieces | None = None  # of the decodes' contexts; None: of `block_tables`
     media_rows: Tensor | None = None  # [V] int64, rows whose embedding is an image feature
 
     def __post_init__(self) -> None:
@@ -46,6 +47,8 @@ class TokenBatch:
     @cached_property
     def decode_pieces(self) -> Pieces:
         """The contexts of the decodes, the same for all layers."""
+        if self.pieces is not None:
+            return self.pieces
         assert self.block_tables is not None
         num = self.num_decodes
         return pieces_of(self.block_tables[:num], self.context_lens[:num])

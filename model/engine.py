@@ -27,6 +27,7 @@ from model.cache import LatentCache
 from model.constraint import Constraint, Grammars
 from model.engine_config import EngineConfig
 from model.features import ImageFeatures
+from model.graphs import DecodeGraphs
 from model.kimi_vl import KimiVL
 from model.memory import free_bytes
 from model.moe import Dispatcher
@@ -68,6 +69,7 @@ class Engine:
         self.cache = self._reserve_cache()
         self.pool = BlockPool(self.cache.num_blocks)
         self.scheduler = Scheduler(self.pool, config.max_batch_size, config.max_step_tokens)
+        self._graphs = DecodeGraphs(model, self.cache) if config.cuda_graphs else None
         self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
         self._features = ImageFeatures(
             model, config.max_vision_patches, int(config.feature_cache_gib * GIB)
@@ -92,6 +94,8 @@ class Engine:
         """
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
+        if config.cuda_graphs and dispatcher is not None:
+            raise ValueError("cuda_graphs needs all experts in one process: ranks wait for others")
         torch.set_num_threads(config.num_threads)
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
         model = load_model(
@@ -196,7 +200,7 @@ class Engine:
         with turn(len(batch.token_ids), batch.num_decodes == len(chunks)) as goes:
             if not goes:
                 return []
-            hidden = self.model(batch, self.cache, features)
+            hidden = self._hidden(batch, features)
         for chunk in chunks:
             chunk.sequence.num_cached = chunk.end
         rows = [row for row, chunk in zip(batch.last_rows, chunks, strict=True) if chunk.is_last]
@@ -204,6 +208,13 @@ class Engine:
         if not sequences:
             return []
         return self._take_tokens(sequences, self.model.logits(hidden[rows]))
+
+    def _hidden(self, batch: TokenBatch, features: Tensor | None) -> Tensor:
+        """Hidden states [T, D] of the step's tokens."""
+        only_decodes = len(batch.query_lens) == batch.num_decodes and features is None
+        if self._graphs is not None and only_decodes:
+            return self._graphs(batch)
+        return self.model(batch, self.cache, features)
 
     def _check_tokens(self, prompt: Prompt) -> None:
         token_ids = prompt.token_ids

@@ -17,6 +17,7 @@ class EngineConfig:
     cache_fraction: float | None = None  # in its place: of what is free after the weights loaded
     feature_cache_gib: float = 0.5  # memory for features of images that may be shown again
     num_threads: int = 1  # of torch, on CPUs
+    cuda_graphs: bool = False  # replay decode steps; not yet run on a GPU
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
@@ -32,5 +33,7 @@ class EngineConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.cache_fraction is not None and not 0 < self.cache_fraction <= 1:
             raise ValueError(f"cache_fraction must be in (0, 1], got {self.cache_fraction}")
+        if self.cuda_graphs and not self.device.startswith("cuda"):
+            raise ValueError(f"cuda_graphs needs a device=cuda, got device={self.device!r}")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError(f"max_model_len must be at least 2, got {self.max_model_len}")

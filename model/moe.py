@@ -55,11 +55,13 @@ class LocalDispatch:
     """Every row stays in this process; combined in top-k order, without atomics."""
 
     def __init__(self, x: Tensor, expert_ids: Tensor, weights: Tensor, num_experts: int) -> None:
-        copies = expert_ids.flatten()  # [T*K], by token
-        self._order = copies.argsort(stable=True)  # by expert, then by token
+        # Copies of tokens [T*K] by expert, then by token.
+        experts, self._order = expert_ids.flatten().sort(stable=True)
         self._weights = weights
         self.rows = x[self._order // expert_ids.shape[1]]  # [T*K, D]
-        self.rows_per_expert = torch.bincount(copies, minlength=num_experts)
+        borders = torch.arange(num_experts + 1, device=x.device)
+        # Not `bincount`, which waits for a GPU.
+        self.rows_per_expert = torch.searchsorted(experts, borders).diff()
 
     def combine(self, y: Tensor) -> Tensor:
         """As `Dispatch.combine`: products and sum in float32, then the dtype of `y`."""

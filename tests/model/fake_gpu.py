@@ -12,16 +12,18 @@ from torch.overrides import TorchFunctionMode
 @contextmanager
 def fake_gpu() -> Iterator[None]:
     """Tensors that are made in here may say `device="cuda"`; nothing is computed."""
-    with FakeTensorMode(allow_non_fake_inputs=True), Indexing():
+    with FakeTensorMode(allow_non_fake_inputs=True), Detours():
         yield
 
 
-class Indexing(TorchFunctionMode):
-    """`x[...]` of a CUDA tensor asks a build of torch without CUDA for its device; so by parts."""
+class Detours(TorchFunctionMode):
+    """Around what asks for CUDA itself, which a build of torch without it has not."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.__getitem__:
             return indexed(*args)
+        if func is torch.Tensor.contiguous:
+            return args[0].clone(memory_format=torch.contiguous_format)
         return func(*args, **(kwargs or {}))
 
 
