@@ -57,7 +57,9 @@ class FrameIndex:
 
     @property
     def is_keyframe(self) -> NDArray[np.bool_]:
-        """[N] whether decoding can begin with it."""
+        """[N] whether decoding can begin with it; never, where packets do not tell when."""
+        if not self.stores_pts:
+            return np.zeros(len(self.pts), dtype=np.bool_)
         return np.isin(self.pts, self.packets.pts[self.packets.is_keyframe])
 
     @property

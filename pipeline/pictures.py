@@ -115,6 +115,7 @@ def _ends(picture: Image.Image, limits: MediaLimits) -> NDArray[np.float64]:
     durations_ms = []
     for index in range(num_pages):
         picture.seek(index)
+        picture.load()  # WebP tells the duration only now
         durations_ms.append(float(picture.info.get("duration") or _USUAL_FRAME_MS))
     picture.seek(0)
     return np.cumsum(durations_ms) / 1000.0

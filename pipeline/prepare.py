@@ -115,6 +115,10 @@ class Prepare:
             schema=pa.schema([rows.schema.field("row_id"), *carried.schema, *PREPARED_FIELDS]),
         )
 
+    def close(self) -> None:
+        """End the decoding process; another table would start a new one."""
+        self._decoder.close()
+
     def _used(self, rows: pa.Table) -> Iterator[dict[str, Any]]:
         """The values of each row by their role, one row in memory at a time."""
         columns = self._layout.columns

@@ -24,7 +24,8 @@ class FrameSampling:
     fps: float | None = None
     at_s: tuple[float, ...] | None = None  # from the start of the span; what lies after it is left
     max_frames: int = 128  # of `fps`; where that would be more, this many are spread over the span
-    # Take the last keyframe in place of each frame: less decoding, other times.
+    # Take the last keyframe in place of each frame: less decoding, other times. Where none are
+    # known (AVI), the frames themselves.
     keyframes_only: bool = False
 
     def __post_init__(self) -> None:

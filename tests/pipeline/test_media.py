@@ -281,6 +281,102 @@ def test_a_change_of_size_gives_frames_of_the_first_size():
     assert len(frames.rgb) > 30
 
 
+def facts_of(source: bytes, sampling=EIGHT) -> MediaFacts:
+    return decode_video(source, sampling).facts
+
+
+def test_facts_are_told():
+    facts = facts_of(video("h264 in mp4"))
+    assert (facts.duration_s, facts.fps) == pytest.approx((4.8, 10.0))
+    assert (facts.width_px, facts.height_px, facts.codec) == (64, 48, "h264")
+    assert (facts.rotation, facts.is_vfr, facts.is_interlaced) == (0, False, False)
+    assert facts.num_decode_errors == 0
+    quarter = facts_of(turned(video("h264 in mp4"), QUARTER_LEFT))
+    assert (quarter.width_px, quarter.height_px, quarter.rotation) == (48, 64, 270)
+    assert facts_of(turned(video("h264 in mp4"), QUARTER_RIGHT)).rotation == 90
+    assert facts_of(video("av1 in mp4")).codec == "av1"
+    assert facts_of(make_video(aspect=Fraction(4, 3))).width_px == 85
+    assert facts_of(make_video(numbers=range(4), times_s=[0, 0.1, 0.2, 0.9])).is_vfr
+
+
+def test_the_duration_of_an_mkv_without_one_comes_from_its_packets():
+    source = make_video("matroska", numbers=range(10))
+    without = source.replace(b"\x44\x89\x88", b"\xec\x80\x88")  # Duration becomes Void
+    assert facts_of(without).duration_s == pytest.approx(1.0, abs=0.01)
+
+
+def test_interlaced_frames_are_told():
+    options = {"x264-params": "tff=1"}
+    assert facts_of(make_video(options=options)).is_interlaced
+    assert facts_of(make_video("mpegts", options=options)).is_interlaced
+
+
+def test_frames_at_given_seconds():
+    source = video("hevc in mp4")
+    sampling = FrameSampling(num_frames=None, at_s=(0.0, 1.25, 4.7, 99.0))
+    assert numbers(decode_video(source, sampling)) == [0, 12, 47]
+    assert numbers(decode_video(source, sampling, span_s=(2.0, 4.0))) == [20, 32]
+    after = FrameSampling(num_frames=None, at_s=(50.0,))
+    assert refusal(source, after).code == ErrorCode.NO_FRAMES
+
+
+@pytest.mark.parametrize("kind", ["h264 in mp4", "vp9 in webm", "mpeg2 in ts", "hevc in mkv"])
+def test_keyframes_stand_for_the_frames_behind_them(kind):
+    frames = decode_video(video(kind), FrameSampling(num_frames=16, keyframes_only=True))
+    assert numbers(frames) == [0, 12, 24, 36]
+    in_avi = FrameSampling(num_frames=4, keyframes_only=True)  # where keyframes are not known
+    assert numbers(decode_video(video("mpeg4 in avi"), in_avi)) == [6, 18, 30, 42]
+    assert frames.timestamps_s * RATE == pytest.approx(np.array([0, 12, 24, 36]), abs=0.02)
+    assert np.array_equal(frames.rgb, [sequential(kind)[at] for at in numbers(frames)])
+
+
+PLANNED = [kind for kind in KINDS if "avi" not in kind and kind != "mpeg2 in ps"]
+
+
+@pytest.mark.parametrize("kind", PLANNED)
+def test_few_frames_are_reached_without_decoding_all(kind, monkeypatch):
+    monkeypatch.setattr("pipeline.video._decode_all", lambda *_: pytest.fail("read through"))
+    sampling = FrameSampling(num_frames=2)
+    assert numbers(decode_video(video(kind), sampling)) == [12, 36]
+    assert numbers(decode_video(video(kind), sampling, span_s=(3.0, 4.8))) == [34, 43]
+
+
+ODD = {
+    "intra refresh instead of keyframes": ("mp4", {"x264-params": "intra-refresh=1"}),
+    "frames that nothing shows first": ("mp4", {"x264-params": "open-gop=1:b-pyramid=normal"}),
+    "one keyframe": ("matroska", {"x264-params": "keyint=infinite"}),
+    "keyframes alone": ("mp4", {"x264-params": "keyint=1"}),
+    "many references": ("mpegts", {"x264-params": "ref=8:bframes=8:b-adapt=2:weightp=2"}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("variable", [False, True], ids=["constant rate", "variable rate"])
+def test_odd_streams_give_the_frames_of_sequential_decoding(odd, variable):
+    container, options = ODD[odd]
+    times_s = [number / RATE + (0.05 if variable and number % 3 else 0.0) for number in range(48)]
+    source = make_video(container, options=options, numbers=range(48), times_s=times_s)
+    with av.open(io.BytesIO(source), mode="r") as opened:
+        truth = [
+            frame.reformat(format="rgb24", interpolation="BICUBIC").to_ndarray()
+            for frame in opened.decode(video=0)
+        ]
+    for start in range(0, 48, 7):
+        at_s = tuple(times_s[number] + 0.01 for number in range(start, 48, 11))
+        frames = decode_video(source, FrameSampling(num_frames=None, at_s=at_s))
+        assert numbers(frames) == list(range(start, 48, 11))
+        assert np.array_equal(frames.rgb, [truth[number] for number in numbers(frames)])
+
+
+def test_a_container_that_is_wrong_about_its_keyframes_is_not_believed():
+    """Without its table of keyframes an mp4 calls every frame one."""
+    for codec in ("libx264", "mpeg4", "libvpx-vp9"):
+        source = make_video("mp4", codec, numbers=range(48), num_b_frames=0)
+        wrong = source.replace(b"stss", b"free")
+        expected = decode_video(source, FrameSampling(num_frames=4))
+        assert np.array_equal(decode_video(wrong, FrameSampling(num_frames=4)).rgb, expected.rgb)
+
+
 # What is refused
 
 
@@ -495,6 +591,8 @@ def test_a_cut_video_gives_the_frames_that_are_left(container, options):
     whole = make_video(container, numbers=range(NUM_FRAMES), container_options=options)
     frames = decode_video(whole[: len(whole) * 6 // 10], EIGHT)
     assert len(frames.rgb) == 8
+    if container == "mp4":  # the others do not say how long they should be
+        assert frames.facts.num_decode_errors > 0 or options == FRAGMENTED
     shown = numbers(frames)[:-1]  # the last one may be cut in two
     assert shown == sorted(set(shown))
     assert frames.timestamps_s[:-1] * RATE == pytest.approx(np.array(shown), abs=0.02)
@@ -534,7 +632,9 @@ def test_frames_in_the_middle_that_are_noise_cost_only_themselves(container):
     whole = bytearray(make_video(container, numbers=range(NUM_FRAMES), num_b_frames=0))
     middle = len(whole) // 2
     whole[middle : middle + 300] = bytes(300)
-    shown = numbers(decode_video(bytes(whole), EVERY))
+    frames = decode_video(bytes(whole), EVERY)
+    assert frames.facts.num_decode_errors > 0
+    shown = numbers(frames)
     assert len(shown) >= 30
     assert {0, 47} <= set(shown)
 

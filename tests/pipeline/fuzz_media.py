@@ -1,0 +1,115 @@
+"""Mutated media through a decoding process: each one is answered, whatever it does.
+
+    python -m tests.pipeline.fuzz_media --files 2000 --seed 0
+
+Bit flips, cuts, overwritten and inserted ranges, and heads of one file on the tails of another,
+over all containers and codecs that can be written here and all formats of pictures, under names
+with wrong extensions. Prints how many files came to what end.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.codes import ErrorCode
+from pipeline.decoder import Decoder
+from pipeline.fetch import MediaAccess
+from pipeline.limits import MediaError, MediaLimits
+from pipeline.sampling import FrameSampling
+from tests.pipeline import test_media, test_pictures
+
+LIMITS = MediaLimits(max_decode_s=2.0, max_decode_bytes=512 << 20, max_pixels=1 << 22)
+_FIVE = FrameSampling(num_frames=5)
+_EXTENSIONS = (".mp4", ".mkv", ".m3u8", ".jpg", ".png", ".sdp", "")
+
+
+def seeds() -> dict[str, bytes]:
+    """Whole media, one of each kind."""
+    found = {kind: test_media.video(kind) for kind in test_media.KINDS}
+    for kind in test_pictures.FORMATS:
+        found[kind] = test_pictures.picture(kind, size=(90, 70))
+    for kind in ("GIF", "WEBP", "PNG"):
+        found[f"animated {kind}"] = test_pictures.animation(kind)
+    return found
+
+
+def mutated(num_files: int, seed: int) -> Iterator[bytes]:
+    """So many mutations, the same for the same seed."""
+    random = np.random.default_rng(seed)
+    whole = list(seeds().values())
+    for number in range(num_files):
+        other = whole[random.integers(len(whole))]
+        yield _mutate(whole[number % len(whole)], other, random)
+
+
+def _mutate(source: bytes, other: bytes, random: np.random.Generator) -> bytes:
+    changed = np.frombuffer(source, np.uint8).copy()
+    at = int(random.integers(len(changed)))
+    match random.integers(6):
+        case 0:  # bits, few or many, all over the file
+            where = random.integers(0, len(changed), int(2 ** random.uniform(0, 9)))
+            changed[where] ^= (1 << random.integers(0, 8, len(where))).astype(np.uint8)
+        case 1:  # bits of the head, where the structure is
+            where = random.integers(0, min(len(changed), 600), int(random.integers(1, 12)))
+            changed[where] ^= (1 << random.integers(0, 8, len(where))).astype(np.uint8)
+        case 2:
+            return source[:at]
+        case 3:  # numbers become huge
+            changed[at : at + 4] = 255
+        case 4:
+            return source[:at] + bytes(random.integers(0, 256, 64, np.uint8)) + source[at:]
+        case _:
+            return source[:at] + other[at % len(other) :]
+    return changed.tobytes()
+
+
+def fuzz(num_files: int, seed: int) -> dict[str, object]:
+    """Decode mutations: how many came to what end, the longest time, processes used up."""
+    ends: Counter[str] = Counter()
+    longest_s, num_processes = 0.0, 0
+    decoder = Decoder(LIMITS)
+    with tempfile.TemporaryDirectory() as folder:
+        access = MediaAccess(base=folder)
+        for number, source in enumerate(mutated(num_files, seed)):
+            path = Path(folder, f"file{_EXTENSIONS[number % len(_EXTENSIONS)]}")
+            path.write_bytes(source)
+            before, started = decoder._process, time.monotonic()
+            ends[_end(decoder, access, path)] += 1
+            longest_s = max(longest_s, time.monotonic() - started)
+            num_processes += decoder._process is not before
+            path.unlink()
+    decoder.close()
+    return {
+        "files": ends.total(),
+        "ends": dict(ends.most_common()),
+        "processes": num_processes,
+        "longest_s": round(longest_s, 2),
+    }
+
+
+def _end(decoder: Decoder, access: MediaAccess, path: Path) -> str:
+    """`ok`, `damaged` or the code of the error; whatever else is raised ends the fuzzing."""
+    try:
+        media = access.open(path.name)
+        assert not isinstance(media, bytes)
+        with media:
+            frames = decoder.decode(media, _FIVE)
+    except MediaError as error:
+        return ErrorCode(error.code).value
+    assert 1 <= len(frames.rgb) <= 5
+    return "damaged" if frames.facts.num_decode_errors else "ok"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    sys.stdout.write(json.dumps(fuzz(options.files, options.seed)) + "\n")
