@@ -111,7 +111,7 @@ class AllToAllDispatch:
         self._travelling = travelling
         self._num_copies = num_copies
         self.sent_rows = sent_rows
-        self._arriving_rows = arriving_rows
+        self.arriving_rows = arriving_rows
 
     @cached_property
     def _held(self) -> HeldRows:
@@ -128,7 +128,7 @@ class AllToAllDispatch:
         partial = self._held.partial_sums(y).type_as(self._x)  # [N, D]
         returned = self._x.new_empty(sum(self.sent_rows), self._x.shape[1])  # [S, D]
         dist.all_to_all_single(
-            returned, partial, self.sent_rows, self._arriving_rows, group=self._dispatcher.group
+            returned, partial, self.sent_rows, self.arriving_rows, group=self._dispatcher.group
         )
         # They stand by rank, then by token, as they left.
         by_rank = self._goes.T

@@ -71,7 +71,9 @@ def add_rows(y: Tensor, where: Tensor, weights: Tensor | None = None) -> Tensor:
         where: [b, k] which rows to add; n adds nothing.
         weights: [b, k] float32, or None for ones.
     """
-    padded = F.pad(y.float(), (0, 0, 0, 1))  # a row of zeros, for "nothing"
+    padded = y.new_empty(len(y) + 1, y.shape[1], dtype=torch.float32)
+    padded[:-1] = y
+    padded[-1] = 0  # for "nothing"
     if weights is None:
         return F.embedding_bag(where, padded, mode="sum")
     return F.embedding_bag(where, padded, mode="sum", per_sample_weights=weights.contiguous())

@@ -119,10 +119,11 @@ def rank_numbers(status: GroupsStatus) -> Mapping[str, float]:
     """How well ranks kept together, over all groups: empty where each was alone.
 
     `level`: mean by greatest tokens of a rank per step, 1 is best. `wait_share`: of the time of
-    steps, how much a rank waited for others to begin them. Both since the last failure of a group.
+    steps, how much a rank waited for others to begin them. `steps`: with work. All since the last
+    failure of a group, and up to the last look at it.
     """
     ranks = [rank for group in status.rank_stats.values() for rank in group if "level" in rank]
     if not ranks:
         return {}
-    names = ("level", "wait_share")
+    names = ("level", "wait_share", "steps")
     return {name: round(sum(rank[name] for rank in ranks) / len(ranks), 4) for name in names}

@@ -15,9 +15,11 @@ class Report:
     error_codes: Mapping[str, int]
     num_prompt_tokens: int
     num_generated_tokens: int
-    seconds: float  # from the first group being ready to the last commit
+    seconds: float = 0.0  # from the first group being ready to the last commit
     machines: str = ""  # groups, ranks and device, and why; empty where nothing was to do
     ranks: Mapping[str, float] = field(default_factory=dict)  # as `machines.rank_numbers`
+    group_failures: tuple[str, ...] = ()  # each death of a group, and why
+    longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
 
     @property
     def rows_per_s(self) -> float:

@@ -9,11 +9,12 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -110,24 +111,21 @@ def run(
             rows_per_part=config.rows_per_part,
             max_part_age_s=config.max_part_age_s,
         )
-        seconds, machines, ranks = 0.0, "", {}
+        seen: dict[str, Any] = {}  # fields of the report
         try:
             if what.num_todo:
                 with connect(), _as_run_error(committer, output):
                     num_gpus = int(ray.cluster_resources().get("GPU", 0))
                     chosen = choose_machines(config, num_gpus, num_experts)
-                    machines = str(chosen)
                     if show_progress:
-                        tqdm.write(machines, file=sys.stderr)
+                        tqdm.write(str(chosen), file=sys.stderr)
                     flow = _flow(config, chosen, source, media, what, schema, staging)
                     start = partial(start_groups, config, chosen, engine_factory)
-                    seconds, ranks = _drain(
-                        flow, what, committer, start, show_progress=show_progress
-                    )
+                    seen = _drain(flow, what, committer, start, show_progress=show_progress)
+                    seen["machines"] = str(chosen)
         finally:
             ledger.close_staging(output)
-        report = _report(what, committer, output, seconds)
-        report = replace(report, machines=machines, ranks=ranks)
+        report = replace(_report(what, committer, output), **seen)
         if what.num_todo:
             ids = {"run_id": run_id, "recipe_sha256": recipe.sha256}
             write_json(output / "_report.json", {**asdict(report), **ids})
@@ -184,12 +182,8 @@ def _drain(
     start: Callable[[], Groups],
     *,
     show_progress: bool,
-) -> tuple[float, Mapping[str, float]]:
-    """Start the groups, let the rows flow and commit them.
-
-    Returns:
-        The seconds that the rows took, and how well the ranks of groups kept together.
-    """
+) -> dict[str, Any]:
+    """Start the groups, let the rows flow and commit them; what the report says of that."""
     bar = tqdm(
         total=what.num_rows,
         initial=what.num_done,
@@ -199,10 +193,13 @@ def _drain(
         disable=not show_progress,
     )
     with bar, closing(start()) as groups:
-        started = time.monotonic()
+        started = latest = time.monotonic()
         num_tokens = num_errors = 0
+        longest_pause_s = 0.0
         try:
             for staged in flow.staged(what.pieces, groups):
+                earlier, latest = latest, time.monotonic()
+                longest_pause_s = max(longest_pause_s, latest - earlier)
                 for line in staged.to_pylist():
                     committer.add(line["path"], line["rows"])
                     num_tokens += line["tokens"]
@@ -214,7 +211,13 @@ def _drain(
                     bar.update(line["rows"])
         finally:
             committer.commit()  # also what was done before a failure or Ctrl-C
-        return time.monotonic() - started, rank_numbers(groups.status())
+        status = groups.status()
+        return {
+            "seconds": time.monotonic() - started,
+            "longest_pause_s": longest_pause_s,
+            "group_failures": status.failures,
+            "ranks": rank_numbers(status),
+        }
 
 
 @contextmanager
@@ -245,7 +248,7 @@ def _reason(error: BaseException) -> str:
     return message if len(message) <= 1000 else f"{message[:997]}..."
 
 
-def _report(what: Plan, committer: Committer, output: Path, seconds: float) -> Report:
+def _report(what: Plan, committer: Committer, output: Path) -> Report:
     """Count what came out, in two ways.
 
     Raises:
@@ -266,5 +269,4 @@ def _report(what: Plan, committer: Committer, output: Path, seconds: float) -> R
         error_codes=dict(committer.error_codes),
         num_prompt_tokens=committer.num_prompt_tokens,
         num_generated_tokens=committer.num_generated_tokens,
-        seconds=seconds,
     )

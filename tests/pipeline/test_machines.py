@@ -46,8 +46,11 @@ def test_ranks_that_cannot_share_the_experts_are_refused(num_experts):
 
 
 def test_the_report_averages_over_ranks_and_says_nothing_of_ranks_alone():
-    ranks = ({"level": 0.5, "wait_share": 0.1}, {"level": 1.0, "wait_share": 0.3})
+    ranks = (
+        {"level": 0.5, "wait_share": 0.1, "steps": 7},
+        {"level": 1.0, "wait_share": 0.3, "steps": 9},
+    )
     status = GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: ranks})
-    assert rank_numbers(status) == {"level": 0.75, "wait_share": 0.2}
+    assert rank_numbers(status) == {"level": 0.75, "wait_share": 0.2, "steps": 8}
     alone = GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: ({"steps": 1},)})
     assert rank_numbers(alone) == {}
