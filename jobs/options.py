@@ -108,6 +108,12 @@ def add_question(group: argparse._ArgumentGroup) -> None:
         metavar="TEXT",
         help="what is wanted of each video",
     )
+    group.add_argument(
+        "--prompts",
+        metavar="YAML",
+        help="instead several prompts, each with a column of its own: a file of `name: text`; "
+        "{column} is a row's value, and a prompt can have settings and a schema of its own",
+    )
     frames = group.add_mutually_exclusive_group()
     frames.add_argument(
         "--frames",
@@ -349,17 +355,37 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
     """
     from jobs.checkpoints import find_checkpoint
     from jobs.cluster import refuse_relative
+    from jobs.prompts import read_questions
     from jobs.schemas import read_schema
     from model.engine_config import EngineConfig
     from model.sequence import SamplingParams
     from pipeline.config import PipelineConfig
     from pipeline.limits import MediaLimits
     from pipeline.prepare import Instructions
+    from pipeline.questions import fields_of
     from pipeline.schema import InputColumns
 
     refuse_relative(options.output, "--output")
     if not Path(options.input).exists():  # what was submitted along may be named by its place
         refuse_relative(options.input, "--input")
+    if options.prompts is not None and options.prompt_column is not None:
+        raise ValueError("--prompt-column and --prompts exclude each other; name the column in one")
+    sampling = SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        loop_guard=options.loop_guard,
+        seed=options.seed,
+        stop=tuple(options.stop),
+        schema=None if options.schema is None else read_schema(options.schema),
+        thinking=options.thinking,
+        n=options.samples,
+        token_logprobs=options.token_logprobs,
+    )
+    questions = () if options.prompts is None else read_questions(options.prompts, sampling)
     return PipelineConfig(
         input=options.input,
         output=options.output,
@@ -370,12 +396,14 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
             prompt=options.prompt_column,
             start_s=options.start_column,
             end_s=options.end_column,
+            fields=fields_of(questions),
         ),
         carry=options.columns,
         keep_media=options.keep_media,
         limit=options.limit,
         instructions=Instructions(
             prompt=options.prompt,
+            questions=questions,
             frames=_frame_sampling(options),
             timestamps=options.timestamps,
             max_frame_tokens=options.frame_tokens,
@@ -389,21 +417,7 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
         ),
         allowed_uris=tuple(options.allow_uri),
         allowed_folders=tuple(str(Path(each).absolute()) for each in options.allow_folder),
-        sampling=SamplingParams(
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            loop_guard=options.loop_guard,
-            seed=options.seed,
-            stop=tuple(options.stop),
-            schema=None if options.schema is None else read_schema(options.schema),
-            thinking=options.thinking,
-            n=options.samples,
-            token_logprobs=options.token_logprobs,
-        ),
+        sampling=sampling,
         engine=EngineConfig(
             dtype=options.dtype,
             max_batch_size=options.batch_size,

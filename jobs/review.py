@@ -75,7 +75,11 @@ def make_parser() -> "Parser":
     add = parser.add_argument_group("page").add_argument
     add("--page", type=Path, default=Path("review.html"), metavar="HTML", help="the file to write")
     add("--against", type=Path, metavar="DIR", help="another output, shown beside")
-    add("--status", choices=("ok", "truncated", "error"), help="only rows with this status")
+    add(
+        "--status",
+        choices=("ok", "truncated", "damaged", "error"),
+        help="only rows with this status",
+    )
     add(
         "--max-rows",
         type=options.positive,

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.options import Parser
 
-_PATHS = frozenset({"input", "output", "model"})  # written back absolute
+_PATHS = frozenset({"input", "output", "model", "schema", "prompts"})  # written back absolute
 _NOT_KEPT = frozenset({"help", "config", "dry_run"})  # of one call, not of the run
 
 
@@ -34,7 +34,7 @@ def parse(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> argpar
     from_file: list[str] = []
     if path is not None:
         try:
-            values = _read(Path(path))
+            values = read_mapping(Path(path))
             _refuse_unknown(parser, values)
             from_file = _as_arguments(parser, _not_overruled(parser, values, given))
         except ValueError as error:
@@ -68,7 +68,7 @@ def _lenient(parser: Parser) -> Parser:
     return parser
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"no YAML, {' '.join(str(error).split())}") from error
     if not isinstance(node, yaml.MappingNode) or not isinstance(value, dict):
-        message = "must be a mapping of option names to values, such as `frames: 16`"
+        message = "must be a mapping of names to values, such as `frames: 16`"
         raise ValueError(message)  # noqa: TRY004
     seen: set[str] = set()
     for key, _ in node.value:

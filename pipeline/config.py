@@ -53,6 +53,8 @@ class PipelineConfig:
                 f"the output {self.output} is a URI; only directories are implemented, on storage "
                 "that all nodes share"
             )
+        if self.instructions.questions and (self.sampling.n > 1 or self.sampling.token_logprobs):
+            raise ValueError("several prompts a row go with neither --samples nor --token-logprobs")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         for name in "limit num_groups expert_parallel rows_per_part max_part_age_s".split():

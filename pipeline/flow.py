@@ -34,6 +34,7 @@ from model.sequence import SamplingParams
 from parallel.client import Groups
 from pipeline.generate import Generate
 from pipeline.prepare import Instructions, Prepare
+from pipeline.questions import Question
 from pipeline.schema import Layout
 from pipeline.sink import stage
 from pipeline.source import Piece, Source, read_piece
@@ -85,7 +86,7 @@ class Flow:
             )
             rows = rows.map_batches(
                 _Generator,
-                fn_constructor_args=(groups, self.sampling),
+                fn_constructor_args=(groups, self.sampling, self.instructions.questions),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=0,
@@ -176,8 +177,10 @@ class _Preparer:
 
 
 class _Generator:
-    def __init__(self, groups: Groups, sampling: SamplingParams) -> None:
-        self._generate = Generate(groups, sampling)
+    def __init__(
+        self, groups: Groups, sampling: SamplingParams, questions: Sequence[Question]
+    ) -> None:
+        self._generate = Generate(groups, sampling, questions)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         async for rows in self._generate(unseal(block)):

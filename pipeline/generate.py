@@ -18,6 +18,7 @@ from model.prompt import PromptError
 from model.sequence import SamplingParams
 from parallel.group import DeadGroupError
 from parallel.worker import Failure, Outcome, Request
+from pipeline.questions import Question, fan_in
 from pipeline.schema import (
     MEDIA_FIELDS,
     RESULT_FIELDS,
@@ -54,20 +55,28 @@ class Generate:
     Args:
         groups: who answers.
         sampling: of every row, with the seed of its own `seed` column.
+        questions: where each row has several, each with a sampling of its own.
         backoff_s: before the second try of a row; doubles with each further one.
     """
 
-    def __init__(self, groups: Groups, sampling: SamplingParams, backoff_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        sampling: SamplingParams,
+        questions: Sequence[Question] = (),
+        backoff_s: float = 0.5,
+    ) -> None:
         self._groups = groups
         self._sampling = sampling
+        self._questions = questions
         self._backoff_s = backoff_s
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Answer a table of `row_id`, `PREPARED_FIELDS` and whatever else.
 
         Yields:
-            As many rows: `RESULT_FIELDS`, the `extra_fields` and whatever else, without the prompt
-            columns and `seed`.
+            As many rows, or one for all questions of a row: `RESULT_FIELDS`, the `extra_fields`
+            and whatever else, without the prompt columns and `seed`.
 
         Raises:
             GroupError: the machines cannot go on; the job must stop.
@@ -83,7 +92,9 @@ class Generate:
                 if request is not None:
                     requests[row] = request
         outcomes.update(await self._answer(requests))
-        yield _with_results(batch, outcomes, [*RESULT_FIELDS, *extra_fields(self._sampling)])
+        fields = [*RESULT_FIELDS, *extra_fields(self._sampling)]
+        results = _with_results(batch, outcomes, fields)
+        yield fan_in(results, self._questions) if self._questions else results
 
     def _request(self, batch: pa.Table, row: int) -> Request | None:
         prompt = decode_prompt(batch, row)
@@ -92,8 +103,13 @@ class Generate:
         return Request(
             request_id=batch["row_id"][row].as_py(),
             prompt=prompt,
-            params=replace(self._sampling, seed=batch["seed"][row].as_py()),
+            params=replace(self._sampling_of(batch, row), seed=batch["seed"][row].as_py()),
         )
+
+    def _sampling_of(self, batch: pa.Table, row: int) -> SamplingParams:
+        if not self._questions:
+            return self._sampling
+        return self._questions[batch["question"][row].as_py()].sampling
 
     async def _answer(self, requests: Mapping[int, Request]) -> dict[int, Outcome]:
         """Answer all: together as long as that works, each alone where it does not."""

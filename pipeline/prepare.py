@@ -9,8 +9,10 @@ Letters: I images (frames), P patches, S prompt tokens.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from model.processor import Item, Processor
@@ -19,6 +21,7 @@ from pipeline.decoder import Decoder
 from pipeline.fit import MIN_FRAME_TOKENS, FitFrames
 from pipeline.frames import Frames
 from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits
+from pipeline.questions import QUESTION_FIELD, Question, check_names, fill
 from pipeline.sampling import FrameSampling
 from pipeline.schema import PREPARED_FIELDS, ErrorCode, Layout, Status
 from pipeline.wire import encode_prompt
@@ -31,6 +34,7 @@ class Instructions:
     """What is asked about each video, and how it is shown to the model."""
 
     prompt: str = "Describe this video in detail."  # where the row has none of its own
+    questions: tuple[Question, ...] = ()  # in place of the prompt; each has a column of its own
     system: str | None = None  # None leaves it to the checkpoint's template
     frames: FrameSampling = field(default_factory=FrameSampling)
     timestamps: Timestamps = "seconds"
@@ -42,6 +46,7 @@ class Instructions:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError("the prompt is empty; say what is wanted of each video")
+        check_names(self.questions)
         if self.timestamps not in _TIMESTAMPS:
             raise ValueError(
                 f"timestamps must be one of {', '.join(_TIMESTAMPS)}, got {self.timestamps!r}"
@@ -102,17 +107,25 @@ class Prepare:
         """Prepare a table of `row_id` and the layout's `read` columns.
 
         Returns:
-            As many rows: `row_id`, the carried columns and the `PREPARED_FIELDS`.
+            As many rows: `row_id`, the carried columns and the `PREPARED_FIELDS`; or a row for each
+            question, with its number in `question`.
         """
         carried = self._layout.carry(rows)
-        prepared = [self._prepare(row) for row in self._used(rows)]
+        carried = pa.Table.from_arrays(
+            [rows["row_id"], *carried.columns],
+            schema=pa.schema([rows.schema.field("row_id"), *carried.schema]),
+        )
+        fields = [*PREPARED_FIELDS]
+        if self._instructions.questions:
+            copies = np.arange(rows.num_rows).repeat(len(self._instructions.questions))
+            carried = carried.take(pa.array(copies))
+            fields.append(QUESTION_FIELD)
+        prepared = [each for row in self._used(rows) for each in self._prepare(row)]
         columns = [
-            pa.array([row.get(field.name) for row in prepared], field.type)
-            for field in PREPARED_FIELDS
+            pa.array([row.get(field.name) for row in prepared], field.type) for field in fields
         ]
         return pa.Table.from_arrays(
-            [rows["row_id"], *carried.columns, *columns],
-            schema=pa.schema([rows.schema.field("row_id"), *carried.schema, *PREPARED_FIELDS]),
+            [*carried.columns, *columns], schema=pa.schema([*carried.schema, *fields])
         )
 
     def close(self) -> None:
@@ -130,28 +143,49 @@ class Prepare:
             "end_s": columns.end_s,
         }
         for index in range(rows.num_rows):
-            yield {role: name and rows[name][index].as_py() for role, name in roles.items()}
+            used = {role: name and rows[name][index].as_py() for role, name in roles.items()}
+            fields = {name: rows[name][index].as_py() for name in columns.fields}
+            yield {**used, "fields": fields}
 
-    def _prepare(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _prepare(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The row's prompt; or one for each question, of which the first holds the pixels."""
+        questions = self._instructions.questions
         try:
-            text = self._text(row["prompt"])
+            text = "" if questions else self._text(row["prompt"])
             frames = self._decode(row)
+        except (MediaError, PromptError) as error:
+            return [_failure(error) | {"question": each} for each in range(len(questions) or 1)]
+        if not questions:
+            return [self._ask(row["row_id"], frames, lambda: text)]
+        asked = [
+            self._ask(
+                f"{row['row_id']}/{each.name}", frames, partial(fill, each.text, row["fields"])
+            )
+            for each in questions
+        ]
+        has_pixels = False
+        for number, prepared in enumerate(asked):
+            prepared |= {"question": number, **_facts(frames)}
+            if has_pixels:
+                prepared["prompt_patches"] = None  # as in the row before
+            has_pixels = has_pixels or "prompt_patches" in prepared
+        return asked
+
+    def _ask(self, seed_id: str, frames: Frames, text: Callable[[], str]) -> dict[str, Any]:
+        """The columns of one prompt about `frames`."""
+        try:
             prompt = self._processor.prompt(
-                [*self._shown(frames), text],
+                [*self._shown(frames), text()],
                 system=self._instructions.system,
                 max_frame_tokens=self._instructions.max_frame_tokens,
             )
-        except (MediaError, PromptError) as error:
-            return {
-                "status": Status.ERROR.value,
-                "error_code": ErrorCode(error.code).value,
-                "error": error.message,
-            }
+        except PromptError as error:
+            return _failure(error)
         return {
             **encode_prompt(prompt),
             **_facts(frames),
             "num_visual_tokens": prompt.num_patches // 4,
-            "seed": row_seed(self._seed, row["row_id"]),
+            "seed": row_seed(self._seed, seed_id),
         }
 
     def _text(self, own: str | None) -> str:
@@ -179,6 +213,14 @@ class Prepare:
         for time_s, frame in zip(frames.timestamps_s.tolist(), frames.rgb, strict=True):
             yield as_text(time_s)
             yield frame
+
+
+def _failure(error: MediaError | PromptError) -> dict[str, Any]:
+    return {
+        "status": Status.ERROR.value,
+        "error_code": ErrorCode(error.code).value,
+        "error": error.message,
+    }
 
 
 def _facts(frames: Frames) -> dict[str, object]:

@@ -41,6 +41,7 @@ from pipeline.machines import (
     rank_numbers,
     start_groups,
 )
+from pipeline.questions import question_fields
 from pipeline.recipe import claim_output, write_json
 from pipeline.report import Report
 from pipeline.sink import Committer
@@ -82,7 +83,7 @@ def run(
         config.columns,
         carry=config.carry,
         keep_media=config.keep_media,
-        extra=extra_fields(config.sampling),
+        extra=[*extra_fields(config.sampling), *question_fields(config.instructions.questions)],
     )
     media = MediaAccess(
         base=source.folder,
@@ -138,11 +139,12 @@ def _check_checkpoint(config: PipelineConfig) -> int:
 
     num_experts = check_checkpoint(config.checkpoint).text.n_routed_experts
     check_ranks(config, num_experts)
-    sampling = config.sampling
     processor = Processor.from_checkpoint(config.checkpoint)
-    if sampling.schema is not None:
-        grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
-        grammars.start(sampling.schema, thinking=sampling.thinking)
+    questions = config.instructions.questions
+    for sampling in (config.sampling, *(question.sampling for question in questions)):
+        if sampling.schema is not None:
+            grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
+            grammars.start(sampling.schema, thinking=sampling.thinking)
     return num_experts
 
 

@@ -4,6 +4,7 @@
 columns and types whatever happened to its rows. What it refuses it names, with what is there.
 """
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,7 @@ class InputColumns:
     prompt: str | None = None
     start_s: str | None = None
     end_s: str | None = None
+    fields: tuple[str, ...] = ()  # that the texts of questions name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,16 @@ def check_input(
                 f"column {name!r} holds the media bytes; add --keep-media to write them again, "
                 "or leave it out of --columns"
             )
+    for name in columns.fields:
+        if name not in schema.names:
+            (nearest,) = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.0)
+            raise ValueError(
+                f"a prompt names {{{name}}}, and the input has no such column; the nearest is "
+                f"{nearest!r}"
+            )
+        _check_type(schema, name, "template", _is_plain, "text, a number or a boolean")
     used = [columns.video, columns.id, columns.prompt, columns.start_s, columns.end_s]
+    used += columns.fields
     wanted = {name for name in used if name is not None} | {field.name for field in carried}
     read = pa.schema(
         [pa.field(field.name, plain_type(field)) for field in schema if field.name in wanted]
@@ -268,6 +279,10 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def _is_id(kind: pa.DataType) -> bool:
     return _is_text(kind) or pa.types.is_integer(kind)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return _is_text(kind) or _is_number(kind) or pa.types.is_boolean(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:

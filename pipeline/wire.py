@@ -26,6 +26,8 @@ def encode_prompt(prompt: Prompt) -> dict[str, object]:
 def decode_prompt(table: pa.Table, row: int) -> Prompt | None:
     """The prompt of a row, None where it has none; the patches are a view of the table.
 
+    Where a prompt has no patches of its own, they are those of the nearest row before that has.
+
     Raises:
         PromptError: the columns do not fit each other.
     """
@@ -33,7 +35,10 @@ def decode_prompt(table: pa.Table, row: int) -> Prompt | None:
     if token_ids is None:
         return None
     grid_hw = table["prompt_grid_hw"][row].values.to_numpy().reshape(-1, 2)
-    patches = _bytes(table["prompt_patches"], row)
+    pixels = table["prompt_patches"]
+    while pixels.slice(row, 1).null_count:
+        row -= 1
+    patches = _bytes(pixels, row)
     num_patches = int(grid_hw.prod(axis=1, dtype=np.int64).sum())
     side_px = isqrt(patches.size // (3 * num_patches)) if num_patches else 1
     return Prompt(

@@ -72,6 +72,28 @@ def test_three_clips_are_captioned_and_two_rows_say_what_was_wrong(place, ray_lo
     assert "nothing to do: all rows are done" in capfd.readouterr().out
 
 
+@pytest.mark.ray
+def test_several_prompts_fill_a_column_each(place, ray_local, capfd):
+    prompts = Path(place["--output"]).parent / "prompts.yaml"
+    prompts.write_text("mood: What is the mood of {key}?\nsure:\n  text: Yes?\n  max-tokens: 2\n")
+
+    code = call(place, "--prompts", str(prompts), "--frames", "2", "--max-tokens", "4")
+
+    printed = capfd.readouterr()
+    assert code == 0, printed.err
+    rows = pq.read_table(place["--output"]).sort_by("row_id").to_pylist()
+    assert len(rows) == 5
+    assert "5 rows in = 5 written: 2 error, " in printed.out
+    for row in rows[:3]:
+        mood, sure = row["answers"]
+        assert row["mood"] is not None
+        assert row["sure"] is not None
+        assert row["num_prompt_tokens"] == mood["num_prompt_tokens"] + sure["num_prompt_tokens"]
+        assert sure["num_generated_tokens"] <= 2
+        assert row["caption"] is None
+    assert [row["error_code"] for row in rows[3:]] == ["media_corrupt", "media_missing"]
+
+
 def empty(place):
     pq.write_table(pa.table({"video": pa.array([], pa.string())}), place["--input"])
 
@@ -94,6 +116,15 @@ def with_an_unknown_setting(place):
     _copy_checkpoint(place)
     file = Path(place["--model"]) / "config.json"
     file.write_text(file.read_text().replace('"silu"', '"swish9"'))
+
+
+def with_a_misspelt_field(place):
+    with_no_prompts(place)
+    Path(place["--prompts"]).write_text("mood: What is {keyy}?")
+
+
+def with_no_prompts(place):
+    place["--prompts"] = str(Path(place["--output"]).parent / "prompts.yaml")
 
 
 def _copy_checkpoint(place):
@@ -126,6 +157,8 @@ def with_an_impossible_schema(place):
         pytest.param(None, ["--temperature", "-1"], "between 0 and 10", id="temperature"),
         pytest.param(None, ["--fps", "0"], "fps must be a positive", id="fps"),
         pytest.param(None, ["--prompt", " "], "the prompt is empty", id="no prompt"),
+        pytest.param(with_a_misspelt_field, [], "{keyy}.*the nearest is 'key'", id="template"),
+        pytest.param(with_no_prompts, [], "prompts.yaml cannot be read|cannot be read", id="file"),
         pytest.param(None, ["--seed", "-1"], "seed must be in", id="seed"),
         pytest.param(None, ["--allow-uri", "s3"], "is no prefix", id="prefix"),
         pytest.param(None, ["--columns", "nothing"], "no carried column 'nothing'", id="column"),

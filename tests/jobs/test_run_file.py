@@ -75,7 +75,7 @@ def test_the_command_line_wins(written, text, more, expected):
         ("frames: 3\nfps: 1\nframes: 4", "line 3: 'frames' stands there twice"),
         ("frames: 3\n fps: 1", "line 2: no YAML"),
         ("frames: [3", "line 1: no YAML"),
-        ("- frames", "must be a mapping of option names to values"),
+        ("- frames", "must be a mapping of names to values"),
         ("", "must be a mapping"),
         ("input: !!python/name:os.system x", "line 1: no YAML, could not determine a constructor"),
     ],

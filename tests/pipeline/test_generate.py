@@ -14,6 +14,7 @@ from model.sequence import Completion, FinishReason, SamplingParams
 from parallel.group import DeadGroupError, GroupError
 from parallel.worker import Failure, Request
 from pipeline.generate import MAX_SHARED_DEATHS, Generate
+from pipeline.questions import Question, question_fields
 from pipeline.schema import PREPARED_FIELDS, RESULT_FIELDS
 from pipeline.wire import decode_prompt, encode_prompt
 
@@ -269,3 +270,38 @@ def test_a_group_error_stops_the_stage():
 
     with pytest.raises(GroupError, match="9 times"):
         generate(Closed(None), prepared(make_prompt(1)))
+
+
+def test_the_questions_of_a_row_are_answered_with_their_own_sampling_and_joined():
+    questions = (
+        Question(name="mood", text="?", sampling=SamplingParams(max_tokens=7)),
+        Question(name="count", text="?", sampling=SamplingParams(temperature=0.5)),
+    )
+    asked = []
+
+    def answer(request, lease):
+        asked.append((request.request_id, request.params))
+        return caption(request)
+
+    table = prepared(make_prompt(3), make_prompt(4), None, None)
+    ids = pa.array(["a", "a", "b", "b"])
+    table = table.set_column(0, "row_id", ids).append_column("question", pa.array([0, 1] * 2))
+    stage = Generate(Groups(answer), SAMPLING, questions)
+
+    async def run():
+        return [part async for part in stage(table)]
+
+    (result,) = asyncio.run(run())
+
+    rows = result.to_pylist()
+    assert [params for _, params in asked] == [
+        replace(questions[0].sampling, seed=1000),
+        replace(questions[1].sampling, seed=1001),
+    ]
+    assert [row["row_id"] for row in rows] == ["a", "b"]
+    assert rows[0]["mood"] == rows[0]["count"] == "caption of a"
+    assert [row["status"] for row in rows] == ["ok", "error"]
+    assert rows[0]["num_prompt_tokens"] == 7
+    assert rows[1]["error"] == "no such file"
+    expected = [field.name for field in (*RESULT_FIELDS, *question_fields(questions))]
+    assert set(result.column_names) == {*expected, "weight"}

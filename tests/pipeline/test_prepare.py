@@ -11,8 +11,10 @@ from pipeline.decoder import Decoder
 from pipeline.frames import Frames
 from pipeline.limits import MediaError, MediaLimits
 from pipeline.prepare import Instructions, Prepare, row_seed
+from pipeline.questions import Question
 from pipeline.sampling import FrameSampling
 from pipeline.schema import PREPARED_FIELDS, ErrorCode, InputColumns, check_input
+from pipeline.wire import decode_prompt
 from tests.clips import make_video
 from tests.pipeline.test_media import FACTS
 from tests.tiny import tiny_checkpoint
@@ -239,3 +241,37 @@ def test_seeds_depend_on_the_row_and_the_base_seed_alone():
 def test_wrong_instructions_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Instructions(**wrong)
+
+
+ASKED = (
+    Question(name="mood", text="What is the mood of {title}?"),
+    Question(name="count", text="How many?"),
+)
+
+
+def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
+    rows = rows_of([clip], [b"junk"], [clip], title=["a film", "b", None])
+    columns = InputColumns(start_s="from", end_s="to", fields=("title",))
+
+    together = prepare(processor, rows, columns=columns, questions=ASKED)
+
+    assert together["row_id"].to_pylist() == ["r0", "r0", "r1", "r1", "r2", "r2"]
+    assert together["question"].to_pylist() == [0, 1] * 3
+    codes = [None, None, "media_corrupt", "media_corrupt", "bad_prompt", None]
+    assert together["error_code"].to_pylist() == codes
+    assert together["title"].to_pylist() == ["a film", "a film", "b", "b", None, None]
+    assert [value is not None for value in together["prompt_patches"].to_pylist()] == [
+        *(True, False),  # the second question sees the pixels of the first
+        *(False, False),
+        *(False, True),  # of which there are none where the first failed
+    ]
+    for place, text in ((0, "What is the mood of a film?"), (1, "How many?"), (5, "How many?")):
+        alone = prepare(processor, rows_of([clip, text]))
+        expected, got = decode_prompt(alone, 0), decode_prompt(together, place)
+        assert expected is not None
+        assert got is not None
+        assert np.array_equal(got.token_ids, expected.token_ids)
+        assert np.array_equal(got.patches, expected.patches)
+    seeds = together["seed"].to_pylist()
+    assert seeds[0] == row_seed(0, "r0/mood")
+    assert len({*seeds} - {None}) == 3

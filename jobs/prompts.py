@@ -1,0 +1,94 @@
+"""`--prompts prompts.yaml`: several questions about each row, each with a column of its own.
+
+mood: What is the mood of this clip?          # a name and a text
+safety:
+  text: "Does {title} show anything dangerous?"   # {column} is a row's value
+  max-tokens: 64                              # options of the command, for this one alone
+  schema: safety.json
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs.run_file import read_mapping
+from jobs.schemas import read_schema
+from model.sequence import SamplingParams
+from pipeline.questions import Question
+
+# Options of the command that a question may have for itself -> fields of SamplingParams.
+_OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
+    "max-tokens": ("max_tokens", int),
+    "temperature": ("temperature", (int, float)),
+    "top-p": ("top_p", (int, float)),
+    "top-k": ("top_k", int),
+    "min-p": ("min_p", (int, float)),
+    "repetition-penalty": ("repetition_penalty", (int, float)),
+    "loop-guard": ("loop_guard", int),
+}
+_KEYS = ("text", "schema", "stop", *_OPTIONS)
+
+
+def read_questions(path: str, sampling: SamplingParams) -> tuple[Question, ...]:
+    """The questions of a file.
+
+    Args:
+        path: of the YAML file.
+        sampling: of the command, for what a question does not set.
+
+    Raises:
+        ValueError: the file or a question is wrong; the message names both.
+    """
+    try:
+        values = read_mapping(Path(path))
+    except ValueError as error:
+        raise ValueError(f"--prompts {path}: {error}") from error
+    if not values:
+        raise ValueError(f"--prompts {path}: it holds no prompt")
+    questions = []
+    for name, value in values.items():
+        try:
+            questions.append(_question(name, value, sampling, Path(path).parent))
+        except ValueError as error:
+            raise ValueError(f"--prompts {path}: {name}: {error}") from error
+    return tuple(questions)
+
+
+def _question(name: Any, value: Any, sampling: SamplingParams, folder: Path) -> Question:
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError("a prompt needs a name that is text; quote it")
+    if isinstance(value, str):
+        return Question(name=name, text=value, sampling=sampling)
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        raise ValueError("it must be a text, or a mapping with `text`")  # noqa: TRY004
+    for key in value:
+        if key not in _KEYS:
+            (nearest,) = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.0)
+            raise ValueError(f"there is no key {key!r}; the nearest is {nearest!r}")
+    changes: dict[str, Any] = {}
+    for key, (option, kind) in _OPTIONS.items():
+        if key in value:
+            if not isinstance(value[key], kind) or isinstance(value[key], bool):
+                raise ValueError(f"{key} must be a number, got {value[key]!r}")
+            changes[option] = value[key]
+    if "stop" in value:
+        stop = value["stop"] if isinstance(value["stop"], list) else [value["stop"]]
+        if not all(isinstance(text, str) for text in stop):
+            raise ValueError(f"stop must be text or a list of texts, got {value['stop']!r}")
+        changes["stop"] = tuple(stop)
+    if "schema" in value:
+        changes["schema"] = _schema(value["schema"], folder)
+    return Question(name=name, text=value["text"], sampling=replace(sampling, **changes))
+
+
+def _schema(value: Any, folder: Path) -> str:
+    """The JSON text of a schema: in a file beside the prompts, or in place."""
+    if isinstance(value, str):
+        return read_schema(str(folder / value))
+    if isinstance(value, dict):
+        import json
+
+        return json.dumps(value)
+    raise ValueError(f"schema must be a file or a mapping, got {value!r}")
