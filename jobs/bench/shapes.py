@@ -16,6 +16,9 @@ from model.tokenizer import Tokenizer
 from model.vision import Grid
 from model.weights import empty_model
 
+# Drawing billions of numbers takes long; these are repeated, and no row of a matrix by another.
+_NUM_RANDOM = 16_777_259
+
 
 def moonlight(num_layers: int) -> KimiVLConfig:
     """The published widths of Kimi-VL-A3B with fewer layers, in the decoder and in MoonViT."""
@@ -68,13 +71,15 @@ def _config(text: TextConfig, vision: VisionConfig) -> KimiVLConfig:
 def random_model(config: KimiVLConfig) -> KimiVL:
     """The network in bfloat16, with random weights that keep activations near one."""
     model = empty_model(config, torch.bfloat16, torch.device("cpu"))
-    torch.manual_seed(0)
+    noise = torch.empty(_NUM_RANDOM).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(float(name.endswith("weight")))
             else:
-                parameter.uniform_(-(parameter.shape[-1] ** -0.5), parameter.shape[-1] ** -0.5)
+                scaled = (noise * parameter.shape[-1] ** -0.5).to(parameter.dtype)
+                for part in parameter.view(-1).split(_NUM_RANDOM):
+                    part.copy_(scaled[: len(part)])
     return model.eval().requires_grad_(requires_grad=False)
 
 

@@ -15,8 +15,8 @@ from statistics import median
 
 import torch
 
-_QUIET = 0.05  # share of the processors that others may use in a round that counts
-_MOST_TRIES = 3  # rounds, in units of those that are asked for
+_QUIET = 0.1  # share of the processors that others may use in a round that counts
+_MOST_TRIES = 2  # rounds, in units of those that are asked for
 
 
 @dataclass(frozen=True)

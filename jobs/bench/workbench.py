@@ -17,7 +17,7 @@ from model.vision import Grid
 class Sizes:
     """How much of each work is done."""
 
-    num_rounds: int = 5  # of works in turns
+    num_rounds: int = 3  # of works in turns
     prompt_len: int = 128
     prefill_prompts: int = 8
     num_sequences: tuple[int, ...] = (1, 8, 32, 64)  # that decode at the same time
