@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -121,3 +123,69 @@ def test_a_tiny_temperature_does_not_overflow():
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         SamplingParams(**change)
+
+
+def allowed_by_sorting(probs, params):
+    """The obvious twin: sort all tokens, and keep them one by one."""
+    kept, mass = set(), 0.0
+    for token in sorted(range(len(probs)), key=lambda token: -probs[token]):
+        is_over = mass >= params.top_p or probs[token] < params.min_p * max(probs)
+        if kept and (is_over or (params.top_k and len(kept) >= params.top_k)):
+            break
+        kept.add(token)
+        mass += probs[token]
+    return kept
+
+
+@pytest.mark.parametrize(
+    "limited",
+    [
+        SamplingParams(temperature=1.0, top_p=0.5),
+        SamplingParams(temperature=1.0, top_p=0.99),
+        SamplingParams(temperature=1.0, top_k=3),
+        SamplingParams(temperature=1.0, top_k=2500),
+        SamplingParams(temperature=1.0, min_p=0.3),
+        SamplingParams(temperature=1.0, top_p=0.9, top_k=1500, min_p=0.001),
+    ],
+)
+@pytest.mark.parametrize("spread", [0.1, 4.0])
+def test_tokens_come_from_those_that_sorting_all_would_allow(limited, spread):
+    vocab_size = 3000  # more than are looked at before all are sorted
+    logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(1)) * spread
+    params = [replace(limited, seed=seed) for seed in range(300)]
+    tokens, _ = sample(logits.expand(300, -1), params, [0] * 300)
+    allowed = allowed_by_sorting(logits.double().softmax(-1).tolist(), params[0])
+    assert set(tokens) <= allowed
+    assert len(set(tokens)) >= min(len(allowed), 60) / 3
+
+
+def test_a_row_draws_the_same_whatever_its_neighbours_ask_for():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(5, 3000, generator=generator) * torch.tensor([0.1, 1, 2, 4, 8])[:, None]
+    params = [
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=1.0, top_p=0.95),
+        SamplingParams(temperature=1.0, top_k=2000),
+        SamplingParams(temperature=1.0, min_p=0.01),
+        SamplingParams(),
+    ]
+    params = [replace(each, seed=row) for row, each in enumerate(params)]
+    together, _ = sample(logits, params, [3] * 5)
+    alone = [sample(logits[row : row + 1], [params[row]], [3])[0][0] for row in range(5)]
+    assert together == alone
+
+
+def test_impossible_tokens_are_never_drawn():
+    logits = torch.zeros(200, 64)
+    bits = np.packbits(np.arange(64) % 7 == 0, bitorder="little")
+    for setting in (
+        SamplingParams(temperature=5.0),
+        SamplingParams(temperature=5.0, top_p=0.9),
+        SamplingParams(temperature=5.0, top_k=60),
+        SamplingParams(temperature=5.0, repetition_penalty=3.0),
+    ):
+        params = [replace(setting, seed=seed) for seed in range(200)]
+        seen = [np.arange(3)] * 200
+        tokens, logprobs = sample(logits, params, [0] * 200, seen, dict.fromkeys(range(200), bits))
+        assert {token % 7 for token in tokens} == {0}
+        assert logprobs == pytest.approx([-np.log(64)] * 200)
