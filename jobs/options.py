@@ -354,7 +354,7 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
         ValueError: a value cannot work; the message names it.
     """
     from jobs.checkpoints import find_checkpoint
-    from jobs.cluster import refuse_relative
+    from jobs.cluster import refuse_relative, refuse_unsafe_settings
     from jobs.prompts import read_questions
     from jobs.schemas import read_schema
     from model.engine_config import EngineConfig
@@ -365,6 +365,7 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
     from pipeline.questions import fields_of
     from pipeline.schema import InputColumns
 
+    refuse_unsafe_settings(os.environ)  # before any file is opened
     refuse_relative(options.output, "--output")
     if not Path(options.input).exists():  # what was submitted along may be named by its place
         refuse_relative(options.input, "--input")

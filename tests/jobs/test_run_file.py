@@ -1,5 +1,7 @@
 """Options from a file: the command line wins, mistakes are one line, a run can be repeated."""
 
+from dataclasses import asdict
+
 import pytest
 
 from jobs import caption_videos, run_file
@@ -37,6 +39,49 @@ def test_a_file_gives_options_by_their_names(written):
     assert options.columns == ("a", "b")
     assert options.seed == 0
     assert options.prompt == "-x"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ([], {"num_frames": 8, "fps": None}),
+        (["--tokens-per-row", "4096"], {"num_frames": None, "fps": 1.0}),
+        (["--tokens-per-row", "4096", "--frames", "4"], {"num_frames": 4, "fps": None}),
+        (["--at", "0,2.5"], {"num_frames": None, "at_s": (0.0, 2.5)}),
+        (["--fps", "2", "--keyframes"], {"fps": 2.0, "keyframes_only": True}),
+    ],
+)
+def test_options_choose_the_frames(more, expected):
+    frames = pipeline_config(parse(*REQUIRED, *more)).instructions.frames
+    assert {name: getattr(frames, name) for name in expected} == expected
+
+
+def test_a_setting_that_would_unpickle_is_refused_before_a_file_is_opened(monkeypatch):
+    monkeypatch.setenv("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "1")
+    with pytest.raises(ValueError, match="RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR=1 lets"):
+        pipeline_config(parse(*REQUIRED))
+
+
+def test_every_limit_has_an_option(capsys):
+    more = ["--max-media-bytes", "500M", "--max-pixels", "7", "--max-duration-s", "1.5"]
+    more += ["--max-stream-frames", "8", "--max-pages", "9", "--max-rgb-bytes", "1GiB"]
+    more += ["--max-decode-s", "2", "--max-decode-bytes", "12k", "--allow-folder", "/data"]
+    config = pipeline_config(parse(*REQUIRED, *more))
+    assert asdict(config.instructions.limits) == {
+        "max_bytes": 500 << 20,
+        "max_pixels": 7,
+        "max_duration_s": 1.5,
+        "max_stream_frames": 8,
+        "max_pages": 9,
+        "max_rgb_bytes": 1 << 30,
+        "max_decode_s": 2.0,
+        "max_decode_bytes": 12 << 10,
+    }
+    assert config.allowed_folders == ("/data",)
+    for value in ("0", "-1", "8X", "G", ""):
+        with pytest.raises(SystemExit):
+            parse(*REQUIRED, f"--max-media-bytes={value}")
+        assert "is no size, such as 500M or 8G" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,18 @@ def test_samples_and_the_log_probabilities_of_tokens_have_columns_if_asked_for()
     assert groups.leases == [(["row 0", "row 2"], 3 + 2 * 5 + 4 + 2 * 5, False)]
 
 
+def test_a_caption_of_damaged_media_says_so():
+    batch = prepared(*[make_prompt(3, (2, 2))] * 3, None)
+    at = batch.column_names.index("num_decode_errors")
+    batch = batch.set_column(at, batch.schema.field(at), pa.array([0, 2, 2, None], pa.int32()))
+    groups = Groups(
+        lambda request, _: caption(request, "length" if "2" in request.request_id else "stop")
+    )
+    out = generate(groups, batch)
+    assert out["status"].to_pylist() == ["ok", "damaged", "truncated", "error"]
+    assert out["num_decode_errors"].to_pylist() == [0, 2, 2, None]
+
+
 @pytest.mark.parametrize(
     "prompt",
     [

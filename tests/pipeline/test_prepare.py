@@ -1,10 +1,12 @@
 """Each row becomes a prompt or an error, and never stops the others."""
 
+import io
 import tempfile
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from model.processor import Processor
 from pipeline.decoder import Decoder
@@ -13,7 +15,7 @@ from pipeline.limits import MediaError, MediaLimits
 from pipeline.prepare import Instructions, Prepare, row_seed
 from pipeline.questions import Question
 from pipeline.sampling import FrameSampling
-from pipeline.schema import PREPARED_FIELDS, ErrorCode, InputColumns, check_input
+from pipeline.schema import MEDIA_FIELDS, PREPARED_FIELDS, ErrorCode, InputColumns, check_input
 from pipeline.wire import decode_prompt
 from tests.clips import make_video
 from tests.pipeline.test_media import FACTS
@@ -153,6 +155,53 @@ def test_frames_have_a_bounded_number_of_tokens(processor):
     assert (grid.prod(axis=1) // 4 <= 6).all()
 
 
+@pytest.mark.parametrize(
+    ("duration_s", "budget", "num_frames", "most_tokens"),
+    [
+        pytest.param(3, 4096, 3, 256, id="a short clip has large frames"),
+        pytest.param(10, 1000, 10, 100, id="the frames of a longer one share the tokens"),
+        pytest.param(30, 640, 10, 64, id="those of a long one are fewer rather than tiny"),
+        pytest.param(30, 64, 1, 64, id="at least one"),
+    ],
+)
+def test_a_budget_chooses_frames_and_size_from_the_duration(
+    processor, duration_s, budget, num_frames, most_tokens
+):
+    times_s = [float(second) for second in range(duration_s)]
+    clip = make_video(numbers=range(duration_s), times_s=times_s, size=(640, 480))
+    one_a_second = FrameSampling(num_frames=None, fps=1.0)
+
+    first, again = (
+        prepare(processor, rows_of([clip]), frames=one_a_second, max_row_tokens=budget)
+        for _ in range(2)
+    )
+
+    assert first.equals(again)
+    (row,) = first.to_pylist()
+    assert len(row["frame_times_s"]) == num_frames
+    tokens = row["num_visual_tokens"] // num_frames
+    assert 0.75 * most_tokens <= tokens <= most_tokens
+    assert row["num_visual_tokens"] <= budget
+    assert row["prompt_token_ids"].count(processor.config.media_token_id) == tokens * num_frames
+    assert -(-row["frame_width"] // 28) * -(-row["frame_height"] // 28) == tokens
+
+
+def test_a_row_tells_what_its_media_are(processor, clip):
+    still = io.BytesIO()
+    Image.new("RGB", (50, 30), "red").save(still, "PNG")
+    rows = prepare(processor, rows_of([clip], [still.getvalue()], [b"junk"])).to_pylist()
+
+    names = [field.name for field in MEDIA_FIELDS]
+    assert [rows[0][name] for name in names[1:]] == [
+        *(64, 48, 24),
+        *(4.0, 10.0, 64, 48, "h264", 0, False, False, 0),
+    ]
+    assert rows[1]["media_codec"] == "png"
+    assert rows[1]["media_duration_s"] == 0.0
+    assert rows[1]["frame_times_s"] == [0.0]
+    assert all(rows[2][name] is None for name in names)
+
+
 def test_every_bad_row_is_answered_and_the_good_ones_go_on(processor, clip):
     rows = prepare(
         processor,
@@ -236,6 +285,7 @@ def test_seeds_depend_on_the_row_and_the_base_seed_alone():
         ({"prompt": " "}, "the prompt is empty"),
         ({"timestamps": "ms"}, "timestamps must be one of none, seconds, mm:ss, got 'ms'"),
         ({"max_frame_tokens": 0}, "max_frame_tokens must be at least 1, got 0"),
+        ({"max_row_tokens": 63}, "max_row_tokens must be at least 64, which is one frame, got 63"),
     ],
 )
 def test_wrong_instructions_are_refused(wrong, message):

@@ -186,6 +186,16 @@ def test_a_wrong_input_is_refused_by_name(fields, columns, message):
         check_input(pa.schema(list(fields.items())), InputColumns(**columns))
 
 
+@pytest.mark.parametrize("as_video", [True, False])
+def test_a_column_of_pickled_objects_is_refused(as_video):
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+
+    pickled = ArrowPythonObjectType()
+    fields = [("video", pickled)] if as_video else [("video", pa.string()), ("x", pickled)]
+    with pytest.raises(ValueError, match="cannot be carried"):
+        check_input(pa.schema(fields), InputColumns())
+
+
 def test_choosing_the_media_bytes_needs_keep_media():
     schema = pa.schema([("video", pa.binary())])
 
