@@ -34,7 +34,7 @@ from pipeline.view import Fit
 # Their frames without `nal_ref_idc`, or B pictures, are read by no other frame. HEVC and AV1 have
 # layers whose lowest only is that simple; VP9 packs hidden frames with shown ones.
 _CODECS_WITH_DISPOSABLE_FRAMES = ("h264", "mpeg4", "mpeg2video")
-_SEEK_BY_BYTES = ("mpegts", "mpeg")  # their timestamps are found by trial
+_SEEK_BY_BYTES = ("mpegts",)  # their timestamps are found by trial
 
 Span = tuple[float | None, float | None]  # start and end in seconds; None is that of the video
 _Shown = Iterator[tuple[int, VideoFrame]]  # frames with their pts, which rise

@@ -19,8 +19,10 @@ from pipeline.decoder import Decoder
 from pipeline.limits import MediaError, MediaLimits
 from pipeline.sampling import FrameSampling
 from pipeline.video import decode_video
-from tests.clips import make_video, real_clips
+from tests.clips import make_audio, make_video, real_clips
 from tests.pipeline.fits import Misbehave
+from tests.pipeline.test_media import ATTACKS, empty_picture, listener  # noqa: F401, a fixture
+from tests.pipeline.test_pictures import bomb
 
 FOUR = FrameSampling(num_frames=4)
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,6 +264,52 @@ def test_a_false_sample_count_that_is_not_seen_meets_the_other_limits(clip):
     assert error.code == ErrorCode.MEDIA_TOO_LARGE
     assert len(decoder.decode(clip, FOUR).rgb) == 4
     decoder.close()
+
+
+@pytest.fixture(scope="module")
+def shared():
+    decoder = Decoder()
+    decoder.decode(make_video(numbers=[0]), FOUR)
+    yield decoder
+    decoder.close()
+
+
+HOSTILE = {
+    **{name: make for name, make in ATTACKS.items() if name not in ("png", "jpeg", "gif")},
+    "a picture that unfolds": lambda *_: bomb(9500, 9500),
+    "a video that unfolds": lambda *_: empty_picture("mp4", 8192),
+    "a false sample count": lambda *_: with_sample_count(make_video(numbers=range(8)), 50_000_000),
+    "94 million seconds": lambda *_: make_video(
+        "matroska", numbers=[0, 1], times_s=[0.0, 94_608_000.0]
+    ),
+    "PostScript": lambda *_: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+    "sound alone": lambda *_: make_audio(),
+    "a header alone": lambda *_: make_video()[:300],
+}
+TOO_LARGE = ("a picture that unfolds", "a video that unfolds", "94 million seconds")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_attack_is_answered_in_time_and_reaches_nothing(
+    name,
+    shared,
+    tmp_path,
+    monkeypatch,
+    listener,  # noqa: F811
+):
+    (tmp_path / "clip.ts").write_bytes(make_video("mpegts", numbers=range(5)))
+    monkeypatch.chdir(tmp_path)
+    source = HOSTILE[name](tmp_path, listener)
+    process, started = shared._process, time.monotonic()
+    error = refusal(shared, source)
+    assert time.monotonic() - started < 2.0
+    assert shared._process is process  # it did not die
+    if name in TOO_LARGE:
+        assert error.code == ErrorCode.MEDIA_TOO_LARGE
+    elif name == "sound alone":
+        assert error.code == ErrorCode.NO_VIDEO_STREAM
+    else:
+        assert error.code in (ErrorCode.MEDIA_UNSUPPORTED, ErrorCode.MEDIA_CORRUPT)
 
 
 def test_files_without_a_descriptor_are_not_taken(decoder, clip):
