@@ -1,0 +1,32 @@
+"""A group over several nodes, of which one goes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.ray
+def test_a_group_spreads_over_nodes_survives_the_loss_of_one_and_leaves_nothing():
+    """In a process of its own, since a simulated cluster cannot share one with a private Ray."""
+    program = subprocess.run(
+        [sys.executable, "-m", "tests.parallel.lost_node"],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert program.returncode == 0, program.stderr
+    story = json.loads(program.stdout.splitlines()[-1])
+    assert len(set(story["before"])) == 2
+    assert story["lost"] in story["before"]
+    assert story["lost"] not in story["after"]
+    assert len(set(story["after"])) == 2
+    assert story["answers"] == 12
+    assert len(story["failures"]) >= 1
+    assert story["placement_groups"] == 0
+    assert story["free_cpus"] == 2
