@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -46,10 +47,11 @@ def _schema_of_model(path: Path, name: str) -> dict[str, object]:
 
 def _run(path: Path) -> ModuleType:
     """The module of a Python file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Under a name that is nobody's: annotations are looked up in the module of that name.
+    spec = importlib.util.spec_from_file_location(f"_schema_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"--schema: there is no Python file {path}")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file does

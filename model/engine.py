@@ -13,17 +13,16 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.allocator import keep_freed_memory
 from model.batch import TokenBatch
 from model.blocks import BLOCK_SIZE, BlockPool, block_keys, blocks_for, image_digests
 from model.cache import LatentCache
+from model.chunks import batch_of
 from model.constraint import Constraint, Grammars
 from model.engine_config import EngineConfig
 from model.features import ImageFeatures
@@ -34,7 +33,7 @@ from model.moe import Dispatcher
 from model.packed import pack
 from model.prompt import Prompt, PromptError
 from model.sampling import sample
-from model.scheduler import Chunk, Scheduler
+from model.scheduler import Scheduler
 from model.sequence import Answer, Completion, SamplingParams, Sequence
 from model.tokenizer import Tokenizer
 from model.weights import load_model
@@ -196,7 +195,7 @@ class Engine:
         """
         chunks = self.scheduler.plan()
         features = self._features.of(chunks)
-        batch = self._batch(chunks)
+        batch = batch_of(chunks, self.model.config.media_token_id, self.model.device)
         with turn(len(batch.token_ids), batch.num_decodes == len(chunks)) as goes:
             if not goes:
                 return []
@@ -227,37 +226,6 @@ class Engine:
                 "bad_prompt",
                 f"{num_pads} media pads for {prompt.num_vision_tokens} vision tokens",
             )
-
-    def _batch(self, chunks: Seq[Chunk]) -> TokenBatch:
-        spans = [(chunk.sequence, chunk.start, chunk.end) for chunk in chunks]
-        token_ids = _joined([seq.token_ids(start, end) for seq, start, end in spans])
-        is_media = _joined([self._is_media(chunk) for chunk in chunks])
-        return TokenBatch(
-            token_ids=self._tensor(token_ids),
-            positions=self._tensor(_joined([np.arange(s, e) for _, s, e in spans])),
-            query_lens=tuple(end - start for _, start, end in spans),
-            context_lens=tuple(end for _, _, end in spans),
-            num_decodes=sum(chunk.is_decode for chunk in chunks),
-            slots=self._tensor(_joined([_slots(*span) for span in spans])),
-            block_tables=self._block_tables([sequence for sequence, _, _ in spans]),
-            media_rows=self._tensor(np.flatnonzero(is_media)),
-        )
-
-    def _is_media(self, chunk: Chunk) -> NDArray[np.bool_]:
-        """Which tokens of a chunk are pads of the prompt; generated ones are text."""
-        pads = chunk.sequence.token_ids(chunk.start, chunk.end) == self.model.config.media_token_id
-        pads[max(0, len(chunk.sequence.prompt.token_ids) - chunk.start) :] = False
-        return pads
-
-    def _block_tables(self, sequences: Seq[Sequence]) -> Tensor:
-        longest = max((len(sequence.blocks) for sequence in sequences), default=0)
-        tables = np.zeros((len(sequences), longest), np.int64)
-        for table, sequence in zip(tables, sequences, strict=True):
-            table[: len(sequence.blocks)] = sequence.blocks
-        return self._tensor(tables)
-
-    def _tensor(self, values: NDArray[np.integer]) -> Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(self.model.device)
 
     def _take_tokens(
         self, sequences: Seq[Sequence], logits: Tensor
@@ -311,15 +279,3 @@ class Engine:
             or token_id in sequence.params.stop_token_ids,
         )
         return None if sequence.finish_reason is None else sequence.completion()
-
-
-def _joined(parts: Seq[NDArray[Any]]) -> NDArray[Any]:
-    """One array of many, or of none."""
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
-
-def _slots(sequence: Sequence, start: int, end: int) -> NDArray[np.int64]:
-    """Cache slots of the tokens at positions `start` to `end` of a sequence."""
-    position = np.arange(start, end)
-    blocks = np.asarray(sequence.blocks, np.int64)
-    return blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE

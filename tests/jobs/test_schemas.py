@@ -5,8 +5,15 @@ import pytest
 from jobs.schemas import read_schema
 
 MODEL = """
+from __future__ import annotations
+
+import dataclasses
 from typing import Literal
 from pydantic import BaseModel, Field
+
+@dataclasses.dataclass
+class Place:
+    x: int
 
 class Inner(BaseModel):
     colour: Literal["red", "blue"]
@@ -14,6 +21,7 @@ class Inner(BaseModel):
 class Clip(BaseModel):
     shapes: list[Inner] = Field(max_length=3)
     count: int
+    place: Place
 
 number = 5
 """
@@ -28,7 +36,7 @@ def test_a_json_file_is_taken_with_its_order(tmp_path):
 def test_a_pydantic_model_is_its_schema(tmp_path):
     (tmp_path / "my models.py").write_text(MODEL)
     schema = json.loads(read_schema(f"{tmp_path}/my models.py:Clip"))
-    assert list(schema["properties"]) == ["shapes", "count"]
+    assert list(schema["properties"]) == ["shapes", "count", "place"]
     assert schema["$defs"]["Inner"]["properties"]["colour"]["enum"] == ["red", "blue"]
 
 
