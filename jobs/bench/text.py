@@ -17,7 +17,7 @@ from jobs.bench.limits import (
     head_product,
 )
 from jobs.bench.shapes import add_all, drain, engine_for
-from jobs.bench.turns import repeat, take_turns, timed
+from jobs.bench.turns import MOST_TRIES, repeat, take_turns, timed
 from jobs.bench.workbench import Workbench
 from model.moe import Router
 
@@ -69,7 +69,8 @@ def _decode(bench: Workbench, num_sequences: int, read: MemoryRead) -> dict[str,
     sizes, text, reference = bench.sizes, bench.config.text, bench.reference
     engine = engine_for(bench.model, num_sequences, bench.num_threads, _CACHE_GIB)
     prompts = [bench.prompts.text(sizes.prompt_len) for _ in range(num_sequences)]
-    names = add_all(engine, prompts, sizes.decode_steps * (sizes.num_rounds + 1) + 3)
+    most_rounds = MOST_TRIES * sizes.num_rounds + 1  # one to warm up
+    names = add_all(engine, prompts, sizes.decode_steps * most_rounds + 3)
     engine.step()  # the prompts fit into one step
     touched = mean(touched_experts(bench.model, engine.step))
     of_weights = [

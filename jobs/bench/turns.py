@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 _QUIET = 0.1  # share of the processors that others may use in a round that counts
-_MOST_TRIES = 2  # rounds, in units of those that are asked for
+MOST_TRIES = 2  # rounds, in units of those that are asked for
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def take_turns(works: Mapping[str, Callable[[], float]], num_rounds: int) -> Tur
         work()
     rounds: list[tuple[float, dict[str, float]]] = []  # share of others, seconds of each work
     while (
-        len(rounds) < _MOST_TRIES * num_rounds
+        len(rounds) < MOST_TRIES * num_rounds
         and sum(share < _QUIET for share, _ in rounds) < num_rounds
     ):
         gc.collect()  # here, lest it comes in the midst of a work
