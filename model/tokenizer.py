@@ -90,6 +90,11 @@ class Tokenizer:
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from error
 
+    @property
+    def num_ordinary(self) -> int:
+        """Ids below this are ordinary text."""
+        return self._num_base
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text` as ordinary text; never a control token.
 

@@ -71,6 +71,9 @@ class GroupSpec:
     heartbeat_s: float = 2.0  # between two looks at a rank
     heartbeat_timeout_s: float = 15.0  # for a rank to answer
     stall_timeout_s: float = 900.0  # for one step
+    golden: tuple[Request, ...] = ()  # as `parallel.golden`; none turns the check off
+    golden_tolerance: float = 0.25  # nats
+    golden_every_s: float = 300.0
 
     def __post_init__(self) -> None:
         if self.num_ranks < 1:
@@ -82,7 +85,7 @@ class GroupSpec:
             raise ValueError("a rank needs a CPU or a GPU, or a part of one")
         for name in (
             "resources_timeout_s start_timeout_s exchange_timeout_s heartbeat_s "
-            "heartbeat_timeout_s stall_timeout_s"
+            "heartbeat_timeout_s stall_timeout_s golden_tolerance golden_every_s"
         ).split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

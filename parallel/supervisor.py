@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from parallel.golden import GoldenPrompts
 from parallel.group import DeadGroupError, EngineGroup, GroupError, GroupSpec, NoRoomError
 from parallel.worker import Vitals
 
@@ -80,6 +81,7 @@ class Supervisor:
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._meeting: Meeting | None = None
+        self._golden = GoldenPrompts(spec.golden, spec.golden_tolerance, spec.start_timeout_s)
         self._vitals: dict[int, list[Vitals]] = {}  # the latest, by group
 
     async def start(self) -> None:
@@ -179,6 +181,7 @@ class Supervisor:
                     slot.group = await self._start(slot.group_id, dead)
                     undo.pop_all()
                     self._soon(self._watch(slot, slot.group))
+                    self._soon(self._ask_golden(slot, slot.group))
                 except GroupError as error:
                     if self._gives_up(error):
                         break
@@ -197,6 +200,15 @@ class Supervisor:
                 if slot.group is group:
                     self._vitals[slot.group_id] = vitals
 
+    async def _ask_golden(self, slot: _Slot, group: EngineGroup) -> None:
+        """See again and again that the answers are still right."""
+        while slot.group is group:
+            await asyncio.sleep(self._spec.golden_every_s)
+            try:
+                await self._golden.check(group)
+            except DeadGroupError as death:
+                await self.report_failure(group.group_id, group.generation, str(death))
+
     def _gives_up(self, error: GroupError) -> bool:
         """Take note of a start that failed; the answer is whether to leave it at that."""
         if not self._has_worked:
@@ -214,6 +226,11 @@ class Supervisor:
             group = await EngineGroup.start(self._spec, group_id, address)
         else:
             group = await dead.rebuild(self._spec, address)
+        try:
+            await self._golden.check(group)
+        except DeadGroupError as death:
+            group.close()
+            raise GroupError(str(death)) from death
         self._has_worked = True
         return group
 

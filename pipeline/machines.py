@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from model.engine_config import EngineConfig
+from model.processor import Processor
 from parallel.client import Groups
+from parallel.golden import golden_requests
 from parallel.group import GroupSpec
 from parallel.seat import Seat
 from parallel.supervisor import GroupsStatus
@@ -103,12 +105,14 @@ def start_groups(
         GroupError: no group could be started; nothing is left behind.
     """
     engine = replace(config.engine, device=machines.device)
+    tokenizer = Processor.from_checkpoint(config.checkpoint).tokenizer
     spec = GroupSpec(
         engine_factory=partial(engine_factory, config.checkpoint, engine, config.dispatch),
         num_ranks=machines.num_ranks,
         num_cpus_per_rank=0.25,  # of Ray's accounts; torch uses the engine's `num_threads`
         num_gpus_per_rank=1.0 if machines.device == "cuda" else 0.0,
         placement=config.placement,
+        golden=tuple(golden_requests(tokenizer.num_ordinary)),
     )
     return Groups.start(
         spec, num_groups=machines.num_groups, max_group_failures=config.max_group_failures

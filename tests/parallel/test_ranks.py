@@ -16,6 +16,7 @@ from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.sequence import Completion, SamplingParams
 from parallel.client import Groups
+from parallel.golden import golden_requests
 from parallel.group import DeadGroupError, GroupError, GroupSpec
 from parallel.member import load_member
 from parallel.seat import Seat
@@ -77,6 +78,7 @@ def spec(checkpoint, **changes) -> GroupSpec:
     patience = {"heartbeat_s": 0.3, "heartbeat_timeout_s": 3.0, "start_timeout_s": 300.0}
     return GroupSpec(
         engine_factory=partial(MarkedEngine, checkpoint),
+        golden=tuple(golden_requests(256)),
         **{"num_ranks": 2, "num_cpus_per_rank": 0.25, **patience, **changes},
     )
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -257,3 +257,38 @@ def test_a_group_that_hangs_is_replaced_though_no_client_complains(groups):
         assert status.rank_stats == {0: ({"steps": 7},)}
 
     supervise(use)
+
+
+def test_a_group_that_drifts_is_replaced(groups, monkeypatch):
+    checked = []
+
+    async def check(golden, group):
+        checked.append(group.generation)
+        if len(checked) == 2:
+            raise DeadGroupError("the golden prompts drift")
+
+    monkeypatch.setattr(module.GoldenPrompts, "check", check)
+    monkeypatch.setattr("tests.parallel.test_supervisor.SPEC", replace(SPEC, golden_every_s=0.001))
+
+    async def use(supervisor):
+        while not (status := await supervisor.status()).failures:
+            await asyncio.sleep(0.001)
+        assert status.failures == ("the golden prompts drift",)
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        assert group.generation == 1
+
+    supervise(use)
+
+
+def test_a_group_that_drifts_from_the_start_never_serves(groups, monkeypatch):
+    async def check(golden, group):
+        raise DeadGroupError("the golden prompts drift")
+
+    monkeypatch.setattr(module.GoldenPrompts, "check", check)
+
+    async def use(supervisor):
+        pytest.fail("it started")
+
+    with pytest.raises(GroupError, match="golden prompts drift"):
+        supervise(use)
+    assert groups.closed == [(0, 0)]
