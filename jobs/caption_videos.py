@@ -5,7 +5,6 @@ Runs as `python -m jobs.caption_videos`, as a file, and under `ray job submit`; 
 manual page. Imports beyond the standard library wait until the arguments are known to be good.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
     sys.path.insert(0, str(_ROOT))
 
 _PROG = "caption_videos"
-_INTERRUPTED = "interrupted; what is committed stays, and the same command continues"
 
 _DESCRIPTION = """\
 Caption the videos of a Parquet dataset with Kimi-VL. Each row of the input gives exactly one row of
@@ -70,38 +68,9 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; the exit code."""
-    from jobs import run_file
+    from jobs.command import run_command
 
-    try:
-        options = run_file.parse(make_parser, sys.argv[1:] if arguments is None else arguments)
-        from pipeline.run import RunError
-    except ModuleNotFoundError as error:
-        return _fail(
-            2,
-            f"{error}, for {sys.executable}; activate the environment (`make setup` makes it: "
-            f". {_ROOT}/.venv/bin/activate) or install with `pip install {_ROOT}`",
-        )
-    try:
-        print(_caption(options))
-    except ValueError as error:
-        return _fail(2, error)
-    except (RunError, OSError) as error:
-        return _fail(1, error)
-    except KeyboardInterrupt:
-        return _fail(130, _INTERRUPTED)
-    except SystemExit:  # of `connect`, on Ctrl-C or SIGTERM
-        print(f"{_PROG}: {_INTERRUPTED}", file=sys.stderr)
-        raise
-    return 0
-
-
-def _caption(options: argparse.Namespace) -> object:
-    """Run with these arguments; the report."""
-    from jobs.cluster import connect
-    from jobs.options import pipeline_config
-    from pipeline.run import run
-
-    return run(pipeline_config(options), connect=connect)
+    return run_command(make_parser, arguments)
 
 
 def make_parser() -> "Parser":
@@ -123,11 +92,6 @@ def make_parser() -> "Parser":
     options.add_machine(parser.add_argument_group("machine"))
     options.add_run(parser.add_argument_group("run"))
     return parser
-
-
-def _fail(code: int, reason: object) -> int:
-    print(f"{_PROG}: error: {reason}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
         "ok", "input", f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
     )
     footprint = weights.read_footprint(config.checkpoint, config.engine.dtype)
-    yield from weights.findings(footprint, config.engine, _LAYOUTS)
+    layouts = dict.fromkeys((config.expert_parallel or 1, *_LAYOUTS))  # what was asked for first
+    yield from weights.findings(footprint, config.engine, list(layouts))
     processor = Processor.from_checkpoint(config.checkpoint)
     if not options.no_attacks:
         yield from attacks.findings(processor)

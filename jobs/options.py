@@ -57,14 +57,15 @@ def add_required(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_data(group: argparse._ArgumentGroup) -> None:
-    """The columns and rows of the input, and how the output is cut."""
+def add_data(group: argparse._ArgumentGroup, media: str = "video") -> None:
+    """The columns and rows of the input, where `media` is what they hold; how output is cut."""
     group.add_argument(
-        "--video-column",
-        default="video",
+        f"--{media}-column",
+        dest="video_column",
+        default=media,
         metavar="NAME",
-        help="paths or URIs (string), the files themselves (binary), or struct<bytes, path>; "
-        "relative paths start at the input's folder",
+        help="paths or URIs (string), the files themselves (binary), struct<bytes, path>, or a "
+        "list of one of these; relative paths start at the input's folder",
     )
     group.add_argument("--id-column", metavar="NAME", help="unique ids; default: <file>#<row>")
     group.add_argument("--prompt-column", metavar="NAME", help="a row's own prompt; null: --prompt")

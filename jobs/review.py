@@ -106,7 +106,7 @@ def make_parser() -> "Parser":
         metavar="N",
         help="thumbnails in one file; more rows go to further files",
     )
-    add("--workers", type=options.positive, default=2, metavar="N", help="threads that decode")
+    add("--workers", type=options.positive, default=2, metavar="N", help="processes that decode")
     add = parser.add_argument_group("verdicts").add_argument
     add(
         "--apply",

@@ -7,7 +7,7 @@ Letters: I images (frames), P patches, S prompt tokens.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, BinaryIO, Literal
@@ -24,6 +24,7 @@ from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits
 from pipeline.questions import QUESTION_FIELD, Question, check_names, fill
 from pipeline.sampling import FrameSampling
 from pipeline.schema import PREPARED_FIELDS, ErrorCode, Layout, Status
+from pipeline.video import Span
 from pipeline.wire import encode_prompt
 
 Timestamps = Literal["none", "seconds", "mm:ss"]
@@ -171,7 +172,9 @@ class Prepare:
             has_pixels = has_pixels or "prompt_patches" in prepared
         return asked
 
-    def _ask(self, seed_id: str, frames: Frames, text: Callable[[], str]) -> dict[str, Any]:
+    def _ask(
+        self, seed_id: str, frames: Sequence[Frames], text: Callable[[], str]
+    ) -> dict[str, Any]:
         """The columns of one prompt about `frames`."""
         try:
             prompt = self._processor.prompt(
@@ -194,25 +197,34 @@ class Prepare:
             raise PromptError("bad_prompt", "the row's prompt is empty")
         return text
 
-    def _decode(self, row: Mapping[str, Any]) -> Frames:
-        media = self._fetch(row["video"])
+    def _decode(self, row: Mapping[str, Any]) -> list[Frames]:
+        """The frames of each of the row's media, which share the row's tokens evenly."""
+        value = row["video"]
+        media = value if isinstance(value, list) else [value]
+        if not media:
+            raise MediaError(ErrorCode.MEDIA_NULL, "the row's list of media is empty")
+        fit = self._fit
+        if fit.max_row_tokens is not None:
+            fit = replace(fit, max_row_tokens=max(1, fit.max_row_tokens // len(media)))
+        return [self._decode_one(each, (row["start_s"], row["end_s"]), fit) for each in media]
+
+    def _decode_one(self, value: object, span_s: Span, fit: FitFrames) -> Frames:
+        media = self._fetch(value)
         try:
             return self._decoder.decode(
-                media,
-                self._instructions.affordable_frames,
-                span_s=(row["start_s"], row["end_s"]),
-                fit=self._fit,
+                media, self._instructions.affordable_frames, span_s=span_s, fit=fit
             )
         finally:
             if not isinstance(media, bytes):
                 media.close()
 
-    def _shown(self, frames: Frames) -> Iterator[Item]:
+    def _shown(self, media: Sequence[Frames]) -> Iterator[Item]:
         """Each frame with its time before it."""
         as_text = _TIMESTAMPS[self._instructions.timestamps]
-        for time_s, frame in zip(frames.timestamps_s.tolist(), frames.rgb, strict=True):
-            yield as_text(time_s)
-            yield frame
+        for frames in media:
+            for time_s, frame in zip(frames.timestamps_s.tolist(), frames.rgb, strict=True):
+                yield as_text(time_s)
+                yield frame
 
 
 def _failure(error: MediaError | PromptError) -> dict[str, Any]:
@@ -223,13 +235,15 @@ def _failure(error: MediaError | PromptError) -> dict[str, Any]:
     }
 
 
-def _facts(frames: Frames) -> dict[str, object]:
-    """The values of `MEDIA_FIELDS` but for the tokens."""
-    facts = asdict(frames.facts)
+def _facts(media: Sequence[Frames]) -> dict[str, object]:
+    """The values of `MEDIA_FIELDS` but for the tokens; of several media the facts of the first."""
+    facts = asdict(media[0].facts) | {
+        "num_decode_errors": sum(each.facts.num_decode_errors for each in media)
+    }
     return {
-        "frame_times_s": frames.timestamps_s,
-        "frame_width": frames.rgb.shape[2],
-        "frame_height": frames.rgb.shape[1],
+        "frame_times_s": np.concatenate([each.timestamps_s for each in media]),
+        "frame_width": media[0].rgb.shape[2],
+        "frame_height": media[0].rgb.shape[1],
         "num_decode_errors": facts.pop("num_decode_errors"),
         **{f"media_{name.removesuffix('_px')}": value for name, value in facts.items()},
     }

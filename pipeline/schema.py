@@ -127,7 +127,8 @@ def check_input(
         columns.video,
         "video",
         _is_media,
-        "string (a path or URI), binary (the media bytes) or struct<bytes: binary, path: string>",
+        "string (a path or URI), binary (the media bytes), struct<bytes: binary, path: string>, or "
+        "a list of one of these",
     )
     _check_type(schema, columns.id, "id", _is_id, "string or integer")
     _check_type(schema, columns.prompt, "prompt", _is_text, "string")
@@ -198,7 +199,13 @@ def _has_odd_part(kind: pa.DataType) -> bool:
     return any(_has_odd_part(kind.field(index).type) for index in range(kind.num_fields))
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
 def _is_media(kind: pa.DataType) -> bool:
+    if _is_list(kind):
+        return not _is_list(kind.value_type) and _is_media(kind.value_type)
     if not pa.types.is_struct(kind):
         return _is_text(kind) or _is_bytes(kind)
     parts = {kind.field(index).name: kind.field(index).type for index in range(kind.num_fields)}
@@ -212,8 +219,10 @@ def _is_media(kind: pa.DataType) -> bool:
 def _written_type(field: pa.Field, *, is_media: bool, keep_media: bool) -> pa.DataType | None:
     """The type of a carried column in the output; None for media bytes that stay behind."""
     kind = plain_type(field)
-    if not is_media or _is_text(kind):
+    if not is_media or _is_text(kind) or (_is_list(kind) and _is_text(kind.value_type)):
         return kind
+    if _is_list(kind):
+        return kind if keep_media else None
     if _is_bytes(kind):
         return pa.large_binary() if keep_media else None
     parts = [kind.field(index) for index in range(kind.num_fields)]

@@ -63,7 +63,7 @@ def read_footprint(directory: Path, dtype: str) -> Footprint:
 def findings(
     footprint: Footprint, engine: EngineConfig, layouts: Sequence[int]
 ) -> Iterator[Finding]:
-    """The checkpoint, and whether a rank of each layout fits into what is free here."""
+    """The checkpoint, and whether a rank of the first layout fits into this machine."""
     text = footprint.config.text
     yield Finding(
         "ok",
@@ -83,7 +83,7 @@ def findings(
     free, where = free_gib()
     needed = sizes[layouts[0]]
     level = "ok" if needed <= free else "BAD"
-    text_free = f"{free:.1f} GiB free on {where}, {needed:.1f} needed for one rank"
+    text_free = f"{free:.1f} GiB free on {where}, {needed:.1f} needed for a rank of {layouts[0]}"
     yield Finding(level, "memory", text_free)
 
 

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.review_page.rows import Output
+from jobs.review_page.thumbnail import Thumbnail
+from pipeline.decoder import Decoder
 from pipeline.fetch import MediaAccess
+from pipeline.frames import Frames
 from pipeline.ledger import IdSet
 from pipeline.limits import MediaError
-from pipeline.media import decode_media
+from pipeline.prepare import Instructions
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns
 from pipeline.source import Source, open_source, plan, read_piece
+from pipeline.video import Span
 
 _FRAMES_PER_STRIP = 8
 _JPEG_QUALITY = 70
 _SLICE_ROWS = 8
 _SCENES_IN_MEMORY = 32
 
-_Scene = tuple[str, Any, tuple[float | None, float | None]]  # row id, media, span in seconds
+_Scene = tuple[str, Any, Span]  # row id, media, span in seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +71,12 @@ class Camera:
     ) -> None:
         self._source = source
         self._access = access
-        self._sampling = FrameSampling(**output.recipe["frames"])
-        self._frame_px = frame_px
+        self._sampling = Instructions(
+            frames=FrameSampling(**output.recipe["frames"]),
+            max_row_tokens=output.recipe.get("max_row_tokens"),
+        ).affordable_frames
+        self._fit = Thumbnail(frame_px)
+        self._decoders: SimpleQueue[Decoder] = SimpleQueue()
         self._max_frames = max_frames
         rows = output.rows.select(["row_id", "frame_times_s"]).to_pylist()
         # Rows that failed before they had frames say so themselves.
@@ -76,14 +85,18 @@ class Camera:
         }
 
     def shoot(self, num_threads: int) -> dict[str, Shots]:
-        """The shots of all rows that the model saw frames of; decoding frees Python's lock."""
+        """The shots of all rows that the model saw frames of, each decoder in a process."""
         shots: dict[str, Shots] = {}
         scenes = self._scenes()
+        for _ in range(num_threads):
+            self._decoders.put(Decoder())
         with ThreadPoolExecutor(num_threads) as pool:
             while some := list(itertools.islice(scenes, _SCENES_IN_MEMORY)):
                 shots.update(
                     zip((row_id for row_id, *_ in some), pool.map(self._take, some), strict=True)
                 )
+        for _ in range(num_threads):
+            self._decoders.get().close()
         unseen = "no frames: the input has no such row any more"
         return {row_id: shots.get(row_id, Shots(note=unseen)) for row_id in self._times_s}
 
@@ -104,25 +117,28 @@ class Camera:
     def _take(self, scene: _Scene) -> Shots:
         row_id, video, span_s = scene
         recorded = self._times_s[row_id]
+        media = video if isinstance(video, list) else [video]
         try:
-            media = self._access.open(video)
-            try:
-                frames = decode_media(media, self._sampling, span_s=span_s, fit=self._fit)
-            finally:
-                if not isinstance(media, bytes):
-                    media.close()
+            shown = [self._decode(each, span_s) for each in media]
         except MediaError as error:
             return Shots(note=f"no frames: the media cannot be decoded now ({error.message})")
         note = None
-        if not _same_times(frames.timestamps_s, recorded):
+        if not _same_times(np.concatenate([each.timestamps_s for each in shown]), recorded):
             note = "these are not the frames that the model saw: the media changed since"
-        return Shots(
-            strips=make_strips(frames.rgb, frames.timestamps_s, self._max_frames), note=note
-        )
+        most = max(1, self._max_frames // len(shown))
+        strips = [strip for f in shown for strip in make_strips(f.rgb, f.timestamps_s, most)]
+        return Shots(strips=tuple(strips), note=note)
 
-    def _fit(self, width_px: int, height_px: int, _num_frames: int) -> tuple[int, int]:
-        scale = min(1.0, self._frame_px / max(width_px, height_px))
-        return max(1, round(width_px * scale)), max(1, round(height_px * scale))
+    def _decode(self, value: object, span_s: Span) -> Frames:
+        """In a process of its own, as a job does."""
+        media = self._access.open(value)
+        decoder = self._decoders.get()
+        try:
+            return decoder.decode(media, self._sampling, span_s=span_s, fit=self._fit)
+        finally:
+            self._decoders.put(decoder)
+            if not isinstance(media, bytes):
+                media.close()
 
 
 def open_camera(

@@ -117,4 +117,4 @@ def test_a_rank_holds_the_shared_part_whole_and_its_share_of_the_experts():
     assert wide.rank_bytes(4) == pytest.approx(2 * footprint.rank_bytes(4), rel=1e-4)
     found = list(weights.findings(footprint, EngineConfig(cache_gib=1e6), (2, 4)))
     assert found[-1].level == "BAD"
-    assert "1000001.5 needed for one rank" in found[-1].text
+    assert "1000001.5 needed for a rank of 2" in found[-1].text

@@ -132,7 +132,7 @@ def test_hours_are_told_from_minutes_on(processor):
     frames = Frames(rgb=np.zeros((2, 28, 28, 3), np.uint8), timestamps_s=times_s, facts=FACTS)
     stage = Prepare(processor, None, Instructions(timestamps="mm:ss"), fetch)  # pyright: ignore[reportArgumentType]
 
-    assert [item for item in stage._shown(frames) if isinstance(item, str)] == [
+    assert [item for item in stage._shown([frames]) if isinstance(item, str)] == [
         "[00:59] ",
         "[1:02:05] ",
     ]
@@ -325,3 +325,49 @@ def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
     seeds = together["seed"].to_pylist()
     assert seeds[0] == row_seed(0, "r0/mood")
     assert len({*seeds} - {None}) == 3
+
+
+def png(shade, size=(56, 28)):
+    file = io.BytesIO()
+    Image.new("RGB", size, (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(pa.list_(pa.binary()), id="bytes"),
+        pytest.param(pa.large_list(pa.struct([("bytes", pa.binary())])), id="structs"),
+    ],
+)
+def test_the_images_of_a_list_stand_in_one_prompt_in_their_order(processor, kind):
+    images = [[png(10), png(200, (28, 28))], [], [png(10), b"junk"], None]
+    is_struct = pa.types.is_large_list(kind)
+    values = [row and [{"bytes": i} if is_struct else i for i in row] for row in images]
+    table = pa.table({"video": pa.array(values, kind)})
+    opener = fetch if not is_struct else lambda value: fetch(value and value["bytes"])
+
+    rows = prepare(processor, table, columns=InputColumns(), opener=opener, timestamps="none")
+
+    codes = [None, "media_null", "media_corrupt", "media_null"]
+    assert rows["error_code"].to_pylist() == codes
+    got = decode_prompt(rows, 0)
+    first = np.full((28, 56, 3), (10, 0, 0), np.uint8)
+    second = np.full((28, 28, 3), (200, 0, 0), np.uint8)
+    expected = processor.prompt([first, second, "Describe this video in detail."])
+    assert got is not None
+    assert np.array_equal(got.token_ids, expected.token_ids)
+    assert np.array_equal(got.patches, expected.patches)
+    assert got.grid_hw.tolist() == [[2, 4], [2, 2]]
+    assert rows["frame_times_s"][0].as_py() == [0.0, 0.0]
+    assert rows["num_visual_tokens"][0].as_py() == 3
+
+
+def test_the_images_of_a_row_share_its_tokens(processor):
+    table = pa.table({"video": [[png(1, (560, 560)), png(2, (560, 560))]]})
+
+    (one,) = prepare(
+        processor, table, columns=InputColumns(), max_row_tokens=100, max_frame_tokens=None
+    ).to_pylist()
+
+    assert 80 <= one["num_visual_tokens"] <= 100
