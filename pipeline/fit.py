@@ -33,5 +33,9 @@ class FitFrames:
         if self.max_row_tokens is not None:
             share = max(1, self.max_row_tokens // num_frames)
             max_tokens = share if max_tokens is None else min(share, max_tokens)
-        size = image_size(width_px, height_px, self.image, max_tokens)
-        return size.width_px, size.height_px
+        size_px = (width_px, height_px)
+        while True:  # the checkpoint's rule shrinks a few of its own results once more
+            fitted = image_size(*size_px, self.image, max_tokens)
+            if (fitted.width_px, fitted.height_px) == size_px:
+                return size_px
+            size_px = (fitted.width_px, fitted.height_px)
