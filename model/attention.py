@@ -47,7 +47,7 @@ class LatentWidths:
     def absorbed_is_cheaper(self, num_queries: int, context_len: int) -> bool:
         """Whether fewer products are needed when the latents are not expanded.
 
-        Few queries to a long context absorb; at the published widths up to 150.
+        Few queries to a long context absorb; at the published widths up to 170.
         """
         expanded = context_len * (self._per_latent + num_queries * 2 * self.head)
         absorbed = num_queries * (self._per_latent + context_len * 2 * (self.latent + self.rope))
