@@ -15,9 +15,9 @@ from typing import Literal
 from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
+from parallel.choice import DispatchChoice
 from parallel.seat import Seat
 from parallel.worker import Engine
-from pipeline.config import DispatchChoice
 from pipeline.machines import load_engine
 
 Kind = Literal["kill", "stop"]

@@ -15,10 +15,11 @@ from model.engine import Engine
 from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
-from parallel.choice import DispatchChoice, StepDispatcher
+from parallel.choice import DispatchChoice
 from parallel.lockstep import Lockstep
 from parallel.rendezvous import Membership
 from parallel.seat import Seat
+from parallel.step_dispatcher import StepDispatcher
 from parallel.topology import Topology
 
 _NAP_S = 0.01  # between two looks whether any rank has work, when none had

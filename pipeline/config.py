@@ -6,11 +6,10 @@ from typing import Literal
 
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
+from parallel.choice import DispatchChoice
 from pipeline.prepare import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint
 from pipeline.schema import InputColumns, Layout
-
-DispatchChoice = Literal["auto", "all_to_all", "all_gather"]  # as `parallel.choice`, without torch
 
 _MAX_BATCH_ROWS = 8
 _MAX_BATCH_BYTES = 64 << 20  # of patches, so that a few batches fit into any object store

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from model.engine_config import EngineConfig
 from model.processor import Processor
+from parallel.choice import DispatchChoice, explain
 from parallel.client import Groups
 from parallel.golden import golden_requests
 from parallel.group import GroupSpec
 from parallel.seat import Seat
 from parallel.supervisor import GroupsStatus
 from parallel.worker import Engine
-from pipeline.config import DispatchChoice, PipelineConfig
+from pipeline.config import PipelineConfig
 
 # Checkpoint, budgets, dispatch, and the rank's seat where there are several -> its engine.
 EngineFactory = Callable[[Path, EngineConfig, DispatchChoice, Seat | None], Engine]
@@ -27,11 +28,12 @@ class Machines:
     num_groups: int
     num_ranks: int  # of each group
     why: str
+    dispatch: str  # which dispatcher, and why
 
     def __str__(self) -> str:
         groups = f"{self.num_groups} group{'s' * (self.num_groups > 1)}"
         ranks = f"{self.num_ranks} rank{'s' * (self.num_ranks > 1)}"
-        return f"{groups} of {ranks} on {self.device}: {self.why}"
+        return f"{groups} of {ranks} on {self.device}: {self.why}; {self.dispatch}"
 
 
 def load_engine(
@@ -75,7 +77,7 @@ def choose_machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> 
     ranks, groups = config.expert_parallel, config.num_groups
     if device == "cpu":
         why = "as asked" if ranks or groups else "auto takes one rank where there is no GPU"
-        return Machines(device=device, num_groups=groups or 1, num_ranks=ranks or 1, why=why)
+        return _machines(config, device, groups or 1, ranks or 1, why)
     if ranks and groups:
         why = "as asked"
     elif ranks:
@@ -93,7 +95,19 @@ def choose_machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> 
             f"one copy on each of {num_gpus} GPUs needs no exchange; where a copy does not fit, "
             "choose --expert-parallel 2 or more"
         )
-    return Machines(device=device, num_groups=groups, num_ranks=ranks, why=why)
+    return _machines(config, device, groups, ranks, why)
+
+
+def _machines(
+    config: PipelineConfig, device: str, num_groups: int, num_ranks: int, why: str
+) -> Machines:
+    return Machines(
+        device=device,
+        num_groups=num_groups,
+        num_ranks=num_ranks,
+        why=why,
+        dispatch=explain(config.dispatch, num_ranks, device),
+    )
 
 
 def start_groups(

@@ -15,9 +15,10 @@ from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
-from parallel.choice import DispatchChoice, StepDispatcher
+from parallel.choice import DispatchChoice
 from parallel.lockstep import Lockstep, LockstepError, StepPlan
 from parallel.member import MemberEngine
+from parallel.step_dispatcher import StepDispatcher
 from parallel.topology import Topology
 from tests.parallel.ranks import run_ranks
 from tests.tiny import tiny_checkpoint

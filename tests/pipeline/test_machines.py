@@ -32,6 +32,7 @@ def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_
     assert (machines.device, machines.num_groups, machines.num_ranks) == chosen
     assert len(machines.why) > 5
     assert str(machines).startswith(f"{chosen[1]} group")
+    assert ("local" in machines.dispatch) == (chosen[2] == 1)
 
 
 def test_a_network_without_experts_keeps_one_rank():
