@@ -13,56 +13,39 @@ VISION: Mapping[str, Any] = random_checkpoint.VISION
 # Any video is seen at about 112 x 84 pixels.
 IMAGE: Mapping[str, Any] = {**random_checkpoint.IMAGE, "in_token_limit": 48}
 
-# One shape in four tiny frames, and where it is: motion comes out of places.
+# One shape, or two, in a few frames: colours, shapes, places, and motion out of places.
 _FIRST = Stage(
-    steps=380,
-    clips=64,
-    sizes=((56, 56),),
-    num_frames=(4,),
-    difficulty=Difficulty(num_shapes=(1.0, 0.0, 0.0), small=0.5, event=0.0, text=0.0),
-    rate=4.0,
-    question_first=0.3,
-    timestamps=0.0,
-    choices=0.05,
-    places=1.0,
-)
-_SLOWER = replace(_FIRST, steps=230, rate=1.3)
-_ENDS = replace(_SLOWER, steps=175, num_frames=(2,))
-# 84 pixels have three visual tokens across, as there are three places across.
-_LARGER = replace(_ENDS, steps=695, rate=1.0, sizes=((84, 84),))
-# Two shapes, events, words, times.
-_MORE = replace(
-    _LARGER,
-    steps=720,
-    clips=48,
-    sizes=((84, 84), (112, 84), (84, 112)),
+    goals={"motion": 0.95, "shape": 0.9},
+    until=0.4,
+    clips=24,
+    sizes=((84, 84), (112, 84)),
     num_frames=(2, 4),
-    difficulty=Difficulty(num_shapes=(0.6, 0.4, 0.0), event=0.1, text=0.1),
-    rate=0.7,
-    timestamps=0.4,
-    still_image=0.05,
-    choices=0.1,
-    places=1.0,
+    difficulty=Difficulty(num_shapes=(0.7, 0.3, 0.0), small=0.4, event=0.05, text=0.2),
+    choices=0.3,
+    options=(2, 3),
 )
-# Motion again, now in several formats.
-_AGAIN = replace(
-    _MORE,
-    steps=600,
-    clips=64,
-    sizes=((84, 84), (84, 84), (112, 84), (84, 112)),
-    num_frames=(2, 2, 4),
-    difficulty=Difficulty(num_shapes=(0.75, 0.25, 0.0), event=0.05, text=0.05),
-)
-# As at inference.
-_LAST = Stage(
-    steps=720,
+# Every format, more shapes, words, events, answers to choose from.
+_MORE = replace(
+    _FIRST,
+    goals={"motion": 0.96, "shape": 0.95, "q_letter": 0.9},
+    until=0.6,
     clips=32,
     sizes=((224, 168), (168, 224), (196, 196), (252, 140)),
-    num_frames=(8,),
-    difficulty=Difficulty(event=0.15),
-    rate=1.0,
-    timestamps=0.75,
+    num_frames=(2, 4, 8),
+    difficulty=Difficulty(num_shapes=(0.55, 0.45, 0.0), event=0.15, text=0.2),
+    timestamps=0.5,
     still_image=0.05,
-    places=0.8,
+    options=(2, 3, 4),
+    choices=0.4,
 )
-STAGES = (_FIRST, _SLOWER, _ENDS, _LARGER, _MORE, _AGAIN, _LAST)
+# As at inference.
+_LAST = replace(
+    _MORE,
+    goals={},
+    until=1.0,
+    num_frames=(4, 8, 8, 8),
+    difficulty=Difficulty(),
+    timestamps=0.75,
+    options=(2, 3, 4, 4, 4),
+)
+STAGES = (_FIRST, _MORE, _LAST)

@@ -58,9 +58,9 @@ class Question:
     answer: str
     wrong: tuple[str, ...]
 
-    def as_choice(self, rng: np.random.Generator) -> "Question":
+    def as_choice(self, rng: np.random.Generator, num_options: int = 4) -> "Question":
         """The same question with up to four answers to choose from, answered by a letter."""
-        wrong = rng.permutation(list(self.wrong))[:3]
+        wrong = rng.permutation(list(self.wrong))[: num_options - 1]
         options = [str(option) for option in rng.permutation([self.answer, *wrong])]
         lines = [f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False)]
         text = "\n".join([self.text, *lines, "Answer with the letter."])

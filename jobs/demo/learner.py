@@ -19,12 +19,15 @@ import torch
 import torch.multiprocessing as torch_multiprocessing
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.demo.balance import LoadBalancer
+from jobs.demo.hints import LAYER, HintHeads
 from jobs.demo.lessons import KINDS, Lesson, Stage, Teacher
 from model.batch import whole_sequences
 from model.kimi_vl import KimiVL
+
+HINT_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,18 +38,29 @@ class Outcome:
     loss: float
     asked: NDArray[np.int64]  # target tokens by kind
     right: NDArray[np.int64]  # those that were predicted
+    hint_loss: float
+    hint_motion: float  # accuracy
+
+
+class Student(nn.Module):
+    """The network and the heads that read hints from it while it learns."""
+
+    def __init__(self, model: KimiVL) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = HintHeads(model.config.text.hidden_size)
 
 
 class Learner:
-    """Adds up the gradient of a batch in `model`, with `num_processes` - 1 processes to help.
+    """Adds up the gradient of a batch in `student`, with `num_processes` - 1 processes to help.
 
     Use it as a context; the helpers end with it, and also when this process dies. The weights move
     into shared memory, so they may be changed in place only, and only between calls.
     """
 
-    def __init__(self, model: KimiVL, checkpoint: Path, num_processes: int) -> None:
-        self.model = model.share_memory()
-        self.balancer = LoadBalancer(model)
+    def __init__(self, student: Student, checkpoint: Path, num_processes: int) -> None:
+        self.student = student.share_memory()
+        self.balancer = LoadBalancer(student)
         self._teacher = Teacher(checkpoint)
         self._num_processes = num_processes
         self._checkpoint = checkpoint
@@ -55,7 +69,7 @@ class Learner:
 
     def __enter__(self) -> "Learner":
         for _ in range(self._num_processes - 1):
-            self._helpers.append(_Helper(self.model, self._checkpoint))
+            self._helpers.append(_Helper(self.student, self._checkpoint))
             self._stack.callback(self._helpers[-1].close)
         return self
 
@@ -68,31 +82,33 @@ class Learner:
         for helper, (clips, seed) in zip(self._helpers, parts[1:], strict=True):
             helper.start(stage, clips, seed)
         clips, seed = parts[0]
-        self.model.zero_grad(set_to_none=True)
-        outcomes = [backward(self.model, self._teacher.lesson(stage, clips, seed))]
-        outcomes += [helper.join(self.model, self.balancer) for helper in self._helpers]
-        for parameter in trained(self.model):
-            assert parameter.grad is not None
+        self.student.zero_grad(set_to_none=True)
+        outcomes = [backward(self.student, self._teacher.lesson(stage, clips, seed))]
+        outcomes += [helper.join(self.student, self.balancer) for helper in self._helpers]
+        for parameter in trained(self.student):
+            parameter.grad = _gradient(parameter)
             parameter.grad /= len(outcomes)
         return Outcome(
             clips=sum(outcome.clips for outcome in outcomes),
             loss=sum(outcome.loss for outcome in outcomes) / len(outcomes),
             asked=np.sum([outcome.asked for outcome in outcomes], axis=0),
             right=np.sum([outcome.right for outcome in outcomes], axis=0),
+            hint_loss=sum(outcome.hint_loss for outcome in outcomes) / len(outcomes),
+            hint_motion=sum(outcome.hint_motion for outcome in outcomes) / len(outcomes),
         )
 
 
 class _Helper:
     """Another process that computes gradients into shared memory."""
 
-    def __init__(self, model: KimiVL, checkpoint: Path) -> None:
-        self._gradients = [torch.zeros_like(p).share_memory_() for p in trained(model)]
-        self._loads = [torch.zeros_like(load) for load in LoadBalancer(model).loads.values()]
+    def __init__(self, student: Student, checkpoint: Path) -> None:
+        self._gradients = [torch.zeros_like(p).share_memory_() for p in trained(student)]
+        self._loads = [torch.zeros_like(load) for load in LoadBalancer(student).loads.values()]
         context = torch_multiprocessing.get_context("spawn")
         self._connection, theirs = multiprocessing.Pipe()
         loads = [load.share_memory_() for load in self._loads]
         self._process = context.Process(
-            target=_help, args=(theirs, model, checkpoint, self._gradients, loads), daemon=True
+            target=_help, args=(theirs, student, checkpoint, self._gradients, loads), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -102,12 +118,11 @@ class _Helper:
         self._connection.send((stage, clips, seed))
 
     @torch.no_grad()
-    def join(self, model: KimiVL, balancer: LoadBalancer) -> Outcome:
+    def join(self, student: Student, balancer: LoadBalancer) -> Outcome:
         """Wait for it, and add its gradients and counts to those of this process."""
         outcome = self._connection.recv()
-        for parameter, gradient in zip(trained(model), self._gradients, strict=True):
-            assert parameter.grad is not None
-            parameter.grad += gradient
+        for parameter, gradient in zip(trained(student), self._gradients, strict=True):
+            parameter.grad = _gradient(parameter) + gradient
         for load, counted in zip(balancer.loads.values(), self._loads, strict=True):
             load.add_(counted)
         return outcome
@@ -120,7 +135,7 @@ class _Helper:
 
 def _help(
     connection: Connection,
-    model: KimiVL,
+    student: Student,
     checkpoint: Path,
     gradients: Sequence[Tensor],
     loads: Sequence[Tensor],
@@ -129,43 +144,57 @@ def _help(
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     teacher = Teacher(checkpoint)
-    balancer = LoadBalancer(model)
+    balancer = LoadBalancer(student)
     while True:
         try:
             stage, clips, seed = connection.recv()
         except (EOFError, ConnectionResetError):
             return
-        model.zero_grad(set_to_none=True)
-        outcome = backward(model, teacher.lesson(stage, clips, seed))
+        student.zero_grad(set_to_none=True)
+        outcome = backward(student, teacher.lesson(stage, clips, seed))
         with torch.no_grad():
-            for parameter, gradient in zip(trained(model), gradients, strict=True):
-                assert parameter.grad is not None
-                gradient.copy_(parameter.grad)
+            for parameter, gradient in zip(trained(student), gradients, strict=True):
+                gradient.copy_(_gradient(parameter))
             for load, counted in zip(balancer.loads.values(), loads, strict=True):
                 counted.copy_(load)
                 load.zero_()
         connection.send(outcome)
 
 
-def trained(model: KimiVL) -> list[torch.nn.Parameter]:
+def trained(model: nn.Module) -> list[torch.nn.Parameter]:
     """The parameters that have gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def backward(model: KimiVL, lesson: Lesson) -> Outcome:
-    """Add the gradient of the mean cross-entropy of the target tokens."""
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """That of the batch; a head that was asked nothing has none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def backward(student: Student, lesson: Lesson) -> Outcome:
+    """Add the gradient of the mean cross-entropy of the target tokens, and of the hints."""
+    model = student.model
     token_ids = [ids.tolist() for ids in lesson.token_ids]
     batch = whole_sequences(token_ids, model.config.media_token_id)
     grids = [(int(height), int(width)) for height, width in lesson.grid_hw]
     features = model.encode_images(torch.from_numpy(lesson.patches), grids)
+    between: list[Tensor] = []
+
+    def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        between.append(output)
+
+    hook = model.language_model.model.layers[LAYER].register_forward_hook(keep)
     hidden = model(batch, None, features)
+    hook.remove()
+    assert batch.media_rows is not None
+    hint_loss, hint_motion = student.heads(features, between[0][batch.media_rows], lesson.hints)
     starts = np.cumsum([0, *batch.query_lens[:-1]])
     places = [first + at for first, at in zip(starts, lesson.targets, strict=True)]
     rows = torch.from_numpy(np.concatenate(places))
     logits = model.logits(hidden[rows - 1])
     targets = batch.token_ids[rows]
     loss = F.cross_entropy(logits, targets)
-    loss.backward()
+    (loss + HINT_WEIGHT * hint_loss).backward()
     kinds = np.concatenate(lesson.kinds)
     is_right = (logits.argmax(-1) == targets).numpy()
     return Outcome(
@@ -173,6 +202,8 @@ def backward(model: KimiVL, lesson: Lesson) -> Outcome:
         loss=float(loss.detach()),
         asked=np.bincount(kinds, minlength=len(KINDS)),
         right=np.bincount(kinds[is_right], minlength=len(KINDS)),
+        hint_loss=float(hint_loss.detach()),
+        hint_motion=float(hint_motion),
     )
 
 

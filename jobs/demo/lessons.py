@@ -6,7 +6,7 @@ questions about the same clip follow as further turns, because a clip costs more
 Letters: T tokens, P patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.demo.hints import Hints, hints_of
 from jobs.demo.language import (
     IMAGE_PROMPT,
     VIDEO_PROMPT,
@@ -53,18 +54,20 @@ KINDS = (
 class Stage:
     """A stretch of the curriculum."""
 
-    steps: int
+    goals: Mapping[str, float]  # accuracy by kind of target with which it ends
+    until: float  # part of the run at which it ends at the latest
     clips: int  # of one batch
     sizes: tuple[tuple[int, int], ...]  # width and height of the clips, chosen evenly
     num_frames: tuple[int, ...]
     difficulty: Difficulty
     rate: float = 1.0  # factor on the learning rates
     num_questions: int = 2  # turns beside the caption
-    question_first: float = 0.2  # probability that the caption is not the first turn
+    caption: float = 0.6  # probability that a caption comes first; else there are only questions
     still_image: float = 0.0  # probability of a single image instead of a clip
     timestamps: float = 0.3  # probability that frames bring their times
     choices: float = 0.3  # of the questions, how many offer answers to choose from
-    places: float = 0.5  # of the questions, how many ask for a place while there is one to ask for
+    options: tuple[int, ...] = (4,)  # how many answers these offer
+    places: float = 0.5  # of the questions after a caption, how many ask for a place
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Lesson:
     kinds: list[NDArray[np.int32]]  # of each target, in KINDS
     patches: NDArray[np.uint8]  # [P, 3, 14, 14], clip after clip
     grid_hw: NDArray[np.int32]
+    hints: Hints  # of the vision tokens, in the order of the patches
 
 
 class Teacher:
@@ -101,13 +105,14 @@ class Teacher:
         """The batch whose clips have the seeds from `first_seed` on."""
         made = [self._conversation(stage, first_seed + index) for index in range(num_clips)]
         made.sort(key=lambda parts: parts[4].tolist())  # equal grids together
-        token_ids, targets, kinds, patches, grids = zip(*made, strict=True)
+        token_ids, targets, kinds, patches, grids, hints = zip(*made, strict=True)
         return Lesson(
             token_ids=list(token_ids),
             targets=list(targets),
             kinds=list(kinds),
             patches=np.concatenate(patches),
             grid_hw=np.concatenate(grids),
+            hints=Hints.joined(list(hints)),
         )
 
     def _conversation(
@@ -118,6 +123,7 @@ class Teacher:
         NDArray[np.int32],
         NDArray[np.uint8],
         NDArray[np.int32],
+        Hints,
     ]:
         rng = np.random.default_rng((seed, 1))
         is_image = rng.random() < stage.still_image
@@ -129,7 +135,8 @@ class Teacher:
             u = stage_times(int(rng.choice(stage.num_frames)), rng)
         turns = turns_about(scene, float(u[0]) if is_image else None, stage, rng)
         width_px, height_px = stage.sizes[rng.integers(len(stage.sizes))]
-        frames = self._frames(scene, u, width_px, height_px, rng)
+        size = image_size(width_px, height_px, self.processor.config.image)
+        frames = _frames(scene, u, size.width_px, size.height_px, rng)
         style = "none" if is_image else timestamp_style(rng, stage.timestamps)
         content = with_timestamps(frames, u * scene.duration_s, style)
         prompt = self.processor.prompt([*content, turns[0].question])
@@ -140,23 +147,8 @@ class Teacher:
             np.array(kinds, np.int32),
             prompt.patches,
             prompt.grid_hw,
+            hints_of(scene, u, size.width_px, size.height_px),
         )
-
-    def _frames(
-        self,
-        scene: Scene,
-        u: NDArray[np.float64],
-        width_px: int,
-        height_px: int,
-        rng: np.random.Generator,
-    ) -> list[NDArray[np.uint8]]:
-        """Frames as they come out of the resize: drawn small, with a little noise of a codec."""
-        size = image_size(width_px, height_px, self.processor.config.image)
-        frames = draw(scene, u, size.width_px, size.height_px)
-        noise = _noise(frames[0].size)
-        start = rng.integers(len(noise) - frames[0].size)
-        wave = noise[start : start + frames[0].size].reshape(frames[0].shape)
-        return list(np.clip(frames.astype(np.int16) + wave, 0, 255).astype(np.uint8))
 
     def _joined(
         self, token_ids: list[int], turns: Sequence[Turn]
@@ -195,6 +187,21 @@ class Teacher:
         return KINDS.index("text") if word.isdigit() or (word.isupper() and len(word) > 1) else 0
 
 
+def _frames(
+    scene: Scene,
+    u: NDArray[np.float64],
+    width_px: int,
+    height_px: int,
+    rng: np.random.Generator,
+) -> list[NDArray[np.uint8]]:
+    """Frames as they come out of the resize: drawn small, with a little noise of a codec."""
+    frames = draw(scene, u, width_px, height_px)
+    noise = _noise(frames[0].size)
+    start = rng.integers(len(noise) - frames[0].size)
+    wave = noise[start : start + frames[0].size].reshape(frames[0].shape)
+    return list(np.clip(frames.astype(np.int16) + wave, 0, 255).astype(np.uint8))
+
+
 @cache
 def _noise(size: int) -> NDArray[np.int16]:
     rng = np.random.default_rng(0)
@@ -212,24 +219,25 @@ def turns_about(
     else:
         turns = [Turn(IMAGE_PROMPT, image_caption(scene), "caption")]
         pool = image_questions(scene, u)
-    is_question_first = rng.random() < stage.question_first
-    for number in range(stage.num_questions):
+    if rng.random() < stage.caption:
+        asked = stage.num_questions
         # What a caption has just said is not worth asking; places are not in it.
         places = [question for question in pool if question.kind == "place"]
-        asks_place = places and rng.random() < stage.places
-        is_first = is_question_first and number == 0
-        chosen = places if asks_place and not is_first else pool
+    else:
+        turns, places, asked = [], [], stage.num_questions + 2
+    for _ in range(min(asked, len(pool))):
+        chosen = places if places and rng.random() < stage.places else pool
         question = chosen[rng.integers(len(chosen))]
         pool.remove(question)
+        if question in places:
+            places.remove(question)
         turns.append(_question_turn(question, stage, rng))
-    if is_question_first:
-        turns[:2] = turns[1::-1]
     return turns
 
 
 def _question_turn(question: Question, stage: Stage, rng: np.random.Generator) -> Turn:
     if rng.random() < stage.choices:
-        choice = question.as_choice(rng)
+        choice = question.as_choice(rng, int(rng.choice(stage.options)))
         return Turn(choice.text, choice.answer, "q_letter")
     return Turn(question.text, question.answer, f"q_{question.kind}")
 

@@ -26,10 +26,9 @@ _CURVES = {
 class LogBook:
     """Means over `log_steps` steps, appended to a JSON-lines file and shown as a progress line."""
 
-    def __init__(self, path: Path, log_steps: int, num_steps: int) -> None:
+    def __init__(self, path: Path, log_steps: int) -> None:
         self.path = path
         self.log_steps = log_steps
-        self.num_steps = num_steps
         self._clear()
 
     def _clear(self) -> None:
@@ -49,10 +48,12 @@ class LogBook:
         line = {
             "step": step,
             "time": time.strftime("%H:%M:%S", time.gmtime()),
+            "stage": self._numbers[-1]["stage"],
+            "part": round(self._numbers[-1]["part"], 4),
             "clips_per_s": round(self._sum("clips") / seconds, 1),
             **{
                 name: round(self._sum(name) / len(self._numbers), 4)
-                for name in ("loss", "norm", "worst_load")
+                for name in ("loss", "hint_loss", "hint_motion", "norm", "worst_load")
             },
             "accuracy": accuracy,
         }
@@ -60,8 +61,10 @@ class LogBook:
             file.write(json.dumps(line) + "\n")
         shown = " ".join(f"{kind}={value:.2f}" for kind, value in accuracy.items())
         print(
-            f"{line['time']} {step:6d}/{self.num_steps} {line['clips_per_s']:4.0f} clips/s "
-            f"loss {line['loss']:.3f} load {line['worst_load']:.1f} {shown}",
+            f"{line['time']} {step:6d} {100 * line['part']:3.0f} % stage {line['stage']} "
+            f"{line['clips_per_s']:3.0f} clips/s loss {line['loss']:.3f} "
+            f"hints {line['hint_loss']:.3f} {line['hint_motion']:.2f} "
+            f"load {line['worst_load']:.1f} {shown}",
             flush=True,
         )
 

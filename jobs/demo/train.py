@@ -11,7 +11,7 @@ the weights that it would have given undisturbed.
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch import nn
 
 from jobs.demo.curriculum import STAGES
 from jobs.demo.export import export, write_empty_checkpoint
-from jobs.demo.learner import Learner, trained
-from jobs.demo.lessons import Stage, first_seed
+from jobs.demo.learner import Learner, Outcome, Student, trained
+from jobs.demo.lessons import KINDS, Stage, first_seed
 from jobs.demo.logbook import LogBook, draw_curves
 from jobs.demo.optimizer import Muon
 from model.config import KimiVLConfig
@@ -39,25 +39,64 @@ class TrainConfig:
     """What a run depends on beside the curriculum."""
 
     seed: int = 0
-    learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the head
+    minutes: float = 60.0  # of training in all, pauses between runs not counted
+    steps: int | None = None  # the length of the run instead of `minutes`
+    learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the heads
     matrix_rate: float = 0.003  # of Muon: all other matrices
-    warmup_steps: int = 100
-    decay: float = 0.35  # the last part of all steps, in which the rates fall to zero
+    warmup_steps: int = 40
+    decay: float = 0.3  # the last part of the run, in which the rates fall to zero
     bias_rate: float = 2e-3  # step of the routers' correction bias
     num_processes: int = 2
-    snapshot_s: float = 45.0
+    snapshot_s: float = 60.0
     log_steps: int = 20
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is in the snapshot."""
+
+    steps: int = 0
+    clips: int = 0
+    seconds: float = 0.0
+    stage: int = 0
+    # By kind of target token, over about the last 30 batches of the stage.
+    accuracy: dict[str, float] = field(default_factory=dict[str, float])
+
+    def part(self, config: TrainConfig) -> float:
+        """How much of the run is done, from 0 to 1."""
+        if config.steps is not None:
+            return self.steps / config.steps
+        return self.seconds / (60 * config.minutes) if config.minutes > 0 else 1.0
+
+    def count(self, outcome: Outcome) -> None:
+        """Take in one batch."""
+        self.steps += 1
+        self.clips += outcome.clips
+        for kind, asked, right in zip(KINDS, outcome.asked, outcome.right, strict=True):
+            if asked:
+                before = self.accuracy.get(kind, 0.0)
+                self.accuracy[kind] = before + (float(right / asked) - before) / 30
+
+    def enter_stage(self, stages: Sequence[Stage], part: float) -> Stage:
+        """The stage to learn from; on to the next when goals are reached or time is up."""
+        stage = stages[self.stage]
+        is_learned = stage.goals and all(
+            self.accuracy.get(kind, 0.0) >= goal for kind, goal in stage.goals.items()
+        )
+        if self.stage + 1 < len(stages) and (is_learned or part >= stage.until):
+            self.stage += 1
+            self.accuracy = {}
+        return stages[self.stage]
 
 
 class Trainer:
     """The model with everything that a step changes."""
 
-    def __init__(self, model: KimiVL, config: TrainConfig, num_steps: int) -> None:
-        self.model = model
+    def __init__(self, student: Student, config: TrainConfig) -> None:
+        self.student = student
         self.config = config
-        self.num_steps = num_steps
-        self.steps_done = 0
-        matrices, others = split_parameters(model)
+        self.progress = Progress()
+        matrices, others = split_parameters(student)
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [
             (Muon(matrices, lr=config.matrix_rate), config.matrix_rate),
             (
@@ -66,43 +105,47 @@ class Trainer:
             ),
         ]
 
-    def step(self, learner: Learner, stage: Stage, seed: int) -> dict[str, Any]:
+    def step(self, learner: Learner, stages: Sequence[Stage]) -> dict[str, Any]:
         """Learn one batch; returns numbers for the log."""
-        outcome = learner.learn(stage, seed)
-        norm = nn.utils.clip_grad_norm_(trained(self.model), 1.0)
-        factor = stage.rate * self._rate_factor()
+        progress = self.progress
+        part = progress.part(self.config)
+        stage = progress.enter_stage(stages, part)
+        outcome = learner.learn(stage, first_seed("train", self.config.seed, progress.clips))
+        norm = nn.utils.clip_grad_norm_(trained(self.student), 1.0)
+        factor = stage.rate * self._rate_factor(part)
         for optimizer, rate in self._optimizers:
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
         _, worst_load = learner.balancer.extremes()
         learner.balancer.step(self.config.bias_rate * min(1.0, factor))
-        self.steps_done += 1
-        return {**vars(outcome), "norm": float(norm), "worst_load": worst_load}
+        progress.count(outcome)
+        numbers = {"norm": float(norm), "worst_load": worst_load, "stage": progress.stage}
+        return {**vars(outcome), **numbers, "part": part}
 
-    def _rate_factor(self) -> float:
+    def _rate_factor(self, part: float) -> float:
         """Warm-up, a plateau, and a linear fall to zero."""
-        warmup = (self.steps_done + 1) / self.config.warmup_steps
-        left = (self.num_steps - self.steps_done) / (self.config.decay * self.num_steps)
-        return min(1.0, warmup, left)
+        warmup = (self.progress.steps + 1) / self.config.warmup_steps
+        return max(0.0, min(1.0, warmup, (1 - part) / self.config.decay))
 
     def save(self, path: Path) -> None:
         """Write a snapshot, whole or not at all."""
         state = {
-            "steps_done": self.steps_done,
-            "model": self.model.state_dict(),
+            "progress": vars(self.progress),
+            "student": self.student.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer, _ in self._optimizers],
         }
         temporary = path.with_suffix(".tmp")
         torch.save(state, temporary)
         temporary.replace(path)
 
-    def load(self, path: Path) -> None:
-        """Go on from a snapshot."""
+    def load(self, path: Path) -> Progress:
+        """Go on from a snapshot, and say where it stands."""
         state = torch.load(path, weights_only=True)
-        self.steps_done = state["steps_done"]
-        self.model.load_state_dict(state["model"])
+        self.progress = Progress(**state["progress"])
+        self.student.load_state_dict(state["student"])
         for (optimizer, _), saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        return self.progress
 
 
 @torch.no_grad()
@@ -137,27 +180,16 @@ def _waves(rows: int, columns: int, width: int) -> torch.Tensor:
     return 0.5 * torch.cat((of_rows, of_columns), dim=-1)
 
 
-def split_parameters(model: KimiVL) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(student: Student) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The matrices that Muon turns, and the parameters that are left to AdamW."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in student.named_parameters():
         is_table = name.endswith(("embed_tokens.weight", "pos_emb.weight", "lm_head.weight"))
-        is_table = is_table or name.endswith("mlp.gate.weight")
+        is_table = is_table or name.endswith("mlp.gate.weight") or name.startswith("heads.")
         if parameter.requires_grad:
             (others if parameter.ndim < 2 or is_table else matrices).append(parameter)
     return matrices, others
-
-
-def stage_at(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
-    """The stage of a step, and the number of the step's first clip within the run."""
-    clips = 0
-    for stage in stages:
-        if step < stage.steps:
-            return stage, clips + step * stage.clips
-        step -= stage.steps
-        clips += stage.steps * stage.clips
-    raise ValueError(f"the curriculum has ended {step + 1} steps before this one")
 
 
 def train(
@@ -186,20 +218,18 @@ def train(
     torch.manual_seed(config.seed)
     model = KimiVL(KimiVLConfig.from_checkpoint(checkpoint))
     initialise(model)
-    num_steps = sum(stage.steps for stage in stages)
-    trainer = Trainer(model, config, num_steps)
+    trainer = Trainer(Student(model), config)
+    progress = trainer.progress
     if (output / SNAPSHOT).exists():
-        trainer.load(output / SNAPSHOT)
-        print(f"goes on from step {trainer.steps_done} of {num_steps}", flush=True)
-    log = LogBook(output / LOG, config.log_steps, num_steps)
-    started_s = saved_s = time.monotonic()
-    with Learner(model, checkpoint, config.num_processes) as learner:
-        while trainer.steps_done < num_steps:
-            stage, number = stage_at(stages, trainer.steps_done)
-            seed = first_seed("train", config.seed, number)
-            numbers = trainer.step(learner, stage, seed)
-            log.add(trainer.steps_done, numbers)
-            now_s = time.monotonic()
+        progress = trainer.load(output / SNAPSHOT)
+        print(f"goes on from step {progress.steps}", flush=True)
+    log = LogBook(output / LOG, config.log_steps)
+    started_s = saved_s = now_s = time.monotonic()
+    with Learner(trainer.student, checkpoint, config.num_processes) as learner:
+        while progress.part(config) < 1:
+            log.add(progress.steps + 1, trainer.step(learner, stages))
+            before_s, now_s = now_s, time.monotonic()
+            progress.seconds += now_s - before_s
             if now_s - saved_s > config.snapshot_s:
                 trainer.save(output / SNAPSHOT)
                 saved_s = now_s
@@ -220,10 +250,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--export", type=Path, help="where the checkpoint goes at the end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--max-seconds", type=float, help="stop early, with a snapshot")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=TrainConfig.minutes,
+        help="length of the run; a run that goes on may be given another (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
-    config = TrainConfig(seed=options.seed, num_processes=options.processes)
-    model = train(options.output, config, max_s=options.max_seconds)
+    config = TrainConfig(
+        seed=options.seed, minutes=options.minutes, num_processes=options.processes
+    )
+    model = train(options.output, config)
     if options.export is not None:
         export(model, options.output / CHECKPOINT, options.export)
 

@@ -1,0 +1,165 @@
+"""Hints: what the cells of a frame show, told to the network while it learns, and never after.
+
+A caption says little about many pixels, so from captions alone a small network takes many thousands
+of clips until it sees motion. While it trains, linear heads therefore read from each cell (the
+28 x 28 pixels of one vision token) which shape is there and where, and, behind the first layers of
+the decoder, how far it has come. The heads are thrown away with the rest of the training.
+
+Letters: V vision tokens, N frames, D hidden size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from jobs.demo.scenes import COLOURS, MOTIONS, SHAPES, TEXT_BAND, WORDS, Scene
+
+CELL_PX = 28
+LAYER = 1  # of the decoder, behind which motion is read
+_IGNORED = -100  # as in `F.cross_entropy`
+_CLASSES = {
+    "shape": 1 + len(SHAPES),
+    "colour": 1 + len(COLOURS),
+    "motion": len(MOTIONS),
+    "word": 2 + len(WORDS),  # nothing, a number, a word
+    "tens": 10,
+    "ones": 10,
+}
+NAMES = tuple(_CLASSES)
+_OF_FEATURES = ("shape", "colour", "word", "tens", "ones")
+_OF_HIDDEN = ("shape", "colour", "motion", "word")
+_SEEN_ENOUGH = 0.35  # of a clip's duration must have been seen before motion is asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """Of all cells of one clip or batch."""
+
+    classes: NDArray[np.int16]  # [V, classes], in the order of NAMES
+    places: NDArray[np.float32]  # [V, 6] x, y, radius; their change since the shape was first seen
+    is_shape: NDArray[np.bool_]  # [V] whether `places` means something
+
+    @staticmethod
+    def joined(parts: "list[Hints]") -> "Hints":
+        """One after the other."""
+        return Hints(
+            classes=np.concatenate([part.classes for part in parts]),
+            places=np.concatenate([part.places for part in parts]),
+            is_shape=np.concatenate([part.is_shape for part in parts]),
+        )
+
+
+def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int) -> Hints:
+    """What the cells of the frames at times `u` [N] show, frame by frame and row by row."""
+    columns, rows = -(-width_px // CELL_PX), -(-height_px // CELL_PX)  # padded
+    x = (np.arange(columns) + 0.5) * CELL_PX
+    y = (np.arange(rows) + 0.5) * CELL_PX
+    classes = np.full((len(u), rows, columns, len(NAMES)), _IGNORED, np.int16)
+    classes[..., :2] = 0
+    places = np.zeros((len(u), rows, columns, 6), np.float32)
+    nearest = np.full((len(u), rows, columns), np.inf)
+    for index, shape in enumerate(scene.shapes):
+        xy, radius = shape.xy(u), shape.radius(u)
+        reach = CELL_PX / 2 + 0.6 * radius * min(width_px, height_px)
+        dx = abs(xy[:, :1] * width_px - x)[:, None, :]
+        dy = abs(xy[:, 1:] * height_px - y)[:, :, None]
+        visible = _visible(scene, index, u)
+        distance = np.maximum(dx, dy) / reach[:, None, None]
+        is_here = (distance < 1) & (distance < nearest) & visible[:, None, None]
+        nearest = np.where(is_here, distance, nearest)
+        now = np.column_stack((xy, 2 * radius))  # [N, 3]
+        first = int(np.flatnonzero(visible)[0]) if visible.any() else 0
+        labels = np.full((len(u), len(NAMES)), _IGNORED, np.int16)
+        labels[:, 0] = 1 + SHAPES.index(shape.shape)
+        labels[:, 1] = _colours(scene, index, u)
+        labels[u - u[first] > _SEEN_ENOUGH, 2] = MOTIONS.index(shape.motion)
+        frame, row, column = is_here.nonzero()
+        classes[frame, row, column, :3] = labels[frame, :3]
+        places[frame, row, column] = np.column_stack((now - 0.5, 3 * (now - now[first])))[frame]
+    _hint_text(classes, scene, TEXT_BAND * height_px)
+    return Hints(
+        classes=classes.reshape(-1, len(NAMES)),
+        places=places.reshape(-1, 6),
+        is_shape=np.isfinite(nearest).ravel(),
+    )
+
+
+def _visible(scene: Scene, index: int, u: NDArray[np.float64]) -> NDArray[np.bool_]:
+    event = scene.event
+    if event is None or event.shape != index or event.kind == "turns":
+        return np.ones(len(u), bool)
+    return u >= event.u if event.kind == "appears" else u < event.u
+
+
+def _colours(scene: Scene, index: int, u: NDArray[np.float64]) -> NDArray[np.int16]:
+    names, event = list(COLOURS), scene.event
+    colours = np.full(len(u), 1 + names.index(scene.shapes[index].colour), np.int16)
+    if event is not None and event.shape == index and event.kind == "turns":
+        colours[u >= event.u] = 1 + names.index(event.colour)
+    return colours
+
+
+def _hint_text(classes: NDArray[np.int16], scene: Scene, band_px: float) -> None:
+    """The cells across the middle of the band know the whole text."""
+    row = classes[:, int(band_px / 2 / CELL_PX)]
+    word = 0 if not scene.text else 1 if scene.text.isdigit() else 2 + WORDS.index(scene.text)
+    row[..., 3] = word
+    if word == 1:
+        row[..., 4:] = [int(digit) for digit in scene.text]
+
+
+class HintHeads(nn.Module):
+    """What reads hints from the network; all of it linear."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.of_features = nn.ModuleDict(
+            {name: nn.Linear(hidden_size, _CLASSES[name]) for name in _OF_FEATURES}
+        )
+        self.of_hidden = nn.ModuleDict(
+            {name: nn.Linear(hidden_size, _CLASSES[name]) for name in _OF_HIDDEN}
+        )
+        self.place_of_features = nn.Linear(hidden_size, 3)
+        self.place_of_hidden = nn.Linear(hidden_size, 6)
+
+    def forward(self, features: Tensor, hidden: Tensor, hints: Hints) -> tuple[Tensor, Tensor]:
+        """The loss of both readings, and how often motion was read right.
+
+        Args:
+            features: [V, D] of the projector.
+            hidden: [V, D] behind decoder layer LAYER, of the same cells.
+            hints: of the same cells.
+        """
+        features, hidden = _normed(features), _normed(hidden)
+        classes = torch.from_numpy(hints.classes).long()
+        is_shape = torch.from_numpy(hints.is_shape)
+        places = torch.from_numpy(hints.places)[is_shape]
+        loss = F.mse_loss(self.place_of_features(features[is_shape]), places[:, :3]) * 8
+        loss = loss + F.mse_loss(self.place_of_hidden(hidden[is_shape]), places) * 4
+        for heads, x in ((self.of_features, features), (self.of_hidden, hidden)):
+            for name, head in heads.items():
+                targets = classes[:, NAMES.index(name)]
+                asked = targets != _IGNORED
+                if asked.any():
+                    loss = loss + 0.5 * _balanced(head(x[asked]), targets[asked], name)
+        asked = classes[:, 2] != _IGNORED
+        motion = self.of_hidden["motion"](hidden[asked]).argmax(-1) == classes[asked, 2]
+        return loss, motion.float().sum() / max(1, len(motion))
+
+
+def _balanced(logits: Tensor, targets: Tensor, name: str) -> Tensor:
+    """Cross-entropy in which the many cells that show nothing count less."""
+    weight = torch.ones(logits.shape[-1])
+    if name != "motion":
+        weight[0] = 0.2
+    if name in ("tens", "ones"):
+        weight[0] = 1.0
+    return F.cross_entropy(logits, targets, weight)
+
+
+def _normed(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
