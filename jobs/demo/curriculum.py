@@ -21,7 +21,7 @@ _FIRST = Stage(
     sizes=((84, 84), (112, 84)),
     num_frames=(2, 4),
     difficulty=Difficulty(num_shapes=(0.7, 0.3, 0.0), small=0.4, event=0.05, text=0.2),
-    choices=0.3,
+    choices=0.5,
     options=(2, 3),
 )
 # Every format, more shapes, words, events, answers to choose from.
@@ -36,7 +36,7 @@ _MORE = replace(
     timestamps=0.5,
     still_image=0.05,
     options=(2, 3, 4),
-    choices=0.4,
+    choices=0.5,
 )
 # As at inference.
 _LAST = replace(

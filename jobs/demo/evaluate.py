@@ -2,42 +2,55 @@
 
     python -m jobs.demo.evaluate --clips 256
 
-Scenes of the held-out split go through H.264, the decoder, the processor and the engine, as the
-rows of a job do. The last line printed is one JSON object with everything that was measured.
+Clips of the held-out split are written to Parquet and captioned by the pipeline and the engine, as
+a job does it: one run for each number of frames, questions through the prompt column. The last line
+printed is one JSON object with everything that was measured.
 
 Letters: E routed experts.
 """
 
 import argparse
 import json
+import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from jobs.checkpoints import find_checkpoint
+from jobs.cluster import connect
 from jobs.demo.clips import encode
-from jobs.demo.language import VIDEO_PROMPT, Question, caption, questions, read_caption
-from jobs.demo.lessons import first_seed, with_timestamps
+from jobs.demo.judge import Tally, judge_caption
+from jobs.demo.language import VIDEO_PROMPT, Question, questions
+from jobs.demo.lessons import first_seed
 from jobs.demo.scenes import Scene, Split, draw, frame_times, random_scene
 from model.engine import Engine
 from model.engine_config import EngineConfig
 from model.moe import Router
 from model.processor import Processor
-from model.prompt import Prompt, PromptError
+from model.prompt import PromptError
 from model.sequence import SamplingParams
-from pipeline.frames import Frames
+from pipeline.config import PipelineConfig
 from pipeline.media import decode_media
+from pipeline.prepare import Instructions, Timestamps
+from pipeline.run import run
 from pipeline.sampling import FrameSampling
+from pipeline.schema import InputColumns
 
 SIZES = ((224, 168), (168, 224), (196, 196), (252, 140))  # width and height
 RATE = 10
 NUM_FRAMES = (1, 2, 4, 8, 16)
+ASKED_FRAMES = 8  # with which questions are asked, and which the main numbers are about
+_MAX_TOKENS = 96
+_ENGINE = EngineConfig(max_model_len=1024, cache_gib=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,58 +60,19 @@ class Clip:
     scene: Scene
     video: bytes
 
-    def frames(self, num_frames: int) -> Frames:
-        """The frames that a job would look at."""
-        return decode_media(self.video, FrameSampling(num_frames=num_frames))
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of the job's input: a clip, and what is asked about it."""
 
-class Tally:
-    """How many of each kind were right."""
+    clip: Clip
+    form: str  # "caption", "open" or "choice"
+    question: Question | None = None
 
-    def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
-        self.right: Counter[str] = Counter()
-
-    def add(self, kind: str, *, is_right: bool) -> None:
-        """Count one."""
-        self.asked[kind] += 1
-        self.right[kind] += is_right
-
-    def fraction(self, kind: str) -> float:
-        """Right of asked; 0 if none was asked."""
-        return round(self.right[kind] / max(1, self.asked[kind]), 4)
-
-    def fractions(self) -> dict[str, float]:
-        """By kind."""
-        return {kind: self.fraction(kind) for kind in sorted(self.asked)}
-
-
-class Answerer:
-    """A processor and an engine of one checkpoint."""
-
-    def __init__(self, checkpoint: Path, timestamps: str, dtype: str = "auto") -> None:
-        self.processor = Processor.from_checkpoint(checkpoint)
-        config = EngineConfig(dtype=dtype, max_model_len=1024, cache_gib=0.5)
-        self.engine = Engine.from_checkpoint(checkpoint, config)
-        self.timestamps = timestamps
-
-    def prompt(self, frames: Frames, question: str) -> Prompt:
-        """Frames and a question as the user's turn."""
-        content = with_timestamps(list(frames.rgb), frames.timestamps_s, self.timestamps)
-        return self.processor.prompt([*content, question])
-
-    def answers(self, prompts: Sequence[Prompt]) -> list[str]:
-        """The answers, in the order of the prompts."""
-        params = SamplingParams(max_tokens=96)
-        for number, prompt in enumerate(prompts):
-            self.engine.add(str(number), prompt, params)
-        texts: dict[int, str] = {}
-        while self.engine.has_work:
-            for name, answer in self.engine.step():
-                if isinstance(answer, PromptError):
-                    raise answer
-                texts[int(name)] = answer.text
-        return [texts[number] for number in range(len(prompts))]
+    @property
+    def prompt(self) -> str:
+        """What the model is asked."""
+        return VIDEO_PROMPT if self.question is None else self.question.text
 
 
 class RouterLoad:
@@ -117,10 +91,14 @@ class RouterLoad:
 
         return count
 
-    def extremes(self) -> tuple[float, float]:
-        """The least and the most loaded expert of all layers, in units of its layer's mean."""
-        loads = torch.stack([counts / counts.mean() for counts in self.counts.values()])
-        return round(float(loads.min()), 3), round(float(loads.max()), 3)
+    def relative(self) -> dict[str, list[float]]:
+        """The load of each expert by layer, in units of the layer's mean."""
+        return {
+            name.removeprefix("language_model.model."): [
+                round(value, 3) for value in (counts / counts.mean()).tolist()
+            ]
+            for name, counts in self.counts.items()
+        }
 
 
 def make_clips(split: Split, num_clips: int, run_seed: int = 1) -> list[Clip]:
@@ -134,91 +112,124 @@ def make_clips(split: Split, num_clips: int, run_seed: int = 1) -> list[Clip]:
     return clips
 
 
-def judge_caption(tally: Tally, scene: Scene, text: str) -> None:
-    """Compare a caption with the truth, attribute by attribute.
-
-    A shape is judged in its place in the order of the true caption; one that is missing is wrong.
-    """
-    truth, seen = read_caption(caption(scene)), read_caption(text)
-    tally.add("count", is_right=len(seen.shapes) == len(truth.shapes))
-    tally.add("background", is_right=seen.background == truth.background)
-    tally.add("caption", is_right=text.strip() == caption(scene))
-    for number, right in enumerate(truth.shapes):
-        said = seen.shapes[number] if number < len(seen.shapes) else ("", "", "", "")
-        for kind, one, other in zip(
-            ("size", "colour", "shape", "motion"), said, right, strict=True
-        ):
-            tally.add(kind, is_right=one == other)
-    tally.add("event" if truth.event else "no_event", is_right=seen.event == truth.event)
-    tally.add("text" if truth.text else "no_text", is_right=seen.text == truth.text)
-
-
-def ask_captions(answerer: Answerer, clips: Sequence[Clip], num_frames: int) -> Tally:
-    """Caption all clips from `num_frames` frames each."""
-    prompts = [answerer.prompt(clip.frames(num_frames), VIDEO_PROMPT) for clip in clips]
-    tally = Tally()
-    for clip, text in zip(clips, answerer.answers(prompts), strict=True):
-        judge_caption(tally, clip.scene, text)
-    return tally
-
-
-def ask_questions(answerer: Answerer, clips: Sequence[Clip], num_frames: int = 8) -> Tally:
+def questions_about(clips: Sequence[Clip]) -> list[Row]:
     """Two questions about each clip: an open one and one with answers to choose from."""
     rng = np.random.default_rng(0)
-    asked: list[tuple[Question, str]] = []
-    prompts: list[Prompt] = []
+    rows: list[Row] = []
     for clip in clips:
-        frames = clip.frames(num_frames)
-        chosen = rng.permutation(np.array(questions(clip.scene), object))[:2]
-        for number, question in enumerate(chosen):
-            form = question.as_choice(rng) if number else question
-            asked.append((form, "choice" if number else "open"))
-            prompts.append(answerer.prompt(frames, form.text))
+        pool = questions(clip.scene)
+        first, second = rng.permutation(len(pool))[:2]
+        rows.append(Row(clip=clip, form="open", question=pool[first]))
+        rows.append(Row(clip=clip, form="choice", question=pool[second].as_choice(rng)))
+    return rows
+
+
+def answers(
+    checkpoint: Path, rows: Sequence[Row], num_frames: int, timestamps: Timestamps, folder: Path
+) -> list[str]:
+    """What the job answers to each row; "" where it failed. Uses the Ray that is connected."""
+    folder.mkdir(parents=True)
+    table = pa.table(
+        {
+            "number": [str(number) for number in range(len(rows))],
+            "video": pa.array([row.clip.video for row in rows], pa.large_binary()),
+            "prompt": [row.prompt for row in rows],
+        }
+    )
+    pq.write_table(table, folder / "input.parquet", row_group_size=32)
+    config = PipelineConfig(
+        input=str(folder / "input.parquet"),
+        output=str(folder / "output"),
+        checkpoint=checkpoint,
+        columns=InputColumns(id="number", prompt="prompt"),
+        instructions=Instructions(
+            frames=FrameSampling(num_frames=num_frames), timestamps=timestamps
+        ),
+        sampling=SamplingParams(max_tokens=_MAX_TOKENS),
+        engine=_ENGINE,
+        device="cpu",
+        num_groups=1,
+    )
+    run(config, connect=nullcontext, show_progress=False)
+    output: dict[str, Any] = pq.read_table(folder / "output").to_pydict()
+    texts = dict(zip(output["number"], output["caption"], strict=True))
+    return [texts[str(number)] or "" for number in range(len(rows))]
+
+
+def judge(rows: Sequence[Row], texts: Sequence[str]) -> Tally:
+    """Compare all answers with the truth."""
     tally = Tally()
-    for (question, form), text in zip(asked, answerer.answers(prompts), strict=True):
-        for kind in ("questions", form, f"{form}_{question.kind}"):
-            tally.add(kind, is_right=text.strip() == question.answer)
+    for row, text in zip(rows, texts, strict=True):
+        if row.question is None:
+            judge_caption(tally, row.clip.scene, text)
+            continue
+        for kind in ("questions", row.form, f"{row.form}_{row.question.kind}"):
+            tally.add(kind, is_right=text.strip() == row.question.answer)
     return tally
 
 
 def evaluate(
-    checkpoint: Path, num_clips: int, split: Split = "test", timestamps: str = "seconds"
+    checkpoint: Path,
+    num_clips: int,
+    split: Split = "test",
+    timestamps: Timestamps = "seconds",
+    num_frames: Sequence[int] = NUM_FRAMES,
 ) -> dict[str, object]:
-    """Everything that is measured of a checkpoint."""
+    """Everything that is measured of a checkpoint; `num_frames` has 1 and ASKED_FRAMES."""
     clips = make_clips(split, num_clips)
-    answerer = Answerer(checkpoint, timestamps)
-    loads = RouterLoad(answerer.engine.model)
-    captions = {number: ask_captions(answerer, clips, number) for number in NUM_FRAMES}
-    asked = ask_questions(answerer, clips)
-    main = captions[8].fractions()
-    least, most = loads.extremes()
+    captions = [Row(clip=clip, form="caption") for clip in clips]
+    asked = questions_about(clips)
+    tallies: dict[int, Tally] = {}
+    with tempfile.TemporaryDirectory() as folder, connect():
+        for number in num_frames:
+            rows = captions + asked if number == ASKED_FRAMES else captions
+            texts = answers(checkpoint, rows, number, timestamps, Path(folder) / str(number))
+            tallies[number] = judge(rows, texts)
+    main = tallies[ASKED_FRAMES]
+    loads, seconds = watch_engine(checkpoint, clips[:64])
+    flat = [load for layer in loads.values() for load in layer]
     return {
-        **{kind: main.get(kind, 0.0) for kind in ("shape", "colour", "count", "motion")},
-        "motion_1_frame": captions[1].fraction("motion"),
-        "text": captions[8].fraction("text"),
-        "questions": asked.fraction("questions"),
+        **{kind: main.fraction(kind) for kind in ("shape", "colour", "count", "motion")},
+        "motion_1_frame": tallies[1].fraction("motion"),
+        "text": main.fraction("text"),
+        "questions": main.fraction("questions"),
         "clips": num_clips,
         "split": split,
         "timestamps": timestamps,
-        "captions": main,
-        "motion_by_frames": {n: tally.fraction("motion") for n, tally in captions.items()},
-        "questions_by_kind": asked.fractions(),
-        "least_expert_load": least,
-        "most_expert_load": most,
+        "by_kind": main.fractions(),
+        **{
+            f"{kind}_by_frames": {n: tally.fraction(kind) for n, tally in tallies.items()}
+            for kind in ("shape", "motion", "event", "caption")
+        },
+        "expert_load": loads,
+        "least_expert_load": min(flat),
+        "most_expert_load": max(flat),
+        "seconds_per_clip": seconds,
     }
 
 
-def time_one_clip(checkpoint: Path) -> float:
-    """Seconds from decoded frames to the caption, alone on one thread."""
-    (clip,) = make_clips("validation", 1)
-    answerer = Answerer(checkpoint, "seconds")
-    frames = clip.frames(8)
+def watch_engine(checkpoint: Path, clips: Sequence[Clip]) -> tuple[dict[str, list[float]], float]:
+    """Caption clips one by one in this process, on one thread.
+
+    Returns:
+        The load of each expert by layer, and the least seconds that one clip took, decoding
+        included.
+    """
+    processor = Processor.from_checkpoint(checkpoint)
+    engine = Engine.from_checkpoint(checkpoint, _ENGINE)
+    loads = RouterLoad(engine.model)
     took: list[float] = []
-    for _ in range(4):
+    for number, clip in enumerate(clips):
         started_s = time.perf_counter()
-        answerer.answers([answerer.prompt(frames, VIDEO_PROMPT)])
+        frames = decode_media(clip.video, FrameSampling(num_frames=ASKED_FRAMES))
+        prompt = processor.prompt([*frames.rgb, VIDEO_PROMPT])
+        engine.add(str(number), prompt, SamplingParams(max_tokens=_MAX_TOKENS))
+        while engine.has_work:
+            for _, answer in engine.step():
+                if isinstance(answer, PromptError):
+                    raise answer
         took.append(time.perf_counter() - started_s)
-    return round(min(took), 3)
+    return loads.relative(), round(min(took), 3)
 
 
 def print_table(measured: Mapping[str, object]) -> None:
@@ -227,7 +238,11 @@ def print_table(measured: Mapping[str, object]) -> None:
         if isinstance(value, dict):
             print(f"{name}:")
             for kind, fraction in value.items():
-                print(f"    {kind!s:22} {100 * fraction:6.1f} %")
+                if isinstance(fraction, list):
+                    loads = " ".join(f"{load:.2f}" for load in fraction)
+                    print(f"    {kind!s:22} {loads}")
+                else:
+                    print(f"    {kind!s:22} {100 * fraction:6.1f} %")
         elif isinstance(value, float):
             print(f"{name:26} {value:8.4f}")
         else:
@@ -240,11 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="demo", help="checkpoint directory; default: demo")
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--timestamps", choices=("none", "seconds", "clock"), default="seconds")
+    parser.add_argument("--timestamps", choices=("none", "seconds", "mm:ss"), default="seconds")
     options = parser.parse_args(arguments)
     checkpoint = find_checkpoint(options.model)
     measured = evaluate(checkpoint, options.clips, options.split, options.timestamps)
-    measured["seconds_per_clip"] = time_one_clip(checkpoint)
     print_table(measured)
     print(json.dumps(measured))
 

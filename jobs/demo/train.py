@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from jobs.demo.curriculum import STAGES
-from jobs.demo.export import export, write_empty_checkpoint
+from jobs.demo.export import copy_empty_checkpoint, export, write_empty_checkpoint
 from jobs.demo.learner import Learner, Outcome, Student, trained
 from jobs.demo.lessons import KINDS, Stage, first_seed
 from jobs.demo.logbook import LogBook, draw_curves
@@ -27,6 +27,7 @@ from jobs.demo.optimizer import Muon
 from model.config import KimiVLConfig
 from model.kimi_vl import KimiVL
 from model.moe import Experts
+from model.weights import load_model
 
 SNAPSHOT = "snapshot.pt"
 LOG = "log.jsonl"
@@ -197,6 +198,7 @@ def train(
     config: TrainConfig,
     stages: Sequence[Stage] = STAGES,
     checkpoint: Path | None = None,
+    start: Path | None = None,
     max_s: float | None = None,
 ) -> KimiVL:
     """Run the curriculum, or go on where the snapshot in `output` stands.
@@ -206,6 +208,7 @@ def train(
         config: of the run.
         stages: the curriculum.
         checkpoint: directory with everything but weights; None writes one into `output`.
+        start: a whole checkpoint; the run begins with its weights instead of random ones.
         max_s: stop after so many seconds, with a snapshot.
     """
     torch.set_num_threads(1)
@@ -214,10 +217,12 @@ def train(
     if checkpoint is None:
         checkpoint = output / CHECKPOINT
         if not (checkpoint / "config.json").exists():
-            write_empty_checkpoint(checkpoint)
+            copy_empty_checkpoint(start, checkpoint) if start else write_empty_checkpoint(checkpoint)
     torch.manual_seed(config.seed)
     model = KimiVL(KimiVLConfig.from_checkpoint(checkpoint))
     initialise(model)
+    if start is not None:
+        model.load_state_dict(load_model(start, dtype=torch.float32).state_dict())
     trainer = Trainer(Student(model), config)
     progress = trainer.progress
     if (output / SNAPSHOT).exists():
@@ -256,11 +261,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=TrainConfig.minutes,
         help="length of the run; a run that goes on may be given another (default: %(default)s)",
     )
+    parser.add_argument("--start", type=Path, help="checkpoint whose weights the run begins with")
     options = parser.parse_args(arguments)
     config = TrainConfig(
         seed=options.seed, minutes=options.minutes, num_processes=options.processes
     )
-    model = train(options.output, config)
+    model = train(options.output, config, start=options.start)
     if options.export is not None:
         export(model, options.output / CHECKPOINT, options.export)
 

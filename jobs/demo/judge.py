@@ -1,0 +1,46 @@
+"""How much of an answer is right: captions attribute by attribute, questions as a whole."""
+
+from collections import Counter
+
+from jobs.demo.language import caption, read_caption
+from jobs.demo.scenes import Scene
+
+
+class Tally:
+    """How many of each kind were right."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.right: Counter[str] = Counter()
+
+    def add(self, kind: str, *, is_right: bool) -> None:
+        """Count one."""
+        self.asked[kind] += 1
+        self.right[kind] += is_right
+
+    def fraction(self, kind: str) -> float:
+        """Right of asked; 0 if none was asked."""
+        return round(self.right[kind] / max(1, self.asked[kind]), 4)
+
+    def fractions(self) -> dict[str, float]:
+        """By kind."""
+        return {kind: self.fraction(kind) for kind in sorted(self.asked)}
+
+
+def judge_caption(tally: Tally, scene: Scene, text: str) -> None:
+    """Compare a caption with the truth, attribute by attribute.
+
+    A shape is judged in its place in the order of the true caption; one that is missing is wrong.
+    """
+    truth, seen = read_caption(caption(scene)), read_caption(text)
+    tally.add("count", is_right=len(seen.shapes) == len(truth.shapes))
+    tally.add("background", is_right=seen.background == truth.background)
+    tally.add("caption", is_right=text.strip() == caption(scene))
+    for number, right in enumerate(truth.shapes):
+        said = seen.shapes[number] if number < len(seen.shapes) else ("", "", "", "")
+        for kind, one, other in zip(
+            ("size", "colour", "shape", "motion"), said, right, strict=True
+        ):
+            tally.add(kind, is_right=one == other)
+    tally.add("event" if truth.event else "no_event", is_right=seen.event == truth.event)
+    tally.add("text" if truth.text else "no_text", is_right=seen.text == truth.text)
