@@ -16,11 +16,13 @@ IMAGE: Mapping[str, Any] = {**random_checkpoint.IMAGE, "in_token_limit": 48}
 # One shape, or two, in a few frames: colours, shapes, places, and motion out of places.
 _FIRST = Stage(
     goals={"motion": 0.95, "shape": 0.9},
-    until=0.4,
+    until=0.45,
     clips=24,
     sizes=((84, 84), (112, 84)),
     num_frames=(2, 4),
     difficulty=Difficulty(num_shapes=(0.7, 0.3, 0.0), small=0.4, event=0.05, text=0.2),
+    rate=1.6,
+    num_questions=1,
     choices=0.5,
     options=(2, 3),
 )
@@ -28,8 +30,9 @@ _FIRST = Stage(
 _MORE = replace(
     _FIRST,
     goals={"motion": 0.96, "shape": 0.95, "q_letter": 0.9},
-    until=0.6,
-    clips=32,
+    until=0.65,
+    rate=1.0,
+    num_questions=2,
     sizes=((224, 168), (168, 224), (196, 196), (252, 140)),
     num_frames=(2, 4, 8),
     difficulty=Difficulty(num_shapes=(0.55, 0.45, 0.0), event=0.15, text=0.2),

@@ -217,7 +217,10 @@ def train(
     if checkpoint is None:
         checkpoint = output / CHECKPOINT
         if not (checkpoint / "config.json").exists():
-            copy_empty_checkpoint(start, checkpoint) if start else write_empty_checkpoint(checkpoint)
+            if start is None:
+                write_empty_checkpoint(checkpoint)
+            else:
+                copy_empty_checkpoint(start, checkpoint)
     torch.manual_seed(config.seed)
     model = KimiVL(KimiVLConfig.from_checkpoint(checkpoint))
     initialise(model)

@@ -7,12 +7,21 @@ import torch
 
 from jobs.demo.balance import LoadBalancer
 from jobs.demo.export import export, write_empty_checkpoint
+from jobs.demo.hints import NAMES, hints_of
 from jobs.demo.language import VIDEO_PROMPTS, caption
-from jobs.demo.learner import Learner, backward
+from jobs.demo.learner import Learner, Student, backward
 from jobs.demo.lessons import KINDS, Stage, Teacher, first_seed
 from jobs.demo.optimizer import orthogonal
-from jobs.demo.scenes import Difficulty, random_scene
-from jobs.demo.train import SNAPSHOT, TrainConfig, initialise, stage_at, train
+from jobs.demo.scenes import (
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    Difficulty,
+    draw,
+    frame_times,
+    random_scene,
+)
+from jobs.demo.train import SNAPSHOT, Progress, TrainConfig, initialise, train
 from model.config import KimiVLConfig
 from model.engine import Engine
 from model.engine_config import EngineConfig
@@ -21,9 +30,14 @@ from model.moe import Router
 from model.sequence import SamplingParams
 
 STAGE = Stage(
-    steps=4, clips=4, sizes=((56, 56), (84, 56)), num_frames=(1, 2), difficulty=Difficulty()
+    goals={},
+    until=1.0,
+    clips=4,
+    sizes=((56, 56), (84, 56)),
+    num_frames=(1, 2),
+    difficulty=Difficulty(),
 )
-ONE = TrainConfig(num_processes=1, warmup_steps=1, log_steps=2)
+ONE = TrainConfig(steps=4, num_processes=1, warmup_steps=1, log_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +49,7 @@ def empty_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(empty_checkpoint: Path) -> KimiVL:
+    torch.manual_seed(0)
     model = KimiVL(KimiVLConfig.from_checkpoint(empty_checkpoint))
     initialise(model)
     return model
@@ -63,7 +78,7 @@ def test_a_run_that_is_stopped_and_resumed_gives_the_same_weights(
 
 def test_lessons_ask_exactly_what_inference_will_ask(empty_checkpoint: Path) -> None:
     teacher = Teacher(empty_checkpoint)
-    stage = replace(STAGE, question_first=0.0, num_questions=0, timestamps=0.0, num_frames=(2,))
+    stage = replace(STAGE, caption=1.0, num_questions=0, timestamps=0.0, num_frames=(2,))
     stage = replace(stage, sizes=((56, 56),))
     lesson = teacher.lesson(stage, 1, 5)
     (ids,), (targets,) = lesson.token_ids, lesson.targets
@@ -93,7 +108,7 @@ def test_targets_are_the_answers_and_nothing_else(empty_checkpoint: Path) -> Non
 
 def test_the_bias_rises_for_experts_with_little_work(model: KimiVL, empty_checkpoint: Path) -> None:
     balancer = LoadBalancer(model)
-    backward(model, Teacher(empty_checkpoint).lesson(STAGE, 4, 0))
+    backward(Student(model), Teacher(empty_checkpoint).lesson(STAGE, 4, 0))
     loads = {router: load.clone() for router, load in balancer.loads.items()}
     least, most = balancer.extremes()
     assert 0 <= least < 1 < most
@@ -106,13 +121,14 @@ def test_the_bias_rises_for_experts_with_little_work(model: KimiVL, empty_checkp
 
 def test_two_processes_give_the_gradient_of_one(model: KimiVL, empty_checkpoint: Path) -> None:
     seed = first_seed("train", 0, 0)
-    with Learner(model, empty_checkpoint, 2) as learner:
+    student = Student(model)
+    with Learner(student, empty_checkpoint, 2) as learner:
         learner.learn(STAGE, seed)
     together = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    model.zero_grad()
+    student.zero_grad()
     teacher = Teacher(empty_checkpoint)
     for start in (0, 2):
-        backward(model, teacher.lesson(STAGE, 2, seed + start))
+        backward(student, teacher.lesson(STAGE, 2, seed + start))
     apart = [p.grad / 2 for p in model.parameters() if p.grad is not None]
     for one, other in zip(together, apart, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
@@ -131,12 +147,70 @@ def test_an_exported_checkpoint_loads_and_answers(
     assert len(finished) == 1
 
 
-def test_steps_fall_into_stages_and_no_clip_is_seen_twice() -> None:
-    stages = [replace(STAGE, steps=2, clips=10), replace(STAGE, steps=3, clips=7)]
-    numbers = [stage_at(stages, step)[1] for step in range(5)]
-    assert numbers == [0, 10, 20, 27, 34]
-    with pytest.raises(ValueError, match="has ended"):
-        stage_at(stages, 5)
+def test_a_stage_ends_when_its_goals_are_reached_or_its_time_is_up() -> None:
+    first = replace(STAGE, goals={"motion": 0.9, "shape": 0.8}, until=0.5)
+    stages = [first, replace(STAGE, until=0.7), STAGE]
+    progress = Progress(accuracy={"motion": 0.95, "shape": 0.7})
+    assert progress.enter_stage(stages, 0.1) is first
+    progress.accuracy["shape"] = 0.85
+    assert progress.enter_stage(stages, 0.1) is stages[1]
+    assert progress.accuracy == {}
+    assert progress.enter_stage(stages, 0.6) is stages[1]
+    assert progress.enter_stage(stages, 0.7) is stages[2]
+    assert progress.enter_stage(stages, 0.99) is stages[2]
+    late = Progress(accuracy={"motion": 0.1})
+    assert late.enter_stage(stages, 0.5) is stages[1]
+
+
+def test_a_run_can_begin_with_the_weights_of_a_checkpoint(
+    model: KimiVL, empty_checkpoint: Path, tmp_path: Path
+) -> None:
+    export(model, empty_checkpoint, tmp_path / "start")
+    none = replace(ONE, minutes=0.0, steps=None)
+    begun = train(tmp_path / "run", none, [STAGE], start=tmp_path / "start")
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(begun.state_dict()[name], weight, atol=0, rtol=0.01)
+    files = {file.name for file in (tmp_path / "run" / "checkpoint").iterdir()}
+    assert "tiktoken.model" in files
+    assert not any("safetensors" in file for file in files)
+
+
+def test_hints_say_what_is_drawn_in_a_cell_or_right_beside_it() -> None:
+    colours, num_checked = np.array(list(COLOURS.values())), 0
+    for seed in range(40):
+        scene = random_scene(seed, Difficulty(num_shapes=(0.5, 0.3, 0.2), event=0.5))
+        u = frame_times(4)
+        frames = draw(scene, u, 140, 100)
+        hints = hints_of(scene, u, 140, 100)
+        classes = hints.classes.reshape(4, 4, 5, -1)  # 100 pixels are padded to four cells
+        shown = [SHAPES.index(shape.shape) + 1 for shape in scene.shapes]
+        for frame, row, column in np.argwhere(classes[..., 0] > 0):
+            label = classes[frame, row, column]
+            assert label[0] in shown
+            assert label[2] < 0 or MOTIONS[label[2]] in [shape.motion for shape in scene.shapes]
+            top, left = max(0, 28 * row - 6), max(0, 28 * column - 6)  # or right beside it
+            box = frames[frame, top : 28 * row + 34, left : 28 * column + 34]
+            distances = np.abs(box.astype(int) - colours[label[1] - 1]).max(-1)
+            assert distances.min() < 20, (seed, frame, row, column)
+            num_checked += 1
+        empty = classes[..., 0] == 0
+        assert not hints.is_shape.reshape(4, 4, 5)[empty].any()
+        if not scene.text:
+            assert (classes[:, 0, :, NAMES.index("word")] == 0).all()
+    assert num_checked > 300
+
+
+def test_hints_of_a_moving_shape_point_where_it_goes() -> None:
+    for seed in range(200):
+        scene = random_scene(seed, Difficulty(num_shapes=(1.0, 0.0, 0.0), event=0.0, text=0.0))
+        hints = hints_of(scene, frame_times(4), 112, 84)
+        last = hints.places.reshape(4, -1, 6)[-1]
+        change = last[hints.is_shape.reshape(4, -1)[-1]][:, 3:]
+        expected = np.sign(np.subtract(scene.shapes[0].end_xy, scene.shapes[0].start_xy))
+        assert len(change)
+        assert (np.sign(change[:, :2].round(4)) == expected).all()
+        growth = {"growing": 1, "shrinking": -1}.get(scene.shapes[0].motion, 0)
+        assert (np.sign(change[:, 2].round(4)) == growth).all()
 
 
 def test_orthogonal_brings_all_singular_values_near_one() -> None:
