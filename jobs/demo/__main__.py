@@ -12,6 +12,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from jobs.demo.clips import write_clips
 from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
+from jobs.demo.judge import Tally, judge_caption
 from pipeline.media import decode_media
 from pipeline.sampling import FrameSampling
 
@@ -82,11 +84,25 @@ def show(table: pa.Table, captions: Path, sheet: Path) -> None:
             print(f"  truth    {clip['truth']}")
         sheet_rows.append(_sheet_row(clip, answer["status"], caption))
     write_contact_sheet(sheet, sheet_rows)
-    known = [clip for clip in table.to_pylist() if clip["truth"]]
-    num_right = sum(answers[clip["id"]]["caption"] == clip["truth"] for clip in known)
-    print(f"\n{num_right} of {len(known)} captions are right to the letter")
+    _print_accuracy([clip for clip in table.to_pylist() if clip["truth"]], answers)
     print(f"captions       {captions}  (Parquet; read it with pandas or pyarrow)")
     print(f"contact sheet  {sheet}")
+
+
+def _print_accuracy(known: Sequence[dict[str, Any]], answers: Mapping[str, dict[str, Any]]) -> None:
+    """How much of the captions whose truth is known is right."""
+    tally = Tally()
+    for clip in known:
+        judge_caption(tally, clip["truth"], answers[clip["id"]]["caption"] or "")
+    num_right = tally.right["caption"]
+    print(f"\n{num_right} of {len(known)} captions are right to the letter; by attribute:")
+    kinds = ("count", "shape", "colour", "motion", "size", "background", "event", "text")
+    print(
+        "  "
+        + ", ".join(
+            f"{kind} {tally.right[kind]}/{tally.asked[kind]}" for kind in kinds if tally.asked[kind]
+        )
+    )
 
 
 def _sheet_row(clip: dict[str, Any], status: str, caption: str) -> SheetRow:

@@ -29,7 +29,7 @@ from jobs.checkpoints import find_checkpoint
 from jobs.cluster import connect
 from jobs.demo.clips import encode
 from jobs.demo.judge import Tally, judge_caption
-from jobs.demo.language import VIDEO_PROMPT, Question, questions
+from jobs.demo.language import VIDEO_PROMPT, Question, caption, questions
 from jobs.demo.lessons import first_seed
 from jobs.demo.scenes import Scene, Split, draw, frame_times, random_scene
 from model.engine import Engine
@@ -161,7 +161,7 @@ def judge(rows: Sequence[Row], texts: Sequence[str]) -> Tally:
     tally = Tally()
     for row, text in zip(rows, texts, strict=True):
         if row.question is None:
-            judge_caption(tally, row.clip.scene, text)
+            judge_caption(tally, caption(row.clip.scene), text)
             continue
         for kind in ("questions", row.form, f"{row.form}_{row.question.kind}"):
             tally.add(kind, is_right=text.strip() == row.question.answer)

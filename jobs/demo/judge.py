@@ -2,8 +2,7 @@
 
 from collections import Counter
 
-from jobs.demo.language import caption, read_caption
-from jobs.demo.scenes import Scene
+from jobs.demo.language import read_caption
 
 
 class Tally:
@@ -27,15 +26,15 @@ class Tally:
         return {kind: self.fraction(kind) for kind in sorted(self.asked)}
 
 
-def judge_caption(tally: Tally, scene: Scene, text: str) -> None:
-    """Compare a caption with the truth, attribute by attribute.
+def judge_caption(tally: Tally, right_caption: str, text: str) -> None:
+    """Compare a caption with the right one, attribute by attribute.
 
     A shape is judged in its place in the order of the true caption; one that is missing is wrong.
     """
-    truth, seen = read_caption(caption(scene)), read_caption(text)
+    truth, seen = read_caption(right_caption), read_caption(text)
     tally.add("count", is_right=len(seen.shapes) == len(truth.shapes))
     tally.add("background", is_right=seen.background == truth.background)
-    tally.add("caption", is_right=text.strip() == caption(scene))
+    tally.add("caption", is_right=text.strip() == right_caption)
     for number, right in enumerate(truth.shapes):
         said = seen.shapes[number] if number < len(seen.shapes) else ("", "", "", "")
         for kind, one, other in zip(

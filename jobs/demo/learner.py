@@ -27,7 +27,8 @@ from jobs.demo.lessons import KINDS, Lesson, Stage, Teacher
 from model.batch import whole_sequences
 from model.kimi_vl import KimiVL
 
-HINT_WEIGHT = 0.5
+HINT_WEIGHT = 0.5  # of the hints' loss beside that of the words
+LETTER_WEIGHT = 4.0  # of the single token that answers a choice, in the mean over all tokens
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def backward(student: Student, lesson: Lesson) -> Outcome:
-    """Add the gradient of the mean cross-entropy of the target tokens, and of the hints."""
+    """Add the gradient of the weighted mean cross-entropy of the target tokens, and of the hints."""
     model = student.model
     token_ids = [ids.tolist() for ids in lesson.token_ids]
     batch = whole_sequences(token_ids, model.config.media_token_id)
@@ -193,9 +194,11 @@ def backward(student: Student, lesson: Lesson) -> Outcome:
     rows = torch.from_numpy(np.concatenate(places))
     logits = model.logits(hidden[rows - 1])
     targets = batch.token_ids[rows]
-    loss = F.cross_entropy(logits, targets)
-    (loss + HINT_WEIGHT * hint_loss).backward()
     kinds = np.concatenate(lesson.kinds)
+    weights = torch.ones(len(kinds))
+    weights[torch.from_numpy(kinds == KINDS.index("q_letter"))] = LETTER_WEIGHT
+    loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
+    (loss + HINT_WEIGHT * hint_loss).backward()
     is_right = (logits.argmax(-1) == targets).numpy()
     return Outcome(
         clips=len(token_ids),
