@@ -4,6 +4,10 @@ from collections import Counter
 
 from jobs.demo.language import read_caption
 
+_MISSING = (
+    "missing",
+) * 4  # unlike any size, colour, shape or motion; "" is the size of what grows
+
 
 class Tally:
     """How many of each kind were right."""
@@ -36,7 +40,7 @@ def judge_caption(tally: Tally, right_caption: str, text: str) -> None:
     tally.add("background", is_right=seen.background == truth.background)
     tally.add("caption", is_right=text.strip() == right_caption)
     for number, right in enumerate(truth.shapes):
-        said = seen.shapes[number] if number < len(seen.shapes) else ("", "", "", "")
+        said = seen.shapes[number] if number < len(seen.shapes) else _MISSING
         for kind, one, other in zip(
             ("size", "colour", "shape", "motion"), said, right, strict=True
         ):

@@ -173,7 +173,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def backward(student: Student, lesson: Lesson) -> Outcome:
-    """Add the gradient of the weighted mean cross-entropy of the target tokens, and of the hints."""
+    """Add the gradient of the mean loss of the target tokens and of the hints."""
     model = student.model
     token_ids = [ids.tolist() for ids in lesson.token_ids]
     batch = whole_sequences(token_ids, model.config.media_token_id)
