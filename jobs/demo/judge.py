@@ -4,9 +4,8 @@ from collections import Counter
 
 from jobs.demo.language import read_caption
 
-_MISSING = (
-    "missing",
-) * 4  # unlike any size, colour, shape or motion; "" is the size of what grows
+# Unlike any size, colour, shape or motion; "" is the size of what grows.
+_MISSING = ("missing", "missing", "missing", "missing")
 
 
 class Tally:
