@@ -2,10 +2,14 @@
 
     python -m jobs.demo.train --output demo-training     goes on there if it was killed
     python -m jobs.demo.train --output demo-training --export jobs/demo/checkpoint
+    python -m jobs.demo.train --output demo-training --minutes 30    a shorter run, decayed as well
 
-It trains the network of `model/` through its whole-sequence forward. Every batch is a function of
-the seed and the step, and a snapshot holds all the rest, so a run that was killed and resumed gives
-the weights that it would have given undisturbed.
+It trains the network of `model/` through its whole-sequence forward, by default for 170 minutes.
+Every batch is a function of the seed and of the batches before it, and a snapshot holds the rest.
+When stages change and rates fall depends on the minutes, so only a run whose length is given in
+steps (`TrainConfig.steps`) gives the same weights again, killed and resumed or not. To end a run
+early, stop it and go on with fewer minutes, but more than it has had: its rates fall in the last
+part of these.
 """
 
 import argparse
@@ -40,7 +44,7 @@ class TrainConfig:
     """What a run depends on beside the curriculum."""
 
     seed: int = 0
-    minutes: float = 60.0  # of training in all, pauses between runs not counted
+    minutes: float = 170.0  # of training in all; pauses between runs are not counted
     steps: int | None = None  # the length of the run instead of `minutes`
     learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the heads
     matrix_rate: float = 0.003  # of Muon: all other matrices
