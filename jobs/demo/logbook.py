@@ -20,6 +20,7 @@ _CURVES = {
     "text": (140, 86, 75),
     "q_place": (227, 119, 194),
     "q_letter": (188, 150, 34),
+    "hint_motion": (23, 160, 175),
 }
 
 
@@ -100,7 +101,7 @@ def draw_curves(log: Path, picture: Path) -> None:
         points = [
             (_x(line["step"] / last_step), _y(value))
             for line in lines
-            if (value := line["loss"] if name == "loss" else line["accuracy"].get(name)) is not None
+            if (value := line["accuracy"].get(name, line.get(name))) is not None
         ]
         _curve(canvas, points, colour)
         x = _MARGIN + place * (_WIDTH - 2 * _MARGIN) // len(curves)
