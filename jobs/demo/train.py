@@ -37,6 +37,7 @@ SNAPSHOT = "snapshot.pt"
 LOG = "log.jsonl"
 CURVES = "curves.png"
 CHECKPOINT = "checkpoint"  # all but the weights
+_MAX_STEP_S = 10.0  # of a run's length; a process that was stopped for longer has not learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class TrainConfig:
     """What a run depends on beside the curriculum."""
 
     seed: int = 0
-    minutes: float = 170.0  # of training in all; pauses between runs are not counted
+    minutes: float = 170.0  # of training in all; pauses are not counted
     steps: int | None = None  # the length of the run instead of `minutes`
     learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the heads
     matrix_rate: float = 0.003  # of Muon: all other matrices
@@ -241,7 +242,7 @@ def train(
         while progress.part(config) < 1:
             log.add(progress.steps + 1, trainer.step(learner, stages))
             before_s, now_s = now_s, time.monotonic()
-            progress.seconds += now_s - before_s
+            progress.seconds += min(now_s - before_s, _MAX_STEP_S)
             if now_s - saved_s > config.snapshot_s:
                 trainer.save(output / SNAPSHOT)
                 saved_s = now_s
