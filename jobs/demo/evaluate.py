@@ -30,7 +30,7 @@ from jobs.cluster import connect
 from jobs.demo.clips import encode
 from jobs.demo.judge import Tally, judge_caption
 from jobs.demo.language import VIDEO_PROMPT, Question, caption, questions
-from jobs.demo.lessons import first_seed
+from jobs.demo.lessons import first_seed, with_timestamps
 from jobs.demo.scenes import Scene, Split, draw, frame_times, random_scene
 from model.engine import Engine
 from model.engine_config import EngineConfig
@@ -186,8 +186,8 @@ def evaluate(
             texts = answers(checkpoint, rows, number, timestamps, Path(folder) / str(number))
             tallies[number] = judge(rows, texts)
     main = tallies[ASKED_FRAMES]
-    loads, seconds = watch_engine(checkpoint, clips[:64])
-    flat = [load for layer in loads.values() for load in layer]
+    watched = watch_engine(checkpoint, clips[:64])
+    flat = [load for layer in watched.loads.values() for load in layer]
     return {
         **{kind: main.fraction(kind) for kind in ("shape", "colour", "count", "motion")},
         "motion_1_frame": tallies[1].fraction("motion"),
@@ -201,35 +201,42 @@ def evaluate(
             f"{kind}_by_frames": {n: tally.fraction(kind) for n, tally in tallies.items()}
             for kind in ("shape", "motion", "event", "caption")
         },
-        "expert_load": loads,
+        "expert_load": watched.loads,
         "least_expert_load": min(flat),
         "most_expert_load": max(flat),
-        "seconds_per_clip": seconds,
+        "seconds_per_clip": watched.seconds,
     }
 
 
-def watch_engine(checkpoint: Path, clips: Sequence[Clip]) -> tuple[dict[str, list[float]], float]:
-    """Caption clips one by one in this process, on one thread.
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What was seen of an engine in this process, on one thread."""
 
-    Returns:
-        The load of each expert by layer, and the least seconds that one clip took, decoding
-        included.
-    """
+    captions: list[str]
+    loads: dict[str, list[float]]  # of each expert by layer, in units of the layer's mean
+    seconds: float  # the least that one clip took, decoding included
+
+
+def watch_engine(checkpoint: Path, clips: Sequence[Clip]) -> Watched:
+    """Caption clips one by one, without Ray."""
     processor = Processor.from_checkpoint(checkpoint)
     engine = Engine.from_checkpoint(checkpoint, _ENGINE)
     loads = RouterLoad(engine.model)
     took: list[float] = []
+    captions: list[str] = []
     for number, clip in enumerate(clips):
         started_s = time.perf_counter()
         frames = decode_media(clip.video, FrameSampling(num_frames=ASKED_FRAMES))
-        prompt = processor.prompt([*frames.rgb, VIDEO_PROMPT])
+        content = with_timestamps(list(frames.rgb), np.array(frames.timestamps_s), "seconds")
+        prompt = processor.prompt([*content, VIDEO_PROMPT])
         engine.add(str(number), prompt, SamplingParams(max_tokens=_MAX_TOKENS))
         while engine.has_work:
             for _, answer in engine.step():
                 if isinstance(answer, PromptError):
                     raise answer
+                captions.append(answer.text)
         took.append(time.perf_counter() - started_s)
-    return loads.relative(), round(min(took), 3)
+    return Watched(captions=captions, loads=loads.relative(), seconds=round(min(took), 3))
 
 
 def print_table(measured: Mapping[str, object]) -> None:
