@@ -39,6 +39,7 @@ from model.processor import Processor
 from model.prompt import PromptError
 from model.sequence import SamplingParams
 from pipeline.config import PipelineConfig
+from pipeline.frames import Frames
 from pipeline.media import decode_media
 from pipeline.prepare import Instructions, Timestamps
 from pipeline.run import run
@@ -59,6 +60,10 @@ class Clip:
 
     scene: Scene
     video: bytes
+
+    def frames(self, num_frames: int) -> Frames:
+        """The frames that a job would look at."""
+        return decode_media(self.video, FrameSampling(num_frames=num_frames))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +231,7 @@ def watch_engine(checkpoint: Path, clips: Sequence[Clip]) -> Watched:
     captions: list[str] = []
     for number, clip in enumerate(clips):
         started_s = time.perf_counter()
-        frames = decode_media(clip.video, FrameSampling(num_frames=ASKED_FRAMES))
+        frames = clip.frames(ASKED_FRAMES)
         content = with_timestamps(list(frames.rgb), np.array(frames.timestamps_s), "seconds")
         prompt = processor.prompt([*content, VIDEO_PROMPT])
         engine.add(str(number), prompt, SamplingParams(max_tokens=_MAX_TOKENS))
