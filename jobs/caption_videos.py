@@ -33,6 +33,7 @@ output columns:
   status                ok | truncated (something else than the model ended it) |
                         damaged (captioned from what could be decoded) | error
   error_code, error     why there is no caption: a code of a closed list, and a sentence
+  attempts              how often the row was started
   finish_reason         stop | length (--max-tokens) | repetition (--loop-guard)
   num_prompt_tokens, num_generated_tokens
   mean_logprob, min_logprob   of the generated tokens
@@ -50,6 +51,8 @@ files in the output directory:
   _recipe.json          all that changes the captions; another recipe is refused
   _report.json          what the last run did
   _error.txt            why the last run failed, in full
+  _starts.json          what a killed run was working on
+  _old-*/               rows of another recipe (--new-recipe)
 
 examples:
   python -m jobs.caption_videos --input clips.parquet --output captions --model demo

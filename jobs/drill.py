@@ -71,7 +71,7 @@ def drill(options: argparse.Namespace, directory: Path) -> dict[str, float]:
     storm = replace(peace, output=str(directory / "storm"), max_group_failures=3 * len(blows) + 3)
     factory = partial(load_hurt_engine, blows)
     report = run(storm, connect=connect, engine_factory=factory, show_progress=options.progress)
-    for failure in report.group_failures:
+    for failure in report.usage.group_failures:
         _say(failure)
     return {**compare(peace, storm), **_deaths(blows, report)}
 
@@ -79,7 +79,7 @@ def drill(options: argparse.Namespace, directory: Path) -> dict[str, float]:
 def compare(peace: PipelineConfig, storm: PipelineConfig) -> dict[str, float]:
     """Count rows of two outputs, and captions that differ."""
     expected, got = (
-        pq.read_table(config.output_dir, columns=["row_id", "caption", "status"]).to_pylist()
+        pq.read_table(config.output, columns=["row_id", "caption", "status"]).to_pylist()
         for config in (peace, storm)
     )
     texts = {row["row_id"]: (row["caption"], row["status"]) for row in got}
@@ -110,8 +110,8 @@ def is_well(result: dict[str, float]) -> bool:
 def _deaths(blows: Sequence[Blow], report: Report) -> dict[str, float]:
     return {
         "blows": len(blows),
-        "deaths": len(report.group_failures),
-        "longest_pause_s": round(report.longest_pause_s, 2),
+        "deaths": len(report.usage.group_failures),
+        "longest_pause_s": round(report.usage.longest_pause_s, 2),
         "seconds": round(report.seconds, 1),
     }
 
@@ -153,7 +153,7 @@ def _random_blows(options: argparse.Namespace, undisturbed: Report) -> list[Blow
         options.num_blows,
         num_groups=options.groups,
         num_ranks=options.expert_parallel,
-        last_step=int(undisturbed.ranks["steps"] / (2 * per_group)),
+        last_step=int(undisturbed.usage.ranks["steps"] / (2 * per_group)),
         seed=options.seed,
     )
 

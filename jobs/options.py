@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from pipeline.config import PipelineConfig
     from pipeline.sampling import FrameSampling
+    from pipeline.schema import ErrorCode
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -46,7 +47,8 @@ def add_required(group: argparse._ArgumentGroup) -> None:
         "--output",
         required=True,
         metavar="DIR",
-        help="directory of the results, made if need be; on a cluster one that all nodes share",
+        help="directory of the results, made if need be, or a URI such as s3://bucket/captions; "
+        "only the driver writes there",
     )
     group.add_argument(
         "--model",
@@ -68,6 +70,12 @@ def add_data(group: argparse._ArgumentGroup, media: str = "video") -> None:
         "list of one of these; relative paths start at the input's folder",
     )
     group.add_argument("--id-column", metavar="NAME", help="unique ids; default: <file>#<row>")
+    group.add_argument(
+        "--make-ids-unique",
+        action="store_true",
+        help="name a row whose id is null <file>#<row>, and one whose id stands there already "
+        "<id>@<file>#<row>, instead of refusing the input",
+    )
     group.add_argument("--prompt-column", metavar="NAME", help="a row's own prompt; null: --prompt")
     group.add_argument("--start-column", metavar="NAME", help="start of the span, in seconds")
     group.add_argument("--end-column", metavar="NAME", help="end of the span, in seconds")
@@ -98,6 +106,25 @@ def add_data(group: argparse._ArgumentGroup, media: str = "video") -> None:
     group.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     group.add_argument(
         "--rows-per-part", type=positive, default=10_000, metavar="N", help="of each output file"
+    )
+    group.add_argument(
+        "--max-part-age",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="seconds that a finished row waits for its output file at most",
+    )
+    group.add_argument(
+        "--keep-order",
+        action="store_true",
+        help="write rows in the order of the input; a slow row then holds back those behind it",
+    )
+    group.add_argument(
+        "--rows-per-batch",
+        type=positive_or("auto"),
+        metavar="N",
+        help="rows that travel together, and wait for the slowest of them; default: auto, 1 for "
+        "one copy of the model and up to 8 for many",
     )
 
 
@@ -339,7 +366,21 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def add_run(group: argparse._ArgumentGroup) -> None:
-    """The file that options can stand in."""
+    """What to do with an output that is there, and the file that options can stand in."""
+    group.add_argument(
+        "--retry-failed",
+        nargs="?",
+        const="all",
+        metavar="CODES",
+        help="try rows with status error again and replace them; with codes, such as "
+        "media_missing,media_unreadable, only those",
+    )
+    group.add_argument(
+        "--new-recipe",
+        action="store_true",
+        help="if the output was made with other settings, move its rows to _old-<time>/ in it and "
+        "begin anew",
+    )
     group.add_argument(
         "--config",
         metavar="YAML",
@@ -433,6 +474,12 @@ def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
         dispatch=options.dispatch,
         placement=options.placement.upper(),
         rows_per_part=options.rows_per_part,
+        max_part_age_s=options.max_part_age,
+        make_ids_unique=options.make_ids_unique,
+        retry_failed=_error_codes(options.retry_failed),
+        new_recipe=options.new_recipe,
+        keep_order=options.keep_order,
+        rows_per_batch=options.rows_per_batch,
         run_yaml=options.run_yaml,
     )
 
@@ -456,6 +503,25 @@ def _fair_threads(options: argparse.Namespace) -> int:
     """Half of the CPUs, shared by all ranks."""
     num_ranks = (options.groups or 1) * (options.expert_parallel or 1)
     return max(1, (os.cpu_count() or 1) // 2 // num_ranks)
+
+
+def _error_codes(text: str | None) -> "tuple[ErrorCode, ...]":
+    """The codes in `--retry-failed`.
+
+    Raises:
+        ValueError: there is no such code.
+    """
+    from pipeline.schema import ErrorCode
+
+    if text in (None, "all"):
+        return () if text is None else tuple(ErrorCode)
+    unknown = [name for name in _names(text or "") if name not in set(ErrorCode)]
+    if unknown:
+        raise ValueError(
+            f"--retry-failed: there is no error code {unknown[0]!r}; they are "
+            f"{', '.join(ErrorCode)}"
+        )
+    return tuple(ErrorCode(name) for name in _names(text or ""))
 
 
 def count(text: str) -> int:

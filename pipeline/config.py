@@ -1,5 +1,6 @@
 """`PipelineConfig`: what one run reads, asks and writes; and what of it changes the captions."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,9 +10,10 @@ from model.sequence import SamplingParams
 from parallel.choice import DispatchChoice
 from pipeline.prepare import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint
-from pipeline.schema import InputColumns, Layout
+from pipeline.schema import ErrorCode, InputColumns, Layout
 
 _MAX_BATCH_ROWS = 8
+_MAX_BATCHES = 64  # in flight
 _MAX_BATCH_BYTES = 64 << 20  # of patches, so that a few batches fit into any object store
 _PATCH_BYTES = 3 * 14 * 14
 
@@ -25,7 +27,7 @@ class PipelineConfig:
     """
 
     input: str  # as for `list_files`
-    output: str  # a directory
+    output: str  # a directory, or a URI as for `open_filesystem`
     checkpoint: Path
     columns: InputColumns = field(default_factory=InputColumns)
     carry: tuple[str, ...] | None = None  # columns beside the results; None means all
@@ -44,27 +46,24 @@ class PipelineConfig:
     max_group_failures: int = 16
     rows_per_part: int = 10_000
     max_part_age_s: float = 300.0
+    make_ids_unique: bool = False
+    retry_failed: tuple[ErrorCode, ...] = ()  # rows with these codes are tried again
+    new_recipe: bool = False  # set the rows of another recipe aside
+    keep_order: bool = False  # of the input in the output
+    rows_per_batch: int | None = None  # that travel together; None: as few as can be
     run_yaml: str | None = None  # the options of the command, to keep beside the output
 
     def __post_init__(self) -> None:
-        if "://" in self.output:
-            raise ValueError(
-                f"the output {self.output} is a URI; only directories are implemented, on storage "
-                "that all nodes share"
-            )
         if self.instructions.questions and (self.sampling.n > 1 or self.sampling.token_logprobs):
             raise ValueError("several prompts a row go with neither --samples nor --token-logprobs")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
-        for name in "limit num_groups expert_parallel rows_per_part max_part_age_s".split():
+        for (
+            name
+        ) in "limit num_groups expert_parallel rows_per_part max_part_age_s rows_per_batch".split():
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-
-    @property
-    def output_dir(self) -> Path:
-        """The output as an absolute path, which all processes agree on."""
-        return Path(self.output).expanduser().absolute()
 
     @property
     def row_bytes(self) -> int:
@@ -76,10 +75,20 @@ class PipelineConfig:
             num_tokens = min(num_tokens, self.instructions.max_row_tokens)
         return num_tokens * 4 * _PATCH_BYTES
 
-    @property
-    def batch_rows(self) -> int:
-        """Rows that are prepared, answered and staged together."""
-        return max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // self.row_bytes))
+    def batch_rows(self, num_engines: int) -> int:
+        """Rows that are prepared and answered together.
+
+        One alone where that is fast enough, since rows of a batch wait for the slowest of them:
+        Ray Data moves some tens of batches a second, whatever is in them.
+        """
+        if self.rows_per_batch is not None:
+            return self.rows_per_batch
+        wanted = math.ceil(self.rows_in_flight(num_engines) / _MAX_BATCHES)
+        return max(1, min(wanted, _MAX_BATCH_ROWS, _MAX_BATCH_BYTES // self.row_bytes))
+
+    def rows_in_flight(self, num_engines: int) -> int:
+        """Twice what the engines can run, so that they never wait for rows."""
+        return 2 * self.engine.max_batch_size * num_engines
 
 
 def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
@@ -96,6 +105,7 @@ def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
             "dtype": config.engine.dtype,
             "max_model_len": config.engine.max_model_len,
             "columns": asdict(config.columns),
+            "make_ids_unique": config.make_ids_unique,
             "output_columns": [f"{field.name}: {field.type}" for field in layout.output],
         }
     )

@@ -26,14 +26,13 @@ from typing import BinaryIO, cast
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 
-import fsspec
-import pyarrow as pa
 import pyarrow.fs as pafs
 from huggingface_hub.errors import HTTPError as HubError
 
 from pipeline.codes import ErrorCode
 from pipeline.download import download
 from pipeline.limits import DEFAULT_LIMITS, MediaError, refuse
+from pipeline.storage import open_filesystem
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CROOKED = re.compile(r"[/\\]\.\.?([/\\;?#]|$)|[\x00-\x1f\x7f]")
@@ -41,6 +40,7 @@ _HTTP = ("http://", "https://")
 _SPOOL_BYTES = 64 << 20  # more goes to disk
 _CHUNK_BYTES = 4 << 20
 _MAX_COPY_S = 1800.0  # for one object, however slowly it trickles
+_open_filesystem = lru_cache(maxsize=64)(open_filesystem)  # with its connections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class MediaAccess:
             attempts = {"num_attempts": self.num_attempts, "backoff_s": self.backoff_s}
             with download(uri, self._allowing, **attempts) as response:
                 return self._copy(cast(BinaryIO, response), response.length, uri)
-        filesystem, folder = _filesystem(prefix)
+        filesystem, folder = _open_filesystem(prefix)
         path = folder.rstrip("/") + uri[len(_folder(prefix)) :]
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
@@ -223,16 +223,6 @@ def _check_regular(status: os.stat_result, path: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
         raise MediaError(ErrorCode.MEDIA_UNREADABLE, f"{path:.200} is {kind}, not a file")
-
-
-@lru_cache(maxsize=64)
-def _filesystem(prefix: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem that a prefix chooses, and the path of its folder there."""
-    try:
-        return pafs.FileSystem.from_uri(prefix)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        filesystem, path = fsspec.core.url_to_fs(prefix)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The stages of a run as one stream of Ray Data.
 
-    read --> prepare --> generate --> stage --> (the driver commits)
-    tasks    actors      client of    tasks
+    read --> prepare --> generate --> (the driver commits)
+    tasks    actors      client of
                          the groups
 
 Ray Data sees each batch of rows as one row of bytes (`seal`). It would cut and join blocks by their
@@ -12,38 +12,38 @@ conversion. What a stage asks of Ray is fractional, so that a cluster of one CPU
 Letters: K rows of a batch.
 """
 
+import json
 import logging
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 from pyarrow import fs as pafs
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
 from model.processor import Processor
 from model.sequence import SamplingParams
 from parallel.client import Groups
+from pipeline.costs import Cost, Counted, measured
 from pipeline.generate import Generate
 from pipeline.prepare import Instructions, Prepare
 from pipeline.questions import Question
 from pipeline.schema import Layout
-from pipeline.sink import stage
 from pipeline.source import Piece, Source, read_piece
 
 # Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
 _READ_CPUS = 0.2
 _PREPARE_CPUS = 0.25
 _MAX_READERS = 2
-_MAX_WRITERS = 2
+_ROWS_PER_START = 64  # that are noted as started together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +55,25 @@ class Flow:
     instructions: Instructions
     open_media: Callable[[object], bytes | BinaryIO]
     sampling: SamplingParams
-    output_schema: pa.Schema
-    staging: Path
     batch_rows: int
     batches_in_flight: int  # in the generate stage
-    num_preparers: int
+    num_preparers: int  # at most
+    max_queued_bytes: int  # of rows between the stages
+    keep_order: bool = False
 
-    def staged(self, pieces: Sequence[Piece], groups: Groups) -> Iterator[pa.Table]:
-        """Run all stages over `pieces`; yields what `stage` returned, as files are written."""
-        with _settings(), _quiet():
+    def results(
+        self, pieces: Sequence[Piece], groups: Groups, starts: Any
+    ) -> Iterator[tuple[pa.Table, list[Cost]]]:
+        """Run all stages over `pieces`; yields finished rows, and what they cost.
+
+        Args:
+            pieces: what to read.
+            groups: who answers.
+            starts: handle of a `StartLog` actor, told of rows before anything is done with them.
+        """
+        with _settings(self.max_queued_bytes, keep_order=self.keep_order), _quiet():
             rows = ray.data.read_datasource(
-                _Pieces(self.source, pieces, self.batch_rows),
+                _Pieces(self.source, pieces, self.batch_rows, starts),
                 num_cpus=_READ_CPUS,
                 concurrency=min(_MAX_READERS, len(pieces)),
                 override_num_blocks=len(pieces),
@@ -96,27 +104,22 @@ class Flow:
                     max_tasks_in_flight_per_actor=self.batches_in_flight,
                 ),
             )
-            rows = rows.map_batches(
-                partial(_stage, staging=str(self.staging), schema=self.output_schema),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=0.1,
-                compute=TaskPoolStrategy(_MAX_WRITERS),
+            blocks: Iterator[Any] = iter(
+                rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
             )
-            yield from rows.iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=0
-            )
+            for block in blocks:
+                yield _copied(block), costs_of(block)
 
 
-def seal(rows: pa.Table) -> pa.Table:
-    """Make one row of a table; its bytes are copied once."""
+def seal(rows: pa.Table, costs: Sequence[Cost] = ()) -> pa.Table:
+    """Make one row of a table, and what it has cost; its bytes are copied once."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
     content = sink.getvalue()
     offsets = pa.py_buffer(np.array([0, content.size], np.int64))
     sealed = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, content])
-    return pa.table({"rows": sealed})
+    return pa.table({"rows": sealed, "costs": [json.dumps([asdict(cost) for cost in costs])]})
 
 
 def unseal(block: pa.Table) -> pa.Table:
@@ -124,11 +127,24 @@ def unseal(block: pa.Table) -> pa.Table:
     return pa.ipc.open_stream(block["rows"][0].as_buffer()).read_all()
 
 
+def _copied(block: pa.Table) -> pa.Table:
+    """As `unseal`, but what waits for its commit does not fill the object store."""
+    return pa.ipc.open_stream(pa.py_buffer(block["rows"][0].as_py())).read_all()
+
+
+def costs_of(block: pa.Table) -> list[Cost]:
+    """The costs that `seal` was given."""
+    return [Cost(**cost) for cost in json.loads(block["costs"][0].as_py())]
+
+
 class _Pieces(Datasource):
-    def __init__(self, source: Source, pieces: Sequence[Piece], batch_rows: int) -> None:
+    def __init__(
+        self, source: Source, pieces: Sequence[Piece], batch_rows: int, starts: Any
+    ) -> None:
         self._source = source
         self._pieces = pieces
         self._batch_rows = batch_rows
+        self._starts = starts
 
     def get_name(self) -> str:
         return "Rows"
@@ -144,17 +160,25 @@ class _Pieces(Datasource):
     ) -> list[ReadTask]:
         source = self._source
         return [
-            _read_task(source.filesystem, source.layout, piece, self._batch_rows)
+            _read_task(source.filesystem, source.layout, piece, self._batch_rows, self._starts)
             for piece in self._pieces
         ]
 
 
 def _read_task(
-    filesystem: pafs.FileSystem, layout: Layout, piece: Piece, batch_rows: int
+    filesystem: pafs.FileSystem, layout: Layout, piece: Piece, batch_rows: int, starts: Any
 ) -> ReadTask:
     def read() -> Iterator[pa.Table]:
-        for rows in read_piece(filesystem, layout, piece, max_rows=batch_rows):
-            yield seal(rows)
+        slices = read_piece(filesystem, layout, piece, max_rows=max(batch_rows, _ROWS_PER_START))
+        while True:
+            with measured("read") as cost:
+                rows = next(slices, None)
+                if rows is None:
+                    return
+                cost.num_bytes = rows.nbytes
+                ray.get(starts.start.remote(rows["row_id"].combine_chunks()))
+            for start in range(0, rows.num_rows, batch_rows):
+                yield seal(rows.slice(start, batch_rows), [cost] if start == 0 else [])
 
     metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
     return ReadTask(read, metadata)
@@ -170,10 +194,15 @@ class _Preparer:
         seed: int,
     ) -> None:
         processor = Processor.from_checkpoint(checkpoint)
-        self._prepare = Prepare(processor, layout, instructions, open_media, seed)
+        self._open = Counted(open_media)
+        self._prepare = Prepare(processor, layout, instructions, self._open, seed)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        return seal(self._prepare(unseal(block)))
+        with measured("prepare") as cost:
+            before = self._open.num_bytes
+            rows = self._prepare(unseal(block))
+            cost.num_bytes = self._open.num_bytes - before
+        return seal(rows, [*costs_of(block), cost])
 
 
 class _Generator:
@@ -183,20 +212,15 @@ class _Generator:
         self._generate = Generate(groups, sampling, questions)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        async for rows in self._generate(unseal(block)):
-            yield seal(rows)
-
-
-def _stage(block: pa.Table, *, staging: str, schema: pa.Schema) -> pa.Table:
-    return stage(unseal(block), staging=staging, schema=schema)
+        with measured("generate") as cost:
+            (rows,) = [rows async for rows in self._generate(unseal(block))]
+        yield seal(rows, [*costs_of(block), cost])
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def _settings(max_queued_bytes: int, *, keep_order: bool) -> Iterator[None]:
     """Settings of Ray Data for what is made in the `with`; the process keeps its own."""
     with warnings.catch_warnings():
-        # A short input has less batches than there may be writers.
-        warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
         # Copying a context sets its deprecated attributes too.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data")
         context = DataContext.get_current().copy()
@@ -206,6 +230,10 @@ def _settings() -> Iterator[None]:
         context.execution_no_progress_timeout_s = -1  # captions may be long, engines slow to load
         context.raise_original_map_exception = True  # else its message would be lost
         context.issue_detectors_config.detectors = []
+        context.execution_options.preserve_order = keep_order
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=max_queued_bytes
+        )
         with DataContext.current(context):
             yield
 

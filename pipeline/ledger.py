@@ -1,27 +1,26 @@
-"""What an output directory already holds: the lock, the ids of committed rows, left-overs.
+"""What an output already holds: the ids of committed rows, and which of them may be tried again.
 
-An output directory has `part-*.parquet` (committed, whole), `_recipe.json`, `_report.json`, `_lock`
-and `_staging/`. One driver at a time owns it; only that driver makes a part visible.
+An output is one flat folder: `part-*.parquet` (committed, whole), `_recipe.json`, `_report.json`,
+`_starts.json`, `_lock`. Readers skip names that begin with `_`.
 """
 
-import errno
-import fcntl
-import json
-import os
-import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pandas.util import hash_array
 
-STAGING = "_staging"
+from pipeline.schema import ErrorCode
+from pipeline.storage import Store
+
+_READERS = 8
+_IDS_PER_BATCH = 1 << 16
+NO_PART = -1
 
 
 class IdSet:
@@ -39,28 +38,73 @@ class IdSet:
 
     def contains(self, ids: pa.Array) -> NDArray[np.bool_]:
         """Which of `ids` are in the set."""
-        return self._contains(hash_ids(ids))
+        return self.contains_hashes(hash_ids(ids))
 
-    def add(self, ids: pa.Array) -> NDArray[np.bool_]:
-        """Add `ids`; return which were new. Of equal ids in one call only the first is new."""
-        hashes = hash_ids(ids)
-        distinct, first = np.unique(hashes, return_index=True)
-        fresh = ~self._contains(distinct)
-        is_new = np.zeros(len(hashes), dtype=np.bool_)
-        is_new[first[fresh]] = True
-        if fresh.any():
-            self._runs.append(distinct[fresh])
-            # Runs of doubling length: each hash is sorted again log2(n) times in all.
-            while len(self._runs) > 1 and len(self._runs[-1]) * 2 > len(self._runs[-2]):
-                self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
-        return is_new
-
-    def _contains(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    def contains_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of `hashes` are in the set."""
         found = np.zeros(len(hashes), dtype=np.bool_)
         for run in self._runs:
             place = np.searchsorted(run, hashes)
             found |= run[np.minimum(place, len(run) - 1)] == hashes
         return found
+
+    def add(self, ids: pa.Array) -> NDArray[np.bool_]:
+        """Add `ids`; return which were new. Of equal ids in one call only the first is new."""
+        return self.add_hashes(hash_ids(ids))
+
+    def add_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Add hashes; return which were new, of equal ones the first."""
+        is_new = self.first_of_new(hashes)
+        if is_new.any():
+            self._runs.append(np.sort(hashes[is_new]))
+            # Runs of doubling length: each hash is sorted again log2(n) times in all.
+            while len(self._runs) > 1 and len(self._runs[-1]) * 2 > len(self._runs[-2]):
+                self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
+        return is_new
+
+    def first_of_new(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which hashes `add_hashes` would add."""
+        distinct, first = np.unique(hashes, return_index=True)
+        is_new = np.zeros(len(hashes), dtype=np.bool_)
+        is_new[first[~self.contains_hashes(distinct)]] = True
+        return is_new
+
+
+@dataclass
+class Held:
+    """The committed rows of an output, by the hashes of their ids.
+
+    A row is `done`, or it failed and may be replaced where it stands.
+    """
+
+    done: IdSet
+    failed: NDArray[np.uint64]  # sorted
+    failed_part: NDArray[np.int32]  # for each of `failed` the index of its part
+    parts: tuple[str, ...]  # names
+
+    @classmethod
+    def nothing(cls) -> "Held":
+        """Of a new output."""
+        return cls(IdSet(), np.empty(0, np.uint64), np.empty(0, np.int32), ())
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the output."""
+        return len(self.done) + len(self.failed)
+
+    def part_of(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """In which part each row stands that may be replaced; `NO_PART` for the others."""
+        part = np.full(len(hashes), NO_PART, np.int32)
+        if len(self.failed):
+            place = np.minimum(np.searchsorted(self.failed, hashes), len(self.failed) - 1)
+            part = np.where(self.failed[place] == hashes, self.failed_part[place], part)
+        return part
+
+    def replaced(self, hashes: NDArray[np.uint64]) -> None:
+        """Note that rows that could be replaced have been."""
+        stays = ~np.isin(self.failed, hashes)
+        self.failed, self.failed_part = self.failed[stays], self.failed_part[stays]
+        self.done.add_hashes(hashes)
 
 
 def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
@@ -69,125 +113,73 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
     return hash_array(values, categorize=False)  # pyright: ignore[reportCallIssue]
 
 
-def committed_parts(output: Path) -> list[Path]:
-    """The parts of an output directory, which are all whole."""
-    return sorted(output.glob("part-*.parquet"))
+def committed_parts(store: Store) -> list[str]:
+    """The names of the parts of an output, which are all whole, in the order of their making."""
+    return [
+        name for name in store.names() if name.startswith("part-") and name.endswith(".parquet")
+    ]
 
 
-def committed_ids(parts: list[Path], schema: pa.Schema) -> IdSet:
-    """Read the ids of all committed rows, and nothing else of them.
+def read_held(
+    store: Store,
+    parts: Sequence[str],
+    schema: pa.Schema,
+    *,
+    retry: Collection[ErrorCode] = (),
+) -> Held:
+    """Read the ids of all committed rows, and of nothing else more than need be.
+
+    Args:
+        store: the output.
+        parts: of the output.
+        schema: that every part must have.
+        retry: error codes of the rows that shall be tried again.
 
     Raises:
         ValueError: a part cannot be read or has other columns than `schema`.
     """
-    ids = IdSet()
-    for part in parts:
-        try:
-            with pq.ParquetFile(part) as file:
-                if not file.schema_arrow.equals(schema):
-                    raise ValueError(
-                        f"{part} has other columns than this run writes; use another --output, or "
-                        "the --columns and --keep-media of the run that wrote it"
+    codes = pa.array([str(code) for code in retry], pa.string())
+    held = Held.nothing()
+    held.parts = tuple(parts)
+    failed, failed_part = [held.failed], [held.failed_part]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda name: _ids_of_part(store, name, schema, codes), parts)
+        for index, (done, again) in enumerate(found):
+            held.done.add_hashes(done)
+            failed.append(again)
+            failed_part.append(np.full(len(again), index, np.int32))
+    hashes, part = np.concatenate(failed), np.concatenate(failed_part)
+    order = np.argsort(hashes)
+    held.failed, held.failed_part = hashes[order], part[order]
+    return held
+
+
+def _ids_of_part(
+    store: Store, name: str, schema: pa.Schema, codes: pa.Array
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The hashes of the rows that are done, and of those that failed with one of `codes`."""
+    filesystem, path = store.path_of(name)
+    done, again = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            if not file.schema_arrow.equals(schema):
+                raise ValueError(
+                    f"{path} has other columns than this run writes; use another --output, or the "
+                    "--columns and --keep-media of the run that wrote it"
+                )
+            columns = ["row_id", "error_code"] if len(codes) else ["row_id"]
+            for batch in file.iter_batches(batch_size=_IDS_PER_BATCH, columns=columns):
+                hashes = hash_ids(batch["row_id"])
+                is_again = np.zeros(len(hashes), np.bool_)
+                if len(codes):
+                    found = pc.call_function(
+                        "is_in", [batch["error_code"]], pc.SetLookupOptions(codes)
                     )
-                for batch in file.iter_batches(batch_size=65536, columns=["row_id"]):
-                    ids.add(batch.column(0))
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(
-                f"{part} cannot be read ({error}); delete it to caption its rows again"
-            ) from error
-    return ids
-
-
-def open_staging(output: Path, run_id: str) -> Path:
-    """Make the staging directory of a run and remove those of dead runs.
-
-    Only for the holder of the lock. A writer that outlives its killed driver then fails, because
-    its directory is gone.
-    """
-    shutil.rmtree(output / STAGING, ignore_errors=True)
-    staging = output / STAGING / run_id
-    staging.mkdir(parents=True)
-    return staging
-
-
-def close_staging(output: Path) -> None:
-    """Remove all staged files."""
-    shutil.rmtree(output / STAGING, ignore_errors=True)
-
-
-@contextmanager
-def lock_output(output: Path) -> Iterator[None]:
-    """Own an output directory, made if need be, until the context ends.
-
-    The kernel drops the lock of a dead driver. Where the file system has no locks, the host, the
-    process id and its start time in the file decide.
-
-    Raises:
-        ValueError: another driver owns it, or it cannot be written to.
-    """
-    path = output / "_lock"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise ValueError(f"cannot write to the output {output}: {error.strerror}") from error
-    try:
-        _refuse_second_driver(path, descriptor)
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(me).encode(), 0)
-        os.fsync(descriptor)
-        try:
-            yield
-        finally:
-            os.ftruncate(descriptor, 0)  # removing the file would let two drivers lock two files
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_second_driver(path: Path, descriptor: int) -> None:
-    has_lock = _try_lock(descriptor)
-    owner = _owner(descriptor)
-    here = socket.gethostname()
-    is_alive = owner.get("host") == here and owner.get("started") == _started(owner.get("pid"))
-    if has_lock is False or (has_lock is None and owner and is_alive):
+                    is_again = found.to_numpy(zero_copy_only=False)
+                done.append(hashes[~is_again])
+                again.append(hashes[is_again])
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"another job writes to {path.parent} (process {owner.get('pid')} on "
-            f"{owner.get('host', here)}); wait for it, or use another --output"
-        )
-    if owner and owner.get("host") != here:
-        raise ValueError(
-            f"a job on {owner.get('host')} (process {owner.get('pid')}) writes to {path.parent}, "
-            f"or died there; if none runs, delete {path} and start again"
-        )
-
-
-def _try_lock(descriptor: int) -> bool | None:
-    """Take the kernel's lock; None where the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        return None
-    return True
-
-
-def _owner(descriptor: int) -> dict[str, Any]:
-    """Who wrote the lock file; empty when it was released, or never written whole."""
-    try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:
-        return {}
-    return owner if isinstance(owner, dict) else {}
-
-
-def _started(pid: int | None) -> str | None:
-    """When a process of this host started, in clock ticks; None when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]  # field 22 of proc(5); the name may hold spaces
+            f"{path} cannot be read ({error}); delete it to caption its rows again"
+        ) from error
+    return np.concatenate(done), np.concatenate(again)

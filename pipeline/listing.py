@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+from pipeline.storage import open_filesystem
 
 _SUFFIXES = (".parquet", ".pq")
 
@@ -37,7 +38,7 @@ def list_files(uri: str) -> Listing:
     try:
         if "://" not in uri and Path(place).expanduser().is_file():
             head, pattern = place, ""  # a name with brackets, not a pattern
-        filesystem, root = _filesystem(f"{head}{settings}")
+        filesystem, root = open_filesystem(f"{head}{settings}")
         kind = filesystem.get_file_info(root).type
         if kind == pafs.FileType.NotFound:
             raise FileNotFoundError(f"{root} does not exist")
@@ -56,16 +57,6 @@ def list_files(uri: str) -> Listing:
         f"{head}{settings}" if "://" in uri else folder,
         tuple(sorted(found)),
     )
-
-
-def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
-    try:
-        return pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        filesystem, path = fsspec.core.url_to_fs(uri)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def _split_pattern(path: str) -> tuple[str, str]:

@@ -6,11 +6,14 @@ two ways are never mixed in one directory.
 
 import hashlib
 import json
-import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pipeline.ledger import committed_parts
+from pipeline.storage import Store
 
 _FILE = "_recipe.json"
 _TAIL_BYTES = 1 << 20
@@ -36,31 +39,54 @@ class Recipe:
         }
 
 
-def claim_output(output: Path, recipe: Recipe, *, has_parts: bool) -> None:
-    """Store `recipe` in a new output directory, or check that the stored one is the same.
+def claim_output(store: Store, recipe: Recipe, *, new_recipe: bool = False) -> None:
+    """Store `recipe` in a new output, or check that the stored one is the same.
+
+    Args:
+        store: the output.
+        recipe: of this run.
+        new_recipe: set parts of another recipe aside, into a folder that readers skip, and begin
+            anew. Stopped half-way, the same call goes on.
 
     Raises:
         ValueError: the output was begun under another recipe, or has parts and no recipe; the
             message names each difference, old -> new.
     """
-    path = output / _FILE
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        stored = None
+        content = store.read(_FILE)
+        stored = None if content is None else json.loads(content)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); use another --output") from error
-    if stored is None and has_parts:
-        raise ValueError(f"{output} holds parts and no {_FILE}; use another --output")
-    if stored is None or not has_parts:
-        write_json(path, dict(recipe.fields))
-        return
-    found = list(differences(stored, json.loads(json.dumps(recipe.fields))))
-    if found:
         raise ValueError(
-            f"{output} was begun under another recipe: {'; '.join(found)}. Use the old "
-            "settings to continue it, or another --output"
-        )
+            f"{_FILE} of {store.uri} cannot be read ({error}); use another --output"
+        ) from error
+    parts = committed_parts(store)
+    fields = json.loads(json.dumps(recipe.fields))
+    if parts and stored != fields:
+        if not new_recipe:
+            raise ValueError(_refusal(store, stored, fields))
+        _set_aside(store, parts)
+    if not parts or stored != fields:
+        write_json(store, _FILE, fields)
+
+
+def _refusal(store: Store, stored: Any, fields: Any) -> str:
+    if stored is None:
+        return f"{store.uri} holds parts and no {_FILE}; use another --output"
+    return (
+        f"{store.uri} was begun under another recipe: {'; '.join(differences(stored, fields))}. "
+        "Use the old settings to continue it, another --output, or --new-recipe to set its rows "
+        "aside and begin anew"
+    )
+
+
+def _set_aside(store: Store, parts: list[str]) -> None:
+    """Move all that was made under the old recipe away; the recipe last, as it is the sign."""
+    folder = f"_old-{time.strftime('%Y%m%d-%H%M%S')}"
+    rest = [
+        name for name in ("_report.json", "_starts.json", _FILE) if store.read(name) is not None
+    ]
+    for name in (*parts, *rest):
+        store.move(name, folder)
 
 
 def checkpoint_fingerprint(directory: Path) -> str:
@@ -77,15 +103,9 @@ def checkpoint_fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file that is whole or absent, whenever the machine stops."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(path)
+def write_json(store: Store, name: str, value: Mapping[str, Any]) -> None:
+    """Write a file of JSON that is whole or absent, whenever the machine stops."""
+    store.write(name, f"{json.dumps(value, indent=2)}\n".encode())
 
 
 def _tail(path: Path) -> bytes:
@@ -99,6 +119,9 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(old, list) and isinstance(new, list) and set(old) != set(new):
+        gone = [f"- {each}" for each in old if each not in new]
+        yield f"{name}: {', '.join([*gone, *(f'+ {each}' for each in new if each not in old)])}"
     elif old != new:
         yield f"{name}: {_short(old)} -> {_short(new)}"
 

@@ -1,7 +1,22 @@
 """`Report`: what one run did, for people and for programs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+
+from pipeline.costs import Costs
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a run took of the machines."""
+
+    seconds: float = 0.0  # from the first group being ready to the last commit
+    costs: Costs = field(default_factory=Costs)
+    spilled_bytes: int = 0  # by the object stores
+    machines: str = ""  # groups, ranks and device, and why; empty where nothing was to do
+    ranks: Mapping[str, float] = field(default_factory=dict)  # as `machines.rank_numbers`
+    group_failures: tuple[str, ...] = ()  # each death of a group, and why
+    longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +30,13 @@ class Report:
     error_codes: Mapping[str, int]
     num_prompt_tokens: int
     num_generated_tokens: int
-    seconds: float = 0.0  # from the first group being ready to the last commit
-    machines: str = ""  # groups, ranks and device, and why; empty where nothing was to do
-    ranks: Mapping[str, float] = field(default_factory=dict)  # as `machines.rank_numbers`
-    group_failures: tuple[str, ...] = ()  # each death of a group, and why
-    longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
+    num_bytes_written: int
+    usage: Usage
+
+    @property
+    def seconds(self) -> float:
+        """The time of the run."""
+        return self.usage.seconds
 
     @property
     def rows_per_s(self) -> float:
@@ -31,6 +48,20 @@ class Report:
         """Generated tokens by the time of this run."""
         return self.num_generated_tokens / max(self.seconds, 1e-9)
 
+    def as_json(self) -> dict[str, object]:
+        """For `_report.json`: flat, with what the stages and processes took below."""
+        fields = {name: value for name, value in asdict(self).items() if name != "usage"}
+        return {
+            **fields,
+            "seconds": self.seconds,
+            "spilled_bytes": self.usage.spilled_bytes,
+            "machines": self.usage.machines,
+            "ranks": dict(self.usage.ranks),
+            "group_failures": list(self.usage.group_failures),
+            "longest_pause_s": self.usage.longest_pause_s,
+            **self.usage.costs.as_json(),
+        }
+
     def __str__(self) -> str:
         done = f"{self.rows_done_before} done before + " if self.rows_done_before else ""
         lines = [
@@ -38,14 +69,32 @@ class Report:
         ]
         if self.error_codes:
             lines.append(f"errors{_counts(self.error_codes)}")
-        if self.rows_written:
+        if not self.rows_written:
+            return "\n".join([*lines, "nothing to do: all rows are done"])
+        lines.append(
+            f"{self.seconds:.1f} s: {self.rows_per_s:.3g} rows/s, {self.tokens_per_s:.4g} "
+            f"generated tokens/s, {self.num_prompt_tokens} prompt tokens"
+        )
+        return "\n".join([*lines, *self._table()])
+
+    def _table(self) -> list[str]:
+        """What each stage took, a line each."""
+        costs = self.usage.costs
+        lines = [f"{'':10}{'seconds':>10}{'MB read':>10}{'peak MB':>10}"]
+        for kind in dict.fromkeys(["read", "prepare", "generate", *sorted(costs.peak_bytes)]):
+            stage, peak = costs.stages.get(kind), costs.peak_bytes.get(kind)
             lines.append(
-                f"{self.seconds:.1f} s: {self.rows_per_s:.3g} rows/s, {self.tokens_per_s:.4g} "
-                f"generated tokens/s, {self.num_prompt_tokens} prompt tokens"
+                f"{kind:10}"
+                f"{'' if stage is None else f'{stage.seconds:.1f}':>10}"
+                f"{'' if stage is None or not stage.num_bytes else _mb(stage.num_bytes):>10}"
+                f"{'' if peak is None else _mb(peak):>10}"
             )
-        else:
-            lines.append("nothing to do: all rows are done")
-        return "\n".join(lines)
+        written, spilled = _mb(self.num_bytes_written), _mb(self.usage.spilled_bytes)
+        return [*lines, f"{written} MB written, {spilled} MB spilled by the object store"]
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -10,11 +10,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,29 +23,32 @@ from tqdm import tqdm
 
 from model.constraint import Grammars
 from model.processor import Processor
-from parallel.client import Groups
 from parallel.group import GroupError
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
+from pipeline.drain import drain, start_log
 from pipeline.fetch import MediaAccess
 from pipeline.flow import Flow
 from pipeline.generate import extra_fields
+from pipeline.lock import lock_output
 from pipeline.machines import (
     EngineFactory,
     Machines,
     check_ranks,
     choose_machines,
     load_engine,
-    rank_numbers,
     start_groups,
 )
 from pipeline.questions import question_fields
 from pipeline.recipe import claim_output, write_json
-from pipeline.report import Report
+from pipeline.report import Report, Usage
 from pipeline.sink import Committer
 from pipeline.source import Plan, Source, open_source, plan
+from pipeline.starts import read_starts
+from pipeline.storage import Store, open_store
 
-_MAX_GENERATING_BYTES = 1 << 30
+_STORE_SHARE = 0.5  # of the object stores, for rows between the stages
+_STORY = "_error.txt"
 _FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError, pa.ArrowException)
 
 
@@ -84,6 +85,7 @@ def run(
         carry=config.carry,
         keep_media=config.keep_media,
         extra=[*extra_fields(config.sampling), *question_fields(config.instructions.questions)],
+        make_ids_unique=config.make_ids_unique,
     )
     media = MediaAccess(
         base=source.folder,
@@ -91,45 +93,47 @@ def run(
         allowed_folders=config.allowed_folders,
         max_bytes=config.instructions.limits.max_bytes,
     )
-    recipe = recipe_of(config, source.layout)
-    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
-    output = config.output_dir
-    with ledger.lock_output(output):
-        parts = ledger.committed_parts(output)
-        claim_output(output, recipe, has_parts=bool(parts))
+    store = open_store(config.output)
+    with lock_output(store) as lock:
+        recipe = recipe_of(config, source.layout)
+        schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+        claim_output(store, recipe, new_recipe=config.new_recipe)
         if config.run_yaml is not None:
-            (output / "_run.yaml").write_text(config.run_yaml, encoding="utf-8")
-        committed = ledger.committed_ids(parts, schema)
-        what = plan(source, committed, limit=config.limit)
+            store.write("_run.yaml", config.run_yaml.encode())
+        parts = ledger.committed_parts(store)
+        held = ledger.read_held(store, parts, schema, retry=config.retry_failed)
+        starts = read_starts(store, held.done)
+        what = plan(source, held, limit=config.limit, starts=starts)
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        staging = ledger.open_staging(output, run_id)
         committer = Committer(
-            output,
-            staging,
+            store,
             run_id,
             schema,
-            committed,
+            held,
             rows_per_part=config.rows_per_part,
             max_part_age_s=config.max_part_age_s,
+            started_before=starts,
+            check=lock.check,
         )
-        seen: dict[str, Any] = {}  # fields of the report
-        try:
-            if what.num_todo:
-                with connect(), _as_run_error(committer, output):
-                    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-                    chosen = choose_machines(config, num_gpus, num_experts)
-                    if show_progress:
-                        tqdm.write(str(chosen), file=sys.stderr)
-                    flow = _flow(config, chosen, source, media, what, schema, staging)
-                    start = partial(start_groups, config, chosen, engine_factory)
-                    seen = _drain(flow, what, committer, start, show_progress=show_progress)
-                    seen["machines"] = str(chosen)
-        finally:
-            ledger.close_staging(output)
-        report = replace(_report(what, committer, output), **seen)
+        usage = Usage()
+        if what.num_todo:
+            with (
+                connect(),
+                _as_run_error(committer, store),
+                start_log(store, starts, committer) as log,
+            ):
+                num_gpus = int(ray.cluster_resources().get("GPU", 0))
+                machines = choose_machines(config, num_gpus, num_experts)
+                if show_progress:
+                    tqdm.write(str(machines), file=sys.stderr)
+                flow = _flow(config, machines, source, media, what)
+                start = partial(start_groups, config, machines, engine_factory)
+                usage = drain(flow, what, committer, start, log, show_progress=show_progress)
+                usage = replace(usage, machines=str(machines))
+        report = _report(what, committer, store, usage)
         if what.num_todo:
             ids = {"run_id": run_id, "recipe_sha256": recipe.sha256}
-            write_json(output / "_report.json", {**asdict(report), **ids})
+            write_json(store, "_report.json", {**report.as_json(), **ids})
     return report
 
 
@@ -149,91 +153,48 @@ def _check_checkpoint(config: PipelineConfig) -> int:
 
 
 def _flow(
-    config: PipelineConfig,
-    machines: Machines,
-    source: Source,
-    media: MediaAccess,
-    what: Plan,
-    schema: pa.Schema,
-    staging: Path,
+    config: PipelineConfig, machines: Machines, source: Source, media: MediaAccess, what: Plan
 ) -> Flow:
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    batch_rows = config.batch_rows
-    # Twice what the engines can run, so that they never wait for the client.
+    resources = ray.cluster_resources()
     num_engines = machines.num_groups * machines.num_ranks
-    wanted = math.ceil(2 * num_engines * config.engine.max_batch_size / batch_rows)
-    affordable = _MAX_GENERATING_BYTES // (batch_rows * config.row_bytes)
+    batch_rows = config.batch_rows(num_engines)
+    batch_bytes = batch_rows * config.row_bytes
+    wanted = math.ceil(config.rows_in_flight(num_engines) / batch_rows)
+    # All that is between the stages fits into this, so that nothing is spilled to disk.
+    max_queued_bytes = int(resources.get("object_store_memory", 1 << 30) * _STORE_SHARE)
     return Flow(
         source=source,
         checkpoint=config.checkpoint,
         instructions=config.instructions,
         open_media=media.open,
         sampling=config.sampling,
-        output_schema=schema,
-        staging=staging,
         batch_rows=batch_rows,
-        batches_in_flight=max(2, min(wanted, affordable)),
-        num_preparers=max(1, min(num_cpus - 1, math.ceil(what.num_todo / batch_rows))),
+        batches_in_flight=max(2, min(wanted, max_queued_bytes // 2 // batch_bytes)),
+        num_preparers=max(
+            1, math.ceil(min(resources.get("CPU", 1) - 1, what.num_todo / batch_rows))
+        ),
+        max_queued_bytes=max_queued_bytes,
+        keep_order=config.keep_order,
     )
-
-
-def _drain(
-    flow: Flow,
-    what: Plan,
-    committer: Committer,
-    start: Callable[[], Groups],
-    *,
-    show_progress: bool,
-) -> dict[str, Any]:
-    """Start the groups, let the rows flow and commit them; what the report says of that."""
-    bar = tqdm(
-        total=what.num_rows,
-        initial=what.num_done,
-        unit="row",
-        file=sys.stderr,
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
-        disable=not show_progress,
-    )
-    with bar, closing(start()) as groups:
-        started = latest = time.monotonic()
-        num_tokens = num_errors = 0
-        longest_pause_s = 0.0
-        try:
-            for staged in flow.staged(what.pieces, groups):
-                earlier, latest = latest, time.monotonic()
-                longest_pause_s = max(longest_pause_s, latest - earlier)
-                for line in staged.to_pylist():
-                    committer.add(line["path"], line["rows"])
-                    num_tokens += line["tokens"]
-                    num_errors += line["errors"]
-                    tokens_per_s = num_tokens / (time.monotonic() - started)
-                    bar.set_postfix_str(
-                        f"{tokens_per_s:.1f} tokens/s, {num_errors} errors", refresh=False
-                    )
-                    bar.update(line["rows"])
-        finally:
-            committer.commit()  # also what was done before a failure or Ctrl-C
-        status = groups.status()
-        return {
-            "seconds": time.monotonic() - started,
-            "longest_pause_s": longest_pause_s,
-            "group_failures": status.failures,
-            "ranks": rank_numbers(status),
-        }
 
 
 @contextmanager
-def _as_run_error(committer: Committer, output: Path) -> Iterator[None]:
+def _as_run_error(committer: Committer, store: Store) -> Iterator[None]:
     """Say in one line why a run stopped; the whole story goes to a file."""
-    story = output / "_error.txt"
-    story.unlink(missing_ok=True)
+    store.delete(_STORY)
     try:
         yield
     except _FAILURES as error:
-        story.write_text(traceback.format_exc(), encoding="utf-8")
+        story = traceback.format_exc()
+        try:
+            store.write(_STORY, story.encode())
+            where = f"{store.uri}/{_STORY}"
+        except OSError:  # such as a full disk
+            print(story, file=sys.stderr)  # noqa: T201
+            where = "above"
         raise RunError(
             f"{_reason(error)} -- {committer.num_rows} rows of this run are committed; the same "
-            f"command continues. Details: {story}"
+            f"command continues. Details: {where}"
         ) from error
 
 
@@ -250,14 +211,14 @@ def _reason(error: BaseException) -> str:
     return message if len(message) <= 1000 else f"{message[:997]}..."
 
 
-def _report(what: Plan, committer: Committer, output: Path) -> Report:
+def _report(what: Plan, committer: Committer, store: Store, usage: Usage) -> Report:
     """Count what came out, in two ways.
 
     Raises:
         RunError: rows are missing, or there are too many.
     """
     num_out = what.num_done + committer.num_rows
-    on_disk = sum(pq.read_metadata(part).num_rows for part in ledger.committed_parts(output))
+    on_disk = sum(_num_rows(store, part) for part in ledger.committed_parts(store))
     if num_out != what.num_rows or on_disk != committer.num_rows_of_output:
         raise RunError(
             f"{what.num_rows} rows in, {num_out} rows out ({on_disk} in the parts); run the same "
@@ -271,4 +232,11 @@ def _report(what: Plan, committer: Committer, output: Path) -> Report:
         error_codes=dict(committer.error_codes),
         num_prompt_tokens=committer.num_prompt_tokens,
         num_generated_tokens=committer.num_generated_tokens,
+        num_bytes_written=committer.num_bytes,
+        usage=usage,
     )
+
+
+def _num_rows(store: Store, part: str) -> int:
+    filesystem, path = store.path_of(part)
+    return pq.read_metadata(path, filesystem=filesystem).num_rows

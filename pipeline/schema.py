@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.codes import ErrorCode, Status  # noqa: F401, they belong to the columns
+from pipeline.unify import plain
 
 # What the prepare stage learns of a row's media; null where it could not be read.
 MEDIA_FIELDS = (
@@ -36,6 +37,7 @@ RESULT_FIELDS = (
     pa.field("status", pa.string(), nullable=False),
     pa.field("error_code", pa.string()),
     pa.field("error", pa.string()),
+    pa.field("attempts", pa.int32()),  # how often the row was started, over all runs
     pa.field("finish_reason", pa.string()),
     pa.field("num_prompt_tokens", pa.int32()),
     pa.field("num_generated_tokens", pa.int32()),
@@ -73,6 +75,17 @@ class InputColumns:
     start_s: str | None = None
     end_s: str | None = None
     fields: tuple[str, ...] = ()  # that the texts of questions name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that have a role."""
+        roles = (self.video, self.id, self.prompt, self.start_s, self.end_s)
+        return tuple(name for name in roles if name is not None)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Those that no file of the input may lack."""
+        return (self.video,) if self.id is None else (self.video, self.id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,22 +179,24 @@ def check_input(
                 f"{nearest!r}"
             )
         _check_type(schema, name, "template", _is_plain, "text, a number or a boolean")
-    used = [columns.video, columns.id, columns.prompt, columns.start_s, columns.end_s]
-    used += columns.fields
-    wanted = {name for name in used if name is not None} | {field.name for field in carried}
+    wanted = {*columns.names, *columns.fields} | {field.name for field in carried}
     read = pa.schema(
-        [pa.field(field.name, plain_type(field)) for field in schema if field.name in wanted]
+        [
+            pa.field(field.name, _read_type(field, is_media=field.name == columns.video))
+            for field in schema
+            if field.name in wanted
+        ]
     )
     return Layout(columns=columns, read=read, carried=pa.schema(carried), extra=tuple(extra))
 
 
 def plain_type(field: pa.Field) -> pa.DataType:
-    """The type of `field` with its dictionary decoded.
+    """The type of `field` with its dictionaries decoded.
 
     Raises:
         ValueError: the type cannot be passed through; the message names the column.
     """
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    kind = plain(field.type)
     if _has_odd_part(kind):
         raise ValueError(
             f"column {field.name!r} has type {field.type}, which cannot be carried to the output; "
@@ -190,8 +205,23 @@ def plain_type(field: pa.Field) -> pa.DataType:
     return kind
 
 
+def _read_type(field: pa.Field, *, is_media: bool) -> pa.DataType:
+    """The type in memory; wide for media, as rows of a few of them pass 2 GiB."""
+    kind = plain_type(field)
+    if not is_media or _is_text(kind):
+        return kind
+    if _is_bytes(kind):
+        return pa.large_binary()
+    if not pa.types.is_struct(kind):
+        return kind
+    parts = [kind.field(index) for index in range(kind.num_fields)]
+    return pa.struct(
+        [part.with_type(pa.large_binary()) if _is_bytes(part.type) else part for part in parts]
+    )
+
+
 def _has_odd_part(kind: pa.DataType) -> bool:
-    """Whether an extension, union or nested dictionary type is part of `kind`."""
+    """Whether an extension or union type, or a dictionary that stays one, is part of `kind`."""
     if isinstance(kind, pa.BaseExtensionType):
         return True
     if pa.types.is_union(kind) or pa.types.is_dictionary(kind):

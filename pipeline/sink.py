@@ -1,152 +1,212 @@
 """Results -> committed parts.
 
-Workers write small files into a staging directory (`stage`); only the driver makes rows visible, by
-renaming a whole, synced part into the output (`Committer`). Whatever dies loses at most what was
-not yet committed, and no row is ever committed twice.
+Only the driver writes to the output: rows come to it through Ray, wait in memory, and become a
+part in one step of the `Store`. Workers that outlive a killed driver have nothing to write to.
+Whatever dies loses at most what was not yet committed, and no row is ever committed twice.
+
+A row that failed in an earlier run is replaced where it stands: its part is written again, whole,
+under the same name.
 """
 
-import os
+import re
+import threading
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from pipeline.ledger import IdSet
-from pipeline.schema import Status
+from pipeline.ledger import NO_PART, Held, hash_ids
+from pipeline.storage import Store
 
-STAGED_FIELDS = pa.schema(
-    [
-        ("path", pa.string()),
-        ("rows", pa.int64()),
-        ("errors", pa.int64()),
-        ("tokens", pa.int64()),  # generated
-    ]
-)
-_ROW_GROUP_BYTES = 64 << 20
-_MAX_WAITING_BYTES = 256 << 20  # of staged files, which a commit reads into memory
-
-
-def stage(rows: pa.Table, *, staging: str, schema: pa.Schema) -> pa.Table:
-    """Write finished rows to a file of their own; return one row that says where (on workers).
-
-    Args:
-        rows: a table with at least the columns of `schema`.
-        staging: the directory that the driver made for this run.
-        schema: of the output.
-
-    Raises:
-        ValueError: the staging directory is not there: the output is not shared by the nodes, or
-            the driver of this run is dead.
-    """
-    table = rows.select(schema.names).cast(schema)
-    path = Path(staging) / f"{uuid.uuid4().hex}.parquet"
-    try:
-        _write(path, table)
-    except FileNotFoundError:
-        raise ValueError(
-            f"{staging} does not exist on this node; --output must be a directory that all nodes "
-            "of the cluster share"
-        ) from None
-    num_errors = table["status"].to_pylist().count(Status.ERROR)
-    num_tokens = _total(table["num_generated_tokens"])
-    return pa.table([[str(path)], [table.num_rows], [num_errors], [num_tokens]], STAGED_FIELDS)
+_ROW_GROUP_BYTES = 32 << 20
+_MAX_WAITING_BYTES = 256 << 20
+_LOOK_S = 1.0  # how often the age of waiting rows is looked at
 
 
 class Committer:
-    """Merges staged files into parts of bounded size and age; the only writer of parts.
+    """Merges finished rows into parts of bounded size and age; the only writer of parts.
 
     Args:
-        output: the output directory; its lock is held.
-        staging: the run's staging directory, on the same filesystem.
+        store: the output; its lock is held.
         run_id: part of the names of the parts.
         schema: of the output.
-        committed: ids of the rows that the output holds; grows with each commit.
-        rows_per_part: commit when at least so many rows (or 256 MiB) are staged.
-        max_part_age_s: commit when the oldest staged row has waited so long.
+        held: what the output holds; grows with each commit.
+        rows_per_part: commit when at least so many rows (or 256 MiB) wait.
+        max_part_age_s: commit when the oldest waiting row has waited so long.
+        started_before: by the hash of its id, how often a row was started by runs that died.
+        check: raises where the output is not this driver's any more.
         clock: seconds that only rise.
     """
 
     def __init__(
         self,
-        output: Path,
-        staging: Path,
+        store: Store,
         run_id: str,
         schema: pa.Schema,
-        committed: IdSet,
+        held: Held,
         *,
         rows_per_part: int,
         max_part_age_s: float,
+        started_before: Mapping[int, int] | None = None,
+        check: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._output = output
-        self._staging = staging
+        self._store = store
         self._run_id = run_id
         self._schema = schema
-        self._committed = committed
+        self._held = held
         self._rows_per_part = rows_per_part
         self._max_part_age_s = max_part_age_s
+        self._started_before = started_before or {}
+        self._check = check
         self._clock = clock
-        self._waiting: list[Path] = []
+        self._lock = threading.RLock()
+        self._waiting: list[pa.Table] = []
         self._num_waiting = 0
         self._waiting_bytes = 0
         self._waiting_since = 0.0
-        self._num_parts = 0
+        self._next_part = 1 + max((_number(name) for name in held.parts), default=-1)
+        self.on_commit: Callable[[NDArray[np.uint64]], object] = lambda _: None  # told of hashes
         self.num_rows = 0  # committed by this object
         self.num_generated_tokens = 0
         self.num_prompt_tokens = 0
         self.statuses: Counter[str] = Counter()
         self.error_codes: Counter[str] = Counter()
+        self.num_bytes = 0  # of the parts
 
     @property
     def num_rows_of_output(self) -> int:
         """Rows that the output holds, those of earlier runs included."""
-        return len(self._committed)
+        return self._held.num_rows
 
-    def add(self, path: str, num_rows: int) -> None:
-        """Take a staged file, and commit what waits if it is enough or old."""
-        if not self._waiting:
-            self._waiting_since = self._clock()
-        self._waiting.append(Path(path))
-        self._num_waiting += num_rows
-        self._waiting_bytes += _size_of_staged(Path(path))
-        self.commit_if_due()
+    def add(self, rows: pa.Table) -> None:
+        """Take finished rows, and commit what waits if it is enough or old.
+
+        Args:
+            rows: a table with the columns of the output, `attempts` excepted.
+        """
+        with self._lock:
+            if not self._waiting:
+                self._waiting_since = self._clock()
+            self._waiting.append(self._with_attempts(rows))
+            self._num_waiting += rows.num_rows
+            self._waiting_bytes += self._waiting[-1].nbytes
+            self.commit_if_due()
 
     def commit_if_due(self) -> None:
         """Commit what waits if it is enough, or has waited long enough."""
-        if self._waiting and (
-            self._num_waiting >= self._rows_per_part
-            or self._waiting_bytes >= _MAX_WAITING_BYTES
-            or self._clock() - self._waiting_since >= self._max_part_age_s
-        ):
-            self.commit()
+        with self._lock:
+            if self._waiting and (
+                self._num_waiting >= self._rows_per_part
+                or self._waiting_bytes >= _MAX_WAITING_BYTES
+                or self._clock() - self._waiting_since >= self._max_part_age_s
+            ):
+                self.commit()
+
+    @contextmanager
+    def on_time(self) -> Iterator[None]:
+        """Commit old rows even while nothing arrives, until the context ends."""
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(_LOOK_S):
+                # Rows keep waiting after a failure; the driver meets it at its own next commit.
+                with suppress(OSError, pa.ArrowException):
+                    self.commit_if_due()
+
+        thread = threading.Thread(target=look, name="commit", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def commit(self) -> None:
-        """Make all staged rows visible as parts; a row that is there already is dropped."""
-        if not self._waiting:
-            return
-        rows = pa.concat_tables(
-            [pq.read_table(path, schema=self._schema) for path in self._waiting]
-        )
-        rows = rows.filter(pa.array(self._committed.add(rows["row_id"].combine_chunks())))
-        for start in range(0, rows.num_rows, self._rows_per_part):
-            self._commit_part(rows.slice(start, self._rows_per_part))
-        for path in self._waiting:
-            path.unlink()
-        self._waiting = []
-        self._num_waiting = self._waiting_bytes = 0
+        """Make all waiting rows visible; a row that is there already is dropped.
 
-    def _commit_part(self, rows: pa.Table) -> None:
-        name = f"part-{self._run_id}-{self._num_parts:05d}.parquet"
-        staged = self._staging / name
-        _write(staged, rows)
-        staged.rename(self._output / name)
-        _sync_directory(self._output)
-        self._num_parts += 1
+        Raises:
+            OSError: a part could not be written; its rows, and those behind it, still wait.
+        """
+        with self._lock:
+            if not self._waiting:
+                return
+            rows = pa.concat_tables(self._waiting)
+            hashes = hash_ids(rows["row_id"].combine_chunks())
+            is_wanted = self._held.done.first_of_new(hashes)
+            rows, hashes = rows.filter(pa.array(is_wanted)), hashes[is_wanted]
+            part = self._held.part_of(hashes)
+            self._commit_new(rows.filter(pa.array(part == NO_PART)), hashes[part == NO_PART])
+            for index in np.unique(part[part != NO_PART]):
+                mine = part == index
+                self._replace(self._held.parts[index], rows.filter(pa.array(mine)), hashes[mine])
+            self._waiting = []
+            self._num_waiting = self._waiting_bytes = 0
+
+    def _commit_new(self, rows: pa.Table, hashes: NDArray[np.uint64]) -> None:
+        for start in range(0, rows.num_rows, self._rows_per_part):
+            part = rows.slice(start, self._rows_per_part)
+            self._write(f"part-{self._next_part:06d}-{self._run_id}.parquet", part)
+            self._next_part += 1
+            written = hashes[start : start + self._rows_per_part]
+            self._held.done.add_hashes(written)
+            self._count(part, written)
+
+    def _replace(self, name: str, rows: pa.Table, hashes: NDArray[np.uint64]) -> None:
+        """Write a part again with other results for some of its rows, which keep their places."""
+        filesystem, path = self._store.path_of(name)
+        old = pq.ParquetFile(path, filesystem=filesystem).read()
+        place = pc.call_function("index_in", [old["row_id"]], pc.SetLookupOptions(rows["row_id"]))
+        place = place.fill_null(-1).to_numpy()
+        is_replaced = place >= 0
+        tried = np.zeros(rows.num_rows, np.int32)
+        tried[place[is_replaced]] = old["attempts"].to_numpy()[is_replaced]
+        rows = _with_column(rows, "attempts", rows["attempts"].to_numpy() + tried)
+        take = np.where(is_replaced, old.num_rows + place, np.arange(old.num_rows))
+        self._write(name, pa.concat_tables([old, rows]).take(pa.array(take)))
+        self._held.replaced(hashes)
+        self._count(rows, hashes)
+
+    def _write(self, name: str, rows: pa.Table) -> None:
+        row_bytes = max(1, rows.nbytes // max(1, rows.num_rows))
+        sink = pa.BufferOutputStream()
+        pq.write_table(
+            rows.replace_schema_metadata(self._schema.metadata),
+            sink,
+            compression="zstd",
+            row_group_size=max(1, _ROW_GROUP_BYTES // row_bytes),
+        )
+        self._check()
+        content = sink.getvalue()
+        self._store.write(name, content)
+        self.num_bytes += content.size
+
+    def _with_attempts(self, rows: pa.Table) -> pa.Table:
+        """The output's columns, with how often each row was started before, and once more now."""
+        attempts = np.ones(rows.num_rows, np.int32)
+        if self._started_before:
+            hashes = hash_ids(rows["row_id"].combine_chunks())
+            attempts += np.array([self._started_before.get(int(h), 0) for h in hashes], np.int32)
+        rows = _with_column(rows, "attempts", attempts)
+        return rows.select(self._schema.names).cast(self._schema)
+
+    def unfinished(self, counts: Mapping[int, int]) -> dict[int, int]:
+        """The counts, by hash of an id, of rows that the output does not hold."""
+        is_done = self._held.done.contains_hashes(np.array(list(counts), np.uint64))
+        return {
+            key: count
+            for (key, count), done in zip(counts.items(), is_done, strict=True)
+            if not done
+        }
+
+    def _count(self, rows: pa.Table, hashes: NDArray[np.uint64]) -> None:
+        self.on_commit(hashes)
         self.num_rows += rows.num_rows
         self.num_generated_tokens += _total(rows["num_generated_tokens"])
         self.num_prompt_tokens += _total(rows["num_prompt_tokens"])
@@ -154,33 +214,15 @@ class Committer:
         self.error_codes.update(rows["error_code"].drop_null().to_pylist())
 
 
+def _number(part: str) -> int:
+    found = re.match(r"part-(\d+)", part)
+    return int(found[1]) if found else -1
+
+
 def _total(counts: pa.ChunkedArray) -> int:
     return pc.call_function("sum", [counts]).as_py() or 0
 
 
-def _size_of_staged(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        raise ValueError(
-            f"the staged file {path} is not visible to the driver; --output must be a directory "
-            "that all nodes of the cluster share"
-        ) from None
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file that is on the disk when this returns."""
-    row_bytes = max(1, table.nbytes // max(1, table.num_rows))
-    rows_per_group = max(1, _ROW_GROUP_BYTES // row_bytes)
-    with path.open("xb") as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=rows_per_group)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _with_column(rows: pa.Table, name: str, values: NDArray[np.int32]) -> pa.Table:
+    index = rows.column_names.index(name)
+    return rows.set_column(index, rows.schema.field(index), pa.array(values, pa.int32()))

@@ -7,33 +7,25 @@ rows to do is not opened again, so done rows cost no media read. No Ray here.
 A row's id is the user's id column as a string, else `<file>#<row number>`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.ledger import IdSet, hash_ids
+from pipeline.ids import InputFile, Naming, numbered, renamed
+from pipeline.ledger import NO_PART, Held, IdSet, hash_ids
 from pipeline.listing import list_files
-from pipeline.schema import InputColumns, Layout, check_input, plain_type
+from pipeline.schema import InputColumns, Layout, check_input
+from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS
+from pipeline.unify import conform, unify
 
 _MAX_SLICE_BYTES = 32 << 20
 _READ_BUFFER_BYTES = 4 << 20  # of each column, so that a row group never stands in memory whole
-_IDS_PER_BATCH = 1 << 16
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One Parquet file of the input."""
-
-    name: str  # relative to the input; the row ids begin with it
-    path: str  # on the source's filesystem
-    row_group_rows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +36,7 @@ class Source:
     folder: str  # to which relative media paths belong; absolute, or a URI
     files: tuple[InputFile, ...]
     layout: Layout
+    naming: Naming
 
     @property
     def num_rows(self) -> int:
@@ -60,6 +53,7 @@ class Piece:
     first_row: int  # of the row group in its file
     todo: bytes  # one bit a row, as np.packbits gives
     num_todo: int
+    renamed: bytes = b""  # one bit a row: its id was null or not unique; empty where all are good
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,9 @@ class Plan:
 
     pieces: tuple[Piece, ...]
     num_rows: int  # of the input, after the limit
-    num_done: int  # of these, the rows that the output already holds
+    num_done: int  # of these, the rows that the output already holds and that stay
+    alone: tuple[Piece, ...] = ()  # of one row each, that were in flight when runs were killed
+    hopeless: tuple[Piece, ...] = ()  # of one row each, that were so alone too
 
     @property
     def num_todo(self) -> int:
@@ -83,8 +79,9 @@ def open_source(
     carry: Sequence[str] | None = None,
     keep_media: bool = False,
     extra: Sequence[pa.Field] = (),
+    make_ids_unique: bool = False,
 ) -> Source:
-    """Find the files of an input and check their schemas.
+    """Find the files of an input and make one schema of theirs.
 
     Args:
         uri: as for `list_files`.
@@ -92,73 +89,108 @@ def open_source(
         carry: columns to write beside the results; None means all.
         keep_media: write media bytes too.
         extra: result columns beside the usual ones.
+        make_ids_unique: give rows whose id is null or stands there already an id of their own.
 
     Raises:
-        ValueError: there is no such file, a file is not Parquet, there are no rows, or a column is
-            missing or wrong; the message names the file.
+        ValueError: there is no such file, a file is not Parquet, there are no rows, a column is
+            missing or wrong, or differs too much between files; the message names the file.
     """
     listing = list_files(uri)
     filesystem, found = listing.filesystem, listing.files
     with ThreadPoolExecutor(16) as pool:  # a footer is a round trip or two on object stores
         footers = list(pool.map(lambda item: _footer(filesystem, item[1]), found))
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
-    layout = check_input(schemas[0], columns, carry=carry, keep_media=keep_media, extra=extra)
-    for (_, path), schema in zip(found[1:], schemas[1:], strict=True):
-        _check_same(schemas[0], found[0][1], schema, path, layout, carries_all=carry is None)
-    source = Source(
-        filesystem,
-        listing.folder,
-        tuple(
-            InputFile(name, path, _row_group_rows(footer))
-            for (name, path), footer in zip(found, footers, strict=True)
-        ),
-        layout,
+    wanted = None if carry is None else {*carry, *columns.names, *columns.fields}
+    named = [(path, schema) for (_, path), schema in zip(found, schemas, strict=True)]
+    schema = unify(named, wanted, required=columns.required)
+    layout = check_input(schema, columns, carry=carry, keep_media=keep_media, extra=extra)
+    files = tuple(
+        InputFile(name, path, _row_group_rows(footer))
+        for (name, path), footer in zip(found, footers, strict=True)
     )
+    naming = Naming(filesystem, files, columns.id, make_ids_unique)
+    source = Source(filesystem, listing.folder, files, layout, naming)
     if source.num_rows == 0:
         raise ValueError(f"{uri} has no rows")
     return source
 
 
 def plan(
-    source: Source, done: IdSet, *, limit: int | None = None, only: IdSet | None = None
+    source: Source,
+    held: Held,
+    *,
+    limit: int | None = None,
+    only: IdSet | None = None,
+    starts: Mapping[int, int] | None = None,
 ) -> Plan:
     """Decide which rows are still to do. Reads the id column if there is one, nothing else.
 
     Args:
         source: the input.
-        done: the ids of the rows that the output already holds.
+        held: what the output already holds.
         limit: only the first `limit` rows of the input count; None means all.
         only: of what is to do, do only these rows; None means all.
+        starts: how often killed runs had started a row, by the hash of its id.
 
     Raises:
         ValueError: an id is null or not unique, or the output has rows that the input has not.
     """
     seen = IdSet()
-    pieces = []
+    pieces: list[Piece] = []
+    alone: list[Piece] = []
+    hopeless: list[Piece] = []
     num_rows = source.num_rows if limit is None else min(limit, source.num_rows)
     num_matched = num_todo = position = 0
     for file in source.files:
         first_row = 0
-        for row_group, ids in enumerate(_row_group_ids(source, file)):
-            if source.layout.columns.id is not None:
-                _refuse_bad_ids(source, file, first_row, ids, seen.add(ids))
-            is_done = done.contains(ids)
-            num_matched += int(is_done.sum())
-            todo = ~is_done if only is None else ~is_done & only.contains(ids)
+        for row_group, raw in enumerate(source.naming.of_file(file)):
+            ids, is_renamed = source.naming.good(file, first_row, raw, seen)
+            hashes = hash_ids(ids)
+            is_done = held.done.contains_hashes(hashes)
+            num_matched += int(is_done.sum()) + int((held.part_of(hashes) != NO_PART).sum())
+            todo = ~is_done if only is None else ~is_done & only.contains_hashes(hashes)
             todo[max(0, num_rows - position) :] = False
             position += len(todo)
+            num_todo += int(todo.sum())
+            for row, count in _suspects(hashes, todo, starts or {}):
+                todo[row] = False
+                single = _piece(file, row_group, first_row, np.arange(len(todo)) == row, is_renamed)
+                (hopeless if count >= MAX_STARTS else alone).append(single)
             if todo.any():
-                num = int(todo.sum())
-                bits = np.packbits(todo).tobytes()
-                pieces.append(Piece(file, row_group, first_row, bits, num))
-                num_todo += num
+                pieces.append(_piece(file, row_group, first_row, todo, is_renamed))
             first_row += len(todo)
-    if num_matched < len(done):
+    if num_matched < held.num_rows:
         raise ValueError(
-            f"the output holds {len(done) - num_matched} rows that are not in this input; it "
+            f"the output holds {held.num_rows - num_matched} rows that are not in this input; it "
             "belongs to another input, so use another --output"
         )
-    return Plan(tuple(pieces), num_rows, num_rows - num_todo)
+    return Plan(tuple(pieces), num_rows, num_rows - num_todo, tuple(alone), tuple(hopeless))
+
+
+def _suspects(
+    hashes: NDArray[np.uint64], todo: NDArray[np.bool_], starts: Mapping[int, int]
+) -> list[tuple[int, int]]:
+    """The rows to do that killed runs had started too often, with how often."""
+    wanted = [key for key, count in starts.items() if count >= MAX_SHARED_STARTS]
+    rows = np.flatnonzero(todo & np.isin(hashes, np.array(wanted, np.uint64)))
+    return [(int(row), starts[int(hashes[row])]) for row in rows]
+
+
+def _piece(
+    file: InputFile,
+    row_group: int,
+    first_row: int,
+    todo: NDArray[np.bool_],
+    is_renamed: NDArray[np.bool_],
+) -> Piece:
+    return Piece(
+        file,
+        row_group,
+        first_row,
+        np.packbits(todo).tobytes(),
+        int(todo.sum()),
+        np.packbits(is_renamed).tobytes() if is_renamed.any() else b"",
+    )
 
 
 def read_piece(
@@ -172,26 +204,34 @@ def read_piece(
     Raises:
         ValueError: the file cannot be read (any more); the message names it.
     """
-    todo = _unpack(piece)
+    todo = _unpack(piece, piece.todo)
+    is_renamed = _unpack(piece, piece.renamed)
     end = int(np.flatnonzero(todo)[-1]) + 1
     row = 0
     try:
         with pq.ParquetFile(
             piece.file.path, filesystem=filesystem, buffer_size=_READ_BUFFER_BYTES
         ) as file:
+            there = [name for name in layout.read.names if name in file.schema_arrow.names]
             batches = file.iter_batches(
                 batch_size=_slice_rows(file.metadata, piece.row_group, layout, max_rows),
                 row_groups=[piece.row_group],
-                columns=layout.read.names,
+                columns=there,
                 use_threads=False,
             )
             for batch in batches:
                 wanted = todo[row : row + batch.num_rows]
                 if wanted.any():
-                    rows = pa.Table.from_batches([batch]).select(layout.read.names)
+                    rows = pa.Table.from_batches([batch])
                     rows = rows if wanted.all() else rows.filter(pa.array(wanted))
-                    numbers = piece.first_row + row + np.flatnonzero(wanted)
-                    yield _with_row_id(rows.cast(layout.read), piece.file, numbers, layout)
+                    numbers = row + np.flatnonzero(wanted)
+                    yield _with_row_id(
+                        conform(rows, layout.read),
+                        piece.file,
+                        piece.first_row + numbers,
+                        layout.columns.id,
+                        is_renamed[numbers],
+                    )
                 row += batch.num_rows
                 if row >= end:
                     return
@@ -211,107 +251,27 @@ def _row_group_rows(footer: pq.FileMetaData) -> tuple[int, ...]:
     return tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
 
 
-def _check_same(
-    first: pa.Schema,
-    first_path: str,
-    schema: pa.Schema,
-    path: str,
-    layout: Layout,
-    *,
-    carries_all: bool,
-) -> None:
-    """Refuse a file whose used columns differ from those of the first file."""
-    for field in layout.read:
-        if field.name not in schema.names:
-            raise ValueError(f"{path} has no column {field.name!r}, which {first_path} has")
-        kind = plain_type(schema.field(field.name))
-        if kind != field.type:
-            raise ValueError(
-                f"column {field.name!r} is {kind} in {path} and {field.type} in {first_path}"
-            )
-    extra = [name for name in schema.names if name not in first.names]
-    if carries_all and extra:
-        raise ValueError(
-            f"{path} has columns that {first_path} has not: {', '.join(extra)}; choose the "
-            "columns to carry with --columns"
-        )
-
-
-def _row_group_ids(source: Source, file: InputFile) -> Iterator[pa.Array]:
-    """The ids of each row group, in order."""
-    column = source.layout.columns.id
-    if column is None:
-        first = 0
-        for num_rows in file.row_group_rows:
-            yield _numbered(file, np.arange(first, first + num_rows))
-            first += num_rows
-        return
-    try:
-        with pq.ParquetFile(file.path, filesystem=source.filesystem) as parquet:
-            for row_group in range(len(file.row_group_rows)):
-                batches = parquet.iter_batches(
-                    batch_size=_IDS_PER_BATCH, row_groups=[row_group], columns=[column]
-                )
-                chunks = [batch.column(0).cast(pa.string()) for batch in batches]
-                yield pa.chunked_array(chunks, type=pa.string()).combine_chunks()
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"the ids of {file.path} cannot be read: {error}") from error
-
-
-def _refuse_bad_ids(
-    source: Source, file: InputFile, first_row: int, ids: pa.Array, is_new: NDArray[np.bool_]
-) -> None:
-    column = source.layout.columns.id
-    if ids.null_count:
-        row = first_row + pc.index(ids.is_null(), True).as_py()
-        raise ValueError(f"the id column {column!r} is null in {file.path}, row {row}")
-    if is_new.all():
-        return
-    index = int(np.flatnonzero(~is_new)[0])
-    value, row = ids[index].as_py(), first_row + index
-    for other, other_row, other_value in _with_hash(source, hash_ids(ids.slice(index, 1))[0]):
-        if (other, other_row) == (file, row):
-            break
-        if other_value == value:
-            raise ValueError(
-                f"the id {value!r} stands twice in column {column!r}: in {other.path}, row "
-                f"{other_row}, and in {file.path}, row {row}; ids must be unique, or leave out "
-                "--id-column to number the rows"
-            )
-    raise ValueError(
-        f"the id {value!r} in {file.path}, row {row} cannot be told from another id by its 64-bit "
-        "hash; change it, or leave out --id-column to number the rows"
-    )
-
-
-def _with_hash(source: Source, wanted: np.uint64) -> Iterator[tuple[InputFile, int, str]]:
-    """All rows whose id has a given hash: a second pass over the ids, for an error message."""
-    for file in source.files:
-        first_row = 0
-        for ids in _row_group_ids(source, file):
-            for index in np.flatnonzero(hash_ids(ids) == wanted):
-                yield file, first_row + int(index), ids[int(index)].as_py()
-            first_row += len(ids)
-
-
-def _numbered(file: InputFile, numbers: NDArray[np.int64]) -> pa.Array:
-    text = pa.array(numbers).cast(pa.string())
-    return pc.call_function("binary_join_element_wise", [pa.scalar(file.name), text, "#"])
-
-
 def _with_row_id(
-    rows: pa.Table, file: InputFile, numbers: NDArray[np.int64], layout: Layout
+    rows: pa.Table,
+    file: InputFile,
+    numbers: NDArray[np.int64],
+    column: str | None,
+    is_renamed: NDArray[np.bool_],
 ) -> pa.Table:
-    column = layout.columns.id
-    ids = _numbered(file, numbers) if column is None else rows[column].cast(pa.string())
+    if column is None:
+        ids = numbered(file, numbers)
+    else:
+        ids = rows[column].cast(pa.string()).combine_chunks()
+        ids = renamed(ids, file, numbers, is_renamed) if is_renamed.any() else ids
     rows = rows.drop_columns("row_id") if column == "row_id" else rows
     return rows.add_column(0, "row_id", ids)
 
 
-def _unpack(piece: Piece) -> NDArray[np.bool_]:
+def _unpack(piece: Piece, packed: bytes) -> NDArray[np.bool_]:
     num_rows = piece.file.row_group_rows[piece.row_group]
-    packed = np.frombuffer(piece.todo, dtype=np.uint8)
-    return np.unpackbits(packed, count=num_rows).astype(np.bool_)
+    if not packed:
+        return np.zeros(num_rows, np.bool_)
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=num_rows).astype(np.bool_)
 
 
 def _slice_rows(footer: pq.FileMetaData, row_group: int, layout: Layout, max_rows: int) -> int:

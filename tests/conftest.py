@@ -18,9 +18,13 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from tests.s3 import Bucket
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,3 +71,20 @@ def ray_local() -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """host:port of a local S3 server."""
+    from tests.s3 import s3_server
+
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> "Bucket":
+    """An empty bucket on it."""
+    from tests.s3 import new_bucket
+
+    return new_bucket(s3_endpoint)

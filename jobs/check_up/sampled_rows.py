@@ -14,7 +14,7 @@ from model.processor import Processor
 from model.prompt import Prompt
 from pipeline.config import PipelineConfig
 from pipeline.fetch import MediaAccess
-from pipeline.ledger import IdSet
+from pipeline.ledger import Held
 from pipeline.prepare import Prepare
 from pipeline.source import Piece, Source, plan, read_piece
 from pipeline.wire import decode_prompt
@@ -84,7 +84,7 @@ def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Fin
 
 def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[Piece]:
     """Pieces with one bit for each of `num_rows` rows, drawn over all files."""
-    pieces = plan(source, IdSet()).pieces
+    pieces = plan(source, Held.nothing()).pieces
     total = sum(piece.num_todo for piece in pieces)
     chosen = sorted(random.Random(seed).sample(range(total), min(num_rows, total)))
     first = 0

@@ -22,7 +22,7 @@ from jobs.review_page.thumbnail import Thumbnail
 from pipeline.decoder import Decoder
 from pipeline.fetch import MediaAccess
 from pipeline.frames import Frames
-from pipeline.ledger import IdSet
+from pipeline.ledger import Held, IdSet
 from pipeline.limits import MediaError
 from pipeline.prepare import Instructions
 from pipeline.sampling import FrameSampling
@@ -105,7 +105,7 @@ class Camera:
         columns = self._source.layout.columns
         only = IdSet()
         only.add(pa.array(self._times_s, pa.string()))
-        for piece in plan(self._source, IdSet(), only=only).pieces:
+        for piece in plan(self._source, Held.nothing(), only=only).pieces:
             for rows in read_piece(
                 self._source.filesystem, self._source.layout, piece, max_rows=_SLICE_ROWS
             ):

@@ -152,7 +152,7 @@ def with_an_impossible_schema(place):
         pytest.param(None, ["--cache-fraction", "2"], r"must be in \(0, 1\], got 2.0", id="cache"),
         pytest.param(None, ["--thinking"], "there is none", id="thinking without schema"),
         pytest.param(None, ["--input", "no.parquet"], "does not exist", id="no input"),
-        pytest.param(None, ["--output", "s3://b/o"], "is a URI", id="remote output"),
+        pytest.param(None, ["--output", "no://b/o"], "cannot write to the output", id="output"),
         pytest.param(None, ["--model", "no-such"], "no such directory", id="no checkpoint"),
         pytest.param(None, ["--temperature", "-1"], "between 0 and 10", id="temperature"),
         pytest.param(None, ["--fps", "0"], "fps must be a positive", id="fps"),

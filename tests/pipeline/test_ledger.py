@@ -1,31 +1,24 @@
-"""What an output directory holds, and who may write to it."""
-
-import json
-import os
-import socket
-import subprocess
-import sys
-import textwrap
+"""What an output holds."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.ledger import (
-    IdSet,
-    committed_ids,
-    committed_parts,
-    hash_ids,
-    lock_output,
-    open_staging,
-)
+from pipeline.ledger import IdSet, committed_parts, hash_ids, read_held
+from pipeline.schema import ErrorCode
+from pipeline.storage import LocalStore
 
-SCHEMA = pa.schema([("row_id", pa.string()), ("caption", pa.string())])
+SCHEMA = pa.schema([("row_id", pa.string()), ("error_code", pa.string())])
 
 
-def write_part(path, ids):
-    pq.write_table(pa.table([ids, ["x"] * len(ids)], SCHEMA), path)
+def write_part(path, ids, codes=None):
+    pq.write_table(pa.table([ids, codes or [None] * len(ids)], SCHEMA), path)
+
+
+def held_in(path, schema=SCHEMA, **options):
+    store = LocalStore(path)
+    return read_held(store, committed_parts(store), schema, **options)
 
 
 def test_an_id_is_new_once():
@@ -60,104 +53,42 @@ def test_hashes_do_not_depend_on_the_process():
 def test_only_whole_parts_count_as_committed(tmp_path):
     write_part(tmp_path / "part-r-00000.parquet", ["a", "b"])
     write_part(tmp_path / "part-r-00001.parquet", ["c"])
-    staging = tmp_path / "_staging" / "r"
-    staging.mkdir(parents=True)
-    write_part(staging / "x.parquet", ["d"])
+    write_part(tmp_path / ".part-r-00002.parquet.new", ["d"])
+    (tmp_path / "_old-1").mkdir()
+    write_part(tmp_path / "_old-1" / "part-r-00003.parquet", ["e"])
 
-    parts = committed_parts(tmp_path)
+    held = held_in(tmp_path)
 
-    assert [part.name for part in parts] == ["part-r-00000.parquet", "part-r-00001.parquet"]
-    ids = committed_ids(parts, SCHEMA)
-    assert ids.contains(pa.array(["a", "b", "c", "d"])).tolist() == [True, True, True, False]
+    assert held.parts == ("part-r-00000.parquet", "part-r-00001.parquet")
+    assert held.done.contains(pa.array(list("abcde"))).tolist() == [True] * 3 + [False] * 2
+
+
+def test_rows_to_be_tried_again_are_known_by_their_part(tmp_path):
+    write_part(tmp_path / "part-0.parquet", list("ab"), [None, "media_missing"])
+    write_part(tmp_path / "part-1.parquet", list("cde"), ["no_frames", "media_missing", None])
+
+    held = held_in(tmp_path, retry=[ErrorCode.MEDIA_MISSING])
+
+    hashes = hash_ids(pa.array(list("abcdex")))
+    assert held.part_of(hashes).tolist() == [-1, 0, -1, 1, -1, -1]
+    assert held.done.contains_hashes(hashes).tolist() == [True, False, True, False, True, False]
+    assert held.num_rows == 5
+
+    held.replaced(hashes[1:2])
+
+    assert held.part_of(hashes).tolist() == [-1, -1, -1, 1, -1, -1]
+    assert held.num_rows == 5
 
 
 def test_parts_with_other_columns_are_refused(tmp_path):
     write_part(tmp_path / "part-r-00000.parquet", ["a"])
 
     with pytest.raises(ValueError, match=r"part-r-00000.parquet has other columns .*--columns"):
-        committed_ids(committed_parts(tmp_path), SCHEMA.append(pa.field("n", pa.int8())))
+        held_in(tmp_path, SCHEMA.append(pa.field("n", pa.int8())))
 
 
 def test_a_damaged_part_is_refused_by_name(tmp_path):
     (tmp_path / "part-r-00000.parquet").write_bytes(b"PAR1 no more")
 
     with pytest.raises(ValueError, match=r"part-r-00000.parquet cannot be read .*delete it"):
-        committed_ids(committed_parts(tmp_path), SCHEMA)
-
-
-def test_left_overs_of_dead_runs_are_removed(tmp_path):
-    old = open_staging(tmp_path, "old")
-    write_part(old / "x.parquet", ["a"])
-
-    new = open_staging(tmp_path, "new")
-
-    assert list((tmp_path / "_staging").iterdir()) == [new]
-
-
-def test_a_second_driver_is_refused_while_the_first_runs(tmp_path):
-    with (
-        lock_output(tmp_path),
-        pytest.raises(ValueError, match=rf"another job writes to .*process {os.getpid()} on"),
-        lock_output(tmp_path),
-    ):
-        pass
-    with lock_output(tmp_path):
-        pass  # released
-
-
-def test_the_lock_of_a_killed_driver_is_stale(tmp_path):
-    script = f"""
-        import os, pathlib, signal
-        from pipeline.ledger import lock_output
-        with lock_output(pathlib.Path({str(tmp_path)!r})):
-            os.kill(os.getpid(), signal.SIGKILL)
-    """
-    code = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False).returncode
-    assert code < 0
-    assert json.loads((tmp_path / "_lock").read_text())["host"] == socket.gethostname()
-
-    with lock_output(tmp_path):
-        pass
-
-
-def test_a_lock_from_another_host_is_left_to_the_user(tmp_path):
-    (tmp_path / "_lock").write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": "1"}))
-
-    with (
-        pytest.raises(ValueError, match=r"a job on elsewhere \(process 7\) .* delete .*_lock"),
-        lock_output(tmp_path),
-    ):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("started", "is_refused"),
-    [pytest.param(None, True, id="alive"), pytest.param("1", False, id="the pid was used again")],
-)
-def test_without_file_locks_the_process_start_time_decides(
-    tmp_path, monkeypatch, started, is_refused
-):
-    def no_locks(_descriptor, _operation):
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    with lock_output(tmp_path):
-        owner = json.loads((tmp_path / "_lock").read_text())
-        if started is not None:
-            (tmp_path / "_lock").write_text(json.dumps({**owner, "started": started}))
-        if is_refused:
-            with pytest.raises(ValueError, match="another job"), lock_output(tmp_path):
-                pass
-        else:
-            with lock_output(tmp_path):
-                pass
-
-
-def test_an_output_that_cannot_be_made_is_refused(tmp_path):
-    (tmp_path / "file").write_text("x")
-
-    with (
-        pytest.raises(ValueError, match="cannot write to the output"),
-        lock_output(tmp_path / "file"),
-    ):
-        pass
+        held_in(tmp_path)

@@ -17,14 +17,18 @@ from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
-from pipeline.flow import seal, unseal
+from pipeline.costs import Cost
+from pipeline.flow import costs_of, seal, unseal
+from pipeline.lock import lock_output
 from pipeline.prepare import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint, claim_output
 from pipeline.run import RunError, run
 from pipeline.sampling import FrameSampling
-from pipeline.schema import InputColumns
-from pipeline.sink import Committer, stage
+from pipeline.schema import ErrorCode, InputColumns
+from pipeline.sink import Committer
 from pipeline.source import open_source, plan
+from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS, write_starts
+from pipeline.storage import LocalStore
 from tests.clips import make_video
 from tests.tiny import tiny_checkpoint
 
@@ -60,32 +64,26 @@ def never():
 
 
 def rows_of(config):
-    return {row["row_id"]: row for row in pq.read_table(config.output_dir).to_pylist()}
+    return {row["row_id"]: row for row in pq.read_table(config.output).to_pylist()}
 
 
-def answer_without_ray(config, numbers):
+def store_of(config):
+    return LocalStore(Path(config.output))
+
+
+def answer_without_ray(config, numbers, code=None):
     """Commit made-up captions for some rows, as an earlier run would have."""
     source = open_source(config.input, config.columns)
     recipe = recipe_of(config, source.layout)
     schema = source.layout.output.with_metadata(recipe.parquet_metadata)
-    config.output_dir.mkdir(exist_ok=True)
-    claim_output(config.output_dir, recipe, has_parts=False)
-    staging = ledger.open_staging(config.output_dir, "r0")
-    committer = Committer(
-        config.output_dir,
-        staging,
-        "r0",
-        schema,
-        ledger.IdSet(),
-        rows_per_part=100,
-        max_part_age_s=100,
-    )
-    rows = [
-        {"row_id": f"clips.parquet#{n}", "video": f"{n}.mp4", "n": n, "status": "ok"}
-        for n in numbers
-    ]
-    table = pa.Table.from_pylist(rows, schema=schema)
-    committer.add(stage(table, staging=str(staging), schema=schema)["path"][0].as_py(), len(rows))
+    store = store_of(config)
+    store.prepare()
+    claim_output(store, recipe)
+    held = ledger.read_held(store, ledger.committed_parts(store), schema)
+    committer = Committer(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
+    known = {"status": "error" if code else "ok", "error_code": code}
+    rows = [{"row_id": f"clips.parquet#{n}", "video": f"{n}.mp4", "n": n, **known} for n in numbers]
+    committer.add(pa.Table.from_pylist(rows, schema=schema))
     committer.commit()
 
 
@@ -107,9 +105,8 @@ def test_a_run_continues_without_touching_the_media_of_done_rows(config, ray_loc
     assert (report.rows_in, report.rows_done_before, report.rows_written) == (6, 2, 4)
     assert report.error_codes == {"media_missing": 1}
     assert report.num_generated_tokens > 0
-    stored = json.loads((config.output_dir / "_report.json").read_text())
+    stored = json.loads((Path(config.output) / "_report.json").read_text())
     assert stored["rows_written"] == 4
-    assert not (config.output_dir / "_staging").exists()
 
 
 @pytest.mark.ray
@@ -130,7 +127,7 @@ def test_a_schema_samples_and_log_probabilities_reach_the_output(config, ray_loc
         assert len(row["samples"]) == 3
         assert all(set(json.loads(text)) <= {"red", 7} for text in row["samples"])
         assert min(row["token_logprobs"]) == pytest.approx(row["min_logprob"])
-    stored = json.loads((config.output_dir / "_recipe.json").read_text())
+    stored = json.loads((Path(config.output) / "_recipe.json").read_text())
     assert stored["sampling"]["schema"] == schema
     with pytest.raises(ValueError, match=r"sampling\.schema: .* -> null"):
         run(replace(config, sampling=replace(sampling, schema=None)), connect=never)
@@ -153,8 +150,69 @@ def test_a_broken_machine_stops_the_run_with_one_line_and_keeps_what_is_committe
     assert story is not None
     assert "Traceback" in Path(story[1]).read_text()
     assert sorted(rows_of(config)) == ["clips.parquet#0", "clips.parquet#1"]
-    with ledger.lock_output(config.output_dir):
+    with lock_output(store_of(config)):
         pass  # free for the next attempt
+
+
+@pytest.mark.ray
+def test_failed_rows_are_tried_again_on_request_and_replaced(config, ray_local):
+    answer_without_ray(config, [0, 1, 2])
+    answer_without_ray(config, [3, 4], code="media_missing")
+    answer_without_ray(config, [5], code="no_frames")
+
+    report = run(
+        replace(config, retry_failed=(ErrorCode.MEDIA_MISSING,)),
+        connect=nullcontext,
+        show_progress=False,
+    )
+
+    rows = rows_of(config)
+    assert len(rows) == pq.read_table(config.output).num_rows == 6
+    assert [rows[f"clips.parquet#{n}"]["attempts"] for n in range(6)] == [1, 1, 1, 2, 2, 1]
+    assert all(rows[f"clips.parquet#{n}"]["caption"] is not None for n in (3, 4))
+    assert rows["clips.parquet#5"]["error_code"] == "no_frames"
+    assert (report.rows_done_before, report.rows_written) == (4, 2)
+
+
+@pytest.mark.ray
+def test_a_row_that_killed_runs_is_tried_alone_and_another_is_given_up(config, ray_local):
+    hashes = ledger.hash_ids(pa.array([f"clips.parquet#{n}" for n in range(6)])).tolist()
+    store_of(config).prepare()
+    starts = {hashes[1]: 1, hashes[2]: MAX_SHARED_STARTS, hashes[3]: MAX_STARTS}
+    write_starts(store_of(config), starts)
+
+    run(config, connect=nullcontext, show_progress=False)
+
+    rows = rows_of(config)
+    assert [rows[f"clips.parquet#{n}"]["attempts"] for n in range(6)] == [1, 2, 4, 7, 1, 1]
+    assert rows["clips.parquet#3"]["error_code"] == "poison_row"
+    assert rows["clips.parquet#3"]["n"] == 3
+    assert rows["clips.parquet#2"]["caption"] is not None
+    assert not (Path(config.output) / "_starts.json").exists()
+
+
+@pytest.mark.ray
+def test_a_report_says_what_the_run_took(config, ray_local):
+    report = run(config, connect=nullcontext, show_progress=False)
+
+    costs = report.usage.costs
+    media_bytes = sum(path.stat().st_size for path in Path(config.input).glob("*.mp4"))
+    assert costs.stages["prepare"].num_bytes == media_bytes
+    assert all(costs.stages[name].seconds > 0 for name in ("read", "prepare", "generate"))
+    peaks = costs.peak_bytes
+    assert peaks.keys() == {"read", "prepare", "decoder", "generate", "rank", "driver"}
+    assert all(20e6 < peak < 10e9 for peak in peaks.values())
+    stored = json.loads((Path(config.output) / "_report.json").read_text())
+    assert stored["peak_bytes"] == peaks
+    assert stored["spilled_bytes"] == 0
+    assert re.search(r"prepare +\d+\.\d +\d+\.\d +\d+\.\d\n", str(report))
+
+
+@pytest.mark.ray
+def test_rows_keep_their_order_on_request(config, ray_local):
+    run(replace(config, keep_order=True, rows_per_part=2), connect=nullcontext, show_progress=False)
+
+    assert pq.read_table(config.output)["n"].to_pylist() == list(range(6))
 
 
 def test_a_finished_output_needs_no_ray(config):
@@ -163,7 +221,6 @@ def test_a_finished_output_needs_no_ray(config):
     report = run(config, connect=never, show_progress=False)
 
     assert str(report) == "6 rows in = 6 done before + 0 written\nnothing to do: all rows are done"
-    assert not (config.output_dir / "_staging").exists()
 
 
 def test_another_recipe_is_refused_and_each_difference_is_named(config):
@@ -207,7 +264,7 @@ def test_how_a_run_is_carried_out_is_not_part_of_the_recipe(config):
 
 def test_a_second_driver_is_refused(config):
     with (
-        ledger.lock_output(config.output_dir),
+        lock_output(store_of(config)),
         pytest.raises(ValueError, match="another job writes to"),
     ):
         run(config, connect=never)
@@ -250,7 +307,6 @@ def test_a_bad_checkpoint_is_refused_before_the_input_is_opened(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"output": "s3://bucket/out"}, "is a URI; only directories are implemented"),
         ({"limit": 0}, "limit must be positive, got 0"),
         ({"device": "tpu"}, "device must be auto, cpu or cuda, got 'tpu'"),
     ],
@@ -261,21 +317,25 @@ def test_wrong_configurations_are_refused(config, wrong, message):
 
 
 @pytest.mark.parametrize(
-    ("num_frames", "max_frame_tokens", "expected"),
+    ("num_groups", "num_frames", "max_frame_tokens", "expected"),
     [
-        pytest.param(2, 4, 8, id="small"),
-        pytest.param(8, 1024, 3, id="19 MB a row"),
-        pytest.param(128, None, 1, id="300 MB a row"),
+        pytest.param(1, 2, 4, 1, id="one copy of the model"),
+        pytest.param(4, 2, 4, 4, id="four"),
+        pytest.param(100, 2, 4, 8, id="many"),
+        pytest.param(100, 8, 1024, 3, id="many, and 19 MB a row"),
+        pytest.param(100, 128, None, 1, id="many, and 300 MB a row"),
     ],
 )
-def test_rows_with_many_pixels_travel_in_small_batches(
-    config, num_frames, max_frame_tokens, expected
+def test_rows_travel_alone_where_that_is_fast_enough(
+    config, num_groups, num_frames, max_frame_tokens, expected
 ):
     instructions = Instructions(
         frames=FrameSampling(num_frames=num_frames), max_frame_tokens=max_frame_tokens
     )
+    config = replace(config, instructions=instructions)
 
-    assert replace(config, instructions=instructions).batch_rows == expected
+    assert config.batch_rows(num_groups) == expected
+    assert replace(config, rows_per_batch=5).batch_rows(num_groups) == 5
 
 
 def test_a_fingerprint_sees_every_file_that_matters(checkpoint, tmp_path):
@@ -295,17 +355,56 @@ def test_a_fingerprint_sees_every_file_that_matters(checkpoint, tmp_path):
 
 
 def test_parts_without_a_recipe_are_not_continued(tmp_path):
+    (tmp_path / "part-0.parquet").touch()
+
     with pytest.raises(ValueError, match="holds parts and no _recipe"):
-        claim_output(tmp_path, Recipe({}), has_parts=True)
+        claim_output(LocalStore(tmp_path), Recipe({}))
 
 
 def test_an_output_without_rows_takes_a_new_recipe(tmp_path):
-    claim_output(tmp_path, Recipe({"prompt": "a"}), has_parts=False)
-    claim_output(tmp_path, Recipe({"prompt": "b"}), has_parts=False)
-    claim_output(tmp_path, Recipe({"prompt": "b"}), has_parts=True)
+    store = LocalStore(tmp_path)
+    claim_output(store, Recipe({"prompt": "a"}))
+    claim_output(store, Recipe({"prompt": "b"}))
+    (tmp_path / "part-0.parquet").touch()
+    claim_output(store, Recipe({"prompt": "b"}))
 
     with pytest.raises(ValueError, match='prompt: "b" -> "a"'):
-        claim_output(tmp_path, Recipe({"prompt": "a"}), has_parts=True)
+        claim_output(store, Recipe({"prompt": "a"}))
+
+
+@pytest.mark.parametrize("stop_after", range(5))
+def test_a_new_recipe_sets_the_old_rows_aside_though_it_is_stopped_half_way(
+    tmp_path, monkeypatch, stop_after
+):
+    store = LocalStore(tmp_path)
+    claim_output(store, Recipe({"prompt": "a"}))
+    for name in ("part-0.parquet", "part-1.parquet", "_report.json", "_starts.json"):
+        (tmp_path / name).write_text(name)
+    moves = []
+
+    def move_or_die(self, name, folder):
+        if len(moves) == stop_after:
+            raise KeyboardInterrupt
+        moves.append(name)
+        return move(self, name, folder)
+
+    move = LocalStore.move
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "move", move_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            claim_output(store, Recipe({"prompt": "b"}), new_recipe=True)
+        if stop_after < 2:  # until then the old recipe guards what is left
+            with pytest.raises(ValueError, match="--new-recipe"):
+                claim_output(store, Recipe({"prompt": "b"}))
+
+    claim_output(store, Recipe({"prompt": "b"}), new_recipe=True)
+    claim_output(store, Recipe({"prompt": "b"}), new_recipe=True)  # no more to do
+
+    assert ledger.committed_parts(store) == []
+    aside = {path.name: path.read_text() for path in tmp_path.glob("_old-*/*")}
+    assert aside["part-0.parquet"] == "part-0.parquet"
+    assert aside["part-1.parquet"] == "part-1.parquet"
+    assert json.loads((tmp_path / "_recipe.json").read_text()) == {"prompt": "b"}
 
 
 def test_sealed_rows_come_back_as_they_were():
@@ -320,6 +419,7 @@ def test_sealed_rows_come_back_as_they_were():
     )
 
     assert seal(rows).num_rows == 1
+    assert costs_of(seal(rows, [Cost("read", 1.5, 2, 3)])) == [Cost("read", 1.5, 2, 3)]
     assert unseal(seal(rows)).equals(rows)
     assert unseal(seal(rows.slice(1))).equals(rows.slice(1))
     assert unseal(seal(rows.slice(2))).schema == rows.schema
@@ -337,4 +437,4 @@ def test_ids_of_another_input_are_refused(config, tmp_path):
 def test_a_plan_counts_the_whole_input(config):
     source = open_source(config.input, InputColumns())
 
-    assert plan(source, ledger.IdSet()).num_todo == source.num_rows == 6
+    assert plan(source, ledger.Held.nothing()).num_todo == source.num_rows == 6

@@ -168,12 +168,6 @@ def test_an_id_column_named_row_id_becomes_the_output_row_id():
             id="an extension type",
         ),
         pytest.param(
-            {"video": pa.string(), "x": pa.list_(pa.dictionary(pa.int8(), pa.string()))},
-            {},
-            "'x' has type .*, which cannot be carried",
-            id="a nested dictionary",
-        ),
-        pytest.param(
             {"row_id": pa.string()},
             {"video": "row_id"},
             "the video column must not be named row_id",

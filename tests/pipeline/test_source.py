@@ -4,14 +4,15 @@ import io
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.ledger import IdSet
+from pipeline.ledger import Held, hash_ids
 from pipeline.schema import InputColumns
-from pipeline.source import open_source, plan, read_piece
+from pipeline.source import Plan, open_source, plan, read_piece
 
 ALL = InputColumns()
 BY_KEY = InputColumns(id="key")
@@ -25,9 +26,9 @@ def write(path, num_rows, *, first=0, row_group_size=4, **columns):
 
 
 def ids(*values):
-    done = IdSet()
-    done.add(pa.array(values, pa.string()))
-    return done
+    held = Held.nothing()
+    held.done.add(pa.array(values, pa.string()))
+    return held
 
 
 def read(source, what, max_rows=3):
@@ -48,7 +49,7 @@ def test_a_row_is_named_by_its_file_and_number(tmp_path):
 
     source = open_source(str(tmp_path / "in"), ALL)
 
-    assert rows_of(read(source, plan(source, IdSet()))) == {
+    assert rows_of(read(source, plan(source, Held.nothing()))) == {
         **{f"a.parquet#{n}": f"{n}.mp4" for n in range(5)},
         **{f"b/y.parquet#{n}": f"1{n}.mp4" for n in range(2)},
     }
@@ -57,7 +58,7 @@ def test_a_row_is_named_by_its_file_and_number(tmp_path):
 def test_slices_have_at_most_the_asked_rows(tmp_path):
     source = open_source(str(write(tmp_path / "x.parquet", 10, row_group_size=8)), ALL)
 
-    tables = read(source, plan(source, IdSet()), max_rows=3)
+    tables = read(source, plan(source, Held.nothing()), max_rows=3)
 
     assert [table.num_rows for table in tables] == [3, 3, 2, 2]
 
@@ -68,7 +69,7 @@ def test_big_media_make_small_slices(tmp_path):
     pq.write_table(table, path, use_dictionary=False, compression="none")
     source = open_source(str(path), ALL)
 
-    assert [t.num_rows for t in read(source, plan(source, IdSet()), max_rows=100)] == [2, 2]
+    assert [t.num_rows for t in read(source, plan(source, Held.nothing()), max_rows=100)] == [2, 2]
 
 
 def test_done_rows_are_not_read(tmp_path):
@@ -225,7 +226,7 @@ def test_an_id_column_may_be_called_row_id(tmp_path):
     write(tmp_path / "a.parquet", 2, row_id=["p", "q"])
     source = open_source(str(tmp_path), InputColumns(id="row_id"))
 
-    assert rows_of(read(source, plan(source, IdSet()))) == {"p": "0.mp4", "q": "1.mp4"}
+    assert rows_of(read(source, plan(source, Held.nothing()))) == {"p": "0.mp4", "q": "1.mp4"}
 
 
 def test_repeated_ids_are_refused_with_both_places(tmp_path):
@@ -236,7 +237,7 @@ def test_repeated_ids_are_refused_with_both_places(tmp_path):
     with pytest.raises(
         ValueError, match=r"'q' stands twice .*a.parquet, row 1, .*b.parquet, row 5"
     ):
-        plan(source, IdSet())
+        plan(source, Held.nothing())
 
 
 def test_null_ids_are_refused_with_their_place(tmp_path):
@@ -244,7 +245,7 @@ def test_null_ids_are_refused_with_their_place(tmp_path):
     source = open_source(str(tmp_path), BY_KEY)
 
     with pytest.raises(ValueError, match=r"'key' is null in .*a.parquet, row 5"):
-        plan(source, IdSet())
+        plan(source, Held.nothing())
 
 
 def test_different_ids_with_one_hash_are_not_mistaken_for_each_other(tmp_path, monkeypatch):
@@ -253,7 +254,7 @@ def test_different_ids_with_one_hash_are_not_mistaken_for_each_other(tmp_path, m
     source = open_source(str(tmp_path), BY_KEY)
 
     with pytest.raises(ValueError, match="cannot be told from another id"):
-        plan(source, IdSet())
+        plan(source, Held.nothing())
 
 
 @pytest.mark.parametrize(
@@ -279,14 +280,12 @@ def test_different_ids_with_one_hash_are_not_mistaken_for_each_other(tmp_path, m
             id="types differ between files",
         ),
         pytest.param(
-            lambda path: [write(path / "a.parquet", 1, n=[1]), write(path / "b.parquet", 1)],
-            r"b.parquet has no column 'n', which .*a.parquet has",
-            id="a column is missing in a file",
-        ),
-        pytest.param(
-            lambda path: [write(path / "a.parquet", 1), write(path / "b.parquet", 1, n=[1])],
-            r"b.parquet has columns that .*a.parquet has not: n; .*--columns",
-            id="a file has more columns",
+            lambda path: [
+                write(path / "a.parquet", 1),
+                pq.write_table(pa.table({"n": [1]}), path / "b.parquet"),
+            ],
+            r"b.parquet has no column 'video', which .*a.parquet has",
+            id="the media are missing in a file",
         ),
     ],
 )
@@ -313,8 +312,94 @@ def test_unused_columns_may_differ_between_files(tmp_path):
 def test_a_file_that_vanishes_is_named(tmp_path):
     path = write(tmp_path / "a.parquet", 1)
     source = open_source(str(tmp_path), ALL)
-    what = plan(source, IdSet())
+    what = plan(source, Held.nothing())
     path.unlink()
 
     with pytest.raises(ValueError, match=r"a.parquet, row group 0 cannot be read"):
         read(source, what)
+
+
+def test_files_that_differ_a_little_are_read_as_one(tmp_path):
+    write(tmp_path / "a.parquet", 1, n=pa.array([1], pa.int8()), d=["x"])
+    write(
+        tmp_path / "b.parquet",
+        1,
+        n=pa.array([1 << 40]),
+        d=pa.array(["y"]).dictionary_encode(),
+        extra=[{"k": [1.5]}],
+    )
+    source = open_source(str(tmp_path), ALL)
+
+    rows = pa.concat_tables(read(source, plan(source, Held.nothing()))).to_pylist()
+
+    assert [row["n"] for row in rows] == [1, 1 << 40]
+    assert [row["d"] for row in rows] == ["x", "y"]
+    assert [row["extra"] for row in rows] == [None, {"k": [1.5]}]
+
+
+def test_media_bytes_are_wide(tmp_path):
+    write(tmp_path / "a.parquet", 1, video=[b"x"])
+    write(tmp_path / "b.parquet", 1, video=pa.array([b"y"], pa.large_binary()))
+    source = open_source(str(tmp_path), ALL)
+
+    rows = pa.concat_tables(read(source, plan(source, Held.nothing())))
+
+    assert rows.schema.field("video").type == pa.large_binary()
+    assert rows["video"].to_pylist() == [b"x", b"y"]
+
+
+def test_bad_ids_are_made_unique_on_request(tmp_path):
+    write(tmp_path / "a.parquet", 5, key=["p", None, "p", "q", "p"])
+    write(tmp_path / "b.parquet", 2, key=["q", None])
+    source = open_source(str(tmp_path), BY_KEY, make_ids_unique=True)
+
+    rows = rows_of(read(source, plan(source, Held.nothing())))
+
+    assert rows == {
+        "p": "0.mp4",
+        "a.parquet#1": "1.mp4",
+        "p@a.parquet#2": "2.mp4",
+        "q": "3.mp4",
+        "p@a.parquet#4": "4.mp4",
+        "q@b.parquet#0": "0.mp4",
+        "b.parquet#1": "1.mp4",
+    }
+    assert plan(source, ids(*rows)).num_todo == 0
+    rest = plan(source, ids(*[row_id for row_id in rows if row_id != "p@a.parquet#4"]))
+    assert rows_of(read(source, rest)) == {"p@a.parquet#4": "4.mp4"}
+
+
+def test_an_id_that_looks_like_a_made_up_one_is_refused(tmp_path):
+    write(tmp_path / "a.parquet", 2, key=["a.parquet#1", None])
+    source = open_source(str(tmp_path), BY_KEY, make_ids_unique=True)
+
+    with pytest.raises(ValueError, match=r"the id 'a.parquet#1' .*cannot be told|stands twice"):
+        plan(source, Held.nothing())
+
+
+def test_rows_to_be_tried_again_are_to_do(tmp_path):
+    source = open_source(str(write(tmp_path / "x.parquet", 4)), ALL)
+    held = ids("x.parquet#0", "x.parquet#1")
+    held.failed = np.sort(hash_ids(pa.array(["x.parquet#2"])))
+    held.failed_part = np.zeros(1, np.int32)
+
+    what = plan(source, held)
+
+    assert (what.num_rows, what.num_done, what.num_todo) == (4, 2, 2)
+
+
+def test_rows_that_were_there_whenever_runs_were_killed_are_tried_alone_and_then_given_up(tmp_path):
+    source = open_source(str(write(tmp_path / "x.parquet", 6)), ALL)
+    hashes = hash_ids(pa.array([f"x.parquet#{n}" for n in range(6)])).tolist()
+
+    counts = dict(zip(hashes, [0, 2, 3, 5, 6, 7], strict=True))
+    what = plan(source, ids("x.parquet#5"), starts=counts)
+
+    assert sorted(rows_of(read(source, what))) == ["x.parquet#0", "x.parquet#1"]
+    assert [rows_of(read(source, Plan((piece,), 1, 0))) for piece in what.alone] == [
+        {"x.parquet#2": "2.mp4"},
+        {"x.parquet#3": "3.mp4"},
+    ]
+    (hopeless,) = what.hopeless
+    assert rows_of(read(source, Plan((hopeless,), 1, 0))) == {"x.parquet#4": "4.mp4"}
+    assert (what.num_done, what.num_todo) == (1, 5)

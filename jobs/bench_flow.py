@@ -1,0 +1,298 @@
+"""Measure the pipeline without a model: its own ceiling, its memory, and how fast it resumes.
+
+    python -m jobs.bench_flow ceiling     rows/s with an engine that answers at once
+    python -m jobs.bench_flow slow        memory while a slow engine holds the rows up; a PNG
+    python -m jobs.bench_flow resume      seconds and memory to find that all rows are done
+
+Each ends with one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from jobs.bench.flow_chart import Sample, draw_chart
+from jobs.chaos import descendants
+from jobs.checkpoints import DEMO
+from jobs.cluster import connect
+from jobs.demo.clips import encode
+from model.engine_config import EngineConfig
+from model.prompt import Prompt, PromptError
+from model.sequence import Completion, SamplingParams
+from parallel.seat import Seat
+from pipeline import ledger
+from pipeline.config import DispatchChoice, PipelineConfig, recipe_of
+from pipeline.costs import object_store, own_peak_bytes
+from pipeline.prepare import Instructions
+from pipeline.recipe import claim_output
+from pipeline.report import Report
+from pipeline.run import run
+from pipeline.sampling import FrameSampling
+from pipeline.schema import Status
+from pipeline.sink import Committer
+from pipeline.source import open_source
+from pipeline.storage import LocalStore
+
+_SAMPLE_S = 0.5
+_ANSWER = Completion(
+    text="a clip",
+    token_ids=(1,),
+    finish_reason="stop",
+    num_prompt_tokens=1,
+    num_generated_tokens=1,
+    mean_logprob=0.0,
+    min_logprob=0.0,
+)
+
+
+class PacedEngine:
+    """Answers at a given pace, without looking at the prompt."""
+
+    def __init__(self, rows_per_s: float) -> None:
+        self._seconds_per_row = 1 / rows_per_s
+        self._waiting: list[str] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
+    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+        """Queue a prompt."""
+        del prompt, params
+        self._waiting.append(request_id)
+
+    def step(self) -> Sequence[tuple[str, Completion | PromptError]]:
+        """Answer the oldest."""
+        time.sleep(self._seconds_per_row)
+        return [(self._waiting.pop(0), _ANSWER)]
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request."""
+        self._waiting = [each for each in self._waiting if each != request_id]
+
+    def stats(self) -> Mapping[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def paced(
+    _checkpoint: Path,
+    _config: EngineConfig,
+    _dispatch: DispatchChoice,
+    _seat: Seat | None,
+    *,
+    rows_per_s: float,
+) -> PacedEngine:
+    """The factory of a `PacedEngine`."""
+    return PacedEngine(rows_per_s)
+
+
+def ceiling(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Rows/s of all stages with rows of some sizes and an engine that answers at once."""
+    rates: dict[str, object] = {}
+    clip = small_clip(num_frames=1, width_px=64, height_px=64)
+    for name, num_bytes, num_rows in (("1kB", 1000, options.rows), ("5MB", 5_000_000, 150)):
+        for rows_per_batch in (1, 8):
+            source = write_input(folder / f"{name}.parquet", padded(clip, num_bytes), num_rows)
+            config = make_config(source, folder / f"{name}-{rows_per_batch}", num_frames=1)
+            config = replace(config, rows_per_batch=rows_per_batch)
+            report = run_with(config, rows_per_s=1e6)
+            rates[f"{name}_batches_of_{rows_per_batch}"] = round(report.rows_per_s, 1)
+    return {"rows_per_s": rates}
+
+
+def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Memory over time while decoded frames could pile up before a slow engine."""
+    clip = small_clip(num_frames=8, width_px=448, height_px=448)
+    source = write_input(folder / "slow.parquet", clip, options.rows)
+    config = make_config(source, folder / "slow", num_frames=8)
+    samples: list[Sample] = []
+    watch = partial(_watch, samples)
+    report = run_with(config, rows_per_s=options.rows_per_s, watch=watch)
+    draw_chart(samples, Path(options.chart))
+    middle = [each for each in samples if 0.2 <= each.seconds / samples[-1].seconds <= 0.95]
+    half = len(middle) // 2
+    return {
+        "rows": report.rows_written,
+        "seconds": round(report.seconds, 1),
+        "frames_mb_of_all_rows": round(report.rows_written * config.row_bytes / 1e6),
+        "store_mb_first_half": _mean_mb([each.store_bytes for each in middle[:half]]),
+        "store_mb_second_half": _mean_mb([each.store_bytes for each in middle[half:]]),
+        "store_mb_most": round(max(each.store_bytes for each in samples) / 1e6),
+        "rss_mb_first_half": _mean_mb([each.rss_bytes for each in middle[:half]]),
+        "rss_mb_second_half": _mean_mb([each.rss_bytes for each in middle[half:]]),
+        "spilled_mb": round(report.usage.spilled_bytes / 1e6),
+    }
+
+
+def resume(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Seconds and memory of a run that finds all rows done, with an id column."""
+    one_s, _ = _resume_s(folder / "one", 1)  # what every start costs
+    seconds, more_bytes = _resume_s(folder / "all", options.rows)
+    return {
+        "rows": options.rows,
+        "seconds": round(seconds, 2),
+        "seconds_of_one_row": round(one_s, 2),
+        "mb_more_than_for_one_row": round(more_bytes / 1e6, 1),
+    }
+
+
+def _resume_s(folder: Path, num_rows: int) -> tuple[float, int]:
+    """The seconds of a run over done rows, and the memory that it took beyond what was there."""
+    folder.mkdir()
+    ids = pa.array(np.arange(num_rows)).cast(pa.string())
+    names = pa.array(["clip.mp4"]).take(pa.array(np.zeros(num_rows, np.int64)))
+    pq.write_table(pa.table({"video": names, "key": ids}), folder / "done.parquet")
+    config = make_config(folder / "done.parquet", folder / "done", num_frames=1)
+    config = replace(config, columns=replace(config.columns, id="key"))
+    answer_all(config, ids)
+    before = own_peak_bytes()
+    started_s = time.monotonic()
+    report = run(config, connect=_never, show_progress=False)
+    assert report.rows_done_before == num_rows
+    return time.monotonic() - started_s, own_peak_bytes() - before
+
+
+def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
+    """Write the output that a finished run would have left."""
+    source = open_source(config.input, config.columns, carry=config.carry)
+    recipe = recipe_of(config, source.layout)
+    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    store = LocalStore(Path(config.output))
+    store.prepare()
+    claim_output(store, recipe)
+    committer = Committer(
+        store, "bench", schema, ledger.Held.nothing(), rows_per_part=10_000, max_part_age_s=1e9
+    )
+    for start in range(0, len(ids), 10_000):
+        chunk = ids.slice(start, 10_000)
+        known: dict[str, Any] = {"row_id": chunk, "status": [Status.OK.value] * len(chunk)}
+        columns = [
+            pa.array(known[field.name], field.type)
+            if field.name in known
+            else pa.nulls(len(chunk), field.type)
+            for field in schema
+        ]
+        committer.add(pa.Table.from_arrays(columns, schema=schema))
+    committer.commit()
+
+
+def run_with(
+    config: PipelineConfig,
+    *,
+    rows_per_s: float,
+    watch: Callable[[threading.Event], None] = lambda _: None,
+) -> Report:
+    """Run with a paced engine, and something that watches from another thread."""
+    ended = threading.Event()
+    thread = threading.Thread(target=watch, args=(ended,), daemon=True)
+    thread.start()
+    try:
+        factory = partial(paced, rows_per_s=rows_per_s)
+        return run(config, connect=connect, engine_factory=factory, show_progress=False)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def make_config(source: Path, output: Path, *, num_frames: int) -> PipelineConfig:
+    """The demo's checkpoint, for its processor."""
+    return PipelineConfig(
+        input=str(source),
+        output=str(output),
+        checkpoint=DEMO,
+        carry=(),
+        instructions=Instructions(
+            frames=FrameSampling(num_frames=num_frames), max_frame_tokens=256
+        ),
+        engine=EngineConfig(max_batch_size=32),
+        device="cpu",
+    )
+
+
+def small_clip(*, num_frames: int, width_px: int, height_px: int) -> bytes:
+    """An mp4 of a moving gradient."""
+    ramp = np.add.outer(np.arange(height_px), np.arange(width_px)).astype(np.uint8)
+    frames = [np.repeat(np.roll(ramp, 9 * n, axis=1)[..., None], 3, 2) for n in range(num_frames)]
+    return encode(np.stack(frames), 8)
+
+
+def padded(clip: bytes, num_bytes: int) -> bytes:
+    """The clip, with a box of zeros that says to be skipped (ISO/IEC 14496-12, 8.1.2)."""
+    num_more = max(8, num_bytes - len(clip))
+    return clip + num_more.to_bytes(4, "big") + b"free" + bytes(num_more - 8)
+
+
+def write_input(path: Path, clip: bytes, num_rows: int) -> Path:
+    """A Parquet file with the same clip in every row."""
+    group = max(1, min(num_rows, (64 << 20) // len(clip)))
+    schema = pa.schema([("video", pa.large_binary())])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for start in range(0, num_rows, group):
+            rows = min(group, num_rows - start)
+            writer.write_table(pa.table([[clip] * rows], schema))
+    return path
+
+
+def _watch(samples: list[Sample], ended: threading.Event) -> None:
+    started_s = time.monotonic()
+    while not ended.wait(_SAMPLE_S):
+        if ray.is_initialized():
+            store = object_store(ray.get_runtime_context().gcs_address)
+            rss = sum(map(_private_bytes, descendants(os.getpid())))
+            samples.append(Sample(time.monotonic() - started_s, store.used_bytes, rss))
+
+
+def _private_bytes(pid: int) -> int:
+    """Resident memory of a process that is its own; the object store is counted apart."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(pages[1]) - int(pages[2])) * 4096
+
+
+def _mean_mb(values: Sequence[int]) -> int:
+    return round(sum(values) / max(1, len(values)) / 1e6)
+
+
+def _never() -> NoReturn:
+    raise AssertionError("all rows are done")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark; its result is the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.bench_flow")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    benches = {"ceiling": ceiling, "slow": slow, "resume": resume}
+    parser.add_argument("bench", choices=list(benches))
+    parser.add_argument("--rows", type=int, help="default: 3000, 1000 and 100000")
+    parser.add_argument("--rows-per-s", type=float, default=10.0, help="of the slow engine")
+    parser.add_argument("--chart", default="flow.png", help="of the slow engine")
+    options = parser.parse_args(arguments)
+    options.rows = options.rows or {"ceiling": 3000, "slow": 1000, "resume": 100_000}[options.bench]
+    with tempfile.TemporaryDirectory(prefix="bench-flow-") as folder:
+        print(json.dumps({options.bench: benches[options.bench](Path(folder), options)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""What a run costs: seconds and bytes by stage, memory by kind of process, spilled objects.
+
+Each stage measures itself where it runs; the numbers travel with the rows (`flow.seal`) and are
+added up by the driver.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+# In the command line of what is not measured from inside.
+_SIGNS = {"rank": b"ray::Rank", "decoder": b"pipeline.decoder_process"}
+
+
+@dataclass
+class Cost:
+    """What one stage did for some rows; filled in by `measured`."""
+
+    stage: str
+    seconds: float = 0.0
+    num_bytes: int = 0  # read
+    peak_bytes: int = 0  # of the memory of its process so far
+
+
+@dataclass
+class StageCost:
+    """What one stage did in a run."""
+
+    seconds: float = 0.0  # summed over the processes, so of a stage with many more than the run's
+    num_bytes: int = 0
+
+
+@dataclass
+class Costs:
+    """What the stages of a run did."""
+
+    stages: dict[str, StageCost] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # the largest process of each kind
+
+    def add(self, costs: Sequence[Cost]) -> None:
+        """Add what some rows cost."""
+        for cost in costs:
+            stage = self.stages.setdefault(cost.stage, StageCost())
+            stage.seconds += cost.seconds
+            stage.num_bytes += cost.num_bytes
+            self.note_peak(cost.stage, cost.peak_bytes)
+
+    def note_peak(self, kind: str, num_bytes: int) -> None:
+        """Note how much memory a process of some kind has had."""
+        if num_bytes:
+            self.peak_bytes[kind] = max(num_bytes, self.peak_bytes.get(kind, 0))
+
+    def note_peaks(self, peaks: Mapping[str, int]) -> None:
+        """Note several."""
+        for kind, num_bytes in peaks.items():
+            self.note_peak(kind, num_bytes)
+
+    def as_json(self) -> dict[str, object]:
+        """For `_report.json`."""
+        return {
+            "stages": {name: asdict(stage) for name, stage in sorted(self.stages.items())},
+            "peak_bytes": dict(sorted(self.peak_bytes.items())),
+        }
+
+
+@contextmanager
+def measured(stage: str) -> Iterator[Cost]:
+    """Measure what a stage does in the `with`."""
+    cost = Cost(stage)
+    started_s = time.monotonic()
+    try:
+        yield cost
+    finally:
+        cost.seconds = time.monotonic() - started_s
+        cost.peak_bytes = own_peak_bytes()
+
+
+def own_peak_bytes() -> int:
+    """The most memory that this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Counted:
+    """Opens media as the function that it wraps, and counts how large they are."""
+
+    def __init__(self, open_media: Callable[[object], bytes | BinaryIO]) -> None:
+        self._open = open_media
+        self.num_bytes = 0
+
+    def __call__(self, media: object) -> bytes | BinaryIO:
+        """Open what a row holds."""
+        opened = self._open(media)
+        if isinstance(opened, bytes):
+            self.num_bytes += len(opened)
+        else:
+            self.num_bytes += opened.seek(0, 2)
+            opened.seek(0)
+        return opened
+
+
+def peaks_here() -> dict[str, int]:
+    """The most memory that a rank, and a decoder, on this machine has had resident."""
+    peaks: dict[str, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = process.joinpath("cmdline").read_bytes()
+            status = process.joinpath("status").read_text()
+        except OSError:
+            continue  # it ended
+        for kind, sign in _SIGNS.items():
+            if sign in command:
+                peak = [
+                    int(line.split()[1]) << 10 for line in status.splitlines() if "VmHWM" in line
+                ]
+                peaks[kind] = max([peaks.get(kind, 0), *peak])
+    return peaks
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """The object stores of a cluster."""
+
+    used_bytes: int
+    spilled_bytes: int  # to disk, since it started
+
+
+def object_store(gcs_address: str) -> ObjectStore:
+    """Look at the object stores of a cluster."""
+    stats = get_memory_info_reply(get_state_from_address(gcs_address)).store_stats
+    return ObjectStore(stats.object_store_bytes_used, stats.spilled_bytes_total)

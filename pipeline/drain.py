@@ -1,0 +1,144 @@
+"""The driver's loop: rows flow, and are committed as they come."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tqdm import tqdm
+
+from parallel.client import Groups
+from pipeline.costs import Costs, object_store, own_peak_bytes, peaks_here
+from pipeline.flow import Flow
+from pipeline.machines import rank_numbers
+from pipeline.report import Usage
+from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
+from pipeline.sink import Committer
+from pipeline.source import Plan, Source, read_piece
+from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS, StartLog, write_starts
+from pipeline.storage import Store
+
+_LOOK_S = 5.0  # between looks at the memory of processes
+
+
+def drain(
+    flow: Flow,
+    what: Plan,
+    committer: Committer,
+    start_groups: Callable[[], Groups],
+    starts: Any,
+    *,
+    show_progress: bool,
+) -> Usage:
+    """Start the groups, let the rows flow and commit them.
+
+    Rows that were in flight whenever runs were killed come last, each alone.
+
+    Args:
+        flow: the stages.
+        what: the rows.
+        committer: takes the results.
+        start_groups: called once.
+        starts: handle of the `StartLog` actor.
+        show_progress: draw a bar on standard error.
+
+    Returns:
+        What it took; `machines` is left open.
+    """
+    costs = Costs()
+    gcs_address = ray.get_runtime_context().gcs_address
+    spilled_before = object_store(gcs_address).spilled_bytes
+    for rows in give_up(flow.source, what):
+        committer.add(rows)
+    with _progress(what, show=show_progress) as bar, closing(start_groups()) as groups:
+        started = latest = time.monotonic()
+        longest_pause_s = 0.0
+        looked_s = -math.inf
+        num_tokens = num_errors = 0
+        try:
+            with committer.on_time():
+                for pieces in (what.pieces, *((piece,) for piece in what.alone)):
+                    for rows, cost in flow.results(pieces, groups, starts) if pieces else ():
+                        earlier, latest = latest, time.monotonic()
+                        longest_pause_s = max(longest_pause_s, latest - earlier)
+                        committer.add(rows)
+                        costs.add(cost)
+                        if latest - looked_s >= _LOOK_S:  # decoders do not live to the end
+                            costs.note_peaks(peaks_here())
+                            looked_s = latest
+                        num_tokens += sum(rows["num_generated_tokens"].drop_null().to_pylist())
+                        num_errors += rows["status"].to_pylist().count(Status.ERROR)
+                        tokens_per_s = num_tokens / (time.monotonic() - started)
+                        note = f"{tokens_per_s:.1f} tokens/s, {num_errors} errors"
+                        bar.set_postfix_str(note, refresh=False)
+                        bar.update(rows.num_rows)
+        except OSError:
+            with suppress(OSError):  # the disk may be full; the first error is the one to tell
+                committer.commit()
+            raise
+        except BaseException:
+            committer.commit()  # also what was done before a failure or Ctrl-C
+            raise
+        committer.commit()
+        costs.note_peaks(peaks_here())
+        costs.note_peak("driver", own_peak_bytes())
+        status = groups.status()
+        return Usage(
+            time.monotonic() - started,
+            costs,
+            object_store(gcs_address).spilled_bytes - spilled_before,
+            ranks=rank_numbers(status),
+            group_failures=status.failures,
+            longest_pause_s=longest_pause_s,
+        )
+
+
+@contextmanager
+def start_log(store: Store, before: Mapping[int, int], committer: Committer) -> Iterator[Any]:
+    """Run a `StartLog` actor on this node; only a killed driver leaves its counts behind."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(StartLog)  # Any: its methods get their `.remote` at run time
+    log = actor.options(num_cpus=0, scheduling_strategy=here).remote(store, before)
+    committer.on_commit = log.finish.remote
+    try:
+        yield log
+    finally:
+        ray.kill(log)
+        with suppress(OSError):
+            write_starts(store, committer.unfinished(before))
+
+
+def give_up(source: Source, what: Plan) -> Iterator[pa.Table]:
+    """The results of rows that were in flight, at last alone, whenever runs were killed."""
+    message = (
+        f"{MAX_STARTS} runs were killed while this row was being worked on, the last "
+        f"{MAX_STARTS - MAX_SHARED_STARTS} of them with nothing else in flight"
+    )
+    known = {
+        "status": Status.ERROR.value,
+        "error_code": ErrorCode.POISON_ROW.value,
+        "error": message,
+    }
+    for piece in what.hopeless:
+        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
+            table = source.layout.carry(rows).add_column(0, "row_id", rows["row_id"])
+            for field in (*RESULT_FIELDS[1:], *source.layout.extra):
+                values = pa.array([known.get(field.name)] * rows.num_rows, field.type)
+                table = table.append_column(field, values)
+            yield table
+
+
+def _progress(what: Plan, *, show: bool) -> "tqdm[Any]":
+    return tqdm(
+        total=what.num_rows,
+        initial=what.num_done,
+        unit="row",
+        file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        disable=not show,
+    )
