@@ -20,7 +20,7 @@ def run_command(make_parser: Callable[[], "Parser"], arguments: Sequence[str] | 
     """Run the job of a parser; the exit code.
 
     Args:
-        make_parser: a new parser with the options that `jobs.options.pipeline_config` reads.
+        make_parser: a new parser with the options that `jobs.settings.pipeline_config` reads.
         arguments: of the command line; None means those of this process.
     """
     from jobs import run_file
@@ -53,7 +53,7 @@ def run_command(make_parser: Callable[[], "Parser"], arguments: Sequence[str] | 
 def _run(options: argparse.Namespace) -> object:
     """Run with these arguments; the report."""
     from jobs.cluster import connect
-    from jobs.options import pipeline_config
+    from jobs.settings import pipeline_config
     from pipeline.run import run
 
     return run(pipeline_config(options), connect=connect)

@@ -51,22 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> "Parser":
     """The command line, and its manual page."""
-    from jobs import options
+    from jobs.options import job_parser
 
-    parser = options.Parser(
-        prog="describe_images",
-        usage="%(prog)s --input PARQUET --output DIR --model MODEL [option ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=options.Formatter,
-    )
-    options.add_required(parser.add_argument_group("required"))
-    options.add_data(parser.add_argument_group("data"), media="image")
-    options.add_question(parser.add_argument_group("what the model sees and is asked"))
-    options.add_answer(parser.add_argument_group("how it answers"))
-    options.add_limits(parser.add_argument_group("limits, of one row's media"))
-    options.add_machine(parser.add_argument_group("machine"))
-    options.add_run(parser.add_argument_group("run"))
+    parser = job_parser("describe_images", _DESCRIPTION, _EPILOG, media="image")
     parser.set_defaults(
         prompt="Describe this image in detail.", frame_tokens="max", timestamps="none"
     )

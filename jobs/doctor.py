@@ -64,14 +64,7 @@ def make_parser() -> "Parser":
     """The command line, and its manual page."""
     from jobs import options
 
-    parser = options.Parser(
-        prog=_PROG,
-        usage="%(prog)s --input PARQUET --output DIR --model MODEL [option ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=options.Formatter,
-    )
-    options.add_required(parser.add_argument_group("required"))
+    parser = options.job_parser(_PROG, _DESCRIPTION, _EPILOG)
     add = parser.add_argument_group("what to check").add_argument
     add("--rows", type=options.positive, default=20, metavar="N", help="to draw and prepare")
     add(
@@ -82,12 +75,6 @@ def make_parser() -> "Parser":
         help="of them to answer, which loads the model; 0: no forecast",
     )
     add("--no-attacks", action="store_true", help="do not try hostile media")
-    options.add_data(parser.add_argument_group("data"))
-    options.add_question(parser.add_argument_group("what the model sees and is asked"))
-    options.add_answer(parser.add_argument_group("how it answers"))
-    options.add_limits(parser.add_argument_group("limits, of one row's media"))
-    options.add_machine(parser.add_argument_group("machine"))
-    options.add_run(parser.add_argument_group("run"))
     return parser
 
 
@@ -99,7 +86,7 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     """
     from jobs.check_up import attacks, sampled_rows, trial, weights
     from jobs.check_up.finding import Finding
-    from jobs.options import pipeline_config
+    from jobs.settings import pipeline_config
     from model.processor import Processor
     from pipeline.source import open_source
 

@@ -1,18 +1,11 @@
-"""The options that jobs share, by group, and the `PipelineConfig` that they make.
+"""The options that jobs share, by group; `jobs.settings` makes a `PipelineConfig` of them.
 
-Only the standard library is imported: a wrong argument is told before anything slow is loaded.
+Nothing slow is imported: a wrong argument is told at once.
 """
 
 import argparse
-import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from pipeline.config import PipelineConfig
-    from pipeline.sampling import FrameSampling
-    from pipeline.schema import ErrorCode
+from typing import NoReturn
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -32,6 +25,25 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
         self.exit(2, f"{self.prog}: error: {self.where}{message} (see --help)\n")
+
+
+def job_parser(prog: str, description: str, epilog: str, media: str = "video") -> Parser:
+    """The parser of a job over rows of `media`, with all groups."""
+    parser = Parser(
+        prog=prog,
+        usage="%(prog)s --input PARQUET --output DIR --model MODEL [option ...]",
+        description=description,
+        epilog=epilog,
+        formatter_class=Formatter,
+    )
+    add_required(parser.add_argument_group("required"))
+    add_data(parser.add_argument_group("data"), media)
+    add_question(parser.add_argument_group("what the model sees and is asked"))
+    add_answer(parser.add_argument_group("how it answers"))
+    add_limits(parser.add_argument_group("limits, of one row's media"))
+    add_machine(parser.add_argument_group("machine"))
+    add_run(parser.add_argument_group("run"))
+    return parser
 
 
 def add_required(group: argparse._ArgumentGroup) -> None:
@@ -59,7 +71,7 @@ def add_required(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_data(group: argparse._ArgumentGroup, media: str = "video") -> None:
+def add_data(group: argparse._ArgumentGroup, media: str) -> None:
     """The columns and rows of the input, where `media` is what they hold; how output is cut."""
     group.add_argument(
         f"--{media}-column",
@@ -81,7 +93,7 @@ def add_data(group: argparse._ArgumentGroup, media: str = "video") -> None:
     group.add_argument("--end-column", metavar="NAME", help="end of the span, in seconds")
     group.add_argument(
         "--columns",
-        type=_names,
+        type=parse_names,
         metavar="A,B",
         help="columns of the input to write beside the results; default: all but media bytes",
     )
@@ -196,7 +208,7 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     from pipeline.limits import DEFAULT_LIMITS
 
     def add(flag: str, parse: Callable[[str], float], metavar: str, text: str) -> None:
-        value = getattr(DEFAULT_LIMITS, _LIMITS[flag])
+        value = getattr(DEFAULT_LIMITS, LIMITS[flag])
         group.add_argument(flag, type=parse, default=value, metavar=metavar, help=text)
 
     add("--max-media-bytes", _num_bytes, "SIZE", "of one file or object, as in 500M or 8G")
@@ -209,7 +221,7 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     add("--max-decode-bytes", _num_bytes, "SIZE", "of memory to decode a row")
 
 
-_LIMITS = {
+LIMITS = {  # option -> field of `pipeline.limits.MediaLimits`
     "--max-media-bytes": "max_bytes",
     "--max-pixels": "max_pixels",
     "--max-duration-s": "max_duration_s",
@@ -389,141 +401,6 @@ def add_run(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def pipeline_config(options: argparse.Namespace) -> "PipelineConfig":
-    """What the options ask for; loads the libraries and finds the checkpoint.
-
-    Raises:
-        ValueError: a value cannot work; the message names it.
-    """
-    from jobs.checkpoints import find_checkpoint
-    from jobs.cluster import refuse_relative, refuse_unsafe_settings
-    from jobs.prompts import read_questions
-    from jobs.schemas import read_schema
-    from model.engine_config import EngineConfig
-    from model.sequence import SamplingParams
-    from pipeline.config import PipelineConfig
-    from pipeline.limits import MediaLimits
-    from pipeline.prepare import Instructions
-    from pipeline.questions import fields_of
-    from pipeline.schema import InputColumns
-
-    refuse_unsafe_settings(os.environ)  # before any file is opened
-    refuse_relative(options.output, "--output")
-    if not Path(options.input).exists():  # what was submitted along may be named by its place
-        refuse_relative(options.input, "--input")
-    if options.prompts is not None and options.prompt_column is not None:
-        raise ValueError("--prompt-column and --prompts exclude each other; name the column in one")
-    sampling = SamplingParams(
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        loop_guard=options.loop_guard,
-        seed=options.seed,
-        stop=tuple(options.stop),
-        schema=None if options.schema is None else read_schema(options.schema),
-        thinking=options.thinking,
-        n=options.samples,
-        token_logprobs=options.token_logprobs,
-    )
-    questions = () if options.prompts is None else read_questions(options.prompts, sampling)
-    return PipelineConfig(
-        input=options.input,
-        output=options.output,
-        checkpoint=find_checkpoint(options.model),
-        columns=InputColumns(
-            video=options.video_column,
-            id=options.id_column,
-            prompt=options.prompt_column,
-            start_s=options.start_column,
-            end_s=options.end_column,
-            fields=fields_of(questions),
-        ),
-        carry=options.columns,
-        keep_media=options.keep_media,
-        limit=options.limit,
-        instructions=Instructions(
-            prompt=options.prompt,
-            questions=questions,
-            frames=_frame_sampling(options),
-            timestamps=options.timestamps,
-            max_frame_tokens=options.frame_tokens,
-            max_row_tokens=options.tokens_per_row,
-            limits=MediaLimits(
-                **{
-                    name: getattr(options, flag.removeprefix("--").replace("-", "_"))
-                    for flag, name in _LIMITS.items()
-                }
-            ),
-        ),
-        allowed_uris=tuple(options.allow_uri),
-        allowed_folders=tuple(str(Path(each).absolute()) for each in options.allow_folder),
-        sampling=sampling,
-        engine=EngineConfig(
-            dtype=options.dtype,
-            max_batch_size=options.batch_size,
-            cache_gib=options.cache_gib,
-            cache_fraction=options.cache_fraction,
-            num_threads=options.threads or _fair_threads(options),
-        ),
-        device=options.device,
-        num_groups=options.groups,
-        expert_parallel=options.expert_parallel,
-        dispatch=options.dispatch,
-        placement=options.placement.upper(),
-        rows_per_part=options.rows_per_part,
-        max_part_age_s=options.max_part_age,
-        make_ids_unique=options.make_ids_unique,
-        retry_failed=_error_codes(options.retry_failed),
-        new_recipe=options.new_recipe,
-        keep_order=options.keep_order,
-        rows_per_batch=options.rows_per_batch,
-        run_yaml=options.run_yaml,
-    )
-
-
-def _frame_sampling(options: argparse.Namespace) -> "FrameSampling":
-    from pipeline.sampling import FrameSampling
-
-    num_frames, fps = options.frames, options.fps
-    if num_frames is None and fps is None and options.at is None:
-        num_frames, fps = (8, None) if options.tokens_per_row is None else (None, 1.0)
-    return FrameSampling(
-        num_frames=num_frames,
-        fps=fps,
-        at_s=options.at,
-        max_frames=options.max_frames,
-        keyframes_only=options.keyframes,
-    )
-
-
-def _fair_threads(options: argparse.Namespace) -> int:
-    """Half of the CPUs, shared by all ranks."""
-    num_ranks = (options.groups or 1) * (options.expert_parallel or 1)
-    return max(1, (os.cpu_count() or 1) // 2 // num_ranks)
-
-
-def _error_codes(text: str | None) -> "tuple[ErrorCode, ...]":
-    """The codes in `--retry-failed`.
-
-    Raises:
-        ValueError: there is no such code.
-    """
-    from pipeline.schema import ErrorCode
-
-    if text in (None, "all"):
-        return () if text is None else tuple(ErrorCode)
-    unknown = [name for name in _names(text or "") if name not in set(ErrorCode)]
-    if unknown:
-        raise ValueError(
-            f"--retry-failed: there is no error code {unknown[0]!r}; they are "
-            f"{', '.join(ErrorCode)}"
-        )
-    return tuple(ErrorCode(name) for name in _names(text or ""))
-
-
 def count(text: str) -> int:
     """Parse a whole number from 0 on."""
     if not text.isdecimal():
@@ -564,5 +441,6 @@ def _num_bytes(text: str) -> int:
     return int(number) * unit
 
 
-def _names(text: str) -> tuple[str, ...]:
+def parse_names(text: str) -> tuple[str, ...]:
+    """Parse A,B."""
     return tuple(name for name in text.split(",") if name)

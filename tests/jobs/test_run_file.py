@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from jobs import caption_videos, run_file
-from jobs.options import pipeline_config
+from jobs.settings import pipeline_config
 
 REQUIRED = ["--input", "clips.parquet", "--output", "out", "--model", "demo"]
 

@@ -12,11 +12,9 @@ from llguidance import LLMatcher, LLParserLimits
 from model.constraint import CLOSE_MARK, OPEN_MARK, Grammars
 from model.engine import GIB, Engine
 from model.engine_config import EngineConfig
-from model.processor import Processor
 from model.prompt import PromptError
 from model.sequence import SamplingParams
 from model.tokenizer import Tokenizer
-from tests.tiny import tiny_checkpoint
 
 SCHEMAS = {
     "enum": {"enum": ["red", "blue", 3, None, {"a": [True]}]},
@@ -60,18 +58,6 @@ SCHEMAS = {
     },
     "free": {"type": "object"},
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("checkpoint")
-    tiny_checkpoint(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint):
-    return Processor.from_checkpoint(checkpoint)
 
 
 @pytest.fixture

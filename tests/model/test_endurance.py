@@ -6,24 +6,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from model.engine import Engine
 from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.sequence import SamplingParams
 from tests.conftest import ROOT
-from tests.tiny import tiny_checkpoint
 
 NUM_SEQUENCES = 2000
 SCHEMA = '{"type": "array", "items": {"enum": ["red", 5]}}'
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("checkpoint")
-    tiny_checkpoint(directory)
-    return directory
 
 
 def private_bytes() -> int:

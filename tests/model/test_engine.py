@@ -11,22 +11,8 @@ from model.config import CheckpointError
 from model.engine import Engine
 from model.engine_config import EngineConfig
 from model.kimi_vl import KimiVL
-from model.processor import Processor
 from model.prompt import Prompt, PromptError
 from model.sequence import SamplingParams
-from tests.tiny import tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("checkpoint")
-    tiny_checkpoint(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint):
-    return Processor.from_checkpoint(checkpoint)
 
 
 @pytest.fixture

@@ -8,22 +8,8 @@ import pytest
 from model.engine import GIB, Engine
 from model.engine_config import EngineConfig
 from model.kimi_vl import KimiVL
-from model.processor import Processor
 from model.prompt import PromptError
 from model.sequence import Answer, Completion, SamplingParams
-from tests.tiny import tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("checkpoint")
-    tiny_checkpoint(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint):
-    return Processor.from_checkpoint(checkpoint)
 
 
 def run(engine):

@@ -9,23 +9,9 @@ from model.blocks import BLOCK_SIZE, BlockPool, block_keys, image_digests
 from model.engine import GIB, Engine
 from model.engine_config import EngineConfig
 from model.kimi_vl import KimiVL
-from model.processor import Processor
 from model.sequence import SamplingParams
-from tests.tiny import tiny_checkpoint
 
 NUM_SCHEDULES = 12
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("checkpoint")
-    tiny_checkpoint(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint):
-    return Processor.from_checkpoint(checkpoint)
 
 
 def make_engine(checkpoint, num_blocks=None, **config):
