@@ -1,0 +1,27 @@
+"""What to do with an output that is there, and the file that options can stand in."""
+
+import argparse
+
+
+def add_run(group: argparse._ArgumentGroup) -> None:
+    """What to do with an output that is there, and the file that options can stand in."""
+    group.add_argument(
+        "--retry-failed",
+        nargs="?",
+        const="all",
+        metavar="CODES",
+        help="try rows with status error again and replace them; with codes, such as "
+        "media_missing,media_unreadable, only those",
+    )
+    group.add_argument(
+        "--new-recipe",
+        action="store_true",
+        help="if the output was made with other settings, move its rows to _old-<time>/ in it and "
+        "begin anew",
+    )
+    group.add_argument(
+        "--config",
+        metavar="YAML",
+        help="options from a file, with their names as keys; the command line wins. _run.yaml in "
+        "an output directory repeats the run that wrote it",
+    )

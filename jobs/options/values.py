@@ -1,0 +1,50 @@
+"""Texts of the command line -> values; what cannot be one is told with the text."""
+
+import argparse
+from collections.abc import Callable
+
+
+def count(text: str) -> int:
+    """Parse a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Parse a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def positive_or(word: str) -> Callable[[str], int | None]:
+    """A positive number, or a word that stands for None."""
+
+    def parse(text: str) -> int | None:
+        return None if text == word else positive(text)
+
+    return parse
+
+
+def seconds(text: str) -> tuple[float, ...]:
+    """Parse 0,2.5."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seconds, such as 0,2.5") from None
+
+
+def num_bytes(text: str) -> int:
+    """A size such as 500M or 8G, in powers of 1024."""
+    number, unit = text.removesuffix("iB").removesuffix("B"), 1
+    if number[-1:].upper() in ("K", "M", "G", "T"):
+        number, unit = number[:-1], 1024 ** ("KMGT".index(number[-1].upper()) + 1)
+    if not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 500M or 8G")
+    return int(number) * unit
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Parse A,B."""
+    return tuple(name for name in text.split(",") if name)
