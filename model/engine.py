@@ -148,6 +148,7 @@ class Engine:
             )
         self._check_tokens(prompt)
         constraints = [self._constraint(params) for _ in range(params.n)]
+        choice_ids = self._choice_ids(params)
         digests = image_digests(prompt)
         keys = block_keys(prompt, self.model.config.media_token_id, digests)
         answer = Answer(params.n)
@@ -160,6 +161,7 @@ class Engine:
                 block_keys=keys,
                 image_digests=digests,
                 constraint=constraint,
+                choice_ids=choice_ids,
                 number=number,
                 answer=answer,
             )
@@ -169,6 +171,18 @@ class Engine:
         if params.schema is None:
             return None
         return self._grammars.start(params.schema, thinking=params.thinking)
+
+    def _choice_ids(self, params: SamplingParams) -> list[int]:
+        """The first token of each of the choices.
+
+        Raises:
+            PromptError: two choices begin alike, so nothing is known of them apart.
+        """
+        token_ids = [self.tokenizer.encode(choice)[0] for choice in params.choices]
+        if len(set(token_ids)) < len(token_ids):
+            choices = ", ".join(repr(choice) for choice in params.choices)
+            raise PromptError("bad_prompt", f"two of the choices {choices} begin with one token")
+        return token_ids
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, wherever it is; unknown ones are no error."""
@@ -242,6 +256,10 @@ class Engine:
             if sequence.constraint is not None
         }
         token_ids, logprobs = sample(logits, params, num_sampled, seen, allowed_bits)
+        for row, sequence in enumerate(sequences):
+            if sequence.choice_ids and not sequence.generated:
+                told = logits[row].log_softmax(-1)[sequence.choice_ids]
+                sequence.choice_logprobs = tuple(told.tolist())
         finished: list[tuple[str, Completion | PromptError]] = []
         for sequence, token_id, logprob in zip(sequences, token_ids, logprobs, strict=True):
             if not math.isfinite(logprob) and sequence.block_keys:

@@ -3,6 +3,7 @@
 No torch here: the stages that make requests run on machines without it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal
@@ -42,6 +43,7 @@ class SamplingParams:
     thinking: bool = False  # with a schema: the model reasons first, and freely
     n: int = 1  # completions of the prompt, each with a seed of its own
     token_logprobs: bool = False  # tell the log-probability of every token
+    choices: tuple[str, ...] = ()  # tell how likely each is as the first token of the answer
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -72,6 +74,8 @@ class SamplingParams:
             raise ValueError(f"n must be at least 1, got {self.n}")
         if self.n > 1 and self.temperature == 0:
             raise ValueError(f"n={self.n} samples at temperature 0 would all be the same text")
+        if "" in self.choices or len(set(self.choices)) < len(self.choices):
+            raise ValueError(f"choices must be different texts, got {list(self.choices)}")
 
     def of_sample(self, number: int) -> "SamplingParams":
         """How to choose the tokens of one of the `n` completions; the first has this very seed."""
@@ -95,6 +99,7 @@ class Completion:
     reasoning: str | None = None  # of a thinking model
     has_answer: bool = True  # False where the reasoning has no end
     token_logprobs: tuple[float, ...] | None = None  # of each of `token_ids`, if asked for
+    choice_logprobs: tuple[float, ...] | None = None  # of each of `choices`, in nats
     others: tuple["Completion", ...] = ()  # the other samples of the prompt, in their order
 
     @property
@@ -149,6 +154,7 @@ class Sequence:
         block_keys: of the full blocks of the prompt, as `model.blocks.block_keys`.
         image_digests: of the prompt's images, as `model.blocks.image_digests`.
         constraint: what its text follows, if anything; of this sequence alone.
+        choice_ids: the tokens whose log-probabilities as its first one are told.
         number: of this sample of the request.
         answer: shared by the samples of the request.
     """
@@ -162,6 +168,7 @@ class Sequence:
         block_keys: list[bytes],
         image_digests: list[bytes],
         constraint: Constraint | None = None,
+        choice_ids: Collection[int] = (),
         number: int = 0,
         answer: Answer | None = None,
     ) -> None:
@@ -172,12 +179,14 @@ class Sequence:
         self.block_keys = block_keys
         self.image_digests = image_digests
         self.constraint = constraint
+        self.choice_ids = list(choice_ids)
         self.number = number
         self.answer = answer or Answer()
         self.blocks: list[int] = []
         self.num_cached = 0  # tokens whose keys and values are in its blocks
         self.generated: list[int] = []
         self.logprobs: list[float] = []
+        self.choice_logprobs: tuple[float, ...] | None = None  # known with the first token
         self.text = bytearray()  # UTF-8, of the ordinary tokens
         self.finish_reason: FinishReason | None = None
         self._num_equal = [0] * (_LONGEST_LOOP + 1)  # last tokens that equal those p before them
@@ -250,4 +259,5 @@ class Sequence:
             mean_logprob=sum(self.logprobs) / len(self.logprobs),
             min_logprob=min(self.logprobs),
             token_logprobs=tuple(self.logprobs) if self.params.token_logprobs else None,
+            choice_logprobs=self.choice_logprobs,
         )

@@ -54,6 +54,32 @@ def greedy_without_cache(engine, prompt, num_tokens):
     return tuple(ids[len(prompt.token_ids) :])
 
 
+def test_choices_are_told_as_the_whole_sequence_forward_has_them(engine, processor):
+    prompt = processor.prompt([picture(3), "A or B?"])
+    choices = ("A", "B", "C")
+    warm = SamplingParams(max_tokens=3, temperature=2.0, n=2, choices=choices)
+
+    found = answer(engine, prompt, warm)
+
+    features = engine.model.encode_images(
+        torch.from_numpy(prompt.patches), [(int(h), int(w)) for h, w in prompt.grid_hw]
+    )
+    batch = whole_sequences([prompt.token_ids.tolist()], engine.model.config.media_token_id)
+    logits = engine.model.logits(engine.model(batch, features=features)[-1:])[0]
+    ids = [processor.tokenizer.encode(choice)[0] for choice in choices]
+    expected = logits.log_softmax(-1)[ids].tolist()
+    for each in (found, *found.others):
+        assert each.choice_logprobs == pytest.approx(expected, abs=1e-4)
+    assert answer(engine, prompt, SamplingParams(max_tokens=2)).choice_logprobs is None
+
+
+def test_choices_that_begin_alike_are_refused(engine, processor):
+    with pytest.raises(PromptError, match="begin with one token"):
+        engine.add("x", processor.prompt(["a"]), SamplingParams(choices=("A" * 40, "A" * 41)))
+    with pytest.raises(ValueError, match="choices must be different texts"):
+        SamplingParams(choices=("A", "A"))
+
+
 def test_many_sequences_of_different_length_equal_the_whole_sequence_forward(engine, processor):
     prompts = {
         "short": processor.prompt(["a"]),
