@@ -1,4 +1,7 @@
-"""`Canvas`: decoded frames drawn one by one into an array of the final size."""
+"""`Canvas`: decoded frames drawn one by one into arrays of their final sizes, one for each shot."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -10,57 +13,81 @@ from pipeline.limits import MediaLimits
 from pipeline.view import Fit, View, view_of
 
 
+@dataclass
+class _Sheet:
+    """The frames of one shot; all have the size of the first one drawn."""
+
+    wanted: frozenset[int]  # pts
+    fit: Fit | None
+    view: View | None = None
+    pixels: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    seconds: list[float] = field(default_factory=list)
+
+
 class Canvas:
-    """Room for the chosen frames of one video; all have the size of the first one drawn.
+    """Room for the chosen frames of one video.
 
     Args:
         stream: where the frames come from.
-        max_frames: how many will be drawn at most.
-        fit: see `view_of`.
+        shots: for each the pts of its frames, and how they are fitted, as for `view_of`.
         limits: what to refuse.
     """
 
     def __init__(
-        self, stream: VideoStream, max_frames: int, fit: Fit | None, limits: MediaLimits
+        self,
+        stream: VideoStream,
+        shots: Sequence[tuple[Collection[int], Fit | None]],
+        limits: MediaLimits,
     ) -> None:
         self.num_errors = 0  # packets and frames that were damaged
         self.is_interlaced = False
         self._stream = stream
-        self._max_frames = max_frames
-        self._fit = fit
         self._limits = limits
-        self._reformatter = VideoReformatter()
-        self._view: View | None = None
-        self._pixels = np.empty(0, dtype=np.uint8)
-        self._seconds: list[float] = []
+        self._sheets = [_Sheet(frozenset(wanted), fit) for wanted, fit in shots]
+        self._num_bytes = 0
+        self._reformatters: dict[View, VideoReformatter] = {}  # each keeps the filters of a size
 
     @property
-    def num_drawn(self) -> int:
-        """How many frames are there."""
-        return len(self._seconds)
+    def is_empty(self) -> bool:
+        """Whether nothing was drawn."""
+        return not any(sheet.seconds for sheet in self._sheets)
 
-    def draw(self, frame: VideoFrame, time_s: float) -> None:
-        """Add a frame that appears at `time_s`, in one pass of conversion and resize.
+    def draw(self, frame: VideoFrame, time_s: float, stands_for: Collection[int]) -> None:
+        """Add a frame that appears at `time_s` to each shot that wants one of the pts.
+
+        It is converted and resized in one pass, once for each size.
 
         Raises:
             MediaError: it is over a limit.
         """
         self._limits.check_pixels(frame.width, frame.height)
-        if self._view is None:
-            self._view = self._open(frame)
-        self._pixels[len(self._seconds)] = self._view.render(frame, self._reformatter)
-        self._seconds.append(time_s)
+        rendered: dict[View, NDArray[np.uint8]] = {}
+        for sheet in self._sheets:
+            if sheet.wanted.isdisjoint(stands_for):
+                continue
+            view = sheet.view or self._open(sheet, frame)
+            if view not in rendered:
+                reformatter = self._reformatters.setdefault(view, VideoReformatter())
+                rendered[view] = view.render(frame, reformatter)
+            sheet.pixels[len(sheet.seconds)] = rendered[view]
+            sheet.seconds.append(time_s)
         self.is_interlaced |= bool(frame.interlaced_frame)
 
-    def finish(self) -> tuple[NDArray[np.uint8], NDArray[np.float64], View]:
-        """What was drawn, at least one frame: pixels [I, H, W, 3], times [I], the view."""
-        assert self._view is not None
-        return self._pixels[: self.num_drawn], np.array(self._seconds), self._view
+    def finish(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float64], View]]:
+        """What was drawn for each shot, I > 0 frames: pixels [I, H, W, 3], times [I], view."""
+        shots = []
+        for sheet in self._sheets:
+            assert sheet.view is not None
+            num_drawn = len(sheet.seconds)
+            shots.append((sheet.pixels[:num_drawn], np.array(sheet.seconds), sheet.view))
+        return shots
 
-    def _open(self, frame: VideoFrame) -> View:
-        view = view_of(frame, self._stream, self._fit, self._max_frames)
+    def _open(self, sheet: _Sheet, frame: VideoFrame) -> View:
+        """Make room for the frames of a shot, given the first of them."""
+        num_frames = len(sheet.wanted)
+        sheet.view = view = view_of(frame, self._stream, sheet.fit, num_frames)
         width_px, height_px = view.width_px, view.height_px
         self._limits.check_pixels(width_px, height_px)
-        self._limits.check_rgb(self._max_frames, width_px, height_px)
-        self._pixels = np.empty((self._max_frames, height_px, width_px, 3), dtype=np.uint8)
+        self._num_bytes = self._limits.check_rgb(num_frames, width_px, height_px, self._num_bytes)
+        sheet.pixels = np.empty((num_frames, height_px, width_px, 3), dtype=np.uint8)
         return view

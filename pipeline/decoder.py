@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -33,7 +33,7 @@ from pipeline.frames import Frames, MediaFacts
 from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits, refuse
 from pipeline.sampling import FrameSampling
 from pipeline.video import Span
-from pipeline.view import Fit
+from pipeline.view import Fit, Shot
 
 _ROOT = Path(__file__).resolve().parents[1]
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME")  # an interpreter may not start without
@@ -64,22 +64,27 @@ class Decoder:
         span_s: Span = (None, None),
         fit: Fit | None = None,
     ) -> Frames:
-        """As `pipeline.media.decode_media`, within the limits on memory and time as well.
+        """Take one shot, as `shoot`."""
+        return self.shoot(source, [Shot(sampling=sampling, fit=fit)], span_s=span_s)[0]
+
+    def shoot(
+        self, source: bytes | BinaryIO, shots: Sequence[Shot], *, span_s: Span = (None, None)
+    ) -> list[Frames]:
+        """As `pipeline.media.shoot_media`, within the limits on memory and time as well.
 
         A row with which the process dies is tried once more, in a fresh one. So is a row for which
         memory did not suffice, unless the process was fresh.
 
         Args:
             source: the bytes of the media, or a file with a descriptor.
-            sampling: which frames.
+            shots: which frames, at which size; something that can be pickled.
             span_s: of which part.
-            fit: the final size; something that can be pickled.
 
         Raises:
             MediaError: the media cannot be used, takes too long, or kills processes.
             RuntimeError: no decoding process can be started.
         """
-        request = {"sampling": sampling, "span_s": span_s, "fit": fit, "limits": self._limits}
+        request = {"shots": list(shots), "span_s": span_s, "limits": self._limits}
         with _descriptor_of(source, self._limits) as descriptor:
             is_fresh = self._process is None
             try:
@@ -104,7 +109,7 @@ class Decoder:
             self._process.close()
             self._process = None
 
-    def _try(self, request: bytes, descriptor: int) -> Frames:
+    def _try(self, request: bytes, descriptor: int) -> list[Frames]:
         """Ask the process, which is kept only if it answers."""
         process, self._process = self._process or _Process(), None
         try:
@@ -154,7 +159,9 @@ class _Process:
             self.close()
             raise RuntimeError(f"the decoding process does not start: it {error}") from error
 
-    def ask(self, request: bytes, descriptor: int, limits: MediaLimits) -> Frames | MediaError:
+    def ask(
+        self, request: bytes, descriptor: int, limits: MediaLimits
+    ) -> list[Frames] | MediaError:
         """Decode one row.
 
         Raises:
@@ -181,23 +188,27 @@ class _Process:
         """Kill the process, if it lives, and wait for its end."""
         self._finalizer()
 
-    def _receive_answer(self, deadline: float, limits: MediaLimits) -> Frames | MediaError:
+    def _receive_answer(self, deadline: float, limits: MediaLimits) -> list[Frames] | MediaError:
         num_bytes = self._receive_length(deadline)
         if num_bytes > _MAX_TEXT_BYTES:
             raise _DeathError(f"answered with {num_bytes} bytes of text")
         text = self._receive(np.empty(num_bytes, np.uint8), deadline).tobytes()
         try:
             answer = json.loads(text)
-            if "shape" not in answer:
+            if "shots" not in answer:
                 return self._error(answer)
-            shape = [int(side) for side in answer["shape"]]
-            if min(shape) < 1 or np.prod(shape, dtype=object) > limits.max_rgb_bytes:
-                raise _DeathError(f"answered with frames of shape {shape}")
-            return Frames(
-                rgb=self._receive(np.empty(shape, np.uint8), deadline),
-                timestamps_s=np.array(answer["timestamps_s"], dtype=np.float64),
-                facts=MediaFacts(**answer["facts"]),
-            )
+            shapes = [[int(side) for side in shot["shape"]] for shot in answer["shots"]]
+            num_bytes = sum(np.prod(shape, dtype=object) for shape in shapes)
+            if min(map(min, shapes)) < 1 or num_bytes > limits.max_rgb_bytes:
+                raise _DeathError(f"answered with frames of shapes {shapes}")
+            return [
+                Frames(
+                    rgb=self._receive(np.empty(shape, np.uint8), deadline),
+                    timestamps_s=np.array(shot["timestamps_s"], dtype=np.float64),
+                    facts=MediaFacts(**shot["facts"]),
+                )
+                for shape, shot in zip(shapes, answer["shots"], strict=True)
+            ]
         except (ValueError, TypeError, LookupError) as error:
             raise _DeathError(f"answered with nonsense: {error}") from error
 

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 
 from model.prompt import PromptError
 from pipeline.limits import MediaError, MediaLimits
-from pipeline.media import decode_media
+from pipeline.media import shoot_media
 
 LENGTH = struct.Struct("<Q")  # of the message that follows, in bytes
 NO_MEMORY = "no_memory"  # in place of an error code
@@ -48,31 +48,35 @@ def main(descriptor: int) -> None:
             answer, pixels = _answer(request, media, base_bytes)
         text = json.dumps(answer).encode()
         connection.sendall(LENGTH.pack(len(text)) + text)
-        connection.sendall(pixels)
+        for rgb in pixels:
+            connection.sendall(rgb)
 
 
 def _answer(
     request: Mapping[str, Any], media: BinaryIO, base_bytes: int
-) -> tuple[dict[str, Any], memoryview]:
+) -> tuple[dict[str, Any], Sequence[memoryview]]:
     """Decode within the limits: what is known as JSON, and the pixels."""
     limits: MediaLimits = request["limits"]
     most_bytes = base_bytes + limits.max_decode_bytes
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, resource.RLIM_INFINITY))
     signal.setitimer(signal.ITIMER_PROF, limits.max_decode_s)  # of CPU time; the signal kills
     try:
-        frames = decode_media(media, **request)
+        shots = shoot_media(media, **request)
     except (MediaError, PromptError) as error:
-        return {"code": str(error.code), "message": error.message}, memoryview(b"")
+        return {"code": str(error.code), "message": error.message}, []
     except MemoryError:
-        return {"code": NO_MEMORY}, memoryview(b"")
+        return {"code": NO_MEMORY}, []
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
-    answer = {
-        "shape": frames.rgb.shape,
-        "timestamps_s": frames.timestamps_s.tolist(),
-        "facts": asdict(frames.facts),
-    }
-    return answer, np.ascontiguousarray(frames.rgb).reshape(-1).data
+    told = [
+        {
+            "shape": frames.rgb.shape,
+            "timestamps_s": frames.timestamps_s.tolist(),
+            "facts": asdict(frames.facts),
+        }
+        for frames in shots
+    ]
+    return {"shots": told}, [np.ascontiguousarray(each.rgb).reshape(-1).data for each in shots]
 
 
 def _receive(connection: socket.socket) -> tuple[Mapping[str, Any], BinaryIO] | None:

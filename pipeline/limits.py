@@ -71,12 +71,16 @@ class MediaLimits:
             what = f"the video lasts {duration_s:.0f} s"
             refuse(what, f"{self.max_duration_s:.0f} s", "--max-duration-s")
 
-    def check_rgb(self, num_frames: int, width_px: int, height_px: int) -> None:
-        """Refuse to take so many frames of one size."""
-        num_bytes = num_frames * width_px * height_px * 3
+    def check_rgb(
+        self, num_frames: int, width_px: int, height_px: int, other_bytes: int = 0
+    ) -> int:
+        """Refuse to take so many frames of one size beside other shots; the bytes of all."""
+        num_bytes = num_frames * width_px * height_px * 3 + other_bytes
         if num_bytes > self.max_rgb_bytes:
+            beside = f" with {other_bytes} of other shots" if other_bytes else ""
             what = f"{num_frames} frames of {width_px} x {height_px} pixels take {num_bytes} bytes"
-            refuse(what, self.max_rgb_bytes, "--max-rgb-bytes")
+            refuse(what + beside, self.max_rgb_bytes, "--max-rgb-bytes")
+        return num_bytes
 
 
 DEFAULT_LIMITS = MediaLimits()

@@ -6,6 +6,7 @@ not shown at a time, so the first one stands for the file.
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -15,9 +16,9 @@ from PIL import ExifTags, Image, ImageOps
 from pipeline.codes import ErrorCode
 from pipeline.frames import Frames, MediaFacts
 from pipeline.limits import MediaError, MediaLimits, refuse
-from pipeline.sampling import FrameSampling, choose_frames
+from pipeline.sampling import choose_frames
 from pipeline.video import Span, clip_span
-from pipeline.view import Fit
+from pipeline.view import Shot
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
@@ -32,15 +33,10 @@ def is_picture(head: bytes) -> bool:
     return head.startswith(_HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def decode_picture(
-    source: bytes | BinaryIO,
-    sampling: FrameSampling,
-    *,
-    span_s: Span,
-    fit: Fit | None,
-    limits: MediaLimits,
-) -> Frames:
-    """Decode as `decode_video` does; a picture that is not animated is one frame without duration.
+def shoot_picture(
+    source: bytes | BinaryIO, shots: Sequence[Shot], *, span_s: Span, limits: MediaLimits
+) -> list[Frames]:
+    """Decode as `shoot_video` does; a picture that is not animated is one frame without duration.
 
     Turned as its EXIF data say and resized as the checkpoint's processor does; alpha is dropped.
 
@@ -55,7 +51,7 @@ def decode_picture(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage; our own limits are stricter than Pillow's
             with Image.open(file, formats=_FORMATS) as picture:
-                return _decode(picture, sampling, span_s, fit, limits)
+                return _decode(picture, shots, span_s, limits)
     except MediaError:
         raise
     except Image.DecompressionBombError as error:
@@ -65,32 +61,36 @@ def decode_picture(
 
 
 def _decode(
-    picture: Image.Image,
-    sampling: FrameSampling,
-    span_s: Span,
-    fit: Fit | None,
-    limits: MediaLimits,
-) -> Frames:
+    picture: Image.Image, shots: Sequence[Shot], span_s: Span, limits: MediaLimits
+) -> list[Frames]:
     limits.check_pixels(*picture.size)
     ends_s = _ends(picture, limits)
     begin_s, end_s = clip_span(span_s, float(ends_s[-1]))
     times_s = np.append(0.0, ends_s[:-1])
     every = np.ones(len(times_s), dtype=np.bool_)
-    chosen = choose_frames(times_s, begin_s, end_s, sampling, every)
-    if len(chosen) == 0:
+    chosen = [
+        choose_frames(times_s, begin_s, end_s, shot.sampling, every).tolist() for shot in shots
+    ]
+    if not all(chosen):
         raise MediaError(ErrorCode.NO_FRAMES, "none of the seconds lies in the picture's duration")
     orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     width_px, height_px = picture.size
     if orientation in (5, 6, 7, 8):
         width_px, height_px = height_px, width_px
-    fitted_px = (width_px, height_px)
-    if fit is not None:
-        fitted_px = fit(width_px, height_px, len(chosen))
-    limits.check_rgb(len(chosen), *fitted_px)
-    rgb = np.empty((len(chosen), fitted_px[1], fitted_px[0], 3), dtype=np.uint8)
-    for row, index in enumerate(chosen.tolist()):
-        picture.seek(index)
-        rgb[row] = _render(picture, fitted_px)
+    pixels: list[NDArray[np.uint8]] = []
+    num_bytes = 0
+    for pages, shot in zip(chosen, shots, strict=True):
+        size_px = (width_px, height_px)
+        if shot.fit is not None:
+            size_px = shot.fit(width_px, height_px, len(pages))
+        num_bytes = limits.check_rgb(len(pages), *size_px, num_bytes)
+        pixels.append(np.empty((len(pages), size_px[1], size_px[0], 3), dtype=np.uint8))
+    for page in sorted({page for pages in chosen for page in pages}):
+        picture.seek(page)
+        upright = _upright(picture)
+        for pages, rgb in zip(chosen, pixels, strict=True):
+            if page in pages:
+                rgb[pages.index(page)] = _resized(upright, rgb.shape[2], rgb.shape[1])
     facts = MediaFacts(
         duration_s=float(ends_s[-1]),
         fps=len(ends_s) / ends_s[-1] if ends_s[-1] > 0 else 0.0,
@@ -102,7 +102,10 @@ def _decode(
         is_interlaced=False,
         num_decode_errors=0,
     )
-    return Frames(rgb=rgb, timestamps_s=times_s[chosen], facts=facts)
+    return [
+        Frames(rgb=rgb, timestamps_s=times_s[pages], facts=facts)
+        for pages, rgb in zip(chosen, pixels, strict=True)
+    ]
 
 
 def _ends(picture: Image.Image, limits: MediaLimits) -> NDArray[np.float64]:
@@ -121,8 +124,8 @@ def _ends(picture: Image.Image, limits: MediaLimits) -> NDArray[np.float64]:
     return np.cumsum(durations_ms) / 1000.0
 
 
-def _render(picture: Image.Image, size_px: tuple[int, int]) -> NDArray[np.uint8]:
-    """Upright RGB of one page at its final size."""
+def _upright(picture: Image.Image) -> Image.Image:
+    """One page as RGB, turned as it is shown."""
     picture.load()
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I"):  # 16 bits a pixel
@@ -130,7 +133,10 @@ def _render(picture: Image.Image, size_px: tuple[int, int]) -> NDArray[np.uint8]
         upright = Image.fromarray(grey.astype(np.uint8))
     if upright.mode == "P":  # Pillow warns when transparency is dropped in one step
         upright = upright.convert("RGBA")
-    rgb = upright.convert("RGB")
-    if rgb.size != size_px:
-        rgb = rgb.resize(size_px, Image.Resampling.BICUBIC)
+    return upright.convert("RGB")
+
+
+def _resized(rgb: Image.Image, width_px: int, height_px: int) -> NDArray[np.uint8]:
+    if rgb.size != (width_px, height_px):
+        rgb = rgb.resize((width_px, height_px), Image.Resampling.BICUBIC)
     return np.asarray(rgb)

@@ -29,7 +29,7 @@ from pipeline.frames import Frames, MediaFacts
 from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits
 from pipeline.mp4_boxes import check_sample_counts
 from pipeline.sampling import FrameSampling, choose_frames
-from pipeline.view import Fit
+from pipeline.view import Fit, Shot, View
 
 # Their frames without `nal_ref_idc`, or B pictures, are read by no other frame. HEVC and AV1 have
 # layers whose lowest only is that simple; VP9 packs hidden frames with shown ones.
@@ -38,6 +38,7 @@ _SEEK_BY_BYTES = ("mpegts",)  # their timestamps are found by trial
 
 Span = tuple[float | None, float | None]  # start and end in seconds; None is that of the video
 _Shown = Iterator[tuple[int, VideoFrame]]  # frames with their pts, which rise
+_Picked = Iterator[tuple[int, VideoFrame, Sequence[int]]]  # and the wanted pts they stand for
 
 
 def decode_video(
@@ -48,47 +49,66 @@ def decode_video(
     fit: Fit | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> Frames:
+    """Take one shot of a video, as `shoot_video`."""
+    shot = Shot(sampling=sampling, fit=fit)
+    return shoot_video(source, [shot], span_s=span_s, limits=limits)[0]
+
+
+def shoot_video(
+    source: bytes | BinaryIO,
+    shots: Sequence[Shot],
+    *,
+    span_s: Span = (None, None),
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> list[Frames]:
     """Take frames out of a video, exactly those that decoding it from its start would show.
 
-    A damaged or cut video gives what can be decoded of it. Memory holds the chosen frames at their
-    final size and a few decoded ones. In this process: `pipeline.decoder` bounds time and memory.
+    Several shots are decoded together, each frame once, and each shot of a whole video has the
+    pixels that it would have alone. A damaged or cut video gives what can be decoded of it. Memory
+    holds the chosen frames at their final size and a few decoded ones. In this process:
+    `pipeline.decoder` bounds time and memory.
 
     Args:
         source: the video's bytes, or a seekable file; its OSErrors mean `media_unreadable`.
-        sampling: how many frames of the span.
+        shots: which frames of the span, and at which size; at least one.
         span_s: the part of the video to look at. The frame that is on display when it begins is
             part of it; what lies beyond the end of the video is not.
-        fit: the final size for a displayed size and a number of frames; None keeps it.
         limits: what to refuse.
 
     Raises:
         MediaError: the video cannot be used; `code` says why.
-        ValueError: `fit` returned no size.
+        ValueError: the `fit` of a shot returned no size.
         MemoryError: there is not enough.
     """
     reader = Reader(source)
     _check_file(reader, limits)
     with open_video(reader, limits) as (container, stream):
         index = _read_index(container, stream, limits)
-        start_s, end_s = clip_span(span_s, index.end_s)
-        positions = choose_frames(
-            index.times_s, start_s, end_s, sampling, is_keyframe=index.is_keyframe
-        )
-        if len(positions) == 0:
-            message = f"none of the seconds {list(sampling.at_s or ())} lies in the span"
-            raise MediaError(ErrorCode.NO_FRAMES, message)
-        wanted = index.pts[positions].tolist()
-        canvas = Canvas(stream, len(wanted), fit, limits)
+        chosen = [(_choose(index, span_s, shot.sampling), shot.fit) for shot in shots]
+        wanted = sorted({pts for each, _ in chosen for pts in each})
+        canvas = Canvas(stream, chosen, limits)
         runs = plan_runs(index, wanted)
         if runs is not None and _decode_runs(container, stream, index, runs, wanted, canvas):
             return _frames(canvas, index, stream)
     with open_video(reader, limits) as (container, stream):
-        canvas = Canvas(stream, len(wanted), fit, limits)
+        canvas = Canvas(stream, chosen, limits)
         _decode_all(container, stream, index, wanted, canvas)
-        if canvas.num_drawn == 0:
+        if canvas.is_empty:
             message = f"no frame of {len(wanted)} can be decoded"
             raise MediaError(ErrorCode.MEDIA_CORRUPT, message)
         return _frames(canvas, index, stream)
+
+
+def _choose(index: FrameIndex, span_s: Span, sampling: FrameSampling) -> list[int]:
+    """The pts of the frames of one shot, rising."""
+    start_s, end_s = clip_span(span_s, index.end_s)
+    positions = choose_frames(
+        index.times_s, start_s, end_s, sampling, is_keyframe=index.is_keyframe
+    )
+    if len(positions) == 0:
+        message = f"none of the seconds {list(sampling.at_s or ())} lies in the span"
+        raise MediaError(ErrorCode.NO_FRAMES, message)
+    return index.pts[positions].tolist()
 
 
 def _check_file(reader: Reader, limits: MediaLimits) -> None:
@@ -180,7 +200,7 @@ def _decode_runs(
                     return False
                 if frame.pts in missing:
                     missing.remove(frame.pts)
-                    canvas.draw(frame, index.seconds(frame.pts))
+                    canvas.draw(frame, index.seconds(frame.pts), [frame.pts])
         except MemoryError:
             raise
         except av.FFmpegError:
@@ -259,8 +279,8 @@ def _decode_all(
 ) -> None:
     """Draw the frames on display at the wanted pts, decoding from the start; each frame once."""
     shown = _show(container, stream, index, canvas)
-    for pts, frame in _pick(shown, wanted):
-        canvas.draw(frame, index.seconds(pts))
+    for pts, frame, stands_for in _pick(shown, wanted):
+        canvas.draw(frame, index.seconds(pts), stands_for)
 
 
 def _show(
@@ -301,7 +321,7 @@ def _decode_packets(
         raise failure
 
 
-def _pick(shown: _Shown, wanted: Sequence[int]) -> _Shown:
+def _pick(shown: _Shown, wanted: Sequence[int]) -> _Picked:
     """The frames on display at the wanted pts, which rise; each frame once.
 
     Where the beginning cannot be decoded, the first frame that can stands for it.
@@ -311,18 +331,24 @@ def _pick(shown: _Shown, wanted: Sequence[int]) -> _Shown:
         if held is not None:  # it was on display until now
             num_before = bisect_left(wanted, pts)
             if num_before > num_passed:
-                yield held
+                yield *held, wanted[num_passed:num_before]
             if num_before == len(wanted):
                 return
             num_passed = num_before
         held = pts, frame
     if held is not None:
-        yield held
+        yield *held, wanted[num_passed:]
 
 
-def _frames(canvas: Canvas, index: FrameIndex, stream: VideoStream) -> Frames:
-    rgb, timestamps_s, view = canvas.finish()
-    facts = MediaFacts(
+def _frames(canvas: Canvas, index: FrameIndex, stream: VideoStream) -> list[Frames]:
+    return [
+        Frames(rgb=rgb, timestamps_s=times_s, facts=_facts(view, canvas, index, stream))
+        for rgb, times_s, view in canvas.finish()
+    ]
+
+
+def _facts(view: View, canvas: Canvas, index: FrameIndex, stream: VideoStream) -> MediaFacts:
+    return MediaFacts(
         duration_s=index.end_s,
         fps=len(index.pts) / index.end_s if index.end_s > 0 else 0.0,
         width_px=view.shown_width_px,
@@ -333,4 +359,3 @@ def _frames(canvas: Canvas, index: FrameIndex, stream: VideoStream) -> Frames:
         is_interlaced=canvas.is_interlaced,
         num_decode_errors=canvas.num_errors + index.num_damaged,
     )
-    return Frames(rgb=rgb, timestamps_s=timestamps_s, facts=facts)

@@ -13,6 +13,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from pipeline.sampling import FrameSampling
 from pipeline.tone import is_hdr, to_sdr
 
 # Displayed width and height and the number of frames -> width and height of the result.
@@ -20,6 +21,14 @@ Fit = Callable[[int, int, int], tuple[int, int]]
 
 # swscale would start a thread per CPU; PyAV takes this option since 17.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """Which frames of a video or picture, and at which size; one decoding gives several shots."""
+
+    sampling: FrameSampling
+    fit: Fit | None = None  # None keeps the displayed size
 
 
 @dataclass(frozen=True)
