@@ -4,6 +4,7 @@ Only the standard library is imported until the arguments are known to be good.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jobs.options import Parser
+    from pipeline.config import PipelineConfig
 
 _ROOT = Path(__file__).resolve().parents[1]
 _INTERRUPTED = "interrupted; what is committed stays, and the same command continues"
@@ -51,12 +53,29 @@ def run_command(make_parser: Callable[[], "Parser"], arguments: Sequence[str] | 
 
 
 def _run(options: argparse.Namespace) -> object:
-    """Run with these arguments; the report."""
+    """Run with these arguments; the report, or with `--dry-run` the outlook."""
     from jobs.cluster import connect
     from jobs.settings import pipeline_config
     from pipeline.run import run
 
-    return run(pipeline_config(options), connect=connect)
+    config = pipeline_config(options)
+    if options.dry_run:
+        return _outlook(config)
+    return run(config, connect=connect)
+
+
+def _outlook(config: "PipelineConfig") -> object:
+    """What a run would do, with the GPUs of this machine in place of the cluster's."""
+    import torch
+
+    from jobs.cluster import find_address
+    from pipeline.outlook import look_ahead
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    where = f"as on this machine alone, with {num_gpus} GPUs"
+    if (address := find_address(os.environ)) is not None:
+        where += f"; the run would use those of the Ray cluster ({address})"
+    return look_ahead(config, num_gpus=num_gpus, where=where)
 
 
 def _fail(prog: str, code: int, reason: object) -> int:

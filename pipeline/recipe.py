@@ -31,6 +31,11 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()
 
     @property
+    def plain_fields(self) -> Any:
+        """The fields as they come back from a file: lists in place of tuples."""
+        return json.loads(json.dumps(self.fields))
+
+    @property
     def parquet_metadata(self) -> dict[str, str]:
         """What every part of the output says of its origin."""
         return {
@@ -52,21 +57,29 @@ def claim_output(store: Store, recipe: Recipe, *, new_recipe: bool = False) -> N
         ValueError: the output was begun under another recipe, or has parts and no recipe; the
             message names each difference, old -> new.
     """
-    try:
-        content = store.read(_FILE)
-        stored = None if content is None else json.loads(content)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{_FILE} of {store.uri} cannot be read ({error}); use another --output"
-        ) from error
+    stored, fields = stored_fields(store), recipe.plain_fields
     parts = committed_parts(store)
-    fields = json.loads(json.dumps(recipe.fields))
     if parts and stored != fields:
         if not new_recipe:
             raise ValueError(_refusal(store, stored, fields))
         _set_aside(store, parts)
     if not parts or stored != fields:
         write_json(store, _FILE, fields)
+
+
+def stored_fields(store: Store) -> Any:
+    """The fields of the recipe that an output was begun with; None where there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        content = store.read(_FILE)
+        return None if content is None else json.loads(content)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{_FILE} of {store.uri} cannot be read ({error}); use another --output"
+        ) from error
 
 
 def _refusal(store: Store, stored: Any, fields: Any) -> str:

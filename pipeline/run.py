@@ -21,29 +21,25 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
-from model.constraint import Grammars
-from model.processor import Processor
 from parallel.group import GroupError
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.drain import drain, start_log
 from pipeline.fetch import MediaAccess
 from pipeline.flow import Flow
-from pipeline.generate import extra_fields
 from pipeline.lock import lock_output
 from pipeline.machines import (
     EngineFactory,
     Machines,
-    check_ranks,
     choose_machines,
     load_engine,
     start_groups,
 )
-from pipeline.questions import question_fields
+from pipeline.opening import open_checkpoint, open_input
 from pipeline.recipe import claim_output, write_json
 from pipeline.report import Report, Usage
 from pipeline.sink import Committer
-from pipeline.source import Plan, Source, open_source, plan
+from pipeline.source import Plan, Source, plan
 from pipeline.starts import read_starts
 from pipeline.storage import Store, open_store
 
@@ -78,15 +74,8 @@ def run(
         ValueError: refused; nothing was done.
         RunError: stopped half-way.
     """
-    num_experts = _check_checkpoint(config)
-    source = open_source(
-        config.input,
-        config.columns,
-        carry=config.carry,
-        keep_media=config.keep_media,
-        extra=[*extra_fields(config.sampling), *question_fields(config.instructions.questions)],
-        make_ids_unique=config.make_ids_unique,
-    )
+    num_experts = open_checkpoint(config)
+    source = open_input(config)
     media = MediaAccess(
         base=source.folder,
         allowed_prefixes=config.allowed_uris,
@@ -135,21 +124,6 @@ def run(
             ids = {"run_id": run_id, "recipe_sha256": recipe.sha256}
             write_json(store, "_report.json", {**report.as_json(), **ids})
     return report
-
-
-def _check_checkpoint(config: PipelineConfig) -> int:
-    """Refuse what cannot work; the number of the checkpoint's routed experts."""
-    from model.weights import check_checkpoint  # torch
-
-    num_experts = check_checkpoint(config.checkpoint).text.n_routed_experts
-    check_ranks(config, num_experts)
-    processor = Processor.from_checkpoint(config.checkpoint)
-    questions = config.instructions.questions
-    for sampling in (config.sampling, *(question.sampling for question in questions)):
-        if sampling.schema is not None:
-            grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
-            grammars.start(sampling.schema, thinking=sampling.thinking)
-    return num_experts
 
 
 def _flow(

@@ -6,6 +6,12 @@ import argparse
 def add_run(group: argparse._ArgumentGroup) -> None:
     """What to do with an output that is there, and the file that options can stand in."""
     group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what the run would do (rows that are new, done and failed, what changed in the "
+        "recipe, parts, machines), start nothing and write nothing",
+    )
+    group.add_argument(
         "--retry-failed",
         nargs="?",
         const="all",

@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.config import CheckpointError
-from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from pipeline import ledger
-from pipeline.config import PipelineConfig, recipe_of
+from pipeline.config import recipe_of
 from pipeline.costs import Cost
 from pipeline.flow import costs_of, seal, unseal
 from pipeline.lock import lock_output
@@ -25,11 +24,10 @@ from pipeline.recipe import Recipe, checkpoint_fingerprint, claim_output
 from pipeline.run import RunError, run
 from pipeline.sampling import FrameSampling
 from pipeline.schema import ErrorCode, InputColumns
-from pipeline.sink import Committer
 from pipeline.source import open_source, plan
 from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS, write_starts
 from pipeline.storage import LocalStore
-from tests.clips import make_video
+from tests.pipeline.runs import answer_without_ray, small_config, store_of
 from tests.tiny import tiny_checkpoint
 
 
@@ -43,20 +41,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def config(tmp_path, checkpoint):
     """Six clips in two row groups; each row names a file of its own."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for number in range(6):
-        (folder / f"{number}.mp4").write_bytes(make_video(numbers=range(6)))
-    table = pa.table({"video": [f"{number}.mp4" for number in range(6)], "n": range(6)})
-    pq.write_table(table, folder / "clips.parquet", row_group_size=3)
-    return PipelineConfig(
-        input=str(folder),
-        output=str(tmp_path / "out"),
-        checkpoint=checkpoint,
-        instructions=Instructions(frames=FrameSampling(num_frames=2), max_frame_tokens=4),
-        sampling=SamplingParams(max_tokens=4),
-        engine=EngineConfig(cache_gib=0.01),
-    )
+    return small_config(tmp_path, checkpoint)
 
 
 def never():
@@ -65,26 +50,6 @@ def never():
 
 def rows_of(config):
     return {row["row_id"]: row for row in pq.read_table(config.output).to_pylist()}
-
-
-def store_of(config):
-    return LocalStore(Path(config.output))
-
-
-def answer_without_ray(config, numbers, code=None):
-    """Commit made-up captions for some rows, as an earlier run would have."""
-    source = open_source(config.input, config.columns)
-    recipe = recipe_of(config, source.layout)
-    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
-    store = store_of(config)
-    store.prepare()
-    claim_output(store, recipe)
-    held = ledger.read_held(store, ledger.committed_parts(store), schema)
-    committer = Committer(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
-    known = {"status": "error" if code else "ok", "error_code": code}
-    rows = [{"row_id": f"clips.parquet#{n}", "video": f"{n}.mp4", "n": n, **known} for n in numbers]
-    committer.add(pa.Table.from_pylist(rows, schema=schema))
-    committer.commit()
 
 
 @pytest.mark.ray

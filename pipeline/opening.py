@@ -1,0 +1,48 @@
+"""The checkpoint, the grammars and the input of a run, checked before anything is started."""
+
+from model.constraint import Grammars
+from model.processor import Processor
+from pipeline.config import PipelineConfig
+from pipeline.generate import extra_fields
+from pipeline.machines import check_ranks
+from pipeline.questions import question_fields
+from pipeline.source import Source, open_source
+
+
+def open_checkpoint(config: PipelineConfig) -> int:
+    """Check every tensor's name and shape, and that the schemas have grammars.
+
+    Returns:
+        The number of the checkpoint's routed experts.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ValueError: ranks cannot share its experts, or nothing can follow a schema.
+    """
+    from model.weights import check_checkpoint  # torch
+
+    num_experts = check_checkpoint(config.checkpoint).text.n_routed_experts
+    check_ranks(config, num_experts)
+    processor = Processor.from_checkpoint(config.checkpoint)
+    questions = config.instructions.questions
+    for sampling in (config.sampling, *(question.sampling for question in questions)):
+        if sampling.schema is not None:
+            grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
+            grammars.start(sampling.schema, thinking=sampling.thinking)
+    return num_experts
+
+
+def open_input(config: PipelineConfig) -> Source:
+    """The input of a run.
+
+    Raises:
+        ValueError: as `open_source`.
+    """
+    return open_source(
+        config.input,
+        config.columns,
+        carry=config.carry,
+        keep_media=config.keep_media,
+        extra=[*extra_fields(config.sampling), *question_fields(config.instructions.questions)],
+        make_ids_unique=config.make_ids_unique,
+    )

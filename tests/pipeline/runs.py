@@ -1,0 +1,56 @@
+"""A small run, and an output as an earlier run would have left it."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.engine_config import EngineConfig
+from model.sequence import SamplingParams
+from pipeline import ledger
+from pipeline.config import PipelineConfig, recipe_of
+from pipeline.prepare import Instructions
+from pipeline.recipe import claim_output
+from pipeline.sampling import FrameSampling
+from pipeline.sink import Committer
+from pipeline.source import open_source
+from pipeline.storage import LocalStore
+from tests.clips import make_video
+
+
+def small_config(tmp_path: Path, checkpoint: Path) -> PipelineConfig:
+    """Six clips in two row groups; each row names a file of its own."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.mp4").write_bytes(make_video(numbers=range(6)))
+    table = pa.table({"video": [f"{number}.mp4" for number in range(6)], "n": range(6)})
+    pq.write_table(table, folder / "clips.parquet", row_group_size=3)
+    return PipelineConfig(
+        input=str(folder),
+        output=str(tmp_path / "out"),
+        checkpoint=checkpoint,
+        instructions=Instructions(frames=FrameSampling(num_frames=2), max_frame_tokens=4),
+        sampling=SamplingParams(max_tokens=4),
+        engine=EngineConfig(cache_gib=0.01),
+    )
+
+
+def store_of(config):
+    return LocalStore(Path(config.output))
+
+
+def answer_without_ray(config, numbers, code=None):
+    """Commit made-up captions for some rows, as an earlier run would have."""
+    source = open_source(config.input, config.columns)
+    recipe = recipe_of(config, source.layout)
+    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    store = store_of(config)
+    store.prepare()
+    claim_output(store, recipe)
+    held = ledger.read_held(store, ledger.committed_parts(store), schema)
+    committer = Committer(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
+    known = {"status": "error" if code else "ok", "error_code": code}
+    rows = [{"row_id": f"clips.parquet#{n}", "video": f"{n}.mp4", "n": n, **known} for n in numbers]
+    committer.add(pa.Table.from_pylist(rows, schema=schema))
+    committer.commit()
