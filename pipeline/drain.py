@@ -5,15 +5,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from parallel.client import Groups
-from pipeline.costs import Costs, object_store, own_peak_bytes, peaks_here
+from pipeline.costs import Cost, Costs, object_store, own_peak_bytes, peaks_here
 from pipeline.flow import Flow
 from pipeline.machines import rank_numbers
 from pipeline.report import Usage
@@ -24,6 +26,7 @@ from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS, StartLog, write_start
 from pipeline.storage import Store
 
 _LOOK_S = 5.0  # between looks at the memory of processes
+_CLOSE_TIMEOUT_S = 30.0
 
 
 def drain(
@@ -36,8 +39,6 @@ def drain(
     show_progress: bool,
 ) -> Usage:
     """Start the groups, let the rows flow and commit them.
-
-    Rows that were in flight whenever runs were killed come last, each alone.
 
     Args:
         flow: the stages.
@@ -62,21 +63,20 @@ def drain(
         num_tokens = num_errors = 0
         try:
             with committer.on_time():
-                for pieces in (what.pieces, *((piece,) for piece in what.alone)):
-                    for rows, cost in flow.results(pieces, groups, starts) if pieces else ():
-                        earlier, latest = latest, time.monotonic()
-                        longest_pause_s = max(longest_pause_s, latest - earlier)
-                        committer.add(rows)
-                        costs.add(cost)
-                        if latest - looked_s >= _LOOK_S:  # decoders do not live to the end
-                            costs.note_peaks(peaks_here())
-                            looked_s = latest
-                        num_tokens += sum(rows["num_generated_tokens"].drop_null().to_pylist())
-                        num_errors += rows["status"].to_pylist().count(Status.ERROR)
-                        tokens_per_s = num_tokens / (time.monotonic() - started)
-                        note = f"{tokens_per_s:.1f} tokens/s, {num_errors} errors"
-                        bar.set_postfix_str(note, refresh=False)
-                        bar.update(rows.num_rows)
+                for rows, cost in _results(flow, what, groups, starts):
+                    earlier, latest = latest, time.monotonic()
+                    longest_pause_s = max(longest_pause_s, latest - earlier)
+                    committer.add(rows)
+                    costs.add(cost)
+                    if latest - looked_s >= _LOOK_S:  # decoders do not live to the end
+                        costs.note_peaks(peaks_here())
+                        looked_s = latest
+                    num_tokens += sum(rows["num_generated_tokens"].drop_null().to_pylist())
+                    num_errors += rows["status"].to_pylist().count(Status.ERROR)
+                    tokens_per_s = num_tokens / (time.monotonic() - started)
+                    note = f"{tokens_per_s:.1f} tokens/s, {num_errors} errors"
+                    bar.set_postfix_str(note, refresh=False)
+                    bar.update(rows.num_rows)
         except OSError:
             with suppress(OSError):  # the disk may be full; the first error is the one to tell
                 committer.commit()
@@ -98,26 +98,38 @@ def drain(
         )
 
 
+def _results(
+    flow: Flow, what: Plan, groups: Groups, starts: Any
+) -> Iterator[tuple[pa.Table, list[Cost]]]:
+    """Rows that were being worked on whenever runs were killed come last, one at a time."""
+    if what.pieces:
+        yield from flow.results(what.pieces, groups, starts)
+    if what.alone:
+        ray.get(starts.work_alone.remote())
+        yield from replace(flow, batch_rows=1).results(what.alone, groups, starts)
+
+
 @contextmanager
 def start_log(store: Store, before: Mapping[int, int], committer: Committer) -> Iterator[Any]:
     """Run a `StartLog` actor on this node; only a killed driver leaves its counts behind."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(StartLog)  # Any: its methods get their `.remote` at run time
     log = actor.options(num_cpus=0, scheduling_strategy=here).remote(store, before)
-    committer.on_commit = log.finish.remote
     try:
         yield log
     finally:
+        with suppress(RayError):  # after this it writes no more; or it is dead
+            ray.get(log.close.remote(), timeout=_CLOSE_TIMEOUT_S)
         ray.kill(log)
         with suppress(OSError):
             write_starts(store, committer.unfinished(before))
 
 
 def give_up(source: Source, what: Plan) -> Iterator[pa.Table]:
-    """The results of rows that were in flight, at last alone, whenever runs were killed."""
+    """The results of rows that were worked on, at last alone, whenever runs were killed."""
     message = (
         f"{MAX_STARTS} runs were killed while this row was being worked on, the last "
-        f"{MAX_STARTS - MAX_SHARED_STARTS} of them with nothing else in flight"
+        f"{MAX_STARTS - MAX_SHARED_STARTS} of them with nothing else"
     )
     known = {
         "status": Status.ERROR.value,

@@ -43,7 +43,7 @@ from pipeline.source import Piece, Source, read_piece
 _READ_CPUS = 0.2
 _PREPARE_CPUS = 0.25
 _MAX_READERS = 2
-_ROWS_PER_START = 64  # that are noted as started together
+_ROWS_PER_READ = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +69,11 @@ class Flow:
         Args:
             pieces: what to read.
             groups: who answers.
-            starts: handle of a `StartLog` actor, told of rows before anything is done with them.
+            starts: handle of a `StartLog` actor, told of rows before a stage works on them.
         """
         with _settings(self.max_queued_bytes, keep_order=self.keep_order), _quiet():
             rows = ray.data.read_datasource(
-                _Pieces(self.source, pieces, self.batch_rows, starts),
+                _Pieces(self.source, pieces, self.batch_rows),
                 num_cpus=_READ_CPUS,
                 concurrency=min(_MAX_READERS, len(pieces)),
                 override_num_blocks=len(pieces),
@@ -81,6 +81,7 @@ class Flow:
             rows = rows.map_batches(
                 _Preparer,
                 fn_constructor_args=(
+                    starts,
                     self.checkpoint,
                     self.source.layout,
                     self.instructions,
@@ -94,7 +95,7 @@ class Flow:
             )
             rows = rows.map_batches(
                 _Generator,
-                fn_constructor_args=(groups, self.sampling, self.instructions.questions),
+                fn_constructor_args=(starts, groups, self.sampling, self.instructions.questions),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=0,
@@ -138,13 +139,10 @@ def costs_of(block: pa.Table) -> list[Cost]:
 
 
 class _Pieces(Datasource):
-    def __init__(
-        self, source: Source, pieces: Sequence[Piece], batch_rows: int, starts: Any
-    ) -> None:
+    def __init__(self, source: Source, pieces: Sequence[Piece], batch_rows: int) -> None:
         self._source = source
         self._pieces = pieces
         self._batch_rows = batch_rows
-        self._starts = starts
 
     def get_name(self) -> str:
         return "Rows"
@@ -160,23 +158,22 @@ class _Pieces(Datasource):
     ) -> list[ReadTask]:
         source = self._source
         return [
-            _read_task(source.filesystem, source.layout, piece, self._batch_rows, self._starts)
+            _read_task(source.filesystem, source.layout, piece, self._batch_rows)
             for piece in self._pieces
         ]
 
 
 def _read_task(
-    filesystem: pafs.FileSystem, layout: Layout, piece: Piece, batch_rows: int, starts: Any
+    filesystem: pafs.FileSystem, layout: Layout, piece: Piece, batch_rows: int
 ) -> ReadTask:
     def read() -> Iterator[pa.Table]:
-        slices = read_piece(filesystem, layout, piece, max_rows=max(batch_rows, _ROWS_PER_START))
+        slices = read_piece(filesystem, layout, piece, max_rows=max(batch_rows, _ROWS_PER_READ))
         while True:
             with measured("read") as cost:
                 rows = next(slices, None)
                 if rows is None:
                     return
                 cost.num_bytes = rows.nbytes
-                ray.get(starts.start.remote(rows["row_id"].combine_chunks()))
             for start in range(0, rows.num_rows, batch_rows):
                 yield seal(rows.slice(start, batch_rows), [cost] if start == 0 else [])
 
@@ -187,33 +184,43 @@ def _read_task(
 class _Preparer:
     def __init__(
         self,
+        starts: Any,
         checkpoint: Path,
         layout: Layout,
         instructions: Instructions,
         open_media: Callable[[object], bytes | BinaryIO],
         seed: int,
     ) -> None:
+        self._starts = starts
         processor = Processor.from_checkpoint(checkpoint)
         self._open = Counted(open_media)
         self._prepare = Prepare(processor, layout, instructions, self._open, seed)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with measured("prepare") as cost:
-            before = self._open.num_bytes
-            rows = self._prepare(unseal(block))
+            before, rows = self._open.num_bytes, unseal(block)
+            ids = rows["row_id"].combine_chunks()
+            ray.get(self._starts.start.remote(ids))
+            rows = self._prepare(rows)
+            self._starts.end.remote(ids)
             cost.num_bytes = self._open.num_bytes - before
         return seal(rows, [*costs_of(block), cost])
 
 
 class _Generator:
     def __init__(
-        self, groups: Groups, sampling: SamplingParams, questions: Sequence[Question]
+        self, starts: Any, groups: Groups, sampling: SamplingParams, questions: Sequence[Question]
     ) -> None:
+        self._starts = starts
         self._generate = Generate(groups, sampling, questions)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         with measured("generate") as cost:
-            (rows,) = [rows async for rows in self._generate(unseal(block))]
+            rows = unseal(block)
+            ids = rows["row_id"].combine_chunks()
+            await self._starts.start.remote(ids)
+            (rows,) = [rows async for rows in self._generate(rows)]
+            self._starts.end.remote(ids)
         yield seal(rows, [*costs_of(block), cost])
 
 

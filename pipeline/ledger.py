@@ -4,6 +4,7 @@ An output is one flat folder: `part-*.parquet` (committed, whole), `_recipe.json
 `_starts.json`, `_lock`. Readers skip names that begin with `_`.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -152,6 +153,30 @@ def read_held(
     order = np.argsort(hashes)
     held.failed, held.failed_part = hashes[order], part[order]
     return held
+
+
+def count_results(store: Store, parts: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
+    """How many rows of an output have which status, and which error code."""
+    statuses: Counter[str] = Counter()
+    error_codes: Counter[str] = Counter()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for part_statuses, part_codes in pool.map(
+            lambda name: _results_of_part(store, name), parts
+        ):
+            statuses.update(part_statuses)
+            error_codes.update(part_codes)
+    return statuses, error_codes
+
+
+def _results_of_part(store: Store, name: str) -> tuple[dict[str, int], dict[str, int]]:
+    filesystem, path = store.path_of(name)
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        table = file.read(columns=["status", "error_code"])
+    return _counts(table["status"]), _counts(table["error_code"].drop_null())
+
+
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    return {each["values"]: each["counts"] for each in values.value_counts().to_pylist()}
 
 
 def _ids_of_part(

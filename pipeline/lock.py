@@ -49,7 +49,7 @@ class Lock:
         Raises:
             OSError: somebody did, or may have, since this driver could not beat for so long.
         """
-        owner = _parse(self._store.read(LOCK)) if self._is_shared else self._owner
+        owner = _parse(self._store.read(LOCK))
         if owner.get("token") not in (None, self._owner["token"]):
             raise OSError(
                 f"{self._store.uri} was taken over by process {owner.get('pid')} on "
@@ -113,7 +113,7 @@ def lock_output(store: Store) -> Iterator[Lock]:
 
 
 def _claim(store: Store, owner: dict[str, Any], *, is_shared: bool) -> None:
-    """Write our name, and see that it stays where no kernel decides between two."""
+    """Write our name, see that it stays where no kernel decides between two, and clean up."""
     try:
         _write(store, owner)
         if is_shared:
@@ -121,6 +121,7 @@ def _claim(store: Store, owner: dict[str, Any], *, is_shared: bool) -> None:
             other = _parse(store.read(LOCK))
             if other.get("token") != owner["token"]:
                 raise ValueError(_refusal(store, other))
+        store.clean()
     except _STORE_ERRORS as error:
         if isinstance(error, ValueError) and not isinstance(error, pa.ArrowException):
             raise

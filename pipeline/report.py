@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from pipeline.codes import Status
 from pipeline.costs import Costs
 
 
@@ -19,6 +20,34 @@ class Usage:
     longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How the rows of a whole output ended."""
+
+    statuses: Mapping[str, int]
+    error_codes: Mapping[str, int]
+
+    @property
+    def num_rows(self) -> int:
+        """All rows."""
+        return sum(self.statuses.values())
+
+    @property
+    def num_failed(self) -> int:
+        """Rows with an error code."""
+        return self.statuses.get(Status.ERROR, 0)
+
+    def as_json(self) -> dict[str, object]:
+        """For `_report.json`."""
+        done = self.num_rows - self.num_failed
+        return {"rows": self.num_rows, "done": done, "failed": self.num_failed, **asdict(self)}
+
+    def __str__(self) -> str:
+        done = self.num_rows - self.num_failed
+        failed = f"{self.num_failed} failed{_counts(self.error_codes)}"
+        return f"output: {self.num_rows} rows = {done} done + {failed}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a run did; also `_report.json` beside the parts."""
@@ -26,12 +55,13 @@ class Report:
     rows_in: int
     rows_done_before: int
     rows_written: int
-    statuses: Mapping[str, int]
+    statuses: Mapping[str, int]  # of the rows written, as all that follows
     error_codes: Mapping[str, int]
     num_prompt_tokens: int
     num_generated_tokens: int
     num_bytes_written: int
     usage: Usage
+    output: Tally  # with the rows of earlier runs
 
     @property
     def seconds(self) -> float:
@@ -50,9 +80,11 @@ class Report:
 
     def as_json(self) -> dict[str, object]:
         """For `_report.json`: flat, with what the stages and processes took below."""
-        fields = {name: value for name, value in asdict(self).items() if name != "usage"}
+        fields = asdict(self)
+        del fields["usage"]
         return {
             **fields,
+            "output": self.output.as_json(),
             "seconds": self.seconds,
             "spilled_bytes": self.usage.spilled_bytes,
             "machines": self.usage.machines,
@@ -65,10 +97,9 @@ class Report:
     def __str__(self) -> str:
         done = f"{self.rows_done_before} done before + " if self.rows_done_before else ""
         lines = [
-            f"{self.rows_in} rows in = {done}{self.rows_written} written{_counts(self.statuses)}"
+            f"{self.rows_in} rows in = {done}{self.rows_written} written{_counts(self.statuses)}",
+            str(self.output),
         ]
-        if self.error_codes:
-            lines.append(f"errors{_counts(self.error_codes)}")
         if not self.rows_written:
             return "\n".join([*lines, "nothing to do: all rows are done"])
         lines.append(

@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError, UserCodeException
@@ -37,7 +36,7 @@ from pipeline.machines import (
 )
 from pipeline.opening import open_checkpoint, open_input
 from pipeline.recipe import claim_output, write_json
-from pipeline.report import Report, Usage
+from pipeline.report import Report, Tally, Usage
 from pipeline.sink import Committer
 from pipeline.source import Plan, Source, plan
 from pipeline.starts import read_starts
@@ -192,11 +191,11 @@ def _report(what: Plan, committer: Committer, store: Store, usage: Usage) -> Rep
         RunError: rows are missing, or there are too many.
     """
     num_out = what.num_done + committer.num_rows
-    on_disk = sum(_num_rows(store, part) for part in ledger.committed_parts(store))
-    if num_out != what.num_rows or on_disk != committer.num_rows_of_output:
+    output = Tally(*ledger.count_results(store, ledger.committed_parts(store)))
+    if num_out != what.num_rows or output.num_rows != committer.num_rows_of_output:
         raise RunError(
-            f"{what.num_rows} rows in, {num_out} rows out ({on_disk} in the parts); run the same "
-            "command again, and if this stays, the input changed meanwhile"
+            f"{what.num_rows} rows in, {num_out} rows out ({output.num_rows} in the parts); run "
+            "the same command again, and if this stays, the input changed meanwhile"
         )
     return Report(
         rows_in=what.num_rows,
@@ -208,9 +207,5 @@ def _report(what: Plan, committer: Committer, store: Store, usage: Usage) -> Rep
         num_generated_tokens=committer.num_generated_tokens,
         num_bytes_written=committer.num_bytes,
         usage=usage,
+        output=output,
     )
-
-
-def _num_rows(store: Store, part: str) -> int:
-    filesystem, path = store.path_of(part)
-    return pq.read_metadata(path, filesystem=filesystem).num_rows

@@ -72,7 +72,6 @@ class Committer:
         self._waiting_bytes = 0
         self._waiting_since = 0.0
         self._next_part = 1 + max((_number(name) for name in held.parts), default=-1)
-        self.on_commit: Callable[[NDArray[np.uint64]], object] = lambda _: None  # told of hashes
         self.num_rows = 0  # committed by this object
         self.num_generated_tokens = 0
         self.num_prompt_tokens = 0
@@ -156,7 +155,7 @@ class Committer:
             self._next_part += 1
             written = hashes[start : start + self._rows_per_part]
             self._held.done.add_hashes(written)
-            self._count(part, written)
+            self._count(part)
 
     def _replace(self, name: str, rows: pa.Table, hashes: NDArray[np.uint64]) -> None:
         """Write a part again with other results for some of its rows, which keep their places."""
@@ -171,7 +170,7 @@ class Committer:
         take = np.where(is_replaced, old.num_rows + place, np.arange(old.num_rows))
         self._write(name, pa.concat_tables([old, rows]).take(pa.array(take)))
         self._held.replaced(hashes)
-        self._count(rows, hashes)
+        self._count(rows)
 
     def _write(self, name: str, rows: pa.Table) -> None:
         row_bytes = max(1, rows.nbytes // max(1, rows.num_rows))
@@ -205,8 +204,7 @@ class Committer:
             if not done
         }
 
-    def _count(self, rows: pa.Table, hashes: NDArray[np.uint64]) -> None:
-        self.on_commit(hashes)
+    def _count(self, rows: pa.Table) -> None:
         self.num_rows += rows.num_rows
         self.num_generated_tokens += _total(rows["num_generated_tokens"])
         self.num_prompt_tokens += _total(rows["num_prompt_tokens"])

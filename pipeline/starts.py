@@ -1,16 +1,17 @@
 """Which rows are being worked on, written down before they are, so that no row can end every run.
 
-A run that is killed leaves the rows that it had started and not committed in `_starts.json`, with
-how often that has happened. A row that was there too often is tried with nothing else in flight
-(`MAX_SHARED_STARTS`), and after that no more (`MAX_STARTS`).
+A run that is killed leaves the rows that a stage was working on in `_starts.json`, with how often
+that has happened; rows that wait between the stages, or for their commit, are not among them. A row
+that was there too often is tried with nothing else being worked on (`MAX_SHARED_STARTS`), and after
+that no more (`MAX_STARTS`).
 """
 
+import asyncio
 import json
 from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.ledger import IdSet, hash_ids
 from pipeline.storage import Store
@@ -30,22 +31,54 @@ class StartLog:
 
     def __init__(self, store: Store, before: Mapping[int, int]) -> None:
         self._store = store
-        self._counts = dict(before)
-        self._in_flight: set[int] = set()
+        self._before = dict(before)
+        self._working: set[int] = set()  # hashes of rows
+        self._is_alone = self._is_closed = False
+        self._changed = asyncio.Condition()
+        self._writing = asyncio.Lock()
+        self._num_changes = self._num_written = 0
 
-    def start(self, ids: pa.Array) -> None:
-        """Count rows; when this returns the counts outlive a crash."""
-        for hash_ in hash_ids(ids).tolist():
-            if hash_ not in self._in_flight:  # else a task that Ray tried again
-                self._in_flight.add(hash_)
-                self._counts[hash_] = self._counts.get(hash_, 0) + 1
-        write_starts(self._store, self._counts)
+    async def start(self, ids: pa.Array) -> None:
+        """Count rows of which a stage has work; when this returns the counts outlive a crash.
 
-    def finish(self, hashes: NDArray[np.uint64]) -> None:
-        """Forget rows that are committed; the file learns it with the next start."""
-        for hash_ in hashes.tolist():
-            self._in_flight.discard(hash_)
-            self._counts.pop(hash_, None)
+        Raises:
+            RuntimeError: the run has ended.
+            OSError: the counts cannot be written.
+        """
+        hashes = set(hash_ids(ids).tolist())
+        async with self._changed:
+            # Rows that are there already were those of a task that died; Ray tries it again.
+            await self._changed.wait_for(lambda: not self._is_alone or self._working <= hashes)
+            self._working |= hashes
+        self._num_changes += 1
+        mine = self._num_changes
+        async with self._writing:
+            if self._is_closed:
+                raise RuntimeError("the run has ended")
+            if self._num_written < mine:  # else it was written with one that came before
+                newest, counts = self._num_changes, self._counts()
+                await asyncio.to_thread(write_starts, self._store, counts)
+                self._num_written = newest
+
+    async def end(self, ids: pa.Array) -> None:
+        """Forget rows that a stage is through with; the file learns it with the next start."""
+        async with self._changed:
+            self._working.difference_update(hash_ids(ids).tolist())
+            self._changed.notify_all()
+
+    async def work_alone(self) -> None:
+        """From now on let `start` wait until no other rows are being worked on."""
+        async with self._changed:
+            self._working.clear()  # all that came before has ended
+            self._is_alone = True
+
+    async def close(self) -> None:
+        """Write no more."""
+        async with self._writing:
+            self._is_closed = True
+
+    def _counts(self) -> dict[int, int]:
+        return self._before | {row: 1 + self._before.get(row, 0) for row in self._working}
 
 
 def read_starts(store: Store, done: IdSet) -> dict[int, int]:

@@ -6,6 +6,7 @@ when it is complete. So both replace a file in one step, and readers never meet 
 """
 
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,11 @@ class Store(Protocol):
         ...
 
     def prepare(self) -> None:
-        """Make the folder if need be, and remove what a killed writer left; for the lock holder."""
+        """Make the folder if need be."""
+        ...
+
+    def clean(self) -> None:
+        """Remove what a killed writer left; only for who holds the lock."""
         ...
 
     def names(self) -> Sequence[str]:
@@ -100,11 +105,13 @@ class LocalStore:
         return str(self.directory)
 
     def prepare(self) -> None:
-        """Make the directory, and remove half-written files."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        _sync_directory(self.directory.parent)
+        """Make the directory, and those above it."""
+        _make_directory(self.directory)
+
+    def clean(self) -> None:
+        """Remove half-written files."""
         for path in self.directory.glob(".*.new"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """The files, sorted."""
@@ -127,7 +134,8 @@ class LocalStore:
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write beside, sync, rename, sync the directory."""
-        new = self.directory / f".{name}.new"
+        # A name of its own, since what belongs to a killed driver may still write for a moment.
+        new = self.directory / f".{name}.{secrets.token_hex(4)}.new"
         try:
             with new.open("wb") as file:
                 file.write(memoryview(content))
@@ -161,7 +169,10 @@ class ObjectStore:
     prefix: str  # on the filesystem, without a last slash
 
     def prepare(self) -> None:
-        """Nothing: there are no folders, and an unfinished PUT shows nothing."""
+        """Nothing: there are no folders."""
+
+    def clean(self) -> None:
+        """Nothing: an unfinished PUT shows nothing."""
 
     def names(self) -> list[str]:
         """One listing."""
@@ -216,6 +227,14 @@ def _without_secrets(uri: str) -> str:
 def _named(error: OSError, path: Path) -> OSError:
     """The same error with the file that it is about, which `write` and `fsync` do not tell."""
     return type(error)(error.errno, error.strerror, str(path))
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory and those above it, each one synced into the one that holds it."""
+    if not path.is_dir():
+        _make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync_directory(path.parent)
 
 
 def _sync_directory(path: Path) -> None:

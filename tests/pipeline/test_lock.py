@@ -56,6 +56,18 @@ def test_a_second_driver_is_refused_while_the_first_runs(store):
         pass  # released
 
 
+def test_what_a_killed_writer_left_is_removed_by_the_next_owner_alone(tmp_path):
+    store = LocalStore(tmp_path)
+    left = tmp_path / ".part-0.parquet.0a.new"
+    with lock_output(store):
+        left.write_bytes(b"half")  # the owner writes it
+        with pytest.raises(ValueError, match="another job"), lock_output(store):
+            pass
+        assert left.exists()
+    with lock_output(store):
+        assert not left.exists()
+
+
 def test_the_lock_of_a_killed_driver_is_stale(tmp_path):
     store = LocalStore(tmp_path)
     script = f"""
@@ -116,13 +128,13 @@ def test_an_owner_beats(store):
             time.sleep(0.01)
 
 
-def test_who_lost_the_output_may_not_write_to_it(objects):
-    with lock_output(objects) as lock:
+def test_who_lost_the_output_may_not_write_to_it(store):
+    with lock_output(store) as lock:
         lock.check()
-        put(objects, ELSEWHERE)
+        put(store, ELSEWHERE)
         with pytest.raises(OSError, match="was taken over by process 7 on elsewhere"):
             lock.check()
-    assert owner_of(objects) == ELSEWHERE  # and leaves the other's lock alone
+    assert owner_of(store) == ELSEWHERE  # and leaves the other's lock alone
 
 
 def test_who_cannot_beat_may_have_lost_the_output(objects, monkeypatch):

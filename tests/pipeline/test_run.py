@@ -70,8 +70,18 @@ def test_a_run_continues_without_touching_the_media_of_done_rows(config, ray_loc
     assert (report.rows_in, report.rows_done_before, report.rows_written) == (6, 2, 4)
     assert report.error_codes == {"media_missing": 1}
     assert report.num_generated_tokens > 0
+    truncated = [row["status"] for row in rows.values()].count("truncated")
     stored = json.loads((Path(config.output) / "_report.json").read_text())
     assert stored["rows_written"] == 4
+    assert stored["output"] == {
+        "rows": 6,
+        "done": 5,
+        "failed": 1,
+        "statuses": {"ok": stored["output"]["done"] - truncated, "error": 1}
+        | ({"truncated": truncated} if truncated else {}),
+        "error_codes": {"media_missing": 1},
+    }
+    assert "output: 6 rows = 5 done + 1 failed: 1 media_missing" in str(report)
 
 
 @pytest.mark.ray
@@ -185,7 +195,11 @@ def test_a_finished_output_needs_no_ray(config):
 
     report = run(config, connect=never, show_progress=False)
 
-    assert str(report) == "6 rows in = 6 done before + 0 written\nnothing to do: all rows are done"
+    assert str(report).splitlines() == [
+        "6 rows in = 6 done before + 0 written",
+        "output: 6 rows = 6 done + 0 failed",
+        "nothing to do: all rows are done",
+    ]
 
 
 def test_another_recipe_is_refused_and_each_difference_is_named(config):

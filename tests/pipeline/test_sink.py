@@ -49,6 +49,7 @@ class Clock:
 def committer_of(path, run_id="r1", *, retry=(), **options):
     store = LocalStore(path)
     store.prepare()
+    store.clean()
     held = read_held(store, committed_parts(store), SCHEMA, retry=retry)
     options = {"rows_per_part": 4, "max_part_age_s": 60, **options}
     return Committer(store, run_id, SCHEMA, held, **options)

@@ -1,5 +1,9 @@
 """What was being worked on when a run was killed is known to the next one."""
 
+import asyncio
+import json
+import time
+
 import pyarrow as pa
 import pytest
 
@@ -17,29 +21,101 @@ def keys(*ids):
     return hash_ids(pa.array(ids)).tolist()
 
 
-def test_a_killed_run_leaves_the_rows_that_it_had_started_and_not_committed(store):
-    log = StartLog(store, {})
-    log.start(pa.array(["a", "b"]))
-    log.finish(hash_ids(pa.array(["a"])))
-    log.start(pa.array(["c", "b"]))  # b again, by a task that Ray retried
+def test_a_killed_run_leaves_the_rows_that_it_was_working_on(store):
+    async def run():
+        log = StartLog(store, {})
+        await log.start(pa.array(["a", "b"]))
+        await log.end(pa.array(["a"]))
+        await log.start(pa.array(["c", "b", "c"]))  # b again, by a task that Ray retried
 
+    asyncio.run(run())
     assert read_starts(store, IdSet()) == dict.fromkeys(keys("b", "c"), 1)
 
 
-def test_counts_grow_from_run_to_run(store):
-    for _ in range(3):
-        StartLog(store, read_starts(store, IdSet())).start(pa.array(["a", "b"]))
-    StartLog(store, read_starts(store, IdSet())).start(pa.array(["a"]))
+def test_counts_grow_from_run_to_run_and_stay_for_rows_that_wait(store):
+    async def run(*ids):
+        log = StartLog(store, read_starts(store, IdSet()))
+        await log.start(pa.array(ids))
+        await log.end(pa.array(["a"]))  # now it waits, for the next stage or its commit
+        await log.start(pa.array(["z"]))
 
-    assert read_starts(store, IdSet()) == dict(zip(keys("a", "b"), [4, 3], strict=True))
+    for _ in range(2):
+        asyncio.run(run("a", "b"))
+
+    assert read_starts(store, IdSet()) == dict(zip(keys("b", "z"), [2, 2], strict=True))
+    write_starts(store, dict(zip(keys("a"), [2], strict=True)))
+    asyncio.run(run("a", "b"))
+    assert read_starts(store, IdSet()) == dict(zip(keys("a", "b", "z"), [2, 1, 1], strict=True))
 
 
 def test_rows_that_were_committed_after_all_are_forgotten(store):
-    StartLog(store, {}).start(pa.array(["a", "b"]))
+    asyncio.run(StartLog(store, {}).start(pa.array(["a", "b"])))
     done = IdSet()
     done.add(pa.array(["a"]))
 
     assert read_starts(store, done) == dict.fromkeys(keys("b"), 1)
+
+
+def test_starts_at_the_same_time_share_their_writes(store, monkeypatch):
+    written = []
+
+    def slow_write(_, name, content):
+        time.sleep(0.05)
+        written.append((name, content))
+
+    monkeypatch.setattr(LocalStore, "write", slow_write)
+
+    async def run():
+        log = StartLog(store, {})
+        await asyncio.gather(*(log.start(pa.array([str(number)])) for number in range(20)))
+        return set(json.loads(written[-1][1]))
+
+    assert asyncio.run(run()) == {str(key) for key in keys(*map(str, range(20)))}
+    assert 1 < len(written) <= 3
+
+
+def test_a_count_that_cannot_be_written_is_tried_again_with_the_next(store, monkeypatch):
+    async def run():
+        log = StartLog(store, {})
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "write", full)
+            with pytest.raises(OSError, match="full"):
+                await log.start(pa.array(["a"]))
+        await log.start(pa.array(["b"]))
+
+    def full(*_):
+        raise OSError(28, "full")
+
+    asyncio.run(run())
+    assert read_starts(store, IdSet()) == dict.fromkeys(keys("a", "b"), 1)
+
+
+def test_alone_means_that_no_other_row_is_worked_on(store):
+    async def run():
+        log = StartLog(store, {})
+        await log.start(pa.array(["lost"]))  # its task died
+        await log.work_alone()
+        await log.start(pa.array(["a"]))
+        waits = asyncio.create_task(log.start(pa.array(["b"])))
+        await asyncio.sleep(0.05)
+        assert not waits.done()
+        await log.start(pa.array(["a"]))  # its task died and is tried again
+        await log.end(pa.array(["a"]))
+        await waits
+
+    asyncio.run(run())
+    assert read_starts(store, IdSet()) == dict.fromkeys(keys("b"), 1)
+
+
+def test_nothing_is_written_after_the_end(store):
+    async def run():
+        log = StartLog(store, {})
+        await log.close()
+        with pytest.raises(RuntimeError, match="has ended"):
+            await log.start(pa.array(["a"]))
+
+    asyncio.run(run())
+    assert read_starts(store, IdSet()) == {}
 
 
 def test_no_counts_need_no_file(store, tmp_path):
