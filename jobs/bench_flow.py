@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 import ray
 
 from jobs.bench.flow_chart import Sample, draw_chart
-from jobs.chaos import descendants
 from jobs.checkpoints import DEMO
 from jobs.cluster import connect
 from jobs.demo.clips import encode
+from jobs.processes import descendants, private_bytes
 from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
@@ -257,17 +257,8 @@ def _watch(samples: list[Sample], ended: threading.Event) -> None:
     while not ended.wait(_SAMPLE_S):
         if ray.is_initialized():
             store = object_store(ray.get_runtime_context().gcs_address)
-            rss = sum(map(_private_bytes, descendants(os.getpid())))
+            rss = sum(map(private_bytes, descendants(os.getpid())))
             samples.append(Sample(time.monotonic() - started_s, store.used_bytes, rss))
-
-
-def _private_bytes(pid: int) -> int:
-    """Resident memory of a process that is its own; the object store is counted apart."""
-    try:
-        pages = Path(f"/proc/{pid}/statm").read_text().split()
-    except OSError:
-        return 0
-    return (int(pages[1]) - int(pages[2])) * 4096
 
 
 def _mean_mb(values: Sequence[int]) -> int:

@@ -3,26 +3,27 @@
     python -m jobs.chaos --rows 400 --driver-kills 5
 
 The job captions generated clips, some of them broken, once undisturbed. Then it does so again into
-another output, while kill -9 hits ranks of engines, workers that prepare rows, the client of the
-engines and the driver, whose command is then typed again. A reader looks at the output meanwhile.
+another output, on a simulated cluster of several nodes, while kill -9 hits ranks, decoding
+processes, workers that prepare rows, the client of the ranks, whole nodes, and the driver, whose
+command is then typed again. A reader looks at the output meanwhile. With `--nodes 0` each driver
+has a Ray of its own, and all of that must be gone soon after the driver.
 The last line is one JSON object; the exit code is 1 if anything differs.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.demo.clips import write_clips
+from jobs.options import positive
+from jobs.processes import descendants, find, is_alive, kill
+from jobs.simulated_nodes import Nodes, simulated_nodes
 
-VICTIMS = {
-    "rank": re.compile(rb"ray::(Rank|Member)"),
-    "preparer": re.compile(rb"ray::.*_Preparer"),
-    "client": re.compile(rb"ray::.*_Generator"),
+SIGNS = {
+    "rank": re.compile(rb"^ray::Rank"),
+    "decoder": re.compile(rb"pipeline\.decoder_process"),
+    "preparer": re.compile(rb"^ray::.*_Preparer"),
+    "client": re.compile(rb"^ray::.*_Generator"),
 }
+DRIVER, NODE = "driver", "node"
 _COMPARED = ("status", "caption", "error_code", "num_generated_tokens", "frame_times_s", "id")
 _BROKEN_EVERY = 20  # rows
-_END_WAIT_S = 60.0  # in which what belongs to a killed driver must be gone
+_LOOK_S = 0.1
+_FIND_S = 30.0  # for a victim to appear
+_END_S = 60.0  # in which what belongs to a killed driver must be gone
+
+
+@dataclass(frozen=True, order=True)
+class Blow:
+    """What is killed, and when."""
+
+    num_rows: int  # that are committed by then, of all
+    kind: str
 
 
 @dataclass
@@ -46,10 +62,11 @@ class Tally:
     """What was done to a run, and what a reader saw of it."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    num_reads: int = 0
-    num_doubled: int = 0  # reads in which some row stood twice
-    num_starts: int = 0
-    num_orphans: int = 0  # processes that had to be ended after their driver
+    missed: Counter[str] = field(default_factory=Counter)  # blows that found nobody
+    starts: int = 0
+    orphans: int = 0  # processes that had to be ended after their driver
+    reads: int = 0
+    reads_with_doubled_rows: int = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,40 +75,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(options.folder or tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     source = make_input(folder / "clips.parquet", options.rows)
-    command = _command(source, options.model)
+    blows = make_blows(options, random.Random(options.seed))
     calm, wild = folder / "calm", folder / "wild"
-    started_s = time.monotonic()
-    subprocess.run([*command, "--output", str(calm)], check=True, stderr=subprocess.DEVNULL)
-    calm_s = time.monotonic() - started_s
-    tally = disturb(
-        [*command, "--output", str(wild)],
-        wild,
-        random.Random(options.seed),
-        driver_kills=options.driver_kills,
-        max_wait_s=options.max_wait or calm_s / 2,
-    )
+    with simulated_nodes(options.nodes) as nodes:
+        command = _command(source, options)
+        _say("undisturbed ...")
+        started_s = time.monotonic()
+        with calm.with_suffix(".log").open("wb") as log:
+            subprocess.run([*command, "--output", str(calm)], check=True, stdout=log, stderr=log)
+        middle_s = time.monotonic()
+        tally = Disturbance([*command, "--output", str(wild)], wild, nodes, options.seed).run(blows)
     found = compare(read_rows(calm), read_rows(wild))
-    is_good = found["rows"] == options.rows and not any(
-        (found["lost"], found["doubled"], found["changed"], tally.num_doubled)
-    )
-    print(
-        json.dumps(
-            {
-                "chaos": {
-                    **found,
-                    "kills": dict(tally.kills),
-                    "starts": tally.num_starts,
-                    "reads_meanwhile": tally.num_reads,
-                    "reads_with_doubled_rows": tally.num_doubled,
-                    "orphans": tally.num_orphans,
-                    "is_equal": is_good,
-                }
-            }
-        )
-    )
+    is_equal = is_well(found, tally, blows, options.rows)
+    seconds = {"calm_s": round(middle_s - started_s), "wild_s": round(time.monotonic() - middle_s)}
+    print(json.dumps({"chaos": {**found, **asdict(tally), **seconds, "is_equal": is_equal}}))
     if options.folder is None:
         shutil.rmtree(folder)
-    return 0 if is_good else 1
+    return 0 if is_equal else 1
 
 
 def make_input(path: Path, num_rows: int) -> Path:
@@ -106,108 +106,124 @@ def make_input(path: Path, num_rows: int) -> Path:
     return path
 
 
-def disturb(
-    command: Sequence[str],
-    output: Path,
-    chance: random.Random,
-    *,
-    driver_kills: int,
-    max_wait_s: float,
-) -> Tally:
-    """Run a command to its end, over `driver_kills` kills of it and others of its processes."""
-    tally = Tally()
-    while True:
-        log = output.with_suffix(f".{tally.num_starts}.log")
-        tally.num_starts += 1
-        with log.open("wb") as file:
-            driver = subprocess.Popen(command, stderr=file, stdout=file)
-        is_last = tally.kills["driver"] >= driver_kills
-        try:
-            for victim in chance.sample(sorted(VICTIMS), 2 if is_last else len(VICTIMS)):
-                _watch(driver, output, chance.uniform(0.2, 1.0) * max_wait_s / 3, tally)
-                _kill_one(driver, victim, chance, tally)
-            if not is_last:
-                _watch(driver, output, chance.uniform(0.0, 1.0) * max_wait_s / 3, tally)
-                if _kill_driver(driver, tally):
+def make_blows(options: argparse.Namespace, chance: random.Random) -> list[Blow]:
+    """Blows at random moments, in their order; of each kind but the driver about as many."""
+    kinds = [*SIGNS, *([NODE] if options.nodes else [])]
+    chance.shuffle(kinds)
+    struck = [kinds[number % len(kinds)] for number in range(options.other_kills)]
+    last = int(0.9 * options.rows)
+    return sorted(
+        Blow(chance.randint(1, last), kind) for kind in [DRIVER] * options.driver_kills + struck
+    )
+
+
+class Disturbance:
+    """One command, run to its end over many blows.
+
+    Args:
+        command: to run, and to run again whenever it was killed.
+        output: of the command.
+        nodes: the cluster that it uses; None where each run has a Ray of its own.
+        seed: of the choice among several victims.
+    """
+
+    def __init__(
+        self, command: Sequence[str], output: Path, nodes: Nodes | None, seed: int
+    ) -> None:
+        self._command = command
+        self._output = output
+        self._nodes = nodes
+        self._chance = random.Random(seed)
+        self._tally = Tally()
+
+    def run(self, blows: Sequence[Blow]) -> Tally:
+        """Run the command until it ends by itself.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        left = list(blows)
+        while True:
+            with self._driver() as driver:
+                if not self._strike_all(driver, left):
                     continue
-            while driver.poll() is None:
-                _watch(driver, output, 1.0, tally)
+                while driver.poll() is None:
+                    self._look()
+                if driver.returncode:
+                    raise RuntimeError(f"exit code {driver.returncode}: {self._log.read_text()}")
+            self._tally.missed.update(blow.kind for blow in left)
+            return self._tally
+
+    @property
+    def _log(self) -> Path:
+        return self._output.with_suffix(f".{self._tally.starts}.log")
+
+    @contextmanager
+    def _driver(self) -> Iterator[subprocess.Popen[bytes]]:
+        self._tally.starts += 1
+        with self._log.open("wb") as file:
+            driver = subprocess.Popen(self._command, stderr=file, stdout=file)
+        try:
+            yield driver
         finally:
-            _kill_driver(driver, Tally())
-        if driver.returncode != 0:
-            raise RuntimeError(f"exit code {driver.returncode}: {log.read_text()[-2000:]}")
-        if not is_last:
-            raise RuntimeError("the run ended before it could be killed; use more rows")
-        return tally
+            driver.kill()
+            driver.wait()
 
+    def _strike_all(self, driver: subprocess.Popen[bytes], left: list[Blow]) -> bool:
+        """Let blows fall until the driver is dead; False if one of them killed it."""
+        before = self._look()
+        while left:
+            num_rows = self._look()
+            if driver.poll() is not None:
+                return True
+            blow = left[0]
+            # What starts may fail as a whole, so others than the driver are struck at work.
+            is_at_work = num_rows > before or blow.kind == DRIVER
+            if num_rows < blow.num_rows or not is_at_work:
+                continue
+            left.pop(0)
+            _say(f"{num_rows} rows, start {self._tally.starts}: {blow.kind}")
+            if blow.kind == DRIVER:
+                self._kill_driver(driver)
+                return False
+            has_struck = self._kill_node() if blow.kind == NODE else self._kill_one(driver, blow)
+            (self._tally.kills if has_struck else self._tally.missed)[blow.kind] += 1
+        return True
 
-def _watch(driver: subprocess.Popen[bytes], output: Path, seconds: float, tally: Tally) -> None:
-    """Read the output for some seconds that count from when rows begin to flow."""
-    while driver.poll() is None and not _victims(driver.pid, "client"):  # groups are ready
-        time.sleep(0.1)
-    deadline_s = time.monotonic() + seconds
-    while driver.poll() is None and time.monotonic() < deadline_s:
-        if any(output.glob("part-*.parquet")):
-            ids = pq.read_table(output, columns=["row_id"])["row_id"].to_pylist()
-            tally.num_reads += 1
-            tally.num_doubled += len(set(ids)) != len(ids)
-        time.sleep(0.2)
+    def _look(self) -> int:
+        """Read the output as anybody could; how many rows it holds."""
+        time.sleep(_LOOK_S)
+        if not any(self._output.glob("part-*.parquet")):
+            return 0
+        ids = pq.read_table(self._output, columns=["row_id"])["row_id"].to_pylist()
+        self._tally.reads += 1
+        self._tally.reads_with_doubled_rows += len(set(ids)) != len(ids)
+        return len(ids)
 
-
-def _kill_one(
-    driver: subprocess.Popen[bytes], victim: str, chance: random.Random, tally: Tally
-) -> None:
-    found = _victims(driver.pid, victim)
-    if found and driver.poll() is None:
-        _kill(chance.choice(found))
-        tally.kills[victim] += 1
-
-
-def _kill_driver(driver: subprocess.Popen[bytes], tally: Tally) -> bool:
-    """Kill the driver alone, wait until its Ray is gone; whether there was something to kill."""
-    if driver.poll() is not None:
+    def _kill_one(self, driver: subprocess.Popen[bytes], blow: Blow) -> bool:
+        deadline_s = time.monotonic() + _FIND_S
+        while driver.poll() is None and time.monotonic() < deadline_s:
+            found = find(os.getpid(), SIGNS[blow.kind])
+            if found and kill(self._chance.choice(found)):
+                return True
+            self._look()
         return False
-    family = list(descendants(driver.pid))
-    driver.kill()
-    driver.wait()
-    tally.kills["driver"] += 1
-    deadline_s = time.monotonic() + _END_WAIT_S
-    while any(map(_is_alive, family)) and time.monotonic() < deadline_s:
-        time.sleep(0.2)
-    for pid in filter(_is_alive, family):
-        _kill(pid)
-        tally.num_orphans += 1
-    return True
 
+    def _kill_node(self) -> bool:
+        assert self._nodes is not None
+        self._nodes.lose_one(self._chance)
+        return True
 
-def _victims(driver: int, kind: str) -> list[int]:
-    return [pid for pid in descendants(driver) if VICTIMS[kind].match(_title(pid))]
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """The processes that a process started, and theirs."""
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in map(int, (task / "children").read_text().split()):
-                yield child
-                yield from descendants(child)
-
-
-def _title(pid: int) -> bytes:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
-
-
-def _is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    def _kill_driver(self, driver: subprocess.Popen[bytes]) -> None:
+        """Kill the driver alone; what it started must end by itself."""
+        family = list(descendants(driver.pid))
+        driver.kill()
+        driver.wait()
+        self._tally.kills[DRIVER] += 1
+        deadline_s = time.monotonic() + _END_S
+        while any(map(is_alive, family)) and time.monotonic() < deadline_s:
+            time.sleep(_LOOK_S)
+        self._tally.orphans += sum(kill(pid) for pid in family if is_alive(pid))
 
 
 def read_rows(output: Path) -> list[dict[str, Any]]:
@@ -224,6 +240,8 @@ def compare(calm: Sequence[Mapping[str, Any]], wild: Sequence[Mapping[str, Any]]
         for row in wild
         if any(row.get(name) != wanted.get(row["row_id"], {}).get(name) for name in _COMPARED)
     ]
+    for row_id in changed:
+        _say(f"changed: {row_id}")
     return {
         "rows": len(wild),
         "lost": len(wanted.keys() - counts.keys()),
@@ -234,28 +252,44 @@ def compare(calm: Sequence[Mapping[str, Any]], wild: Sequence[Mapping[str, Any]]
     }
 
 
-def _command(source: Path, model: str) -> list[str]:
+def is_well(found: Mapping[str, int], tally: Tally, blows: Sequence[Blow], num_rows: int) -> bool:
+    """Whether every row is there once and as it was, and every kind of blow fell."""
+    bad = (found["lost"], found["doubled"], found["changed"], tally.reads_with_doubled_rows)
+    return (
+        found["rows"] == num_rows
+        and not any(bad)
+        and not tally.orphans
+        and not tally.missed[DRIVER]
+        and all(tally.kills[blow.kind] for blow in blows)
+    )
+
+
+def _command(source: Path, options: argparse.Namespace) -> list[str]:
     return [
-        *(sys.executable, "-m", "jobs.caption_videos", "--input", str(source), "--model", model),
-        *("--id-column", "id", "--frames", "4", "--temperature", "0", "--max-tokens", "32"),
-        *("--rows-per-part", "16", "--max-part-age", "2", "--dtype", "float32"),
-        *("--threads", "1", "--batch-size", "8"),
+        *(sys.executable, "-m", "jobs.caption_videos", "--input", str(source)),
+        *("--model", options.model, "--id-column", "id", "--frames", "4", "--temperature", "0"),
+        *("--max-tokens", str(options.max_tokens), "--rows-per-part", "16"),
+        # In float32 a text does not depend on which rows happen to be computed together.
+        *("--max-part-age", "0.5", "--dtype", "float32", "--threads", "1", "--batch-size", "8"),
     ]
+
+
+def _say(text: str) -> None:
+    print(f"chaos: {text}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.chaos")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--driver-kills", type=int, default=5)
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
-    parser.add_argument(
-        "--max-wait",
-        type=float,
-        help="seconds to a driver's kill; default: half an undisturbed run",
-    )
-    parser.add_argument("--folder", help="for input, outputs and logs, kept; default: a new one")
+    add = parser.add_argument
+    add("--rows", type=positive, default=400)
+    add("--driver-kills", type=int, default=5)
+    add("--other-kills", type=int, default=15, help="of all other kinds together")
+    add("--nodes", type=int, default=2, help="of the cluster, beside its head; 0: no cluster")
+    add("--model", default="demo")
+    add("--max-tokens", type=positive, default=32, help="of a caption")
+    add("--seed", type=int, default=0, help="of the moments and the victims")
+    add("--folder", help="for input, outputs and logs, kept; default: a new one")
     return parser
 
 

@@ -11,9 +11,10 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +22,7 @@ import av
 import numpy as np
 import pyarrow as pa
 from av.video.stream import VideoStream
+from PIL import Image
 
 from jobs.check_up.finding import Finding
 from model.processor import Processor
@@ -96,14 +98,18 @@ def attacks(folder: Path, port: int) -> Mapping[str, bytes | str]:
     secret.write_bytes(_video())
     (folder / "img1.png").write_bytes(_png(8, 8))
     (folder / "list.m3u8").write_bytes(_playlist(str(secret)))
+    (folder / "list.mp4").write_bytes(_playlist(str(secret)))
+    (folder / "concat.mp4").write_bytes(b"ffconcat version 1.0\nfile secret.mp4\n")
     (folder / "net.m3u8").write_bytes(_playlist(f"http://127.0.0.1:{port}/a.ts"))
     return {
         "HLS playlist of a local file, as a path": "list.m3u8",
+        "HLS playlist of a local file, named as a video": "list.mp4",
         "HLS playlist of a local file, as bytes": _playlist(str(secret)),
         "HLS playlist of a server, as a path": "net.m3u8",
         "HLS playlist of a server, as bytes": _playlist(f"http://127.0.0.1:{port}/a.ts"),
         "ffconcat list of a local file": f"ffconcat version 1.0\nfile {secret}\n".encode(),
         "ffconcat list of a relative file": b"ffconcat version 1.0\nfile secret.mp4\n",
+        "ffconcat list, named as a video": "concat.mp4",
         "SDP that opens a socket": (
             f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
             f"m=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
@@ -119,11 +125,17 @@ def attacks(folder: Path, port: int) -> Mapping[str, bytes | str]:
         "concat protocol": f"concat:{secret}|{secret}",
         "subfile protocol": f"subfile,,start,0,end,0,,:{secret}",
         "cache protocol": f"cache:http://127.0.0.1:{port}/a.mp4",
+        "async protocol": f"async:{secret}",
         "path out of the folder to a device": "../../../../../../dev/zero",
         "data URI": "data:video/mp4;base64,AAAA",
         "PostScript, which Pillow gives to Ghostscript": b"%!PS-Adobe-3.0 EPSF-3.0\n"
         b"%%BoundingBox: 0 0 9 9\nshowpage\n",
         "PNG of 11 kB that unfolds to 270 MB": _png(9500, 9500),
+        "JPEG cut in two": _picture("JPEG")[:600],
+        "GIF of 2,000 pages": _picture("GIF", 2000),
+        "video of 8192 x 8192 pixels": _video("avi", "mjpeg", side_px=8192, times_s=(0,)),
+        "video of 94 million seconds": _video("matroska", "mjpeg", times_s=(0, 94_608_000)),
+        "codec that is not on the list": _video("matroska", "ffv1"),
         "video header without a video": _video()[:200],
         "nothing": b"",
         "noise": np.random.default_rng(0).bytes(4096),
@@ -169,17 +181,35 @@ def _playlist(target: str) -> bytes:
     return f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n".encode()
 
 
-def _video() -> bytes:
-    """Five grey frames of MPEG-4, which every FFmpeg can write."""
+def _video(
+    container: str = "mp4",
+    codec: str = "mpeg4",
+    *,
+    side_px: int = 64,
+    times_s: Sequence[int] = range(5),
+) -> bytes:
+    """Grey frames, by default of MPEG-4, which every FFmpeg can write."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        stream = output.add_stream("mpeg4", rate=5)
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=1)
         assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for shade in range(0, 250, 50):
-            rgb = np.full((48, 64, 3), shade, np.uint8)
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        stream.width = stream.height = side_px
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for time_s in times_s:
+            frame = av.VideoFrame(side_px, side_px, stream.pix_fmt)
+            frame.pts, frame.time_base = time_s, Fraction(1)
+            output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def _picture(kind: str, num_pages: int = 1) -> bytes:
+    """Noise; as many pages, all different, as an animation has."""
+    random = np.random.default_rng(0)
+    pages = [Image.fromarray(random.integers(0, 256, (32, 32), np.uint8)) for _ in range(num_pages)]
+    file = io.BytesIO()
+    more = {"save_all": True, "append_images": pages[1:]} if num_pages > 1 else {}
+    pages[0].save(file, kind, **more)
     return file.getvalue()
 
 

@@ -40,7 +40,7 @@ def test_it_says_what_a_job_would_meet(clips, capsys):
     assert "30 rows in 2 file(s); used: n (int64), video (" in out
     assert "244 tensors as the configuration says, 2,363,632 parameters" in out
     assert re.search(r"ok +memory +\d+\.\d GiB free on this machine, \d+\.\d needed", out)
-    assert re.search(r"ok +attacks +all of 21 refused", out)
+    assert re.search(r"ok +attacks +all of 29 refused", out)
     assert "10 of 30 sampled rows fail: 10 media_" in out
     assert re.search(r"ok +decoding +0\.\d+ s a row", out)
     assert re.search(r"ok +tokens +(\d+) to \1 prompt tokens, median \1", out)

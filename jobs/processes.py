@@ -1,0 +1,51 @@
+"""Processes of this machine, found in /proc and killed by number: for drills and measurements."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that a process started, and theirs."""
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                yield child
+                yield from descendants(child)
+
+
+def find(pid: int, sign: re.Pattern[bytes]) -> list[int]:
+    """The descendants of a process whose command line holds a sign."""
+    return [each for each in descendants(pid) if sign.search(_command_line(each))]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def kill(pid: int) -> bool:
+    """Kill -9; whether there was something to kill."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
+
+
+def private_bytes(pid: int) -> int:
+    """Resident memory of a process that it does not share, such as by the object store."""
+    with suppress(OSError):
+        pages = Path(f"/proc/{pid}/statm").read_text().split()
+        return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _command_line(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""

@@ -1,0 +1,69 @@
+"""A cluster of several nodes on one machine, whose nodes may be lost; for drills.
+
+Ray's own test cluster: a Ray node is a set of processes, and losing it is to kill them all.
+"""
+
+import os
+import random
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Nodes:
+    """The nodes beside the head, which holds the driver and nothing that asks for a CPU.
+
+    Args:
+        num_nodes: at any time.
+    """
+
+    def __init__(self, num_nodes: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes: list[Any] = [self._cluster.add_node(num_cpus=1) for _ in range(num_nodes)]
+
+    @property
+    def address(self) -> str:
+        """Of the head."""
+        return self._cluster.address
+
+    def lose_one(self, chance: random.Random) -> None:
+        """Kill a node as a power cut would; a new one comes in its place."""
+        lost = self._nodes.pop(chance.randrange(len(self._nodes)))
+        self._cluster.remove_node(lost, allow_graceful=False)
+        self._nodes.append(self._cluster.add_node(num_cpus=1))
+
+    def close(self) -> None:
+        """End all nodes."""
+        self._cluster.shutdown()
+
+
+@contextmanager
+def simulated_nodes(num_nodes: int) -> Iterator[Nodes | None]:
+    """Run a cluster that the commands of this process use meanwhile; none for no nodes.
+
+    It has a token and a directory of its own, so that no other job of this machine joins it.
+    """
+    if not num_nodes:
+        yield None
+        return
+    before = dict(os.environ)
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets need a short path
+    os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "token"}
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    try:
+        nodes = Nodes(num_nodes)
+        os.environ["RAY_ADDRESS"] = nodes.address
+        try:
+            yield nodes
+        finally:
+            nodes.close()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
