@@ -1,45 +1,47 @@
-"""Measure the pipeline without a model: its own ceiling, its memory, and how fast it resumes.
+"""Measure the pipeline apart from its model: ceiling, memory, resuming, overlap.
 
     python -m jobs.bench_flow ceiling     rows/s with an engine that answers at once
     python -m jobs.bench_flow slow        memory while a slow engine holds the rows up; a PNG
     python -m jobs.bench_flow resume      seconds and memory to find that all rows are done
+    python -m jobs.bench_flow overlap     the demo checkpoint beside decoding and engine alone
 
 Each ends with one line of JSON.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from av.video.stream import VideoStream
 
 from jobs.bench.flow_chart import Sample, draw_chart
+from jobs.bench.overlap import overlap
+from jobs.bench.paced import run_with
 from jobs.checkpoints import DEMO
-from jobs.cluster import connect
 from jobs.demo.clips import encode
 from jobs.processes import descendants, private_bytes
 from model.engine_config import EngineConfig
-from model.prompt import Prompt, PromptError
-from model.sequence import Completion, SamplingParams
-from parallel.seat import Seat
 from pipeline import ledger
-from pipeline.config import DispatchChoice, PipelineConfig, recipe_of
+from pipeline.config import PipelineConfig, recipe_of
 from pipeline.costs import object_store, own_peak_bytes
 from pipeline.prepare import Instructions
 from pipeline.recipe import claim_output
-from pipeline.report import Report
 from pipeline.run import run
 from pipeline.sampling import FrameSampling
 from pipeline.schema import Status
@@ -48,61 +50,8 @@ from pipeline.source import open_source
 from pipeline.storage import LocalStore
 
 _SAMPLE_S = 0.5
-_ANSWER = Completion(
-    text="a clip",
-    token_ids=(1,),
-    finish_reason="stop",
-    num_prompt_tokens=1,
-    num_generated_tokens=1,
-    mean_logprob=0.0,
-    min_logprob=0.0,
-)
-
-
-class PacedEngine:
-    """Answers at a given pace, without looking at the prompt."""
-
-    def __init__(self, rows_per_s: float) -> None:
-        self._seconds_per_row = 1 / rows_per_s
-        self._waiting: list[str] = []
-
-    @property
-    def has_work(self) -> bool:
-        """Whether anybody waits."""
-        return bool(self._waiting)
-
-    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
-        """Queue a prompt."""
-        del prompt, params
-        self._waiting.append(request_id)
-
-    def step(self) -> Sequence[tuple[str, Completion | PromptError]]:
-        """Answer the oldest."""
-        time.sleep(self._seconds_per_row)
-        return [(self._waiting.pop(0), _ANSWER)]
-
-    def cancel(self, request_id: str) -> None:
-        """Forget a request."""
-        self._waiting = [each for each in self._waiting if each != request_id]
-
-    def stats(self) -> Mapping[str, float]:
-        """Nothing to tell."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-def paced(
-    _checkpoint: Path,
-    _config: EngineConfig,
-    _dispatch: DispatchChoice,
-    _seat: Seat | None,
-    *,
-    rows_per_s: float,
-) -> PacedEngine:
-    """The factory of a `PacedEngine`."""
-    return PacedEngine(rows_per_s)
+_ROWS = {"ceiling": 3000, "slow": 2000, "resume": 100_000, "overlap": 600}
+_MINUTE_CLIP = (1280, 720, 15, 60)  # width, height, frames a second, seconds
 
 
 def ceiling(folder: Path, options: argparse.Namespace) -> dict[str, object]:
@@ -114,14 +63,14 @@ def ceiling(folder: Path, options: argparse.Namespace) -> dict[str, object]:
             source = write_input(folder / f"{name}.parquet", padded(clip, num_bytes), num_rows)
             config = make_config(source, folder / f"{name}-{rows_per_batch}", num_frames=1)
             config = replace(config, rows_per_batch=rows_per_batch)
-            report = run_with(config, rows_per_s=1e6)
+            report = run_with(config, rows_per_s=inf)
             rates[f"{name}_batches_of_{rows_per_batch}"] = round(report.rows_per_s, 1)
     return {"rows_per_s": rates}
 
 
 def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """Memory over time while decoded frames could pile up before a slow engine."""
-    clip = small_clip(num_frames=8, width_px=448, height_px=448)
+    clip = minute_clip()
     source = write_input(folder / "slow.parquet", clip, options.rows)
     config = make_config(source, folder / "slow", num_frames=8)
     samples: list[Sample] = []
@@ -133,6 +82,7 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     return {
         "rows": report.rows_written,
         "seconds": round(report.seconds, 1),
+        "clips_mb_of_all_rows": round(report.rows_written * len(clip) / 1e6),
         "frames_mb_of_all_rows": round(report.rows_written * config.row_bytes / 1e6),
         "store_mb_first_half": _mean_mb([each.store_bytes for each in middle[:half]]),
         "store_mb_second_half": _mean_mb([each.store_bytes for each in middle[half:]]),
@@ -195,24 +145,6 @@ def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
     committer.commit()
 
 
-def run_with(
-    config: PipelineConfig,
-    *,
-    rows_per_s: float,
-    watch: Callable[[threading.Event], None] = lambda _: None,
-) -> Report:
-    """Run with a paced engine, and something that watches from another thread."""
-    ended = threading.Event()
-    thread = threading.Thread(target=watch, args=(ended,), daemon=True)
-    thread.start()
-    try:
-        factory = partial(paced, rows_per_s=rows_per_s)
-        return run(config, connect=connect, engine_factory=factory, show_progress=False)
-    finally:
-        ended.set()
-        thread.join()
-
-
 def make_config(source: Path, output: Path, *, num_frames: int) -> PipelineConfig:
     """The demo's checkpoint, for its processor."""
     return PipelineConfig(
@@ -233,6 +165,24 @@ def small_clip(*, num_frames: int, width_px: int, height_px: int) -> bytes:
     ramp = np.add.outer(np.arange(height_px), np.arange(width_px)).astype(np.uint8)
     frames = [np.repeat(np.roll(ramp, 9 * n, axis=1)[..., None], 3, 2) for n in range(num_frames)]
     return encode(np.stack(frames), 8)
+
+
+def minute_clip() -> bytes:
+    """An mp4 of a minute of 720p: a texture that drifts, with a keyframe every second."""
+    width_px, height_px, rate, duration_s = _MINUTE_CLIP
+    texture = np.random.default_rng(0).integers(40, 200, (90, 160, 3), np.uint8)
+    picture = np.kron(texture, np.ones((8, 8, 1), np.uint8))
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=rate)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
+        stream.options = {"preset": "veryfast", "crf": "30", "g": str(rate)}
+        for number in range(rate * duration_s):
+            rgb = np.ascontiguousarray(np.roll(picture, 3 * number, axis=1))
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        output.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def padded(clip: bytes, num_bytes: int) -> bytes:
@@ -273,13 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark; its result is the last line."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.bench_flow")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    benches = {"ceiling": ceiling, "slow": slow, "resume": resume}
+    benches = {"ceiling": ceiling, "slow": slow, "resume": resume, "overlap": overlap}
     parser.add_argument("bench", choices=list(benches))
-    parser.add_argument("--rows", type=int, help="default: 3000, 1000 and 100000")
-    parser.add_argument("--rows-per-s", type=float, default=10.0, help="of the slow engine")
+    defaults = ", ".join(f"{number} for {name}" for name, number in _ROWS.items())
+    parser.add_argument("--rows", type=int, help=f"default: {defaults}")
+    parser.add_argument("--rows-per-s", type=float, default=4.0, help="of the slow engine")
     parser.add_argument("--chart", default="flow.png", help="of the slow engine")
     options = parser.parse_args(arguments)
-    options.rows = options.rows or {"ceiling": 3000, "slow": 1000, "resume": 100_000}[options.bench]
+    options.rows = options.rows or _ROWS[options.bench]
     with tempfile.TemporaryDirectory(prefix="bench-flow-") as folder:
         print(json.dumps({options.bench: benches[options.bench](Path(folder), options)}))
     return 0

@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = compare(read_rows(calm), read_rows(wild))
     is_equal = is_well(found, tally, blows, options.rows)
     seconds = {"calm_s": round(middle_s - started_s), "wild_s": round(time.monotonic() - middle_s)}
-    print(json.dumps({"chaos": {**found, **asdict(tally), **seconds, "is_equal": is_equal}}))
+    print(json.dumps({"chaos": {**found, **vars(tally), **seconds, "is_equal": is_equal}}))
     if options.folder is None:
         shutil.rmtree(folder)
     return 0 if is_equal else 1

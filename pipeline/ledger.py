@@ -155,7 +155,7 @@ def read_held(
     return held
 
 
-def count_results(store: Store, parts: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
+def count_results(store: Store, parts: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
     """How many rows of an output have which status, and which error code."""
     statuses: Counter[str] = Counter()
     error_codes: Counter[str] = Counter()
@@ -165,7 +165,7 @@ def count_results(store: Store, parts: Sequence[str]) -> tuple[Counter[str], Cou
         ):
             statuses.update(part_statuses)
             error_codes.update(part_codes)
-    return statuses, error_codes
+    return dict(statuses), dict(error_codes)
 
 
 def _results_of_part(store: Store, name: str) -> tuple[dict[str, int], dict[str, int]]:

@@ -1,0 +1,102 @@
+"""Does the whole take as long as the slower of its halves? On the demo checkpoint and its clips.
+
+Prepare and engine run alone, each in this process on one thread, over the same rows; then the
+pipeline runs both. What starting takes (Ray, groups, workers) is told apart from what the rows
+take: the pipeline also runs over a few rows, and the difference is what the others took.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.checkpoints import DEMO
+from jobs.cluster import connect
+from jobs.demo.clips import write_clips
+from model.engine_config import EngineConfig
+from model.processor import Processor
+from model.prompt import Prompt
+from model.sequence import SamplingParams
+from pipeline.config import PipelineConfig
+from pipeline.fetch import MediaAccess
+from pipeline.ledger import Held
+from pipeline.machines import load_engine
+from pipeline.prepare import Instructions, Prepare
+from pipeline.run import run
+from pipeline.sampling import FrameSampling
+from pipeline.schema import InputColumns
+from pipeline.source import open_source, plan, read_piece
+from pipeline.wire import decode_prompt
+
+_FEW = 64  # rows
+
+
+def overlap(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Seconds of the halves alone and of the whole, and by how much it takes longer."""
+    config = _config(folder, options.rows + _FEW)
+    prepare_s, prompts = _prepare_alone(config)
+    engine_s = _engine_alone(config, prompts[_FEW:])
+    prepare_s *= options.rows / len(prompts)
+    few_s = run(replace(config, limit=_FEW), connect=connect, show_progress=False).seconds
+    whole = run(
+        replace(config, output=f"{config.output}-all"), connect=connect, show_progress=False
+    )
+    rows_s = whole.seconds - few_s
+    return {
+        "rows": options.rows,
+        "prepare_s": round(prepare_s, 2),
+        "engine_s": round(engine_s, 2),
+        "whole_s": round(rows_s, 2),
+        "of_the_slower": round(rows_s / max(prepare_s, engine_s), 3),
+        "with_the_start_s": round(whole.seconds, 2),
+    }
+
+
+def _config(folder: Path, num_rows: int) -> PipelineConfig:
+    return PipelineConfig(
+        input=str(write_clips(folder / "clips.parquet", num_rows, seed=0)),
+        output=str(folder / "captions"),
+        checkpoint=DEMO,
+        columns=InputColumns(id="id"),
+        carry=(),
+        instructions=Instructions(frames=FrameSampling(num_frames=8)),
+        sampling=SamplingParams(max_tokens=96),
+        engine=EngineConfig(cache_gib=0.5),
+        device="cpu",
+    )
+
+
+def _prepare_alone(config: PipelineConfig) -> tuple[float, list[Prompt]]:
+    """Seconds of the stage over all rows in one process, and the prompts."""
+    source = open_source(config.input, config.columns, carry=config.carry)
+    processor = Processor.from_checkpoint(config.checkpoint)
+    access = MediaAccess(base=source.folder)
+    stage = Prepare(processor, source.layout, config.instructions, access.open)
+    prompts: list[Prompt] = []
+    started_s = None
+    for piece in plan(source, Held.nothing()).pieces:
+        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
+            if started_s is None:
+                stage(rows)  # starts the decoding process
+                started_s = time.perf_counter()
+            prompt = decode_prompt(stage(rows), 0)
+            assert prompt is not None
+            prompts.append(prompt)
+    assert started_s is not None
+    stage.close()
+    return time.perf_counter() - started_s, prompts
+
+
+def _engine_alone(config: PipelineConfig, prompts: Sequence[Prompt]) -> float:
+    """Seconds of the engine over prompts that all wait from the start."""
+    engine = load_engine(config.checkpoint, config.engine, "auto", None)
+    engine.add("first", prompts[0], replace(config.sampling, max_tokens=2))
+    while engine.has_work:
+        engine.step()
+    started_s = time.perf_counter()
+    for number, prompt in enumerate(prompts):
+        engine.add(str(number), prompt, config.sampling)
+    while engine.has_work:
+        engine.step()
+    return time.perf_counter() - started_s
