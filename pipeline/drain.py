@@ -106,7 +106,7 @@ def _results(
         yield from flow.results(what.pieces, groups, starts)
     if what.alone:
         ray.get(starts.work_alone.remote())
-        yield from replace(flow, batch_rows=1).results(what.alone, groups, starts)
+        yield from replace(flow, read_rows=1, batch_rows=1).results(what.alone, groups, starts)
 
 
 @contextmanager

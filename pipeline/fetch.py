@@ -39,6 +39,8 @@ _CROOKED = re.compile(r"[/\\]\.\.?([/\\;?#]|$)|[\x00-\x1f\x7f]")
 _HTTP = ("http://", "https://")
 _SPOOL_BYTES = 64 << 20  # more goes to disk
 _CHUNK_BYTES = 4 << 20
+# Every other row would fail too: no room or memory, too many open files.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MAX_COPY_S = 1800.0  # for one object, however slowly it trickles
 _open_filesystem = lru_cache(maxsize=64)(open_filesystem)  # with its connections
 
@@ -85,6 +87,7 @@ class MediaAccess:
 
         Raises:
             MediaError: there is nothing, it cannot be read, is too large or not allowed.
+        OSError: this machine cannot hold any more.
         """
         if isinstance(media, Mapping):  # as Hugging Face datasets store media; the bytes win
             content, path = media.get("bytes"), media.get("path")
@@ -238,6 +241,8 @@ def _as_media_errors(path: str) -> Iterator[None]:
         code = ErrorCode.MEDIA_MISSING if is_missing else ErrorCode.MEDIA_UNREADABLE
         raise MediaError(code, f"{path:.200}: {error}") from error
     except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
         is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
         is_missing = is_missing or isinstance(error, FileNotFoundError)
         code = ErrorCode.MEDIA_MISSING if is_missing else ErrorCode.MEDIA_UNREADABLE

@@ -43,18 +43,18 @@ from pipeline.source import Piece, Source, read_piece
 _READ_CPUS = 0.2
 _PREPARE_CPUS = 0.25
 _MAX_READERS = 2
-_ROWS_PER_READ = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """What the stages need to know; `batch_rows` is K."""
+    """What the stages need to know; `batch_rows` is K, of the stages after prepare."""
 
     source: Source
     checkpoint: Path
     instructions: Instructions
     open_media: Callable[[object], bytes | BinaryIO]
     sampling: SamplingParams
+    read_rows: int  # that are read, and given to a preparer, together
     batch_rows: int
     batches_in_flight: int  # in the generate stage
     num_preparers: int  # at most
@@ -73,7 +73,7 @@ class Flow:
         """
         with _settings(self.max_queued_bytes, keep_order=self.keep_order), _quiet():
             rows = ray.data.read_datasource(
-                _Pieces(self.source, pieces, self.batch_rows),
+                _Pieces(self.source, pieces, self.read_rows),
                 num_cpus=_READ_CPUS,
                 concurrency=min(_MAX_READERS, len(pieces)),
                 override_num_blocks=len(pieces),
@@ -87,6 +87,7 @@ class Flow:
                     self.instructions,
                     self.open_media,
                     self.sampling.seed,
+                    self.batch_rows,
                 ),
                 batch_size=None,
                 batch_format="pyarrow",
@@ -139,10 +140,10 @@ def costs_of(block: pa.Table) -> list[Cost]:
 
 
 class _Pieces(Datasource):
-    def __init__(self, source: Source, pieces: Sequence[Piece], batch_rows: int) -> None:
+    def __init__(self, source: Source, pieces: Sequence[Piece], max_rows: int) -> None:
         self._source = source
         self._pieces = pieces
-        self._batch_rows = batch_rows
+        self._max_rows = max_rows
 
     def get_name(self) -> str:
         return "Rows"
@@ -158,24 +159,23 @@ class _Pieces(Datasource):
     ) -> list[ReadTask]:
         source = self._source
         return [
-            _read_task(source.filesystem, source.layout, piece, self._batch_rows)
+            _read_task(source.filesystem, source.layout, piece, self._max_rows)
             for piece in self._pieces
         ]
 
 
 def _read_task(
-    filesystem: pafs.FileSystem, layout: Layout, piece: Piece, batch_rows: int
+    filesystem: pafs.FileSystem, layout: Layout, piece: Piece, max_rows: int
 ) -> ReadTask:
     def read() -> Iterator[pa.Table]:
-        slices = read_piece(filesystem, layout, piece, max_rows=max(batch_rows, _ROWS_PER_READ))
+        slices = read_piece(filesystem, layout, piece, max_rows=max_rows)
         while True:
             with measured("read") as cost:
                 rows = next(slices, None)
                 if rows is None:
                     return
                 cost.num_bytes = rows.nbytes
-            for start in range(0, rows.num_rows, batch_rows):
-                yield seal(rows.slice(start, batch_rows), [cost] if start == 0 else [])
+            yield seal(rows, [cost])
 
     metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
     return ReadTask(read, metadata)
@@ -190,21 +190,28 @@ class _Preparer:
         instructions: Instructions,
         open_media: Callable[[object], bytes | BinaryIO],
         seed: int,
+        batch_rows: int,
     ) -> None:
+        self._batch_rows = batch_rows
         self._starts = starts
         processor = Processor.from_checkpoint(checkpoint)
         self._open = Counted(open_media)
         self._prepare = Prepare(processor, layout, instructions, self._open, seed)
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        with measured("prepare") as cost:
-            before, rows = self._open.num_bytes, unseal(block)
-            ids = rows["row_id"].combine_chunks()
-            ray.get(self._starts.start.remote(ids))
-            rows = self._prepare(rows)
-            self._starts.end.remote(ids)
-            cost.num_bytes = self._open.num_bytes - before
-        return seal(rows, [*costs_of(block), cost])
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Give batches as they are ready, so that the first need not wait for the last."""
+        rows, costs = unseal(block), costs_of(block)
+        ids = rows["row_id"].combine_chunks()
+        ray.get(self._starts.start.remote(ids))
+        for start in range(0, rows.num_rows, self._batch_rows):
+            with measured("prepare") as cost:
+                before = self._open.num_bytes
+                batch = self._prepare(rows.slice(start, self._batch_rows))
+                cost.num_bytes = self._open.num_bytes - before
+            if start + self._batch_rows >= rows.num_rows:
+                self._starts.end.remote(ids)
+            yield seal(batch, [*costs, cost])
+            costs = []
 
 
 class _Generator:

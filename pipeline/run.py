@@ -43,6 +43,7 @@ from pipeline.starts import read_starts
 from pipeline.storage import Store, open_store
 
 _STORE_SHARE = 0.5  # of the object stores, for rows between the stages
+_READ_ROWS = 8  # given to a preparer together, where there are many
 _STORY = "_error.txt"
 _FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError, pa.ArrowException)
 
@@ -135,17 +136,17 @@ def _flow(
     wanted = math.ceil(config.rows_in_flight(num_engines) / batch_rows)
     # All that is between the stages fits into this, so that nothing is spilled to disk.
     max_queued_bytes = int(resources.get("object_store_memory", 1 << 30) * _STORE_SHARE)
+    num_preparers = max(1, math.ceil(min(resources.get("CPU", 1) - 1, what.num_todo / batch_rows)))
     return Flow(
         source=source,
         checkpoint=config.checkpoint,
         instructions=config.instructions,
         open_media=media.open,
         sampling=config.sampling,
+        read_rows=max(batch_rows, min(_READ_ROWS, what.num_todo // (4 * num_preparers))),
         batch_rows=batch_rows,
         batches_in_flight=max(2, min(wanted, max_queued_bytes // 2 // batch_bytes)),
-        num_preparers=max(
-            1, math.ceil(min(resources.get("CPU", 1) - 1, what.num_todo / batch_rows))
-        ),
+        num_preparers=num_preparers,
         max_queued_bytes=max_queued_bytes,
         keep_order=config.keep_order,
     )

@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import socket
@@ -303,6 +304,17 @@ def test_paths_relative_to_a_remote_input(folder):
 def test_remote_media_over_the_limit_are_refused():
     access = MediaAccess(base="memory://bucket/in", max_bytes=len(CLIP) - 1)
     assert refusal("clip.mp4", access).code == ErrorCode.MEDIA_TOO_LARGE
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_trouble_of_this_machine_is_no_error_of_a_row(number, monkeypatch):
+    def fail():
+        raise OSError(number, "trouble")
+
+    monkeypatch.setattr("pipeline.fetch._in_memory", fail)
+    with pytest.raises(OSError, match="trouble"):
+        MediaAccess(base="memory://bucket/in").open("clip.mp4")
 
 
 @pytest.mark.usefixtures("store")
