@@ -1,8 +1,18 @@
-"""How two outputs are compared."""
+"""Rows under blows: a small drill, and how it is judged."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from collections import Counter
 
 import pytest
 
-from jobs import chaos
+from jobs import chaos, processes
+from jobs.chaos import Blow, Tally
 
 
 def row(number, **changes):
@@ -24,3 +34,60 @@ def test_every_difference_is_counted(wild, expected):
 
     wanted = {"rows": 2, "lost": 0, "doubled": 0, "changed": 0, **expected}
     assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.ray
+def test_a_small_drill_on_two_nodes_changes_nothing(capfd):
+    arguments = "--rows 48 --driver-kills 1 --other-kills 5 --nodes 2 --max-tokens 8 --seed 1"
+    assert chaos.main(arguments.split()) == 0
+    found = json.loads(capfd.readouterr().out.splitlines()[-1])["chaos"]
+    assert found["is_equal"]
+    assert found["rows"] == 48
+    assert found["kills"].keys() == {"driver", "rank", "decoder", "preparer", "client", "node"}
+    assert found["starts"] == 2
+    assert found["reads"] > 0
+
+
+def test_blows_fall_in_order_and_on_every_kind():
+    options = Namespace(rows=100, driver_kills=2, other_kills=10, nodes=2)
+    blows = chaos.make_blows(options, random.Random(0))
+    assert blows == sorted(blows)
+    assert all(1 <= blow.num_rows <= 90 for blow in blows)
+    counts = Counter(blow.kind for blow in blows)
+    assert counts == dict.fromkeys(("driver", "node", *chaos.SIGNS), 2)
+    options.nodes = 0
+    assert "node" not in {blow.kind for blow in chaos.make_blows(options, random.Random(0))}
+
+
+@pytest.mark.parametrize(
+    ("found", "tally"),
+    [
+        pytest.param({"rows": 9}, {}, id="too few rows"),
+        pytest.param({"changed": 1}, {}, id="changed"),
+        pytest.param({}, {"reads_with_doubled_rows": 1}, id="a reader saw a row twice"),
+        pytest.param({}, {"orphans": 1}, id="processes outlived their driver"),
+        pytest.param({}, {"missed": Counter(driver=1)}, id="the run ended before it was killed"),
+        pytest.param({}, {"kills": Counter(driver=1)}, id="no rank was killed"),
+    ],
+)
+def test_a_drill_that_shows_nothing_does_not_pass(found, tally):
+    blows = [Blow(1, "driver"), Blow(2, "rank")]
+    good = {"rows": 10, "lost": 0, "doubled": 0, "changed": 0}
+    kills = Counter(driver=1, rank=1)
+    assert chaos.is_well(good, Tally(kills=kills), blows, 10)
+    assert not chaos.is_well({**good, **found}, Tally(**{"kills": kills, **tally}), blows, 10)
+
+
+def test_processes_are_found_and_killed():
+    command = [sys.executable, "-c", "print(flush=True); input()  # victim 71"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # it runs
+        (pid,) = processes.find(os.getpid(), re.compile(rb"victim 71"))
+        assert pid == child.pid
+        assert processes.is_alive(pid)
+        assert processes.private_bytes(pid) > 0
+        assert processes.kill(pid)
+    assert not processes.is_alive(pid)
+    assert not processes.kill(pid)
