@@ -44,6 +44,7 @@ SIGNS = {
 DRIVER, NODE = "driver", "node"
 _COMPARED = ("status", "caption", "error_code", "num_generated_tokens", "frame_times_s", "id")
 _BROKEN_EVERY = 20  # rows
+_BLOWS_END = 0.8  # of the rows, so that all fall while there is work
 _LOOK_S = 0.1
 _FIND_S = 30.0  # for a victim to appear
 _END_S = 60.0  # in which what belongs to a killed driver must be gone
@@ -111,7 +112,7 @@ def make_blows(options: argparse.Namespace, chance: random.Random) -> list[Blow]
     kinds = [*SIGNS, *([NODE] if options.nodes else [])]
     chance.shuffle(kinds)
     struck = [kinds[number % len(kinds)] for number in range(options.other_kills)]
-    last = int(0.9 * options.rows)
+    last = int(_BLOWS_END * options.rows)
     return sorted(
         Blow(chance.randint(1, last), kind) for kind in [DRIVER] * options.driver_kills + struck
     )
@@ -268,7 +269,7 @@ def _command(source: Path, options: argparse.Namespace) -> list[str]:
     return [
         *(sys.executable, "-m", "jobs.caption_videos", "--input", str(source)),
         *("--model", options.model, "--id-column", "id", "--frames", "4", "--temperature", "0"),
-        *("--max-tokens", str(options.max_tokens), "--rows-per-part", "16"),
+        *("--max-tokens", str(options.max_tokens), "--rows-per-part", "4"),
         # In float32 a text does not depend on which rows happen to be computed together.
         *("--max-part-age", "0.5", "--dtype", "float32", "--threads", "1", "--batch-size", "8"),
     ]
