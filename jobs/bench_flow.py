@@ -40,7 +40,7 @@ from model.engine_config import EngineConfig
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.costs import object_store, own_peak_bytes
-from pipeline.prepare import Instructions
+from pipeline.instructions import Instructions
 from pipeline.recipe import claim_output
 from pipeline.run import run
 from pipeline.sampling import FrameSampling

@@ -44,7 +44,8 @@ from jobs.options import Formatter, Parser
 from model.processor import Processor
 from pipeline.decoder import Decoder
 from pipeline.fit import FitFrames
-from pipeline.prepare import Instructions, Prepare
+from pipeline.instructions import Instructions
+from pipeline.prepare import Prepare
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns, check_input
 from pipeline.video import decode_video

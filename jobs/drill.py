@@ -29,7 +29,7 @@ from jobs.options import Formatter, Parser, positive
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from pipeline.config import PipelineConfig
-from pipeline.prepare import Instructions
+from pipeline.instructions import Instructions
 from pipeline.report import Report
 from pipeline.run import RunError, run
 from pipeline.sampling import FrameSampling

@@ -12,9 +12,9 @@ from jobs.schemas import read_schema
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from pipeline.config import PipelineConfig
+from pipeline.instructions import Instructions
 from pipeline.limits import MediaLimits
-from pipeline.prepare import Instructions
-from pipeline.questions import fields_of
+from pipeline.questions import fields_of, lists_of
 from pipeline.sampling import FrameSampling
 from pipeline.schema import ErrorCode, InputColumns
 
@@ -58,6 +58,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
             start_s=options.start_column,
             end_s=options.end_column,
             fields=fields_of(questions),
+            lists=lists_of(questions),
         ),
         carry=options.columns,
         keep_media=options.keep_media,

@@ -8,7 +8,7 @@ from typing import Literal
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from parallel.choice import DispatchChoice
-from pipeline.prepare import Instructions
+from pipeline.instructions import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint
 from pipeline.schema import ErrorCode, InputColumns, Layout
 
@@ -54,8 +54,6 @@ class PipelineConfig:
     run_yaml: str | None = None  # the options of the command, to keep beside the output
 
     def __post_init__(self) -> None:
-        if self.instructions.questions and (self.sampling.n > 1 or self.sampling.token_logprobs):
-            raise ValueError("several prompts a row go with neither --samples nor --token-logprobs")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         for (
@@ -68,11 +66,7 @@ class PipelineConfig:
     @property
     def row_bytes(self) -> int:
         """The most that the patches of one row can take, where the frames have a limit."""
-        frames = self.instructions.affordable_frames
-        num_frames = len(frames.at_s or ()) or frames.num_frames or frames.max_frames
-        num_tokens = num_frames * (self.instructions.max_frame_tokens or 1024)
-        if self.instructions.max_row_tokens is not None:
-            num_tokens = min(num_tokens, self.instructions.max_row_tokens)
+        num_tokens = sum(look.most_tokens for look in self.instructions.looks)
         return num_tokens * 4 * _PATCH_BYTES
 
     def batch_rows(self, num_engines: int) -> int:
@@ -94,7 +88,7 @@ class PipelineConfig:
 def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
     """Everything in a run that changes the captions or the columns."""
     asked = asdict(config.instructions)
-    asked["frames"] = asdict(config.instructions.affordable_frames)
+    asked["frames"] = asdict(config.instructions.look.affordable_frames)
     del asked["limits"]  # they decide what fails, not what a caption says
     return Recipe(
         {

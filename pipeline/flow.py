@@ -34,7 +34,8 @@ from model.sequence import SamplingParams
 from parallel.client import Groups
 from pipeline.costs import Cost, Counted, measured
 from pipeline.generate import Generate
-from pipeline.prepare import Instructions, Prepare
+from pipeline.instructions import Instructions
+from pipeline.prepare import Prepare
 from pipeline.questions import Question
 from pipeline.schema import Layout
 from pipeline.source import Piece, Source, read_piece

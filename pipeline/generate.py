@@ -18,15 +18,10 @@ from model.prompt import PromptError
 from model.sequence import SamplingParams
 from parallel.group import DeadGroupError
 from parallel.worker import Failure, Outcome, Request
-from pipeline.questions import Question, fan_in
-from pipeline.schema import (
-    MEDIA_FIELDS,
-    RESULT_FIELDS,
-    SAMPLES_FIELD,
-    TOKEN_LOGPROBS_FIELD,
-    ErrorCode,
-    Status,
-)
+from pipeline.outcomes import result_of
+from pipeline.parts import extra_fields
+from pipeline.questions import Question, answers_in_rows
+from pipeline.schema import MEDIA_FIELDS, QUESTION_FIELD, RESULT_FIELDS, ErrorCode
 from pipeline.wire import PROMPT_COLUMNS, decode_prompt
 
 MAX_SHARED_DEATHS = 3  # of groups that had a row among others, before it is tried alone
@@ -92,9 +87,9 @@ class Generate:
                 if request is not None:
                     requests[row] = request
         outcomes.update(await self._answer(requests))
-        fields = [*RESULT_FIELDS, *extra_fields(self._sampling)]
-        results = _with_results(batch, outcomes, fields)
-        yield fan_in(results, self._questions) if self._questions else results
+        samplings = [each.sampling for each in self._questions] or [self._sampling]
+        results = _with_results(batch, outcomes, [*RESULT_FIELDS, *extra_fields(samplings)])
+        yield answers_in_rows(results, self._questions) if self._questions else results
 
     def _request(self, batch: pa.Table, row: int) -> Request | None:
         prompt = decode_prompt(batch, row)
@@ -109,7 +104,7 @@ class Generate:
     def _sampling_of(self, batch: pa.Table, row: int) -> SamplingParams:
         if not self._questions:
             return self._sampling
-        return self._questions[batch["question"][row].as_py()].sampling
+        return self._questions[batch[QUESTION_FIELD.name][row].as_py()].sampling
 
     async def _answer(self, requests: Mapping[int, Request]) -> dict[int, Outcome]:
         """Answer all: together as long as that works, each alone where it does not."""
@@ -158,19 +153,13 @@ def _poison(death: DeadGroupError) -> Failure:
     )
 
 
-def extra_fields(sampling: SamplingParams) -> list[pa.Field]:
-    """The result columns that these settings add."""
-    samples = [SAMPLES_FIELD] if sampling.n > 1 else []
-    return [*samples, *([TOKEN_LOGPROBS_FIELD] if sampling.token_logprobs else [])]
-
-
 def _with_results(
     batch: pa.Table, outcomes: Mapping[int, Outcome], fields: Sequence[pa.Field]
 ) -> pa.Table:
     """Replace the prompt columns by the result columns."""
     damages = batch["num_decode_errors"].to_pylist()
     answers = {
-        row: _result(outcome, is_damaged=bool(damages[row])) for row, outcome in outcomes.items()
+        row: result_of(outcome, is_damaged=bool(damages[row])) for row, outcome in outcomes.items()
     }
     table = batch.drop_columns([*PROMPT_COLUMNS, "seed"])
     for field in fields:
@@ -186,29 +175,3 @@ def _with_results(
         else:
             table = table.append_column(field, column)
     return table
-
-
-def _result(outcome: Outcome, *, is_damaged: bool) -> dict[str, object]:
-    """The result columns of one answered row; what is missing is null."""
-    if isinstance(outcome, Failure):
-        known = outcome.code in set(ErrorCode)
-        return {
-            "status": Status.ERROR.value,
-            "error_code": outcome.code if known else ErrorCode.ENGINE_ERROR.value,
-            "error": outcome.message if known else f"{outcome.code}: {outcome.message}",
-        }
-    samples = (outcome, *outcome.others)
-    is_truncated = any(each.is_truncated for each in samples)
-    whole = Status.DAMAGED if is_damaged else Status.OK
-    return {
-        "caption": outcome.text,
-        "reasoning": outcome.reasoning,
-        "samples": [each.text for each in samples],
-        "status": (Status.TRUNCATED if is_truncated else whole).value,
-        "finish_reason": outcome.finish_reason,
-        "num_prompt_tokens": outcome.num_prompt_tokens,
-        "num_generated_tokens": sum(each.num_generated_tokens for each in samples),
-        "mean_logprob": outcome.mean_logprob,
-        "min_logprob": outcome.min_logprob,
-        "token_logprobs": outcome.token_logprobs,
-    }

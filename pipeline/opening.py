@@ -3,8 +3,8 @@
 from model.constraint import Grammars
 from model.processor import Processor
 from pipeline.config import PipelineConfig
-from pipeline.generate import extra_fields
 from pipeline.machines import check_ranks
+from pipeline.parts import extra_fields
 from pipeline.questions import question_fields
 from pipeline.source import Source, open_source
 
@@ -43,6 +43,6 @@ def open_input(config: PipelineConfig) -> Source:
         config.columns,
         carry=config.carry,
         keep_media=config.keep_media,
-        extra=[*extra_fields(config.sampling), *question_fields(config.instructions.questions)],
+        extra=question_fields(config.instructions.questions) or extra_fields([config.sampling]),
         make_ids_unique=config.make_ids_unique,
     )

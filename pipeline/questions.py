@@ -1,17 +1,11 @@
 """Several questions about each row, over one decoding and one visual prefix.
 
-Between prepare and generate a row of Q questions is Q rows of the table, one after the other, with
-`question` as their number; only the first of them holds the pixels. The generate stage answers them
-like any rows, and in the engine they share the frames: features by image, blocks by prefix.
-`fan_in` then makes one row of them again:
-
-    row_id question | answer          row_id | mood  | answers
-    a      0        | happy     -->   a      | happy | [{question: mood, status: ok, ...}, ...]
-    a      1        | ...
+Each is a part of the row (`pipeline.parts`); only the first of those that show the same frames
+holds the pixels, and in the engine they share them: features by image, blocks by prefix.
 """
 
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,37 +13,50 @@ import pyarrow as pa
 
 from model.prompt import PromptError
 from model.sequence import SamplingParams
-from pipeline.schema import PREPARED_FIELDS, RESULT_FIELDS, Status
-
-QUESTION_FIELD = pa.field("question", pa.int32())
-
-_OF_ANSWER = (
-    "status", "error_code", "error", "finish_reason", "num_prompt_tokens", "num_generated_tokens",
-    "mean_logprob", "min_logprob", "reasoning",
-)  # fmt: skip
-_RESULT_TYPES = {each.name: each.type for each in RESULT_FIELDS}
-
-ANSWERS_FIELD = pa.field(
-    "answers",
-    pa.list_(
-        pa.struct(
-            [("question", pa.string()), *((name, _RESULT_TYPES[name]) for name in _OF_ANSWER)]
-        )
-    ),
+from pipeline.look import Look
+from pipeline.parts import (
+    PART_FIELDS,
+    RULES,
+    Part,
+    Rule,
+    extra_fields,
+    fan_in,
+    first_error,
+    first_of,
 )
+from pipeline.schema import (
+    MEDIA_FIELDS,
+    PART_FIELD,
+    PREPARED_FIELDS,
+    QUESTION_FIELD,
+    RESULT_FIELDS,
+)
+
+ANSWERS = "answers"  # the column that tells how each question was answered
+_OF_LOOK = [f for f in MEDIA_FIELDS if f.name in ("frame_times_s", "num_visual_tokens")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """What is asked of every row under one name; its answers fill the column of that name.
 
+    Args:
+        name: of the column.
+        text: a template with `{column}` where a row's value belongs; {{ and }} are braces.
+        sampling: how it is answered.
+        look: how the row is shown; None is as the run says. All looks of a row are decoded once.
+        over: a column that holds a list of texts: the question is asked for each of them, in the
+            place of its name in `text`, and its column is the list of the answers.
+
     Raises:
         ValueError: the text is empty, or is no template of the form `{column}`.
     """
 
     name: str
-    text: str  # with {column} where a row's value belongs; {{ and }} are braces
+    text: str
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    look: Look | None = None
+    over: str | None = None
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -59,7 +66,17 @@ class Question:
     @property
     def output_field(self) -> pa.Field:
         """The column of its answers."""
-        return pa.field(self.name, pa.large_string())
+        kind = pa.large_string()
+        return pa.field(self.name, kind if self.over is None else pa.list_(kind))
+
+    def asked(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The values for `fill`: those of the row, once, or once for each text of its list.
+
+        An empty list, or none, is one text that is null.
+        """
+        if self.over is None:
+            return [row]
+        return [{**row, self.over: text} for text in row[self.over] or [None]]
 
 
 def template_fields(text: str) -> tuple[str, ...]:
@@ -83,8 +100,14 @@ def template_fields(text: str) -> tuple[str, ...]:
 
 
 def fields_of(questions: Sequence[Question]) -> tuple[str, ...]:
-    """The columns that questions name, each once."""
-    return tuple(dict.fromkeys(name for each in questions for name in template_fields(each.text)))
+    """The columns with one value that questions name, each once."""
+    names = (n for each in questions for n in template_fields(each.text) if n != each.over)
+    return tuple(dict.fromkeys(names))
+
+
+def lists_of(questions: Sequence[Question]) -> tuple[str, ...]:
+    """The columns with lists over which questions go, each once."""
+    return tuple(dict.fromkeys(each.over for each in questions if each.over is not None))
 
 
 def _require_name(name: str, form: str | None, conversion: str | None) -> None:
@@ -107,7 +130,16 @@ def fill(text: str, row: Mapping[str, Any]) -> str:
 def question_fields(questions: Sequence[Question]) -> list[pa.Field]:
     """The result columns that questions add."""
     own = [each.output_field for each in questions if each.name != "caption"]
-    return [*own, ANSWERS_FIELD] if questions else []
+    return [*own, answers_field(questions)] if questions else []
+
+
+def answers_field(questions: Sequence[Question]) -> pa.Field:
+    """The column that tells how each question was answered, in their order."""
+    parts = [pa.field("question", pa.string()), *PART_FIELDS]
+    if any(each.look for each in questions):
+        parts += _OF_LOOK
+    parts += extra_fields([each.sampling for each in questions])
+    return pa.field(ANSWERS, pa.list_(pa.struct(parts)))
 
 
 def check_names(questions: Sequence[Question]) -> None:
@@ -116,95 +148,55 @@ def check_names(questions: Sequence[Question]) -> None:
     Raises:
         ValueError: names one.
     """
-    taken = {each.name for each in (*RESULT_FIELDS, *PREPARED_FIELDS, ANSWERS_FIELD)}
-    seen = taken.union((QUESTION_FIELD.name,)) - {"caption"}
+    taken = {each.name for each in (*RESULT_FIELDS, *PREPARED_FIELDS)}
+    seen = taken.union((ANSWERS, PART_FIELD.name, QUESTION_FIELD.name)) - {"caption"}
     for each in questions:
         if each.name in seen:
             raise ValueError(f"a prompt cannot be named {each.name!r}: that column is taken")
+        if each.name == "caption" and each.over is not None:
+            raise ValueError("the answers of `caption` are no list; give the prompt another name")
         seen.add(each.name)
 
 
-def fan_in(table: pa.Table, questions: Sequence[Question]) -> pa.Table:
+def answers_in_rows(table: pa.Table, questions: Sequence[Question]) -> pa.Table:
     """One row for each row of the input, with a column for each question.
 
     Args:
-        table: answered rows, those of the same input row one after the other, by `question`.
+        table: answered parts, those of the same input row one after the other, by their number.
         questions: in the order of their numbers.
     """
-    num_questions = len(questions)
-    assert table.num_rows % num_questions == 0
-    firsts = range(0, table.num_rows, num_questions)
-    answers = table.select(["question", "caption", "num_visual_tokens", *_OF_ANSWER]).to_pylist()
-    groups = [answers[first : first + num_questions] for first in firsts]
-    merged = table.take(pa.array(firsts, pa.int64())).drop_columns("question")
-    for each in RESULT_FIELDS:
-        if each.name in _MERGE:
-            values = [_MERGE[each.name](group, questions) for group in groups]
-            position = merged.column_names.index(each.name)
-            merged = merged.set_column(position, each, pa.array(values, each.type))
-    for number, question in enumerate(questions):
-        if question.name == "caption":
-            continue  # among the result fields
-        texts = [group[number]["caption"] for group in groups]
-        merged = merged.append_column(
-            question.output_field, pa.array(texts, question.output_field.type)
-        )
-    details = [_details(group, questions) for group in groups]
-    return merged.append_column(ANSWERS_FIELD, pa.array(details, ANSWERS_FIELD.type))
-
-
-_FROM_WORST = (Status.ERROR, Status.TRUNCATED, Status.DAMAGED, Status.OK)
-_Group = Sequence[Mapping[str, Any]]  # the answers to one row's questions
-
-
-def _details(group: _Group, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    return [
-        {"question": question.name} | {name: answer[name] for name in _OF_ANSWER}
-        for question, answer in zip(questions, group, strict=True)
-    ]
-
-
-def _named_caption(group: _Group, questions: Sequence[Question]) -> Any:
     names = [each.name for each in questions]
-    return group[names.index("caption")]["caption"] if "caption" in names else None
+    rules = dict(RULES) | {
+        "caption": lambda parts: None,
+        "error": first_error(lambda part: names[part[QUESTION_FIELD.name]]),
+        "num_visual_tokens": first_of("num_visual_tokens"),  # of the first question that has any
+    }
+    columns: list[tuple[pa.Field, Rule]] = []
+    for number, question in enumerate(questions):
+        rule = _text_of(number) if question.over is None else _texts_of(number)
+        if question.name == "caption":
+            rules["caption"] = rule  # it is among the result fields
+        else:
+            columns.append((question.output_field, rule))
+    answers = answers_field(questions)
+    return fan_in(table, rules, [*columns, (answers, _details(names, answers))])
 
 
-def _worst(group: _Group, questions: Sequence[Question]) -> str:
-    statuses = {answer["status"] for answer in group}
-    return next(status.value for status in _FROM_WORST if status.value in statuses)
+def _texts_of(number: int) -> Rule:
+    return lambda parts: [each["caption"] for each in parts if each[QUESTION_FIELD.name] == number]
 
 
-def _error(group: _Group, questions: Sequence[Question]) -> str | None:
-    """The first error, with the question's name unless all have the same."""
-    errors = [answer["error"] for answer in group]
-    first = next((number for number, error in enumerate(errors) if error is not None), None)
-    if first is None or len(set(errors)) == 1:
-        return errors[0]
-    return f"{questions[first].name}: {errors[first]}"
+def _text_of(number: int) -> Rule:
+    return lambda parts: _texts_of(number)(parts)[0]
 
 
-def _first(name: str) -> Callable[[_Group, Sequence[Question]], Any]:
-    return lambda group, _: next((a[name] for a in group if a[name] is not None), None)
+def _details(names: Sequence[str], answers: pa.Field) -> Rule:
+    wanted = [field.name for field in answers.type.value_type][1:]
 
+    def rule(parts: Sequence[Part]) -> list[dict[str, Any]]:
+        return [
+            {"question": names[part[QUESTION_FIELD.name]]} | {name: part[name] for name in wanted}
+            for part in parts
+        ]
 
-def _total(name: str) -> Callable[[_Group, Sequence[Question]], int | None]:
-    def total(group: _Group, questions: Sequence[Question]) -> int | None:
-        values = [answer[name] for answer in group if answer[name] is not None]
-        return sum(values) if values else None
-
-    return total
-
-
-_MERGE: Mapping[str, Callable[[_Group, Sequence[Question]], Any]] = {
-    "caption": _named_caption,
-    "reasoning": lambda group, _: None,
-    "status": _worst,
-    "error_code": _first("error_code"),
-    "error": _error,
-    "finish_reason": lambda group, _: None,
-    "num_prompt_tokens": _total("num_prompt_tokens"),
-    "num_generated_tokens": _total("num_generated_tokens"),
-    "num_visual_tokens": _first("num_visual_tokens"),  # the same for all that have any
-    "mean_logprob": lambda group, _: None,
-    "min_logprob": lambda group, _: None,
-}
+    return rule

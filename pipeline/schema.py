@@ -49,6 +49,7 @@ RESULT_FIELDS = (
 # Of the output too, where they are asked for.
 SAMPLES_FIELD = pa.field("samples", pa.list_(pa.large_string()))
 TOKEN_LOGPROBS_FIELD = pa.field("token_logprobs", pa.list_(pa.float32()))
+CHOICE_LOGPROBS_FIELD = pa.field("choice_logprobs", pa.list_(pa.float32()))
 
 # What `prepare` adds: a prompt, or a status, a code and a message.
 PREPARED_FIELDS = (
@@ -62,7 +63,18 @@ PREPARED_FIELDS = (
     pa.field("error", pa.string()),
 )
 
-_RESERVED = frozenset(field.name for field in (*RESULT_FIELDS, *PREPARED_FIELDS))
+# Where a row of the input is several prompts: the number of each in its row, from 0 on, and what
+# it shows, in seconds or pages; null for a row that failed before it had any.
+PART_FIELD = pa.field("prompt_part", pa.int32())
+QUESTION_FIELD = pa.field("prompt_question", pa.int32())  # that a part asks
+WINDOW_FIELD = pa.field(
+    "prompt_window", pa.struct([("start", pa.float64()), ("end", pa.float64())])
+)
+
+_RESERVED = frozenset(
+    field.name
+    for field in (*RESULT_FIELDS, *PREPARED_FIELDS, PART_FIELD, QUESTION_FIELD, WINDOW_FIELD)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +87,7 @@ class InputColumns:
     start_s: str | None = None
     end_s: str | None = None
     fields: tuple[str, ...] = ()  # that the texts of questions name
+    lists: tuple[str, ...] = ()  # of texts, each of which a question is asked about
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -179,7 +192,9 @@ def check_input(
                 f"{nearest!r}"
             )
         _check_type(schema, name, "template", _is_plain, "text, a number or a boolean")
-    wanted = {*columns.names, *columns.fields} | {field.name for field in carried}
+    for name in columns.lists:
+        _check_type(schema, name, "list of texts", _is_texts, "a list of strings")
+    wanted = {*columns.names, *columns.fields, *columns.lists} | {field.name for field in carried}
     read = pa.schema(
         [
             pa.field(field.name, _read_type(field, is_media=field.name == columns.video))
@@ -310,6 +325,10 @@ def _others(schema: pa.Schema, columns: InputColumns) -> str:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_texts(kind: pa.DataType) -> bool:
+    return _is_list(kind) and _is_text(kind.value_type)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -100,7 +100,7 @@ def open_source(
     with ThreadPoolExecutor(16) as pool:  # a footer is a round trip or two on object stores
         footers = list(pool.map(lambda item: _footer(filesystem, item[1]), found))
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
-    wanted = None if carry is None else {*carry, *columns.names, *columns.fields}
+    wanted = None if carry is None else {*carry, *columns.names, *columns.fields, *columns.lists}
     named = [(path, schema) for (_, path), schema in zip(found, schemas, strict=True)]
     schema = unify(named, wanted, required=columns.required)
     layout = check_input(schema, columns, carry=carry, keep_media=keep_media, extra=extra)

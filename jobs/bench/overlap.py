@@ -20,9 +20,10 @@ from model.prompt import Prompt
 from model.sequence import SamplingParams
 from pipeline.config import PipelineConfig
 from pipeline.fetch import MediaAccess
+from pipeline.instructions import Instructions
 from pipeline.ledger import Held
 from pipeline.machines import load_engine
-from pipeline.prepare import Instructions, Prepare
+from pipeline.prepare import Prepare
 from pipeline.run import run
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns

@@ -27,7 +27,8 @@ from PIL import Image
 from jobs.check_up.finding import Finding
 from model.processor import Processor
 from pipeline.fetch import MediaAccess
-from pipeline.prepare import Instructions, Prepare
+from pipeline.instructions import Instructions
+from pipeline.prepare import Prepare
 from pipeline.schema import InputColumns, check_input
 
 _SLOW_S = 10.0

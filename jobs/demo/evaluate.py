@@ -40,8 +40,8 @@ from model.prompt import PromptError
 from model.sequence import SamplingParams
 from pipeline.config import PipelineConfig
 from pipeline.frames import Frames
+from pipeline.instructions import Instructions, Timestamps
 from pipeline.media import decode_media
-from pipeline.prepare import Instructions, Timestamps
 from pipeline.run import run
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns

@@ -24,7 +24,7 @@ from pipeline.fetch import MediaAccess
 from pipeline.frames import Frames
 from pipeline.ledger import Held, IdSet
 from pipeline.limits import MediaError
-from pipeline.prepare import Instructions
+from pipeline.look import Look
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns
 from pipeline.source import Source, open_source, plan, read_piece
@@ -71,7 +71,7 @@ class Camera:
     ) -> None:
         self._source = source
         self._access = access
-        self._sampling = Instructions(
+        self._sampling = Look(
             frames=FrameSampling(**output.recipe["frames"]),
             max_row_tokens=output.recipe.get("max_row_tokens"),
         ).affordable_frames

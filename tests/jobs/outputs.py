@@ -10,8 +10,8 @@ import yaml
 
 from jobs.checkpoints import DEMO
 from pipeline.config import PipelineConfig, recipe_of
+from pipeline.instructions import Instructions
 from pipeline.limits import MediaError
-from pipeline.prepare import Instructions
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns
 from pipeline.source import open_source

@@ -9,7 +9,7 @@ from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
-from pipeline.prepare import Instructions
+from pipeline.instructions import Instructions
 from pipeline.recipe import claim_output
 from pipeline.sampling import FrameSampling
 from pipeline.sink import Committer

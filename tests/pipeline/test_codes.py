@@ -13,8 +13,9 @@ from parallel.worker import Failure
 from pipeline.codes import ErrorCode
 from pipeline.decoder import Decoder
 from pipeline.fetch import MediaAccess
+from pipeline.instructions import Instructions
 from pipeline.limits import MediaError, MediaLimits
-from pipeline.prepare import Instructions, Prepare
+from pipeline.prepare import Prepare
 from pipeline.schema import InputColumns, check_input
 from tests.clips import make_audio, make_video
 from tests.pipeline.fits import Misbehave

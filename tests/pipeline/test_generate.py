@@ -297,7 +297,9 @@ def test_the_questions_of_a_row_are_answered_with_their_own_sampling_and_joined(
 
     table = prepared(make_prompt(3), make_prompt(4), None, None)
     ids = pa.array(["a", "a", "b", "b"])
-    table = table.set_column(0, "row_id", ids).append_column("question", pa.array([0, 1] * 2))
+    table = table.set_column(0, "row_id", ids)
+    for name in ("prompt_part", "prompt_question"):
+        table = table.append_column(name, pa.array([0, 1] * 2))
     stage = Generate(Groups(answer), SAMPLING, questions)
 
     async def run():

@@ -11,8 +11,10 @@ from PIL import Image
 from model.processor import Processor
 from pipeline.decoder import Decoder
 from pipeline.frames import Frames
+from pipeline.instructions import Instructions
 from pipeline.limits import MediaError, MediaLimits
-from pipeline.prepare import Instructions, Prepare, row_seed
+from pipeline.look import Look
+from pipeline.prepare import Prepare, row_seed, shown
 from pipeline.questions import Question
 from pipeline.sampling import FrameSampling
 from pipeline.schema import MEDIA_FIELDS, PREPARED_FIELDS, ErrorCode, InputColumns, check_input
@@ -127,15 +129,12 @@ def test_each_frame_has_its_time_before_it(processor, clip, timestamps, span_s, 
     assert expected in text_of(processor, rows.to_pylist()[0]).replace("image", "")
 
 
-def test_hours_are_told_from_minutes_on(processor):
+def test_hours_are_told_from_minutes_on():
     times_s = np.array([59.9, 3725.2])
     frames = Frames(rgb=np.zeros((2, 28, 28, 3), np.uint8), timestamps_s=times_s, facts=FACTS)
-    stage = Prepare(processor, None, Instructions(timestamps="mm:ss"), fetch)  # pyright: ignore[reportArgumentType]
 
-    assert [item for item in stage._shown([frames]) if isinstance(item, str)] == [
-        "[00:59] ",
-        "[1:02:05] ",
-    ]
+    texts = [item for item in shown([frames], "mm:ss") if isinstance(item, str)]
+    assert texts == ["[00:59] ", "[1:02:05] "]
 
 
 def test_a_span_limits_the_frames(processor, clip):
@@ -306,7 +305,7 @@ def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
     together = prepare(processor, rows, columns=columns, questions=ASKED)
 
     assert together["row_id"].to_pylist() == ["r0", "r0", "r1", "r1", "r2", "r2"]
-    assert together["question"].to_pylist() == [0, 1] * 3
+    assert together["prompt_question"].to_pylist() == [0, 1] * 3
     codes = [None, None, "media_corrupt", "media_corrupt", "bad_prompt", None]
     assert together["error_code"].to_pylist() == codes
     assert together["title"].to_pylist() == ["a film", "a film", "b", "b", None, None]
@@ -325,6 +324,82 @@ def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
     seeds = together["seed"].to_pylist()
     assert seeds[0] == row_seed(0, "r0/mood")
     assert len({*seeds} - {None}) == 3
+
+
+def look(num_frames, tokens, timestamps="seconds"):
+    frames = FrameSampling(num_frames=num_frames)
+    return Look(frames=frames, max_frame_tokens=tokens, timestamps=timestamps)
+
+
+def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(processor, clip):
+    """Of twelve looks, six show frames of their own and six the same with other times."""
+    grid = [(n, tokens) for n in (1, 2, 4) for tokens in (2, 6)]
+    looks = [look(*cell, timestamps) for cell in grid for timestamps in ("seconds", "none")]
+    questions = tuple(
+        Question(name=str(number), text="what moves?", look=each)
+        for number, each in enumerate(looks)
+    )
+    fetched, shots = [], []
+
+    class Counted(Decoder):
+        def shoot(self, source, wanted, **more):
+            shots.append(len(wanted))
+            return DECODER.shoot(source, wanted, **more)
+
+    def opener(value):
+        fetched.append(value)
+        return fetch(value)
+
+    layout = check_input(rows_of([clip]).schema, COLUMNS)
+    asked = Instructions(questions=questions)
+    stage = Prepare(processor, layout, asked, opener, decoder=Counted())
+    rows = rows_of([clip], [clip])
+    together = stage(rows.cast(layout.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
+
+    assert len(fetched) == 2
+    assert shots == [6, 6]  # frames that two cells show are there once
+    assert together.num_rows == 24
+    held = [value is not None for value in together["prompt_patches"].to_pylist()]
+    assert held == [True, False] * 12
+    for place, each in enumerate(looks):
+        alone = prepare(
+            processor,
+            rows_of([clip, "what moves?"]),
+            frames=each.frames,
+            max_frame_tokens=each.max_frame_tokens,
+            timestamps=each.timestamps,
+        )
+        expected, got = decode_prompt(alone, 0), decode_prompt(together, place)
+        assert expected is not None
+        assert got is not None
+        assert np.array_equal(got.token_ids, expected.token_ids)
+        assert np.array_equal(got.patches, expected.patches)
+        for name in ("frame_times_s", "num_visual_tokens"):
+            assert together[name][place] == alone[name][0]
+
+
+def test_a_question_over_a_list_asks_for_each_of_its_texts(processor, clip):
+    lists = pa.array([["a?", "b?"], ["c?"], [], None, ["d?", "e?"]], pa.list_(pa.string()))
+    rows = rows_of(*[[clip]] * 4, [b"junk"]).append_column("asks", lists)
+    columns = InputColumns(lists=("asks",))
+    questions = (
+        Question(name="each", text="Say {asks}", over="asks"),
+        Question(name="once", text="and?"),
+    )
+
+    parts = prepare(processor, rows, columns=columns, questions=questions)
+
+    ids = ["r0", "r0", "r0", "r1", "r1", "r2", "r2", "r3", "r3", "r4", "r4", "r4"]
+    assert parts["row_id"].to_pylist() == ids
+    assert parts["prompt_part"].to_pylist() == [0, 1, 2, 0, 1, 0, 1, 0, 1, 0, 1, 2]
+    assert parts["prompt_question"].to_pylist() == [0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 1]
+    codes = [None] * 5 + ["bad_prompt", None] * 2 + ["media_corrupt"] * 3
+    assert parts["error_code"].to_pylist() == codes
+    row = parts.slice(1, 1).to_pylist()[0]
+    assert "Say b?" in text_of(processor, row)
+    assert row["seed"] == row_seed(0, "r0/each/1")
+    with pytest.raises(ValueError, match="the list of texts column 'ask' is string"):
+        prepare(processor, rows, columns=InputColumns(lists=("ask",)), questions=questions)
 
 
 def png(shade, size=(56, 28)):

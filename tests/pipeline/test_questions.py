@@ -4,16 +4,17 @@ import pyarrow as pa
 import pytest
 
 from model.prompt import PromptError
+from model.sequence import SamplingParams
+from pipeline.look import Look
 from pipeline.questions import (
-    ANSWERS_FIELD,
     Question,
+    answers_in_rows,
     check_names,
-    fan_in,
     fill,
     question_fields,
     template_fields,
 )
-from pipeline.schema import RESULT_FIELDS
+from pipeline.schema import CHOICE_LOGPROBS_FIELD, RESULT_FIELDS, SAMPLES_FIELD
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_what_is_no_template_is_refused(text):
         Question(name="q", text=text)
 
 
-@pytest.mark.parametrize("name", ["status", "row_id", "answers", "question", "seed", "twice"])
+@pytest.mark.parametrize("name", ["status", "row_id", "answers", "prompt_part", "seed", "twice"])
 def test_a_name_that_is_taken_is_refused(name):
     with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
         check_names([Question(name="twice", text="?"), Question(name=name, text="?")])
@@ -51,13 +52,15 @@ def test_a_null_value_is_the_rows_error():
 
 def answered(*rows):
     """A table as the generate stage leaves it."""
-    fields = [*RESULT_FIELDS, pa.field("kept", pa.int64()), pa.field("question", pa.int32())]
+    numbers = [pa.field(name, pa.int32()) for name in ("prompt_part", "prompt_question", "kept")]
+    fields = [*RESULT_FIELDS, *numbers, SAMPLES_FIELD, CHOICE_LOGPROBS_FIELD]
     return pa.Table.from_pylist(list(rows), pa.schema(fields))
 
 
 def ok(row_id, number, text, **more):
     return {
-        "row_id": row_id, "question": number, "kept": 7, "caption": text, "status": "ok",
+        "row_id": row_id, "prompt_part": number, "prompt_question": number, "kept": 7,
+        "caption": text, "status": "ok",
         "finish_reason": "stop", "num_prompt_tokens": 10, "num_generated_tokens": 2,
         "frame_times_s": [0.5], "mean_logprob": -1.0, "min_logprob": -2.0,
     } | more  # fmt: skip
@@ -77,7 +80,7 @@ def test_answers_become_columns_of_one_row():
         ok("d", 1, "y", status="damaged", num_visual_tokens=6),
     )
 
-    merged = fan_in(table, questions)
+    merged = answers_in_rows(table, questions)
 
     rows = merged.to_pylist()
     assert [row["row_id"] for row in rows] == ["a", "b", "c", "d"]
@@ -95,6 +98,41 @@ def test_answers_become_columns_of_one_row():
     assert rows[1]["answers"][1]["error"] == "null"
     assert rows[0]["answers"][0]["mean_logprob"] == -1.0
     names = [field.name for field in question_fields(questions)]
-    assert merged.column_names[-1] == ANSWERS_FIELD.name
+    assert merged.column_names[-1] == "answers"
     assert set(names) <= set(merged.column_names)
-    assert fan_in(table.slice(0, 0), questions).num_rows == 0
+    assert answers_in_rows(table.slice(0, 0), questions).num_rows == 0
+
+
+def test_a_question_over_a_list_gives_a_list():
+    """Rows have lists of their own lengths; what each answer cost and showed is told."""
+    drawn = SamplingParams(temperature=1.0, n=2, choices=("A", "B"))
+    questions = (
+        Question(name="each", text="{ask}", over="ask", sampling=drawn, look=Look()),
+        Question(name="once", text="?"),
+    )
+    of_each = {"prompt_question": 0, "samples": ["x", "y"], "choice_logprobs": [-1.0, -2.0]}
+    table = answered(
+        ok("a", 0, "a0", **of_each, num_visual_tokens=4),
+        ok("a", 1, "a1", **of_each),
+        ok("a", 2, "a?", prompt_question=1),
+        ok("b", 0, "b0", **of_each),
+        ok("b", 1, "b?", prompt_question=1),
+    )
+
+    rows = answers_in_rows(table, questions).to_pylist()
+
+    assert [(row["each"], row["once"]) for row in rows] == [(["a0", "a1"], "a?"), (["b0"], "b?")]
+    told = rows[0]["answers"]
+    assert [answer["question"] for answer in told] == ["each", "each", "once"]
+    assert told[0]["samples"] == ["x", "y"]
+    assert told[0]["choice_logprobs"] == [-1.0, -2.0]
+    assert told[2]["choice_logprobs"] is None
+    assert (told[0]["num_visual_tokens"], told[0]["frame_times_s"]) == (4, [0.5])
+    assert "samples" not in rows[0]
+    assert questions[0].asked({"ask": ["x", "y"]}) == [{"ask": "x"}, {"ask": "y"}]
+    assert questions[0].asked({"ask": []}) == questions[0].asked({"ask": None}) == [{"ask": None}]
+
+
+def test_a_caption_is_no_list():
+    with pytest.raises(ValueError, match="`caption` are no list"):
+        check_names([Question(name="caption", text="{x}", over="x")])

@@ -18,8 +18,8 @@ from pipeline import ledger
 from pipeline.config import recipe_of
 from pipeline.costs import Cost
 from pipeline.flow import costs_of, seal, unseal
+from pipeline.instructions import Instructions
 from pipeline.lock import lock_output
-from pipeline.prepare import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint, claim_output
 from pipeline.run import RunError, run
 from pipeline.sampling import FrameSampling

@@ -10,8 +10,8 @@ import pytest
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from pipeline.config import PipelineConfig
+from pipeline.instructions import Instructions
 from pipeline.lock import lock_output
-from pipeline.prepare import Instructions
 from pipeline.run import run
 from pipeline.sampling import FrameSampling
 from pipeline.schema import ErrorCode

@@ -1,0 +1,44 @@
+"""`Instructions`: what is asked about each row, and how its media are shown to the model."""
+
+from dataclasses import dataclass, field
+
+from pipeline.limits import DEFAULT_LIMITS, MediaLimits
+from pipeline.look import Look, Timestamps
+from pipeline.questions import Question, check_names
+from pipeline.sampling import FrameSampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instructions:
+    """What is asked about each video, and how it is shown to the model; see also `Look`."""
+
+    prompt: str = "Describe this video in detail."  # where the row has none of its own
+    questions: tuple[Question, ...] = ()  # in place of the prompt; each has a column of its own
+    system: str | None = None  # None leaves it to the checkpoint's template
+    frames: FrameSampling = field(default_factory=FrameSampling)
+    timestamps: Timestamps = "seconds"
+    max_frame_tokens: int | None = 256
+    max_row_tokens: int | None = None
+    limits: MediaLimits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty; say what is wanted of each video")
+        check_names(self.questions)
+        assert self.look  # whose values are checked
+
+    @property
+    def look(self) -> Look:
+        """How a row is shown where a question does not say otherwise."""
+        return Look(
+            frames=self.frames,
+            timestamps=self.timestamps,
+            max_frame_tokens=self.max_frame_tokens,
+            max_row_tokens=self.max_row_tokens,
+        )
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """All ways in which a row is shown, each once."""
+        wanted = [question.look or self.look for question in self.questions]
+        return tuple(dict.fromkeys(wanted)) or (self.look,)
