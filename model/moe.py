@@ -51,6 +51,27 @@ class Dispatcher(Protocol):
         ...
 
 
+def add_rows(y: Tensor, which: Tensor, counts: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sums of chosen rows, each from left to right in float32 and rounded once; no atomics.
+
+    Args:
+        y: [M, D].
+        which: rows of the first sum, then of the second ...; those beyond all sums are ignored.
+        counts: [b] int64 how many rows each sum has.
+        weights: float32, one for each of `which`; None for ones.
+
+    Returns:
+        [b, D], in the dtype of `y`.
+    """
+    starts = F.pad(counts.cumsum(0), (1, 0))  # the last begins what belongs to no sum
+    if weights is not None and y.dtype != torch.float32:
+        # Torch wants weights of y's dtype, which would round them; two such numbers do not.
+        high = weights.to(y.dtype)
+        weights = torch.stack((high, (weights - high).to(y.dtype)), dim=1).flatten()
+        which, starts = which.repeat_interleave(2), 2 * starts
+    return F.embedding_bag(which, y, starts, mode="sum", per_sample_weights=weights)[:-1]
+
+
 class LocalDispatch:
     """Every row stays in this process; combined in top-k order, without atomics."""
 
@@ -58,16 +79,16 @@ class LocalDispatch:
         # Copies of tokens [T*K] by expert, then by token.
         experts, self._order = expert_ids.flatten().sort(stable=True)
         self._weights = weights
-        self.rows = x[self._order // expert_ids.shape[1]]  # [T*K, D]
+        self.rows = x.index_select(0, self._order // expert_ids.shape[1])  # [T*K, D]
         borders = torch.arange(num_experts + 1, device=x.device)
         # Not `bincount`, which waits for a GPU.
         self.rows_per_expert = torch.searchsorted(experts, borders).diff()
 
     def combine(self, y: Tensor) -> Tensor:
-        """As `Dispatch.combine`: products and sum in float32, then the dtype of `y`."""
-        by_token = y.index_select(0, self._order.argsort())
-        slots = by_token.unflatten(0, self._weights.shape)  # [T, K, D]
-        return torch.einsum("tk,tkd->td", self._weights, slots.float()).type_as(y)
+        """As `Dispatch.combine`."""
+        num_tokens, top_k = self._weights.shape
+        counts = self._order.new_full((num_tokens,), top_k)
+        return add_rows(y, self._order.argsort(), counts, self._weights.flatten())
 
 
 class LocalDispatcher:

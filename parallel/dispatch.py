@@ -20,7 +20,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel.rows import HeldRows, add_rows, pack, rows_per_place, unpack
+from model.moe import add_rows
+from parallel.rows import HeldRows, pack, rows_per_place, unpack
 from parallel.topology import Topology
 
 
@@ -75,18 +76,15 @@ class AllToAllDispatcher:
         route = torch.nonzero_static(goes.T, size=sum(sent_rows))  # [S, 2]
         to_rank, token = route.unbind(1)
         is_there = ranks[token] == to_rank[:, None]  # [S, K]
-        leaving = pack(
-            x[token],
-            torch.where(is_there, places[token], -1),
-            torch.where(is_there, weights[token], 0.0),
-        )
+        there = torch.where(is_there, places[token], -1)
+        leaving = pack(x.index_select(0, token), there, weights[token])
         arriving = leaving.new_empty(sum(arriving_rows), leaving.shape[1])  # [N, bytes]
         work = dist.all_to_all_single(
             arriving, leaving, arriving_rows, sent_rows, group=self.group, async_op=True
         )
         travelling = Travelling(leaving, arriving, work, x, expert_ids.shape[1])
         return AllToAllDispatch(
-            self, x, goes, travelling, rows_per_expert, sizes[-1], sent_rows, arriving_rows
+            self, token, goes, travelling, rows_per_expert, sizes[-1], sent_rows, arriving_rows
         )
 
 
@@ -96,7 +94,7 @@ class AllToAllDispatch:
     def __init__(
         self,
         dispatcher: AllToAllDispatcher,
-        x: Tensor,
+        token: Tensor,
         goes: Tensor,
         travelling: Travelling,
         rows_per_expert: Tensor,
@@ -106,7 +104,7 @@ class AllToAllDispatch:
     ) -> None:
         self.rows_per_expert = rows_per_expert
         self._dispatcher = dispatcher
-        self._x = x
+        self._token = token  # [S], by rank, then by token
         self._goes = goes  # [T, R]
         self._travelling = travelling
         self._num_copies = num_copies
@@ -125,16 +123,13 @@ class AllToAllDispatch:
 
     def combine(self, y: Tensor) -> Tensor:
         """Outputs of the held experts [M, D] -> [T, D] at home."""
-        partial = self._held.partial_sums(y).type_as(self._x)  # [N, D]
-        returned = self._x.new_empty(sum(self.sent_rows), self._x.shape[1])  # [S, D]
+        partial = self._held.partial_sums(y)  # [N, D]
+        returned = y.new_empty(sum(self.sent_rows), y.shape[1])  # [S, D]
         dist.all_to_all_single(
             returned, partial, self.sent_rows, self.arriving_rows, group=self._dispatcher.group
         )
-        # They stand by rank, then by token, as they left.
-        by_rank = self._goes.T
-        where = (by_rank.flatten().cumsum(0) - 1).view(by_rank.shape)
-        where = torch.where(by_rank, where, len(returned)).T.contiguous()  # [T, R]
-        return add_rows(returned, where).type_as(self._x)
+        # They stand as they left: by rank, then by token -> by token, then by rank.
+        return add_rows(returned, self._token.argsort(stable=True), self._goes.sum(1))
 
 
 class AllGatherDispatcher:
@@ -203,7 +198,7 @@ class AllGatherDispatch:
 
     def combine(self, y: Tensor) -> Tensor:
         """Outputs of the held experts [M, D] -> [T, D] at home."""
-        partial = self._arrived[0].partial_sums(y)  # [R * bucket, D] float32
+        partial = self._arrived[0].partial_sums(y).float()  # [R * bucket, D]
         home = partial.new_empty(self._dispatcher.bucket, partial.shape[1])
         dist.reduce_scatter_single(home, partial, group=self._dispatcher.group)
         return home[: len(self._x)].type_as(self._x)

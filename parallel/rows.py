@@ -6,8 +6,9 @@ Letters: n, b rows, D hidden size, K experts per token, M rows that reach the he
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from model.moe import add_rows
 
 _NUMBER_BYTES = 4  # of a weight, and of an expert's place
 
@@ -44,15 +45,16 @@ class HeldRows:
         copies = places.flatten().long()  # [n*K], by row
         is_here = copies >= 0
         order = torch.where(is_here, copies, num_held).argsort(stable=True)[:num_copies]
-        self.rows = x[order // places.shape[1]]  # [M, D], by expert, then by row
-        where = torch.full_like(copies, num_copies)  # M: nowhere
-        where[order] = torch.arange(num_copies, device=x.device)
-        self._where = torch.where(is_here, where, num_copies).view(places.shape)
-        self._weights = torch.where(is_here.view(places.shape), weights, 0.0)
+        self.rows = x.index_select(0, order // places.shape[1])  # [M, D], by expert, then by row
+        # By expert -> by row, those of no expert last.
+        key = torch.where(is_here[order], order, len(copies))
+        self._by_row = key.argsort(stable=True)  # [M]
+        self._weights = weights.flatten()[order[self._by_row]]  # [M]
+        self._counts = is_here.view(places.shape).sum(1)  # [n]
 
     def partial_sums(self, y: Tensor) -> Tensor:
-        """Outputs [M, D] -> [n, D] float32: the weighted outputs of a row's experts here."""
-        return add_rows(y, self._where, self._weights)
+        """Outputs [M, D] -> [n, D]: the weighted outputs of a row's experts here."""
+        return add_rows(y, self._by_row, self._counts, self._weights)
 
 
 def rows_per_place(places: Tensor, num_held: int) -> Tensor:
@@ -61,19 +63,3 @@ def rows_per_place(places: Tensor, num_held: int) -> Tensor:
     copies = torch.where(copies < 0, num_held, copies)
     counts = torch.zeros(num_held + 1, dtype=torch.int64, device=places.device)
     return counts.scatter_add_(0, copies, torch.ones_like(copies))[:num_held]
-
-
-def add_rows(y: Tensor, where: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Add rows of `y` [n, D] from left to right: [b, D] float32.
-
-    Args:
-        y: the rows.
-        where: [b, k] which rows to add; n adds nothing.
-        weights: [b, k] float32, or None for ones.
-    """
-    padded = y.new_empty(len(y) + 1, y.shape[1], dtype=torch.float32)
-    padded[:-1] = y
-    padded[-1] = 0  # for "nothing"
-    if weights is None:
-        return F.embedding_bag(where, padded, mode="sum")
-    return F.embedding_bag(where, padded, mode="sum", per_sample_weights=weights.contiguous())
