@@ -2,6 +2,7 @@
 
     python -m jobs.bench_engine                          # everything, some minutes on two cores
     python -m jobs.bench_engine --only prefill,decode --sequences 1,8,32 --compare transformers
+    python -m jobs.bench_engine --expert-parallel 2      # `ranks` alone, unless --only says more
 
 The shape is `moonlight-4l`: the published widths of Kimi-VL's decoder (hidden 2048, 64 experts x
 1408, top-6, 2 shared, latent attention, vocabulary 163,840) and of MoonViT, 4 layers of each, with
@@ -16,6 +17,8 @@ parts:
   clips       clips/s of the demo checkpoint, from H.264 to the caption
   scheduler   its own share of the demo checkpoint's steps while 1,000 prompts wait
   neighbours  the share of 500 texts that change between batches of 1 and of 32
+  ranks       prefill and decode of R ranks of one thread each, which share the experts, beside one
+              engine of R threads and R groups of one rank; only with `--expert-parallel R`
 
 Beside a rate stands what it is of a limit that is measured in turns with it: the time of the bare
 bf16 products of the same shapes, on weights packed for this processor. For decode these are only
@@ -41,6 +44,7 @@ import torch
 from jobs.bench.clips import measure_clips, measure_neighbours
 from jobs.bench.contexts import measure_contexts
 from jobs.bench.questions import measure_questions
+from jobs.bench.ranks import measure_ranks
 from jobs.bench.shapes import moonlight, narrow
 from jobs.bench.text import measure_decode, measure_prefill
 from jobs.bench.turns import Others
@@ -48,7 +52,7 @@ from jobs.bench.vision import measure_vision
 from jobs.bench.waiting import measure_scheduler
 from jobs.bench.workbench import Sizes, Workbench
 from jobs.checkpoints import find_checkpoint
-from jobs.options import Formatter, Parser
+from jobs.options import Formatter, Parser, positive
 
 PARTS: Mapping[str, Callable[[Workbench], dict[str, object]]] = {
     "prefill": measure_prefill,
@@ -59,23 +63,36 @@ PARTS: Mapping[str, Callable[[Workbench], dict[str, object]]] = {
     "clips": measure_clips,
     "scheduler": measure_scheduler,
     "neighbours": measure_neighbours,
+    "ranks": measure_ranks,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table and a JSON object."""
     options = _parser().parse_args(arguments)
+    parts = options.only or default_parts(options.expert_parallel)
+    if ("ranks" in parts) != (options.expert_parallel is not None):
+        print("bench_engine: error: the part ranks and --expert-parallel R go together")
+        return 2
     bench = Workbench(
         config=moonlight(options.layers),
         long_config=narrow(),
         checkpoint=find_checkpoint("demo"),
         num_threads=options.threads,
         compares=options.compare is not None,
+        num_ranks=options.expert_parallel or 1,
         sizes=Sizes(num_sequences=options.sequences),
     )
     shape = {"shape": f"moonlight-{options.layers}l", "threads": options.threads}
-    print(json.dumps(shape | run(options.only, bench)))
+    print(json.dumps(shape | run(parts, bench)))
     return 0
+
+
+def default_parts(num_ranks: int | None) -> tuple[str, ...]:
+    """What is measured unless the user says otherwise: all of one process, or the ranks."""
+    if num_ranks is not None:
+        return ("ranks",)
+    return tuple(part for part in PARTS if part != "ranks")
 
 
 def run(parts: Sequence[str], bench: Workbench) -> dict[str, object]:
@@ -110,7 +127,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--only",
         type=_parts,
-        default=",".join(PARTS),
         metavar="A,B",
         help="the parts to measure",
     )
@@ -123,6 +139,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--layers", type=int, default=4, help="the first of them dense")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument(
+        "--expert-parallel", type=_several, metavar="R", help="ranks that share the experts"
+    )
     parser.add_argument("--compare", choices=("transformers",), help="do the same work with it")
     return parser
 
@@ -135,6 +154,12 @@ def _parts(text: str) -> tuple[str, ...]:
             f"there is no part {', '.join(unknown)}; choose from {', '.join(PARTS)}"
         )
     return names
+
+
+def _several(text: str) -> int:
+    if (number := positive(text)) < 2:
+        raise argparse.ArgumentTypeError("experts are shared by at least 2 ranks")
+    return number
 
 
 def _numbers(text: str) -> tuple[int, ...]:

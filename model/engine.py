@@ -197,17 +197,20 @@ class Engine:
         self.cache.layers = ()
 
     @torch.inference_mode()
-    def step(self, turn: Turn = own_turn) -> list[tuple[str, Completion | PromptError]]:
+    def step(
+        self, turn: Turn = own_turn, max_new_tokens: float = math.inf
+    ) -> list[tuple[str, Completion | PromptError]]:
         """Compute what the scheduler plans, and sample where a sequence's next token follows.
 
         Args:
             turn: lets this step's layers run together with those of other ranks; a rank without
                 work steps too, with no tokens.
+            max_new_tokens: as for `Scheduler.plan`.
 
         Returns:
             (request id, completion) of every request that is answered, or why it alone failed.
         """
-        chunks = self.scheduler.plan()
+        chunks = self.scheduler.plan(max_new_tokens)
         features = self._features.of(chunks)
         batch = batch_of(chunks, self.model.config.media_token_id, self.model.device)
         with turn(len(batch.token_ids), batch.num_decodes == len(chunks)) as goes:

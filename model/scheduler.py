@@ -8,10 +8,11 @@ token budget on prompts: those begun before, then new ones. A sequence computes 
 after a preemption, its generated tokens too, so what follows is the same.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 from model.blocks import BLOCK_SIZE, BlockPool, blocks_for
 from model.sequence import Sequence
@@ -86,15 +87,28 @@ class Scheduler:
         sequence.block_keys = []
         self._waiting.appendleft(sequence)
 
-    def plan(self) -> list[Chunk]:
-        """The chunks of the next step, decodes first. The caller computes all of them."""
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Of waiting prompts for which there are places, if there is memory for the first."""
+        if not self._waiting or self._known_blocks(self._waiting[0]) is None:
+            return 0
+        num_places = self._max_batch_size - len(self._running)
+        return sum(sequence.num_tokens for sequence in islice(self._waiting, num_places))
+
+    def plan(self, max_new_tokens: float = math.inf) -> list[Chunk]:
+        """The chunks of the next step, decodes first. The caller computes all of them.
+
+        Args:
+            max_new_tokens: while the prompts that this step begins have fewer tokens, another is
+                begun.
+        """
         decodes = list(self._decodes())
         prompts: list[Chunk] = []
         budget = max(1, self._max_step_tokens - len(decodes))
         planned = {id(chunk.sequence) for chunk in decodes}
         begun = [sequence for sequence in self._running if id(sequence) not in planned]
         # One by one, and none before the last is whole: each may share the blocks of the last.
-        for sequence in chain(begun, self._admissions()):
+        for sequence in chain(begun, self._admissions(max_new_tokens)):
             end = min(sequence.num_tokens, sequence.num_cached + budget)
             prompts.append(self._chunk(sequence, end))
             budget -= end - sequence.num_cached
@@ -123,22 +137,30 @@ class Scheduler:
                     return False
         return True
 
-    def _admissions(self) -> Iterator[Sequence]:
+    def _admissions(self, max_new_tokens: float) -> Iterator[Sequence]:
         """Waiting sequences, each with blocks for all that it knows."""
-        while self._waiting and len(self._running) < self._max_batch_size:
+        while max_new_tokens > 0 and self._waiting and len(self._running) < self._max_batch_size:
             sequence = self._waiting[0]
-            # One token at least must be computed, for the logits that follow it.
-            known = self._pool.find(sequence.block_keys[: (sequence.num_tokens - 1) // BLOCK_SIZE])
-            missing = blocks_for(sequence.num_tokens) - len(known)
-            # One block more for each that runs, lest it be preempted at once.
-            if missing + len(self._running) > self._pool.num_available_beside(known):
+            known = self._known_blocks(sequence)
+            if known is None:
                 return
             self._waiting.popleft()
             self._pool.share(known)
+            missing = blocks_for(sequence.num_tokens) - len(known)
             sequence.blocks = [*known, *self._pool.take(missing)]
             sequence.num_cached = len(known) * BLOCK_SIZE
             self._running.append(sequence)
+            max_new_tokens -= sequence.num_tokens - sequence.num_cached
             yield sequence
+
+    def _known_blocks(self, sequence: Sequence) -> list[int] | None:
+        """Blocks that others computed, or None if there is no room for the rest of them."""
+        # One token at least must be computed, for the logits that follow it.
+        known = self._pool.find(sequence.block_keys[: (sequence.num_tokens - 1) // BLOCK_SIZE])
+        missing = blocks_for(sequence.num_tokens) - len(known)
+        # One block more for each that runs, lest it be preempted at once.
+        has_room = missing + len(self._running) <= self._pool.num_available_beside(known)
+        return known if has_room else None
 
     def _chunk(self, sequence: Sequence, end: int) -> Chunk:
         """Plan up to `end`; who comes later in this step may already use the full blocks."""

@@ -5,7 +5,9 @@ all compute, also those that bring nothing, or none does. What can fail on one r
 tokenising, grammars, allocation) comes before the exchange, and is told in the next one, so that
 nobody waits in a collective for a rank that has given up.
 
-    plan, encode images --> exchange: tokens, phase, stop, error --> layers --> sample
+    plan, encode images --> exchange: tokens, phase, waiting, stop, error --> layers --> sample
+
+What waits on each rank is told too, and decides what prompts the next step begins (`pace`).
 """
 
 import time
@@ -15,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+from parallel.pace import Pace
 
 _REASON_BYTES = 256  # of a failure, for the others' logs
 
@@ -29,6 +33,7 @@ class StepPlan:
 
     tokens: tuple[int, ...]  # of each rank
     is_decode: bool  # no rank computes prompts
+    waiting: tuple[int, ...]  # tokens of prompts that each rank could begin in the next step
 
     @property
     def max_tokens(self) -> int:
@@ -70,20 +75,24 @@ class Lockstep:
         self, group: dist.ProcessGroup, on_plan: Callable[[StepPlan], None] = lambda _: None
     ) -> None:
         self.stats = LockstepStats()
+        self.pace = Pace()
         self._group = group
         self._on_plan = on_plan
         self._has_left = False
 
     @contextmanager
-    def turn(self, num_tokens: int, is_decode: bool) -> Iterator[bool]:
+    def turn(self, num_tokens: int, is_decode: bool, num_waiting: int = 0) -> Iterator[bool]:
         """As `model.engine.Turn`: agree, then run the layers in the `with`, if there are tokens.
+
+        `num_waiting` are tokens of prompts that this rank could begin in the next step.
 
         Raises:
             LockstepError: a rank has stopped or failed; so must this one.
         """
         began = time.monotonic()
-        plan = self._agree(num_tokens, is_decode)
+        plan = self._agree(num_tokens, is_decode, num_waiting)
         agreed = time.monotonic()
+        self.pace.follow(plan.waiting, is_idle=plan.max_tokens == 0)
         self._on_plan(plan)
         try:
             yield plan.max_tokens > 0
@@ -114,24 +123,24 @@ class Lockstep:
         if self._has_left:
             return
         self._has_left = True
-        self._exchange(0, True, 1 + is_failure)
+        self._exchange(0, True, 0, 1 + is_failure)
         self._tell(reason)
 
-    def _agree(self, num_tokens: int, is_decode: bool) -> StepPlan:
-        """One exchange of three numbers with every rank."""
-        told = self._exchange(num_tokens, is_decode, 0)
-        ends = [rank for rank, (_, _, end) in enumerate(told) if end]
+    def _agree(self, num_tokens: int, is_decode: bool, num_waiting: int) -> StepPlan:
+        """One exchange of four numbers with every rank."""
+        told = self._exchange(num_tokens, is_decode, num_waiting, 0)
+        tokens, decodes, waiting, has_ended = zip(*told, strict=True)
+        ends = [rank for rank, end in enumerate(has_ended) if end]
         if ends:
             self._has_left = True
             reason = self._tell("")[ends[0]]
-            verb = "failed" if told[ends[0]][2] > 1 else "stopped"
+            verb = "failed" if has_ended[ends[0]] > 1 else "stopped"
             raise LockstepError(f"rank {ends[0]} of the group {verb}: {reason}")
-        tokens = tuple(tokens for tokens, _, _ in told)
-        return StepPlan(tokens, all(decodes for _, decodes, _ in told))
+        return StepPlan(tokens, all(decodes), waiting)
 
-    def _exchange(self, num_tokens: int, is_decode: bool, end: int) -> list[list[int]]:
+    def _exchange(self, *numbers: int) -> list[list[int]]:
         """Numbers of each rank; an all-to-all, which is gloo's fastest way to do it."""
-        own = torch.tensor([[num_tokens, is_decode, end]])
+        own = torch.tensor([numbers])
         told = torch.empty(self._group.size(), own.shape[1], dtype=torch.int64)
         dist.all_to_all_single(told, own.expand_as(told).contiguous(), group=self._group)
         return told.tolist()

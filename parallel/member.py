@@ -6,6 +6,7 @@ nothing to do, because the others need its experts.
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -76,10 +77,15 @@ class MemberEngine:
         """
         num_steps = self._lockstep.stats.num_steps
         with self._lockstep.announced():
-            finished = self._engine.step(self._lockstep.turn)
-        if self._lockstep.stats.num_steps == num_steps:
+            finished = self._engine.step(self._turn, self._lockstep.pace.limit)
+        if self._lockstep.stats.num_steps == num_steps and not self._lockstep.pace.limit:
             time.sleep(_NAP_S)
         return finished
+
+    def _turn(self, num_tokens: int, is_decode: bool) -> AbstractContextManager[bool]:
+        """As `model.engine.Turn`."""
+        waiting = self._engine.scheduler.num_waiting_tokens
+        return self._lockstep.turn(num_tokens, is_decode, waiting)
 
     def stats(self) -> dict[str, float]:
         """Those of the engine, and how well this rank keeps together with the others."""

@@ -36,7 +36,10 @@ class Turns:
 
 
 class Others:
-    """What other processes use of the processors, from now on; 0 where there is no /proc."""
+    """What other processes use of the processors, from now on; 0 where there is no /proc.
+
+    Children count as this process once they have ended and were waited for.
+    """
 
     def __init__(self) -> None:
         self._wall_s, self._busy_s, self._own_s = _clocks()
@@ -54,10 +57,11 @@ def _clocks() -> tuple[float, float, float]:
     stat = Path("/proc/stat")
     if not stat.exists():
         return time.perf_counter(), 0.0, 0.0
+    own_s = sum(os.times()[:4])  # user, system, and those of children
     # proc_stat(5): user nice system idle iowait irq softirq steal
     ticks = list(map(int, stat.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]))
     busy_s = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-    return time.perf_counter(), busy_s, time.process_time()
+    return time.perf_counter(), busy_s, own_s
 
 
 def take_turns(works: Mapping[str, Callable[[], float]], num_rounds: int) -> Turns:

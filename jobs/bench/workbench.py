@@ -43,6 +43,7 @@ class Workbench:
     checkpoint: Path  # of the parts that look at clips
     num_threads: int
     compares: bool
+    num_ranks: int = 2  # of the part that divides the experts
     sizes: Sizes = field(default_factory=Sizes)
 
     @cached_property

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.moe import Experts, LocalDispatcher, MoE, Router
+from model.moe import Experts, LocalDispatcher, MoE, Router, add_rows
 from tests.tiny import tiny_config
 
 
@@ -91,3 +91,25 @@ def test_experts_learn():
     assert experts.gate_up_proj.grad[1].abs().sum() == 0
     assert experts.gate_up_proj.grad[0].abs().sum() > 0
     assert rows.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weighted_sums_are_those_of_float64_rounded_once(dtype):
+    torch.manual_seed(0)
+    y, which, weights = torch.randn(12, 64).to(dtype), torch.randperm(12), torch.rand(12)
+    counts = torch.tensor([3, 0, 6, 1])
+    sums = add_rows(y, which, counts, weights)
+    assert sums.dtype == dtype
+    products = y.double()[which] * weights.double()[:, None]
+    for got, rows in zip(sums, products.split([*counts.tolist(), 2]), strict=False):
+        # Half a step of the dtype, and what float32 and two numbers for a weight leave over.
+        torch.testing.assert_close(
+            got.double(), rows.sum(0), rtol=torch.finfo(dtype).eps * 0.52, atol=1e-5
+        )
+
+
+def test_rows_beyond_all_sums_are_ignored_whatever_they_are():
+    y = torch.tensor([[1.0], [torch.nan], [3.0]])
+    sums = add_rows(y, torch.tensor([2, 0, 1]), torch.tensor([1, 1]), torch.ones(3))
+    assert sums.tolist() == [[3.0], [1.0]]
+    assert add_rows(y[:0], torch.zeros(0).long(), torch.zeros(2).long()).tolist() == [[0.0]] * 2

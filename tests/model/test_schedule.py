@@ -225,3 +225,35 @@ def test_a_shared_block_is_free_when_its_last_owner_goes():
     assert pool.num_available == 0
     pool.give_back([block])
     assert pool.num_available == 1
+
+
+def planned(engine, max_new_tokens):
+    return [len(range(c.start, c.end)) for c in engine.scheduler.plan(max_new_tokens)]
+
+
+def test_prompts_are_begun_while_a_step_has_fewer_new_tokens_than_allowed(checkpoint, processor):
+    engine = make_engine(checkpoint, max_batch_size=3)
+    prompt = processor.prompt(["red circle"])
+    length = len(prompt.token_ids)
+    for number in range(5):
+        engine.add(str(number), prompt, SamplingParams(max_tokens=4))
+    assert engine.scheduler.num_waiting_tokens == 3 * length  # there are three places
+    assert planned(engine, 0) == []
+    assert planned(engine, 1) == [length]
+    assert engine.scheduler.num_waiting_tokens == 2 * length
+    rest = length - (length - 1) // BLOCK_SIZE * BLOCK_SIZE  # what the others do not share
+    assert planned(engine, rest)[1:] == [rest]
+    assert planned(engine, 1)[2:] == [rest]
+    assert engine.scheduler.num_waiting_tokens == 0
+
+
+def test_a_prompt_for_which_there_is_no_memory_does_not_wait_to_begin(checkpoint, processor):
+    engine = make_engine(checkpoint, num_blocks=6)
+    prompt = processor.prompt(["red circle " * 8])
+    assert 4 * BLOCK_SIZE < len(prompt.token_ids) < 5 * BLOCK_SIZE
+    engine.add("first", prompt, SamplingParams(max_tokens=4))
+    other = processor.prompt(["blue square " * 8])
+    engine.add("second", other, SamplingParams(max_tokens=4))
+    assert engine.scheduler.num_waiting_tokens == len(prompt.token_ids) + len(other.token_ids)
+    assert len(engine.scheduler.plan()) == 1
+    assert engine.scheduler.num_waiting_tokens == 0

@@ -160,7 +160,7 @@ def fail_on_rank_1(checkpoint, break_engine: Callable[[MemberEngine], None]) -> 
 
 def test_what_fails_on_one_rank_alone_is_told_to_all(checkpoint):
     def break_plan(engine: MemberEngine) -> None:
-        def plan():
+        def plan(_max_new_tokens):
             raise MemoryError("no room for the images")
 
         engine._engine.scheduler.plan = plan
@@ -202,15 +202,15 @@ def test_every_rank_knows_the_same_plan():
 
     def on_rank(group: dist.ProcessGroup) -> None:
         lockstep = Lockstep(group, plans.append)
-        with lockstep.turn(group.rank() * 2, group.rank() != 1) as goes:
+        with lockstep.turn(group.rank() * 2, group.rank() != 1, 3 - group.rank()) as goes:
             assert goes
         with lockstep.turn(0, True) as goes:
             assert not goes
 
     run_ranks(3, on_rank)
     assert sorted(plans, key=lambda plan: plan.max_tokens) == [
-        *[StepPlan((0, 0, 0), is_decode=True)] * 3,
-        *[StepPlan((0, 2, 4), is_decode=False)] * 3,
+        *[StepPlan((0, 0, 0), True, (0, 0, 0))] * 3,
+        *[StepPlan((0, 2, 4), False, (3, 2, 1))] * 3,
     ]
 
 
@@ -229,3 +229,25 @@ def test_a_rank_that_waits_for_others_counts_it():
     started = threading.Barrier(2)
     run_ranks(2, on_rank)
     assert waits[0] > waits[1]
+
+
+def test_prompts_that_come_at_different_times_are_begun_in_the_same_step(checkpoint, work):
+    plans: list[StepPlan] = []
+
+    def on_rank(group: dist.ProcessGroup) -> None:
+        engine = member(checkpoint, group, "all_to_all")
+        if group.rank() == 0:
+            engine._lockstep._on_plan = plans.append  # all_to_all needs no plan
+        params = SamplingParams(max_tokens=30)
+        engine.add("first", work["long"][0], params)  # so that there is something to do
+        for step in range(12):
+            if step == 4 + 3 * group.rank():
+                engine.add("later", work["chunks"][0], params)
+            engine.step()
+
+    run_ranks(2, on_rank)
+    assert plans[0].tokens == (0, 0)  # first the others must know
+    assert plans[1].tokens == (len(work["long"][0].token_ids),) * 2
+    assert [plan.is_decode for plan in plans[2:9]] == [True] * 6 + [False]
+    assert plans[5].waiting == (len(work["chunks"][0].token_ids), 0)
+    assert plans[8].tokens == (1 + 63,) * 2  # the budget of a step
