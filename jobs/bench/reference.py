@@ -39,7 +39,7 @@ class Reference:
         """Compute prompts [B, length]; returns what it remembers of them."""
         output = self._decoder(token_ids, use_cache=True, logits_to_keep=1)
         output.logits.argmax(-1)
-        return output.past_key_values
+        return output.cache
 
     @torch.inference_mode()
     def decoding(self, context_len: int, num_sequences: int) -> "Decoding":
@@ -50,7 +50,7 @@ class Reference:
         """
         vocab_size = self._decoder.config.vocab_size
         prompt = torch.randint(0, vocab_size, (1, context_len))
-        remembered = self._decoder(prompt, use_cache=True, logits_to_keep=1).past_key_values
+        remembered = self._decoder(prompt, use_cache=True, logits_to_keep=1).cache
         remembered.batch_repeat_interleave(num_sequences)
         for layer in remembered.layers:
             for tensor in (layer.keys, layer.values):
@@ -77,7 +77,7 @@ class Decoding:
     @torch.inference_mode()
     def step(self) -> None:
         """One token for each sequence."""
-        output = self._decoder(self._tokens, past_key_values=self._remembered, use_cache=True)
+        output = self._decoder(self._tokens, cache=self._remembered, use_cache=True)
         self._tokens = output.logits[:, -1:].argmax(-1)
 
 

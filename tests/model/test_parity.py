@@ -73,9 +73,7 @@ def reference_greedy(reference, prompt: list[int]) -> tuple[torch.Tensor, list[i
     output = reference(torch.tensor([prompt]), use_cache=True)
     logits, tokens = [output.logits[0]], [int(output.logits[0, -1].argmax())]
     for _ in range(NEW_TOKENS - 1):
-        output = reference(
-            torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
-        )
+        output = reference(torch.tensor([tokens[-1:]]), cache=output.cache, use_cache=True)
         logits.append(output.logits[0])
         tokens.append(int(output.logits[0, -1].argmax()))
     return torch.cat(logits), tokens
