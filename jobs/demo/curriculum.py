@@ -13,42 +13,44 @@ VISION: Mapping[str, Any] = random_checkpoint.VISION
 # Any video is seen at about 112 x 84 pixels.
 IMAGE: Mapping[str, Any] = {**random_checkpoint.IMAGE, "in_token_limit": 48}
 
+# No clips: scenes told in words, to learn to find an answer, its option and its letter.
+_WORDS = Stage(
+    goals={"q_letter": 0.95, "q_motion": 0.95, "q_place": 0.9},
+    until=500,
+    conversations=24,
+    sizes=(),
+    num_frames=(),
+    difficulty=Difficulty(event=0.3, text=0.2),
+    told=1.0,
+    told_questions=3,
+    choices=0.6,
+    options=(2, 3, 4),
+)
 # One shape, or two, in a few frames: colours, shapes, places, and motion out of places.
-_FIRST = Stage(
-    goals={"motion": 0.95, "shape": 0.9},
-    until=0.45,
-    clips=24,
+_FIRST = replace(
+    _WORDS,
+    goals={"motion": 0.92, "shape": 0.93, "q_letter": 0.85},
+    until=2000,
     sizes=((84, 84), (112, 84)),
     num_frames=(2, 4),
-    difficulty=Difficulty(num_shapes=(0.7, 0.3, 0.0), small=0.4, event=0.05, text=0.2),
+    difficulty=Difficulty(num_shapes=(0.7, 0.3, 0.0), small=0.4, event=0.0, text=0.25),
     rate=1.6,
-    num_questions=1,
-    choices=0.5,
-    options=(2, 3),
+    told=0.25,
 )
-# Every format, more shapes, words, events, answers to choose from.
+# Every format, and events: six frames show whether they come early or late.
 _MORE = replace(
     _FIRST,
-    goals={"motion": 0.96, "shape": 0.95, "q_letter": 0.9},
-    until=0.65,
+    goals={"motion": 0.95, "shape": 0.97, "q_letter": 0.93, "event": 0.93, "text": 0.93},
+    until=2800,
     rate=1.0,
-    num_questions=2,
     sizes=((224, 168), (168, 224), (196, 196), (252, 140)),
-    num_frames=(2, 4, 8),
-    difficulty=Difficulty(num_shapes=(0.55, 0.45, 0.0), event=0.15, text=0.2),
+    num_frames=(6,),
+    difficulty=Difficulty(event=0.35, text=0.25),
     timestamps=0.5,
     still_image=0.05,
-    options=(2, 3, 4),
-    choices=0.5,
 )
 # As at inference.
 _LAST = replace(
-    _MORE,
-    goals={},
-    until=1.0,
-    num_frames=(4, 8, 8, 8),
-    difficulty=Difficulty(),
-    timestamps=0.75,
-    options=(2, 3, 4, 4, 4),
+    _MORE, goals={}, until=10**9, num_frames=(6, 8, 8), timestamps=0.75, options=(2, 3, 4, 4, 4)
 )
-STAGES = (_FIRST, _MORE, _LAST)
+STAGES = (_WORDS, _FIRST, _MORE, _LAST)

@@ -64,5 +64,5 @@ def cover_of_text(text: str, width_px: int, height_px: int, band: float) -> NDAr
     mask = Image.new("L", (width_px, height_px))
     font = ImageFont.load_default(size)
     place = (width_px / 2, height_px * band / 2)
-    ImageDraw.Draw(mask).text(place, text, fill=255, font=font, anchor="mm")
+    ImageDraw.Draw(mask).text(place, text, fill=255, font=font, anchor="mm", stroke_width=size / 40)
     return np.asarray(mask, np.float32) / np.float32(255)

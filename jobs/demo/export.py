@@ -12,7 +12,7 @@ from jobs.demo.random_checkpoint import write_configs, write_weights
 from jobs.demo.vocabulary import write_tokenizer
 from model.kimi_vl import KimiVL
 from model.rope import text_inv_freq
-from model.weights import INDEX_FILE, check_checkpoint, destinations
+from model.weights import check_checkpoint, destinations
 
 
 def write_empty_checkpoint(directory: Path) -> None:
@@ -20,14 +20,6 @@ def write_empty_checkpoint(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     vocab_size = write_tokenizer(directory, vocabulary_lines(), num_merges=600)
     write_configs(directory, vocab_size, TEXT, VISION, IMAGE, torch.bfloat16)
-
-
-def copy_empty_checkpoint(source: Path, directory: Path) -> None:
-    """As `write_empty_checkpoint`, with the vocabulary and the sizes of another checkpoint."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        if file.suffix != ".safetensors" and file.name != INDEX_FILE:
-            shutil.copyfile(file, directory / file.name)
 
 
 def export(model: KimiVL, empty_checkpoint: Path, directory: Path) -> None:

@@ -28,9 +28,10 @@ _CLASSES = {
     "word": 2 + len(WORDS),  # nothing, a number, a word
     "tens": 10,
     "ones": 10,
+    "place": 9,  # of the shape, which has up to nine names
 }
 NAMES = tuple(_CLASSES)
-_OF_FEATURES = ("shape", "colour", "word", "tens", "ones")
+_OF_FEATURES = ("shape", "colour", "word", "tens", "ones", "place")
 _OF_HIDDEN = ("shape", "colour", "motion", "word")
 _SEEN_ENOUGH = 0.35  # of a clip's duration must have been seen before motion is asked for
 
@@ -67,7 +68,7 @@ def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int
         reach = CELL_PX / 2 + 0.6 * radius * min(width_px, height_px)
         dx = abs(xy[:, :1] * width_px - x)[:, None, :]
         dy = abs(xy[:, 1:] * height_px - y)[:, :, None]
-        visible = _visible(scene, index, u)
+        visible = scene.visible(index, u)
         distance = np.maximum(dx, dy) / reach[:, None, None]
         is_here = (distance < 1) & (distance < nearest) & visible[:, None, None]
         nearest = np.where(is_here, distance, nearest)
@@ -77,8 +78,10 @@ def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int
         labels[:, 0] = 1 + SHAPES.index(shape.shape)
         labels[:, 1] = _colours(scene, index, u)
         labels[u - u[first] > _SEEN_ENOUGH, 2] = MOTIONS.index(shape.motion)
+        thirds = (xy * 3).astype(int)
+        labels[:, NAMES.index("place")] = thirds[:, 1] * 3 + thirds[:, 0]
         frame, row, column = is_here.nonzero()
-        classes[frame, row, column, :3] = labels[frame, :3]
+        classes[frame, row, column] = labels[frame]
         places[frame, row, column] = np.column_stack((now - 0.5, 3 * (now - now[first])))[frame]
     _hint_text(classes, scene, TEXT_BAND * height_px)
     return Hints(
@@ -88,11 +91,13 @@ def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int
     )
 
 
-def _visible(scene: Scene, index: int, u: NDArray[np.float64]) -> NDArray[np.bool_]:
-    event = scene.event
-    if event is None or event.shape != index or event.kind == "turns":
-        return np.ones(len(u), bool)
-    return u >= event.u if event.kind == "appears" else u < event.u
+def no_hints() -> Hints:
+    """Of no cell at all."""
+    return Hints(
+        classes=np.zeros((0, len(NAMES)), np.int16),
+        places=np.zeros((0, 6), np.float32),
+        is_shape=np.zeros(0, bool),
+    )
 
 
 def _colours(scene: Scene, index: int, u: NDArray[np.float64]) -> NDArray[np.int16]:
@@ -109,7 +114,7 @@ def _hint_text(classes: NDArray[np.int16], scene: Scene, band_px: float) -> None
     word = 0 if not scene.text else 1 if scene.text.isdigit() else 2 + WORDS.index(scene.text)
     row[..., 3] = word
     if word == 1:
-        row[..., 4:] = [int(digit) for digit in scene.text]
+        row[..., 4:6] = [int(digit) for digit in scene.text]
 
 
 class HintHeads(nn.Module):
@@ -154,10 +159,8 @@ class HintHeads(nn.Module):
 def _balanced(logits: Tensor, targets: Tensor, name: str) -> Tensor:
     """Cross-entropy in which the many cells that show nothing count less."""
     weight = torch.ones(logits.shape[-1])
-    if name != "motion":
+    if name in ("shape", "colour", "word"):
         weight[0] = 0.2
-    if name in ("tens", "ones"):
-        weight[0] = 1.0
     return F.cross_entropy(logits, targets, weight)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs.demo.scenes import (
     BACKGROUNDS,
@@ -46,7 +47,9 @@ PLACES = (
     *("left", "center", "right"),
     *("bottom left", "bottom", "bottom right"),
 )
-_LETTERS = "ABCD"
+# Within these times a shape stays in one place where it is asked for: a few frames show no more.
+ENDS = {"start": (0.0, 0.14), "end": (0.86, 1.0)}
+LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,16 @@ class Question:
     text: str
     answer: str
     wrong: tuple[str, ...]
+    options: tuple[str, ...] = ()  # in the order of LETTERS, one of which is the answer
 
     def as_choice(self, rng: np.random.Generator, num_options: int = 4) -> "Question":
         """The same question with up to four answers to choose from, answered by a letter."""
         wrong = rng.permutation(list(self.wrong))[: num_options - 1]
         options = [str(option) for option in rng.permutation([self.answer, *wrong])]
-        lines = [f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False)]
+        lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
         text = "\n".join([self.text, *lines, "Answer with the letter."])
-        return Question(self.kind, text, _LETTERS[options.index(self.answer)], ())
+        letter = LETTERS[options.index(self.answer)]
+        return Question(self.kind, text, letter, (), tuple(options))
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,17 @@ def image_caption(scene: Scene) -> str:
     said = [f"a {shape.name}" for shape in scene.shapes]
     sentence = f"{_listed(said)} on a {scene.background} background."
     return sentence + (f" The text says {scene.text}." if scene.text else "")
+
+
+def told(scene: Scene) -> str:
+    """All that can be asked about the clip of a scene, in words: the caption, then the places."""
+    places = [
+        f"The {shape.name} is {place.answer} at the {end}."
+        for index, shape in enumerate(scene.shapes)
+        for end in ENDS
+        for place in _at_end(scene, index, end)
+    ]
+    return " ".join([caption(scene), *places])
 
 
 def _listed(said: Sequence[str]) -> str:
@@ -145,9 +161,9 @@ def read_caption(text: str) -> Seen:
 def questions(scene: Scene) -> list[Question]:
     """Every question that can be asked about the clip of a scene."""
     asked = [_background(scene), _count(scene)]
-    for shape in scene.shapes:
+    for index, shape in enumerate(scene.shapes):
         asked.append(_motion(shape))
-        asked += [*_where(shape, 0.0, " at the start"), *_where(shape, 1.0, " at the end")]
+        asked += [question for end in ENDS for question in _at_end(scene, index, end)]
         changes_colour = scene.event is not None and scene.event.kind == "turns"
         if not changes_colour:
             asked += _colour_and_shape(scene, shape)
@@ -162,7 +178,7 @@ def image_questions(scene: Scene, u: float) -> list[Question]:
     """Every question that can be asked about the frame of an eventless scene at time `u`."""
     asked = [_background(scene), _count(scene)]
     for shape in scene.shapes:
-        asked += [*_where(shape, u, ""), *_colour_and_shape(scene, shape)]
+        asked += [*_where(shape, np.array([u]), ""), *_colour_and_shape(scene, shape)]
     return [*asked, _text(scene)] if len(scene.shapes) == 1 else asked
 
 
@@ -185,12 +201,22 @@ def _motion(shape: Shape) -> Question:
     return Question("motion", text, VERBS[shape.motion], wrong)
 
 
-def _where(shape: Shape, u: float, when: str) -> list[Question]:
-    """Where a shape is at time `u`; nothing if that lies on a border of two places."""
-    ((x, y),) = shape.xy(np.array([u])).tolist()
-    if min(abs(value - border) for value in (x, y) for border in (1 / 3, 2 / 3)) < 0.04:
+def _at_end(scene: Scene, index: int, end: str) -> list[Question]:
+    """Where a shape is at one end of the clip; nothing if it cannot be seen there."""
+    times = np.array(ENDS[end])
+    if not scene.visible(index, times).all():
         return []
-    place = PLACES[int(y * 3) * 3 + int(x * 3)]
+    return _where(scene.shapes[index], times, f" at the {end}")
+
+
+def _where(shape: Shape, u: NDArray[np.float64], when: str) -> list[Question]:
+    """Where a shape is at times `u`; nothing if it is near a border of two places, or passes it."""
+    xy = shape.xy(u)
+    thirds = (xy * 3).astype(int)
+    border = np.abs(xy[:, None] - np.array([[1 / 3], [2 / 3]])).min()
+    if border < 0.04 or (thirds != thirds[0]).any():
+        return []
+    place = PLACES[thirds[0, 1] * 3 + thirds[0, 0]]
     return [Question("place", f"Where is the {shape.name}{when}?", place, _others(PLACES, place))]
 
 
@@ -239,7 +265,7 @@ def vocabulary_lines() -> list[str]:
     rng = np.random.default_rng(0)
     for seed in SPLITS["train"][:1500]:
         scene = random_scene(seed, Difficulty())
-        lines += [caption(scene), image_caption(scene)]
+        lines += [told(scene), image_caption(scene)]
         for question in [*questions(scene), *image_questions(scene, 0.5)]:
             lines += [question.text, question.answer, question.as_choice(rng).text]
     times = [f"{tenth / 10:.1f}s [00:0{tenth % 10}] " for tenth in range(50)] * 20

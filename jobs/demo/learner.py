@@ -21,21 +21,25 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from jobs.demo.answer_hints import AnswerHeads
 from jobs.demo.balance import LoadBalancer
 from jobs.demo.hints import LAYER, HintHeads
 from jobs.demo.lessons import KINDS, Lesson, Stage, Teacher
-from model.batch import whole_sequences
+from model.batch import TokenBatch, whole_sequences
 from model.kimi_vl import KimiVL
 
 HINT_WEIGHT = 0.5  # of the hints' loss beside that of the words
-LETTER_WEIGHT = 4.0  # of the single token that answers a choice, in the mean over all tokens
+ANSWER_HINT_WEIGHT = 0.3
+# In the mean over all target tokens, most of which are easy; the rest count 1.
+KIND_WEIGHTS = {"q_letter": 4.0, "event": 2.0, "motion": 2.0, "text": 2.0, "q_place": 2.0}
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What the log wants to know of one batch."""
 
-    clips: int
+    conversations: int
+    clips: int  # that were shown in them
     loss: float
     asked: NDArray[np.int64]  # target tokens by kind
     right: NDArray[np.int64]  # those that were predicted
@@ -50,6 +54,7 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self.heads = HintHeads(model.config.text.hidden_size)
+        self.answer_heads = AnswerHeads(model.config.text.hidden_size)
 
 
 class Learner:
@@ -79,17 +84,18 @@ class Learner:
 
     def learn(self, stage: Stage, first_seed: int) -> Outcome:
         """Put the mean gradient of the batch into the parameters' `grad`."""
-        parts = _parts(stage.clips, first_seed, self._num_processes)
-        for helper, (clips, seed) in zip(self._helpers, parts[1:], strict=True):
-            helper.start(stage, clips, seed)
-        clips, seed = parts[0]
+        parts = _parts(stage.conversations, first_seed, self._num_processes)
+        for helper, (number, seed) in zip(self._helpers, parts[1:], strict=True):
+            helper.start(stage, number, seed)
+        number, seed = parts[0]
         self.student.zero_grad(set_to_none=True)
-        outcomes = [backward(self.student, self._teacher.lesson(stage, clips, seed))]
+        outcomes = [backward(self.student, self._teacher.lesson(stage, number, seed))]
         outcomes += [helper.join(self.student, self.balancer) for helper in self._helpers]
         for parameter in trained(self.student):
             parameter.grad = _gradient(parameter)
             parameter.grad /= len(outcomes)
         return Outcome(
+            conversations=sum(outcome.conversations for outcome in outcomes),
             clips=sum(outcome.clips for outcome in outcomes),
             loss=sum(outcome.loss for outcome in outcomes) / len(outcomes),
             asked=np.sum([outcome.asked for outcome in outcomes], axis=0),
@@ -114,9 +120,9 @@ class _Helper:
         self._process.start()
         theirs.close()
 
-    def start(self, stage: Stage, clips: int, seed: int) -> None:
+    def start(self, stage: Stage, number: int, seed: int) -> None:
         """Let it work on its part of a batch."""
-        self._connection.send((stage, clips, seed))
+        self._connection.send((stage, number, seed))
 
     @torch.no_grad()
     def join(self, student: Student, balancer: LoadBalancer) -> Outcome:
@@ -148,11 +154,11 @@ def _help(
     balancer = LoadBalancer(student)
     while True:
         try:
-            stage, clips, seed = connection.recv()
+            stage, number, seed = connection.recv()
         except (EOFError, ConnectionResetError):
             return
         student.zero_grad(set_to_none=True)
-        outcome = backward(student, teacher.lesson(stage, clips, seed))
+        outcome = backward(student, teacher.lesson(stage, number, seed))
         with torch.no_grad():
             for parameter, gradient in zip(trained(student), gradients, strict=True):
                 gradient.copy_(_gradient(parameter))
@@ -177,31 +183,20 @@ def backward(student: Student, lesson: Lesson) -> Outcome:
     model = student.model
     token_ids = [ids.tolist() for ids in lesson.token_ids]
     batch = whole_sequences(token_ids, model.config.media_token_id)
-    grids = [(int(height), int(width)) for height, width in lesson.grid_hw]
-    features = model.encode_images(torch.from_numpy(lesson.patches), grids)
-    between: list[Tensor] = []
-
-    def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> None:
-        between.append(output)
-
-    hook = model.language_model.model.layers[LAYER].register_forward_hook(keep)
-    hidden = model(batch, None, features)
-    hook.remove()
-    assert batch.media_rows is not None
-    hint_loss, hint_motion = student.heads(features, between[0][batch.media_rows], lesson.hints)
+    hidden, hint_loss, hint_motion = _read(student, batch, lesson)
     starts = np.cumsum([0, *batch.query_lens[:-1]])
     places = [first + at for first, at in zip(starts, lesson.targets, strict=True)]
     rows = torch.from_numpy(np.concatenate(places))
     logits = model.logits(hidden[rows - 1])
     targets = batch.token_ids[rows]
     kinds = np.concatenate(lesson.kinds)
-    weights = torch.ones(len(kinds))
-    weights[torch.from_numpy(kinds == KINDS.index("q_letter"))] = LETTER_WEIGHT
+    weights = torch.tensor([KIND_WEIGHTS.get(kind, 1.0) for kind in KINDS])[kinds]
     loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
-    (loss + HINT_WEIGHT * hint_loss).backward()
+    (loss + hint_loss).backward()
     is_right = (logits.argmax(-1) == targets).numpy()
     return Outcome(
-        clips=len(token_ids),
+        conversations=len(token_ids),
+        clips=lesson.num_clips,
         loss=float(loss.detach()),
         asked=np.bincount(kinds, minlength=len(KINDS)),
         right=np.bincount(kinds[is_right], minlength=len(KINDS)),
@@ -210,7 +205,35 @@ def backward(student: Student, lesson: Lesson) -> Outcome:
     )
 
 
-def _parts(clips: int, first_seed: int, num_parts: int) -> list[tuple[int, int]]:
-    """(clips, first seed) of each part of a batch."""
-    ends = [clips * part // num_parts for part in range(num_parts + 1)]
+def _read(student: Student, batch: TokenBatch, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states [T, D], the weighted loss of all hints, and the accuracy of motion in them."""
+    model = student.model
+    features: Tensor | None = None
+    if len(lesson.patches):
+        grids = [(int(height), int(width)) for height, width in lesson.grid_hw]
+        features = model.encode_images(torch.from_numpy(lesson.patches), grids)
+    outputs: list[Tensor] = []  # of each layer
+
+    def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs.append(output)
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.language_model.model.layers]
+    hidden = model(batch, None, features)
+    for hook in hooks:
+        hook.remove()
+    asked = lesson.answer_hints
+    loss, motion = torch.zeros(()), torch.zeros(())
+    if len(asked.places):
+        rows = outputs[-2][torch.from_numpy(asked.places)]
+        loss = loss + ANSWER_HINT_WEIGHT * student.answer_heads(rows, asked)
+    if features is not None:
+        assert batch.media_rows is not None
+        seen, motion = student.heads(features, outputs[LAYER][batch.media_rows], lesson.hints)
+        loss = loss + HINT_WEIGHT * seen
+    return hidden, loss, motion
+
+
+def _parts(number: int, first_seed: int, num_parts: int) -> list[tuple[int, int]]:
+    """(conversations, first seed) of each part of a batch."""
+    ends = [number * part // num_parts for part in range(num_parts + 1)]
     return [(end - start, first_seed + start) for start, end in pairwise(ends)]

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.demo.hints import Hints, hints_of
+from jobs.demo.answer_hints import ANSWERS, NOT_AN_OPTION, AnswerHints
+from jobs.demo.hints import Hints, hints_of, no_hints
 from jobs.demo.language import (
     IMAGE_PROMPT,
     VIDEO_PROMPT,
@@ -24,6 +25,7 @@ from jobs.demo.language import (
     image_caption,
     image_questions,
     questions,
+    told,
 )
 from jobs.demo.scenes import (
     BACKGROUNDS,
@@ -39,6 +41,7 @@ from jobs.demo.scenes import (
 )
 from model.images import image_size
 from model.processor import Item, Processor
+from model.prompt import Prompt
 
 MOTION_WORDS = ("moves", "stays", "still", "grows", "shrinks", "left", "right", "up", "down")
 EVENT_WORDS = ("appears", "disappears", "turns", "early", "late")
@@ -55,8 +58,8 @@ class Stage:
     """A stretch of the curriculum."""
 
     goals: Mapping[str, float]  # accuracy by kind of target with which it ends
-    until: float  # part of the run at which it ends at the latest
-    clips: int  # of one batch
+    until: int  # steps of the run with which it ends at the latest
+    conversations: int  # of one batch
     sizes: tuple[tuple[int, int], ...]  # width and height of the clips, chosen evenly
     num_frames: tuple[int, ...]
     difficulty: Difficulty
@@ -68,6 +71,8 @@ class Stage:
     choices: float = 0.3  # of the questions, how many offer answers to choose from
     options: tuple[int, ...] = (4,)  # how many answers these offer
     places: float = 0.5  # of the questions after a caption, how many ask for a place
+    told: float = 0.0  # of the conversations, how many are about a scene told in words
+    told_questions: int = 4  # turns of these
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class Turn:
     question: str
     answer: str
     kind: str  # "caption" or that of a question
+    meant: str = ""  # the answer in words
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +96,20 @@ class Lesson:
     patches: NDArray[np.uint8]  # [P, 3, 14, 14], clip after clip
     grid_hw: NDArray[np.int32]
     hints: Hints  # of the vision tokens, in the order of the patches
+    answer_hints: AnswerHints
+    num_clips: int  # conversations that show something
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conversation:
+    """What `Lesson` has of one conversation."""
+
+    token_ids: list[int]
+    targets: list[int]
+    kinds: list[int]
+    prompt: Prompt
+    hints: Hints
+    answer_hints: AnswerHints
 
 
 class Teacher:
@@ -100,31 +121,46 @@ class Teacher:
         self._next_turn = encode("<|im_user|>user<|im_middle|>")
         self._answer = encode("<|im_end|><|im_assistant|>assistant<|im_middle|>")
         self._end = encode("<|im_end|>")
+        (self._line_end,) = self.processor.tokenizer.encode("\n")
 
-    def lesson(self, stage: Stage, num_clips: int, first_seed: int) -> Lesson:
-        """The batch whose clips have the seeds from `first_seed` on."""
-        made = [self._conversation(stage, first_seed + index) for index in range(num_clips)]
-        made.sort(key=lambda parts: parts[4].tolist())  # equal grids together
-        token_ids, targets, kinds, patches, grids, hints = zip(*made, strict=True)
+    def lesson(self, stage: Stage, num_conversations: int, first_seed: int) -> Lesson:
+        """The batch whose scenes have the seeds from `first_seed` on."""
+        made = [
+            # Evenly spread, so that every part of a batch costs the same.
+            self._about_words(stage, first_seed + index)
+            if int((index + 1) * stage.told) > int(index * stage.told)
+            else self._about_clip(stage, first_seed + index)
+            for index in range(num_conversations)
+        ]
+        made.sort(key=lambda one: one.prompt.grid_hw.tolist())  # equal grids together
+        starts = np.cumsum([0, *[len(one.token_ids) for one in made[:-1]]])
+        answer_hints = [
+            (one.answer_hints.places + start, one.answer_hints.answers, one.answer_hints.letters)
+            for one, start in zip(made, starts, strict=True)
+        ]
+        places, answers, letters = map(np.concatenate, zip(*answer_hints, strict=True))
         return Lesson(
-            token_ids=list(token_ids),
-            targets=list(targets),
-            kinds=list(kinds),
-            patches=np.concatenate(patches),
-            grid_hw=np.concatenate(grids),
-            hints=Hints.joined(list(hints)),
+            token_ids=[np.array(one.token_ids, np.int32) for one in made],
+            targets=[np.array(one.targets, np.int32) for one in made],
+            kinds=[np.array(one.kinds, np.int32) for one in made],
+            patches=np.concatenate([one.prompt.patches for one in made]),
+            grid_hw=np.concatenate([one.prompt.grid_hw for one in made]),
+            hints=Hints.joined([one.hints for one in made]),
+            answer_hints=AnswerHints(places=places, answers=answers, letters=letters),
+            num_clips=sum(len(one.prompt.grid_hw) > 0 for one in made),
         )
 
-    def _conversation(
-        self, stage: Stage, seed: int
-    ) -> tuple[
-        NDArray[np.int32],
-        NDArray[np.int32],
-        NDArray[np.int32],
-        NDArray[np.uint8],
-        NDArray[np.int32],
-        Hints,
-    ]:
+    def _about_words(self, stage: Stage, seed: int) -> _Conversation:
+        """Questions about a scene whose description stands where a clip would."""
+        rng = np.random.default_rng((seed, 1))
+        scene = random_scene(seed, stage.difficulty)
+        pool = questions(scene)
+        chosen = rng.permutation(len(pool))[: stage.told_questions]
+        turns = [_question_turn(pool[index], stage, rng) for index in chosen]
+        prompt = self.processor.prompt([f"{told(scene)}\n{turns[0].question}"])
+        return self._joined(prompt, turns, no_hints())
+
+    def _about_clip(self, stage: Stage, seed: int) -> _Conversation:
         rng = np.random.default_rng((seed, 1))
         is_image = rng.random() < stage.still_image
         if is_image:
@@ -140,31 +176,48 @@ class Teacher:
         style = "none" if is_image else timestamp_style(rng, stage.timestamps)
         content = with_timestamps(frames, u * scene.duration_s, style)
         prompt = self.processor.prompt([*content, turns[0].question])
-        token_ids, targets, kinds = self._joined(prompt.token_ids.tolist(), turns)
-        return (
-            np.array(token_ids, np.int32),
-            np.array(targets, np.int32),
-            np.array(kinds, np.int32),
-            prompt.patches,
-            prompt.grid_hw,
-            hints_of(scene, u, size.width_px, size.height_px),
-        )
+        return self._joined(prompt, turns, hints_of(scene, u, size.width_px, size.height_px))
 
-    def _joined(
-        self, token_ids: list[int], turns: Sequence[Turn]
-    ) -> tuple[list[int], list[int], list[int]]:
+    def _joined(self, prompt: Prompt, turns: Sequence[Turn], hints: Hints) -> _Conversation:
         """The whole conversation, the places of its targets and what they are about."""
         encode = self.processor.tokenizer.encode
+        token_ids: list[int] = prompt.token_ids.tolist()
         targets: list[int] = []
         kinds: list[int] = []
+        told: list[tuple[int, int, int]] = []
         for number, turn in enumerate(turns):
+            start = len(token_ids) if number else 0
             if number:
                 token_ids += [*self._next_turn, *encode(turn.question), *self._answer]
+            told += self._answer_hints(token_ids, start, turn)
             answer = encode(turn.answer)
             targets += range(len(token_ids), len(token_ids) + len(answer) + 1)
             kinds += [*self._kinds(turn, answer), 0]
             token_ids += [*answer, *self._end]
-        return token_ids, targets, kinds
+        places, answers, letters = np.array(told, np.int64).reshape(-1, 3).T
+        return _Conversation(
+            token_ids=token_ids,
+            targets=targets,
+            kinds=kinds,
+            prompt=prompt,
+            hints=hints,
+            answer_hints=AnswerHints(places=places, answers=answers, letters=letters),
+        )
+
+    def _answer_hints(
+        self, token_ids: Sequence[int], start: int, turn: Turn
+    ) -> list[tuple[int, int, int]]:
+        """(place, answer, letter) where a turn is answered, and at the line ends of its options."""
+        if not turn.meant:
+            return []
+        places = range(start, len(token_ids))
+        ends = [place for place in places if token_ids[place] == self._line_end]
+        ends = ends[len(ends) - len(turn.options) :]  # a line before may hold what is told
+        options = [
+            (place, ANSWERS.index(option), letter)
+            for letter, (place, option) in enumerate(zip(ends, turn.options, strict=True))
+        ]
+        return [*options, (len(token_ids) - 1, ANSWERS.index(turn.meant), NOT_AN_OPTION)]
 
     def _kinds(self, turn: Turn, answer: Sequence[int]) -> list[int]:
         if turn.kind != "caption":
@@ -238,8 +291,8 @@ def turns_about(
 def _question_turn(question: Question, stage: Stage, rng: np.random.Generator) -> Turn:
     if rng.random() < stage.choices:
         choice = question.as_choice(rng, int(rng.choice(stage.options)))
-        return Turn(choice.text, choice.answer, "q_letter")
-    return Turn(question.text, question.answer, f"q_{question.kind}")
+        return Turn(choice.text, choice.answer, "q_letter", question.answer, choice.options)
+    return Turn(question.text, question.answer, f"q_{question.kind}", question.answer)
 
 
 def stage_times(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64]:

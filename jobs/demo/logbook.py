@@ -50,7 +50,6 @@ class LogBook:
             "step": step,
             "time": time.strftime("%H:%M:%S", time.gmtime()),
             "stage": self._numbers[-1]["stage"],
-            "part": round(self._numbers[-1]["part"], 4),
             "clips_per_s": round(self._sum("clips") / seconds, 1),
             **{
                 name: round(self._sum(name) / len(self._numbers), 4)
@@ -62,7 +61,7 @@ class LogBook:
             file.write(json.dumps(line) + "\n")
         shown = " ".join(f"{kind}={value:.2f}" for kind, value in accuracy.items())
         print(
-            f"{line['time']} {step:6d} {100 * line['part']:3.0f} % stage {line['stage']} "
+            f"{line['time']} {step:6d} stage {line['stage']} "
             f"{line['clips_per_s']:3.0f} clips/s loss {line['loss']:.3f} "
             f"hints {line['hint_loss']:.3f} {line['hint_motion']:.2f} "
             f"load {line['worst_load']:.1f} {shown}",

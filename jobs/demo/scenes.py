@@ -102,6 +102,12 @@ class Event:
     u: float
     colour: str = ""  # after it turned
 
+    def shows(self, u: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """At which times `u` [N] its shape can be seen."""
+        if self.kind == "turns":
+            return np.ones(len(u), bool)
+        return u >= self.u if self.kind == "appears" else u < self.u
+
     @property
     def when(self) -> str:
         """In which part of the clip; the middle is left out."""
@@ -119,6 +125,12 @@ class Scene:
     event: Event | None
     text: str
     duration_s: float
+
+    def visible(self, shape: int, u: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether shape number `shape` can be seen at times `u` [N]."""
+        if self.event is None or self.event.shape != shape:
+            return np.ones(len(u), bool)
+        return self.event.shows(u)
 
 
 def random_scene(seed: int, difficulty: Difficulty | None = None) -> Scene:
@@ -264,7 +276,7 @@ def _random_event(rng: np.random.Generator, shapes: Sequence[Shape]) -> Event:
     return Event(
         kind=kind,
         shape=index,
-        u=float(rng.choice([rng.uniform(0.27, 0.42), rng.uniform(0.58, 0.73)])),
+        u=float(rng.choice([rng.uniform(0.27, 0.4), rng.uniform(0.6, 0.73)])),
         colour=str(rng.choice(others)) if kind == "turns" else "",
     )
 
@@ -280,10 +292,6 @@ def _apply(
     event: Event, u: NDArray[np.float64], cover: NDArray[np.float32], rgb: NDArray[np.float32]
 ) -> None:
     """Change how the event's shape covers the frames and which colour it has."""
-    is_after = u >= event.u
-    if event.kind == "appears":
-        cover[~is_after] = 0
-    elif event.kind == "disappears":
-        cover[is_after] = 0
-    else:
-        rgb[is_after] = COLOURS[event.colour]
+    cover[~event.shows(u)] = 0
+    if event.kind == "turns":
+        rgb[u >= event.u] = COLOURS[event.colour]

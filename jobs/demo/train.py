@@ -2,14 +2,12 @@
 
     python -m jobs.demo.train --output demo-training     goes on there if it was killed
     python -m jobs.demo.train --output demo-training --export jobs/demo/checkpoint
-    python -m jobs.demo.train --output demo-training --minutes 30    a shorter run, decayed as well
 
-It trains the network of `model/` through its whole-sequence forward, by default for 170 minutes.
-Every batch is a function of the seed and of the batches before it, and a snapshot holds the rest.
-When stages change and rates fall depends on the minutes, so only a run whose length is given in
-steps (`TrainConfig.steps`) gives the same weights again, killed and resumed or not. To end a run
-early, stop it and go on with fewer minutes, but more than it has had: its rates fall in the last
-part of these.
+It trains the network of `model/` through its whole-sequence forward. Every batch is a function of
+the seed and of the batches before it, and a snapshot holds the rest: no clock decides anything, so
+the same command gives the same weights again, killed and resumed or not. The length of a run
+matters in its last `decay_steps` only, in which the rates fall to zero; until they do, a run that
+was stopped may go on with another length.
 """
 
 import argparse
@@ -23,7 +21,7 @@ import torch
 from torch import nn
 
 from jobs.demo.curriculum import STAGES
-from jobs.demo.export import copy_empty_checkpoint, export, write_empty_checkpoint
+from jobs.demo.export import export, write_empty_checkpoint
 from jobs.demo.learner import Learner, Outcome, Student, trained
 from jobs.demo.lessons import KINDS, Stage, first_seed
 from jobs.demo.logbook import LogBook, draw_curves
@@ -31,13 +29,11 @@ from jobs.demo.optimizer import Muon
 from model.config import KimiVLConfig
 from model.kimi_vl import KimiVL
 from model.moe import Experts
-from model.weights import load_model
 
 SNAPSHOT = "snapshot.pt"
 LOG = "log.jsonl"
 CURVES = "curves.png"
 CHECKPOINT = "checkpoint"  # all but the weights
-_MAX_STEP_S = 10.0  # of a run's length; a process that was stopped for longer has not learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +41,11 @@ class TrainConfig:
     """What a run depends on beside the curriculum."""
 
     seed: int = 0
-    minutes: float = 170.0  # of training in all; pauses are not counted
-    steps: int | None = None  # the length of the run instead of `minutes`
+    steps: int = 3600  # the length of the run
     learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the heads
     matrix_rate: float = 0.003  # of Muon: all other matrices
     warmup_steps: int = 40
-    decay: float = 0.3  # the last part of the run, in which the rates fall to zero
+    decay_steps: int = 1000  # the last of the run, in which the rates fall to zero
     bias_rate: float = 2e-3  # step of the routers' correction bias
     num_processes: int = 2
     snapshot_s: float = 60.0
@@ -62,34 +57,29 @@ class Progress:
     """Where a run stands; all of it is in the snapshot."""
 
     steps: int = 0
-    clips: int = 0
-    seconds: float = 0.0
+    conversations: int = 0
+    clips: int = 0  # that were shown in them
     stage: int = 0
     # By kind of target token, over about the last 30 batches of the stage.
     accuracy: dict[str, float] = field(default_factory=dict[str, float])
 
-    def part(self, config: TrainConfig) -> float:
-        """How much of the run is done, from 0 to 1."""
-        if config.steps is not None:
-            return self.steps / config.steps
-        return self.seconds / (60 * config.minutes) if config.minutes > 0 else 1.0
-
     def count(self, outcome: Outcome) -> None:
         """Take in one batch."""
         self.steps += 1
+        self.conversations += outcome.conversations
         self.clips += outcome.clips
         for kind, asked, right in zip(KINDS, outcome.asked, outcome.right, strict=True):
             if asked:
                 before = self.accuracy.get(kind, 0.0)
                 self.accuracy[kind] = before + (float(right / asked) - before) / 30
 
-    def enter_stage(self, stages: Sequence[Stage], part: float) -> Stage:
-        """The stage to learn from; on to the next when goals are reached or time is up."""
+    def enter_stage(self, stages: Sequence[Stage]) -> Stage:
+        """The stage to learn from; on to the next when its goals are reached or it has ended."""
         stage = stages[self.stage]
         is_learned = stage.goals and all(
             self.accuracy.get(kind, 0.0) >= goal for kind, goal in stage.goals.items()
         )
-        if self.stage + 1 < len(stages) and (is_learned or part >= stage.until):
+        if self.stage + 1 < len(stages) and (is_learned or self.steps >= stage.until):
             self.stage += 1
             self.accuracy = {}
         return stages[self.stage]
@@ -114,11 +104,12 @@ class Trainer:
     def step(self, learner: Learner, stages: Sequence[Stage]) -> dict[str, Any]:
         """Learn one batch; returns numbers for the log."""
         progress = self.progress
-        part = progress.part(self.config)
-        stage = progress.enter_stage(stages, part)
-        outcome = learner.learn(stage, first_seed("train", self.config.seed, progress.clips))
+        stage = progress.enter_stage(stages)
+        outcome = learner.learn(
+            stage, first_seed("train", self.config.seed, progress.conversations)
+        )
         norm = nn.utils.clip_grad_norm_(trained(self.student), 1.0)
-        factor = stage.rate * self._rate_factor(part)
+        factor = stage.rate * self._rate_factor()
         for optimizer, rate in self._optimizers:
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
@@ -126,12 +117,13 @@ class Trainer:
         learner.balancer.step(self.config.bias_rate * min(1.0, factor))
         progress.count(outcome)
         numbers = {"norm": float(norm), "worst_load": worst_load, "stage": progress.stage}
-        return {**vars(outcome), **numbers, "part": part}
+        return {**vars(outcome), **numbers}
 
-    def _rate_factor(self, part: float) -> float:
+    def _rate_factor(self) -> float:
         """Warm-up, a plateau, and a linear fall to zero."""
         warmup = (self.progress.steps + 1) / self.config.warmup_steps
-        return max(0.0, min(1.0, warmup, (1 - part) / self.config.decay))
+        left = (self.config.steps - self.progress.steps) / self.config.decay_steps
+        return min(1.0, warmup, left)
 
     def save(self, path: Path) -> None:
         """Write a snapshot, whole or not at all."""
@@ -192,7 +184,11 @@ def split_parameters(student: Student) -> tuple[list[nn.Parameter], list[nn.Para
     others: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         is_table = name.endswith(("embed_tokens.weight", "pos_emb.weight", "lm_head.weight"))
-        is_table = is_table or name.endswith("mlp.gate.weight") or name.startswith("heads.")
+        is_table = (
+            is_table
+            or name.endswith("mlp.gate.weight")
+            or name.startswith(("heads.", "answer_heads."))
+        )
         if parameter.requires_grad:
             (others if parameter.ndim < 2 or is_table else matrices).append(parameter)
     return matrices, others
@@ -203,7 +199,6 @@ def train(
     config: TrainConfig,
     stages: Sequence[Stage] = STAGES,
     checkpoint: Path | None = None,
-    start: Path | None = None,
     max_s: float | None = None,
 ) -> KimiVL:
     """Run the curriculum, or go on where the snapshot in `output` stands.
@@ -213,7 +208,6 @@ def train(
         config: of the run.
         stages: the curriculum.
         checkpoint: directory with everything but weights; None writes one into `output`.
-        start: a whole checkpoint; the run begins with its weights instead of random ones.
         max_s: stop after so many seconds, with a snapshot.
     """
     torch.set_num_threads(1)
@@ -222,27 +216,21 @@ def train(
     if checkpoint is None:
         checkpoint = output / CHECKPOINT
         if not (checkpoint / "config.json").exists():
-            if start is None:
-                write_empty_checkpoint(checkpoint)
-            else:
-                copy_empty_checkpoint(start, checkpoint)
+            write_empty_checkpoint(checkpoint)
     torch.manual_seed(config.seed)
     model = KimiVL(KimiVLConfig.from_checkpoint(checkpoint))
     initialise(model)
-    if start is not None:
-        model.load_state_dict(load_model(start, dtype=torch.float32).state_dict())
     trainer = Trainer(Student(model), config)
     progress = trainer.progress
     if (output / SNAPSHOT).exists():
         progress = trainer.load(output / SNAPSHOT)
         print(f"goes on from step {progress.steps}", flush=True)
     log = LogBook(output / LOG, config.log_steps)
-    started_s = saved_s = now_s = time.monotonic()
+    started_s = saved_s = time.monotonic()
     with Learner(trainer.student, checkpoint, config.num_processes) as learner:
-        while progress.part(config) < 1:
+        while progress.steps < config.steps:
             log.add(progress.steps + 1, trainer.step(learner, stages))
-            before_s, now_s = now_s, time.monotonic()
-            progress.seconds += min(now_s - before_s, _MAX_STEP_S)
+            now_s = time.monotonic()
             if now_s - saved_s > config.snapshot_s:
                 trainer.save(output / SNAPSHOT)
                 saved_s = now_s
@@ -264,17 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
-        "--minutes",
-        type=float,
-        default=TrainConfig.minutes,
-        help="length of the run; a run that goes on may be given another (default: %(default)s)",
+        "--steps", type=int, default=TrainConfig.steps, help="length of the run (%(default)s)"
     )
-    parser.add_argument("--start", type=Path, help="checkpoint whose weights the run begins with")
     options = parser.parse_args(arguments)
-    config = TrainConfig(
-        seed=options.seed, minutes=options.minutes, num_processes=options.processes
-    )
-    model = train(options.output, config, start=options.start)
+    config = TrainConfig(seed=options.seed, steps=options.steps, num_processes=options.processes)
+    model = train(options.output, config)
     if options.export is not None:
         export(model, options.output / CHECKPOINT, options.export)
 

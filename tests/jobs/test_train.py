@@ -5,10 +5,18 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.demo.answer_hints import ANSWERS, NOT_AN_OPTION
 from jobs.demo.balance import LoadBalancer
 from jobs.demo.export import export, write_empty_checkpoint
 from jobs.demo.hints import NAMES, hints_of
-from jobs.demo.language import VIDEO_PROMPTS, caption
+from jobs.demo.language import (
+    LETTERS,
+    VIDEO_PROMPTS,
+    caption,
+    image_questions,
+    questions,
+    told,
+)
 from jobs.demo.learner import Learner, Student, backward
 from jobs.demo.lessons import KINDS, Stage, Teacher, first_seed
 from jobs.demo.optimizer import orthogonal
@@ -31,13 +39,13 @@ from model.sequence import SamplingParams
 
 STAGE = Stage(
     goals={},
-    until=1.0,
-    clips=4,
+    until=10**9,
+    conversations=4,
     sizes=((56, 56), (84, 56)),
     num_frames=(1, 2),
     difficulty=Difficulty(),
 )
-ONE = TrainConfig(steps=4, num_processes=1, warmup_steps=1, log_steps=2)
+ONE = TrainConfig(steps=4, num_processes=1, warmup_steps=1, decay_steps=2, log_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +61,11 @@ def model(empty_checkpoint: Path) -> KimiVL:
     model = KimiVL(KimiVLConfig.from_checkpoint(empty_checkpoint))
     initialise(model)
     return model
+
+
+@pytest.fixture
+def student(model: KimiVL) -> Student:
+    return Student(model)
 
 
 @pytest.fixture(autouse=True)
@@ -147,32 +160,85 @@ def test_an_exported_checkpoint_loads_and_answers(
     assert len(finished) == 1
 
 
-def test_a_stage_ends_when_its_goals_are_reached_or_its_time_is_up() -> None:
-    first = replace(STAGE, goals={"motion": 0.9, "shape": 0.8}, until=0.5)
-    stages = [first, replace(STAGE, until=0.7), STAGE]
-    progress = Progress(accuracy={"motion": 0.95, "shape": 0.7})
-    assert progress.enter_stage(stages, 0.1) is first
+def test_a_stage_ends_when_its_goals_are_reached_or_its_steps_are_done() -> None:
+    first = replace(STAGE, goals={"motion": 0.9, "shape": 0.8}, until=50)
+    stages = [first, replace(STAGE, until=70), STAGE]
+    progress = Progress(steps=10, accuracy={"motion": 0.95, "shape": 0.7})
+    assert progress.enter_stage(stages) is first
     progress.accuracy["shape"] = 0.85
-    assert progress.enter_stage(stages, 0.1) is stages[1]
+    assert progress.enter_stage(stages) is stages[1]
     assert progress.accuracy == {}
-    assert progress.enter_stage(stages, 0.6) is stages[1]
-    assert progress.enter_stage(stages, 0.7) is stages[2]
-    assert progress.enter_stage(stages, 0.99) is stages[2]
-    late = Progress(accuracy={"motion": 0.1})
-    assert late.enter_stage(stages, 0.5) is stages[1]
+    progress.steps = 69
+    assert progress.enter_stage(stages) is stages[1]
+    progress.steps = 70
+    assert progress.enter_stage(stages) is stages[2]
+    progress.steps = 10**6
+    assert progress.enter_stage(stages) is stages[2]
+    late = Progress(steps=50, accuracy={"motion": 0.1})
+    assert late.enter_stage(stages) is stages[1]
 
 
-def test_a_run_can_begin_with_the_weights_of_a_checkpoint(
-    model: KimiVL, empty_checkpoint: Path, tmp_path: Path
+def test_the_length_of_a_run_matters_only_when_its_rates_fall(
+    tmp_path: Path, empty_checkpoint: Path
 ) -> None:
-    export(model, empty_checkpoint, tmp_path / "start")
-    none = replace(ONE, minutes=0.0, steps=None)
-    begun = train(tmp_path / "run", none, [STAGE], start=tmp_path / "start")
-    for name, weight in model.state_dict().items():
-        torch.testing.assert_close(begun.state_dict()[name], weight, atol=0, rtol=0.01)
-    files = {file.name for file in (tmp_path / "run" / "checkpoint").iterdir()}
-    assert "tiktoken.model" in files
-    assert not any("safetensors" in file for file in files)
+    whole = train(tmp_path / "whole", ONE, [STAGE], empty_checkpoint)
+    longer = replace(ONE, steps=ONE.steps + 5)
+    train(tmp_path / "parts", longer, [STAGE], empty_checkpoint, max_s=0)
+    parts = train(tmp_path / "parts", ONE, [STAGE], empty_checkpoint)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, parts.state_dict()[name]), name
+
+
+def test_a_scene_told_in_words_has_no_patches_and_its_answers_stand_in_it(
+    student: Student, empty_checkpoint: Path
+) -> None:
+    teacher = Teacher(empty_checkpoint)
+    stage = replace(STAGE, sizes=(), num_frames=(), told=1.0, told_questions=3, choices=1.0)
+    lesson = teacher.lesson(stage, 6, 0)
+    assert lesson.num_clips == len(lesson.patches) == len(lesson.grid_hw) == 0
+    for index, ids in enumerate(lesson.token_ids):
+        text = teacher.processor.tokenizer.decode(ids.tolist())
+        assert told(random_scene(index, STAGE.difficulty)) in text
+    outcome = backward(student, lesson)
+    assert (outcome.conversations, outcome.clips) == (6, 0)
+    assert outcome.asked[KINDS.index("q_letter")] == sum(map(len, lesson.targets)) / 2
+
+
+def test_told_scenes_are_spread_evenly_over_a_batch(empty_checkpoint: Path) -> None:
+    teacher = Teacher(empty_checkpoint)
+    lesson = teacher.lesson(replace(STAGE, told=0.25), 8, 0)
+    assert lesson.num_clips == 6
+    assert teacher.lesson(replace(STAGE, told=0.25), 4, 0).num_clips == 3
+
+
+def test_answer_hints_point_at_options_and_at_the_places_of_answers(
+    empty_checkpoint: Path,
+) -> None:
+    teacher = Teacher(empty_checkpoint)
+    decode = teacher.processor.tokenizer.decode
+    stage = replace(STAGE, told=0.5, choices=0.7, num_questions=3, options=(2, 3, 4))
+    lesson = teacher.lesson(stage, 12, 50)
+    ids, hints = np.concatenate(lesson.token_ids), lesson.answer_hints
+    middle = teacher.processor.tokenizer.special("<|im_middle|>")
+    num_letters = num_options = 0
+    for place, answer, letter in zip(hints.places, hints.answers, hints.letters, strict=True):
+        if letter == NOT_AN_OPTION:
+            assert ids[place] == middle
+            said = decode([ids[place + 1]])
+            num_letters += said in LETTERS
+            assert said in LETTERS or ANSWERS[answer].startswith(said)
+        else:
+            line = f"\n{LETTERS[letter]}. {ANSWERS[answer]}\n"
+            assert decode(ids[place - 9 : place + 1].tolist()).endswith(line)
+            num_options += 1
+    assert num_options > 2 * num_letters > 0
+
+
+def test_every_question_has_an_answer_that_hints_know() -> None:
+    for seed in range(300):
+        scene = random_scene(seed, Difficulty(event=0.5, text=0.5))
+        for question in [*questions(scene), *image_questions(scene, 0.5)]:
+            assert {question.answer, *question.wrong} <= set(ANSWERS)
 
 
 def test_hints_say_what_is_drawn_in_a_cell_or_right_beside_it() -> None:

@@ -1,0 +1,67 @@
+"""Hints about questions: which answer is meant, and what each option says, told while learning.
+
+To answer a choice by its letter, the network has to find the answer, then the option that says the
+same, then the letter before it. From letters alone these three are not learned: until all work,
+none helps. While it trains, linear heads therefore read from the layer before the last, at the
+place from which an answer is predicted, which answer is meant, and at the end of each option which
+answer it is and which letter it has. One head reads the answer at both kinds of places, so that
+equal answers look alike to the last layer.
+
+Letters: A places, D hidden size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from jobs.demo.language import LETTERS, NUMBERS, PLACES, VERBS
+from jobs.demo.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, WORDS
+
+# Every answer to a question, once; the same word is the same answer to whatever question.
+ANSWERS = tuple(
+    dict.fromkeys(
+        (
+            *(*BACKGROUNDS, *NUMBERS, *DIRECTIONS, *VERBS.values(), *PLACES, *COLOURS, *SHAPES),
+            *("nothing", *WORDS, *(str(number) for number in range(10, 100))),
+            *("appears", "disappears", *(f"turns {colour}" for colour in COLOURS)),
+            *("early", "late"),
+        )
+    )
+)
+NOT_AN_OPTION = -100  # as in `F.cross_entropy`
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerHints:
+    """Of the places of one conversation, or of a batch."""
+
+    places: NDArray[np.int64]  # [A] tokens of the conversation, or rows of the batch
+    answers: NDArray[np.int64]  # [A] in ANSWERS
+    letters: NDArray[np.int64]  # [A] in LETTERS, or NOT_AN_OPTION
+
+
+class AnswerHeads(nn.Module):
+    """What reads answers and letters from the network; linear."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.of_answer = nn.Linear(hidden_size, len(ANSWERS))
+        self.of_letter = nn.Linear(hidden_size, len(LETTERS))
+
+    def forward(self, hidden: Tensor, hints: AnswerHints) -> Tensor:
+        """The loss of both readings from `hidden` [A, D] of the hints' places."""
+        hidden = F.layer_norm(hidden, hidden.shape[-1:])
+        letters = torch.from_numpy(hints.letters)
+        is_option = letters != NOT_AN_OPTION
+        answers = self.of_answer(hidden)
+        told = torch.from_numpy(hints.answers)
+        # Apart, because options are many and easy.
+        loss = F.cross_entropy(answers[~is_option], told[~is_option])
+        if is_option.any():
+            loss = loss + F.cross_entropy(answers[is_option], told[is_option])
+            loss = loss + F.cross_entropy(self.of_letter(hidden[is_option]), letters[is_option])
+        return loss
