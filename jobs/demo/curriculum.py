@@ -1,17 +1,39 @@
 """The demo model's sizes, and what it is taught in which order."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.demo import random_checkpoint
-from jobs.demo.lessons import Stage
 from jobs.demo.scenes import Difficulty
 
 TEXT: Mapping[str, Any] = {**random_checkpoint.TEXT, "num_hidden_layers": 4, "rope_theta": 2000.0}
 VISION: Mapping[str, Any] = random_checkpoint.VISION
 # Any video is seen at about 112 x 84 pixels.
 IMAGE: Mapping[str, Any] = {**random_checkpoint.IMAGE, "in_token_limit": 48}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of the curriculum."""
+
+    goals: Mapping[str, float]  # accuracy by kind of target with which it ends
+    until: int  # steps of the run with which it ends at the latest
+    conversations: int  # of one batch
+    sizes: tuple[tuple[int, int], ...]  # width and height of the clips, chosen evenly
+    num_frames: tuple[int, ...]
+    difficulty: Difficulty
+    rate: float = 1.0  # factor on the learning rates
+    num_questions: int = 2  # turns beside the caption
+    caption: float = 0.6  # probability that a caption comes first; else there are only questions
+    still_image: float = 0.0  # probability of a single image instead of a clip
+    timestamps: float = 0.3  # probability that frames bring their times
+    choices: float = 0.3  # of the questions, how many offer answers to choose from
+    options: tuple[int, ...] = (4,)  # how many answers these offer
+    places: float = 0.5  # of the questions after a caption, how many ask for a place
+    told: float = 0.0  # of the conversations, how many are about a scene told in words
+    told_questions: int = 4  # turns of these
+
 
 # No clips: scenes told in words, to learn to find an answer, its option and its letter.
 _WORDS = Stage(

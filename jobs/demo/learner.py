@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from jobs.demo.answer_hints import AnswerHeads
 from jobs.demo.balance import LoadBalancer
+from jobs.demo.curriculum import Stage
 from jobs.demo.hints import LAYER, HintHeads
-from jobs.demo.lessons import KINDS, Lesson, Stage, Teacher
+from jobs.demo.lessons import KINDS, Lesson, Teacher
 from model.batch import TokenBatch, whole_sequences
 from model.kimi_vl import KimiVL
 

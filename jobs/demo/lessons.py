@@ -6,7 +6,7 @@ questions about the same clip follow as further turns, because a clip costs more
 Letters: T tokens, P patches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,30 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.demo.answer_hints import ANSWERS, NOT_AN_OPTION, AnswerHints
+from jobs.demo.curriculum import Stage
 from jobs.demo.hints import Hints, hints_of, no_hints
-from jobs.demo.language import (
-    IMAGE_PROMPT,
-    VIDEO_PROMPT,
-    VIDEO_PROMPTS,
-    Question,
-    caption,
-    image_caption,
-    image_questions,
-    questions,
-    told,
-)
+from jobs.demo.language import questions, told
 from jobs.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
     SHAPES,
     SPLITS,
-    Difficulty,
     Scene,
     Split,
     draw,
     frame_times,
     random_scene,
 )
+from jobs.demo.turns import Turn, question_turn, turns_about
 from model.images import image_size
 from model.processor import Item, Processor
 from model.prompt import Prompt
@@ -51,39 +42,6 @@ KINDS = (
     *("q_background", "q_count", "q_motion", "q_place", "q_colour", "q_shape", "q_text"),
     *("q_event", "q_letter"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A stretch of the curriculum."""
-
-    goals: Mapping[str, float]  # accuracy by kind of target with which it ends
-    until: int  # steps of the run with which it ends at the latest
-    conversations: int  # of one batch
-    sizes: tuple[tuple[int, int], ...]  # width and height of the clips, chosen evenly
-    num_frames: tuple[int, ...]
-    difficulty: Difficulty
-    rate: float = 1.0  # factor on the learning rates
-    num_questions: int = 2  # turns beside the caption
-    caption: float = 0.6  # probability that a caption comes first; else there are only questions
-    still_image: float = 0.0  # probability of a single image instead of a clip
-    timestamps: float = 0.3  # probability that frames bring their times
-    choices: float = 0.3  # of the questions, how many offer answers to choose from
-    options: tuple[int, ...] = (4,)  # how many answers these offer
-    places: float = 0.5  # of the questions after a caption, how many ask for a place
-    told: float = 0.0  # of the conversations, how many are about a scene told in words
-    told_questions: int = 4  # turns of these
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What is asked, and what is to be answered."""
-
-    question: str
-    answer: str
-    kind: str  # "caption" or that of a question
-    meant: str = ""  # the answer in words
-    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +114,7 @@ class Teacher:
         scene = random_scene(seed, stage.difficulty)
         pool = questions(scene)
         chosen = rng.permutation(len(pool))[: stage.told_questions]
-        turns = [_question_turn(pool[index], stage, rng) for index in chosen]
+        turns = [question_turn(pool[index], stage, rng) for index in chosen]
         prompt = self.processor.prompt([f"{told(scene)}\n{turns[0].question}"])
         return self._joined(prompt, turns, no_hints())
 
@@ -259,40 +217,6 @@ def _frames(
 def _noise(size: int) -> NDArray[np.int16]:
     rng = np.random.default_rng(0)
     return np.round(rng.normal(0, 2.5, 4 * size)).astype(np.int16)
-
-
-def turns_about(
-    scene: Scene, u: float | None, stage: Stage, rng: np.random.Generator
-) -> list[Turn]:
-    """The caption and some questions about a clip, or about its frame at time `u` alone."""
-    if u is None:
-        prompt = VIDEO_PROMPT if rng.random() < 0.7 else str(rng.choice(VIDEO_PROMPTS))
-        turns = [Turn(prompt, caption(scene), "caption")]
-        pool = questions(scene)
-    else:
-        turns = [Turn(IMAGE_PROMPT, image_caption(scene), "caption")]
-        pool = image_questions(scene, u)
-    if rng.random() < stage.caption:
-        asked = stage.num_questions
-        # What a caption has just said is not worth asking; places are not in it.
-        places = [question for question in pool if question.kind == "place"]
-    else:
-        turns, places, asked = [], [], stage.num_questions + 2
-    for _ in range(min(asked, len(pool))):
-        chosen = places if places and rng.random() < stage.places else pool
-        question = chosen[rng.integers(len(chosen))]
-        pool.remove(question)
-        if question in places:
-            places.remove(question)
-        turns.append(_question_turn(question, stage, rng))
-    return turns
-
-
-def _question_turn(question: Question, stage: Stage, rng: np.random.Generator) -> Turn:
-    if rng.random() < stage.choices:
-        choice = question.as_choice(rng, int(rng.choice(stage.options)))
-        return Turn(choice.text, choice.answer, "q_letter", question.answer, choice.options)
-    return Turn(question.text, question.answer, f"q_{question.kind}", question.answer)
 
 
 def stage_times(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64]:

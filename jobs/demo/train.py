@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from jobs.demo.curriculum import STAGES
+from jobs.demo.curriculum import STAGES, Stage
 from jobs.demo.export import export, write_empty_checkpoint
 from jobs.demo.learner import Learner, Outcome, Student, trained
-from jobs.demo.lessons import KINDS, Stage, first_seed
+from jobs.demo.lessons import KINDS, first_seed
 from jobs.demo.logbook import LogBook, draw_curves
 from jobs.demo.optimizer import Muon
 from model.config import KimiVLConfig

@@ -7,6 +7,7 @@ import torch
 
 from jobs.demo.answer_hints import ANSWERS, NOT_AN_OPTION
 from jobs.demo.balance import LoadBalancer
+from jobs.demo.curriculum import Stage
 from jobs.demo.export import export, write_empty_checkpoint
 from jobs.demo.hints import NAMES, hints_of
 from jobs.demo.language import (
@@ -18,7 +19,7 @@ from jobs.demo.language import (
     told,
 )
 from jobs.demo.learner import Learner, Student, backward
-from jobs.demo.lessons import KINDS, Stage, Teacher, first_seed
+from jobs.demo.lessons import KINDS, Teacher, first_seed
 from jobs.demo.optimizer import orthogonal
 from jobs.demo.scenes import (
     COLOURS,
