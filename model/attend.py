@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model import varlen
@@ -180,12 +181,20 @@ def attend_pieces(
 
 
 def joined_by_owner(output: Tensor, lse: Tensor, pieces: Pieces, num_owners: int) -> Tensor:
-    """What the pieces found: [N, ..., width] -> [B, ..., width], as `Attended.joined`."""
+    """What the pieces found: [N, ..., width] -> [B, ..., width], as `Attended.joined`.
+
+    A bag for each owner adds its pieces in their order; `index_add_` would do so in any on a GPU.
+    """
     by_place = lse.new_full((num_owners, pieces.most, *lse.shape[1:]), -torch.inf)
     by_place = by_place.index_put((pieces.owners, pieces.places), lse)
     weights = (lse - by_place.logsumexp(1)[pieces.owners]).exp()
-    joined = lse.new_zeros(num_owners, *output.shape[1:])
-    return joined.index_add_(0, pieces.owners, output * weights[..., None])
+    weighted = (output * weights[..., None]).flatten(1)
+    device = output.device
+    firsts = torch.searchsorted(pieces.owners, torch.arange(num_owners, device=device))
+    joined = F.embedding_bag(
+        torch.arange(len(weighted), device=device), weighted, firsts, mode="sum"
+    )
+    return joined.unflatten(1, output.shape[1:])
 
 
 def _piece_by_piece(

@@ -38,7 +38,7 @@ def pieces_of(block_tables: Tensor, lens: Sequence[int]) -> Pieces:
     device = block_tables.device
     counts = [-(-length // PIECE_LEN) for length in lens]
     numbers = [(owner, place) for owner, count in enumerate(counts) for place in range(count)]
-    owners, places = torch.tensor(numbers, device=device).unbind(1)
+    owners, places = torch.tensor(numbers, device=device).T.contiguous()
     ends = torch.tensor(lens, device=device)[owners, None]  # [N, 1]
     positions = places[:, None] * PIECE_LEN + torch.arange(PIECE_LEN, device=device)
     is_context = positions < ends

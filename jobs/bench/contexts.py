@@ -11,6 +11,7 @@ from jobs.bench.limits import dense_products, expert_products, head_product
 from jobs.bench.shapes import RandomPrompts, add_all, drain, engine_for, random_model, text_prompt
 from jobs.bench.turns import timed
 from jobs.bench.workbench import Workbench
+from model.allocator import keep_freed_memory
 from model.config import TextConfig
 from model.engine import Engine
 from model.kimi_vl import KimiVL
@@ -24,6 +25,7 @@ def measure_contexts(bench: Workbench) -> dict[str, object]:
     """Tokens per second of prefill and decode by the length of the context."""
     model = random_model(bench.long_config)
     pack(model)
+    keep_freed_memory()
     prompts = RandomPrompts(bench.long_config)
     prefills: dict[int, float] = {}
     decodes: dict[int, float] = {}
