@@ -30,7 +30,9 @@ class Nodes:
     @property
     def address(self) -> str:
         """Of the head."""
-        return self._cluster.address
+        address = self._cluster.address
+        assert address is not None  # of a cluster with a head
+        return address
 
     def lose_one(self, chance: random.Random) -> None:
         """Kill a node as a power cut would; a new one comes in its place."""

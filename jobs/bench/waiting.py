@@ -4,6 +4,7 @@ The demo checkpoint makes it hard: its steps take milliseconds, those of the pub
 hundreds of them.
 """
 
+import math
 import time
 
 import numpy as np
@@ -23,10 +24,10 @@ class ClockedScheduler(Scheduler):
 
     spent_s = 0.0
 
-    def plan(self) -> list[Chunk]:
+    def plan(self, max_new_tokens: float = math.inf) -> list[Chunk]:
         """As `Scheduler.plan`."""
         started = time.perf_counter()
-        chunks = super().plan()
+        chunks = super().plan(max_new_tokens)
         self.spent_s += time.perf_counter() - started
         return chunks
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import struct
+from contextlib import suppress
 
 import pytest
 
@@ -56,14 +57,13 @@ class Opened:
 
     def names(self):
         found = []
-        try:
+        with suppress(BlockingIOError):  # there is no more
             while content := os.read(self._watch, 1 << 16):
                 while content:
                     *_, length = struct.unpack_from("iIII", content)
                     found.append(content[16 : 16 + length].rstrip(b"\0").decode())
                     content = content[16 + length :]
-        except BlockingIOError:
-            return set(found) - {""}  # the folder itself
+        return set(found) - {""}  # the folder itself
 
 
 @pytest.fixture(scope="module")

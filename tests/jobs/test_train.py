@@ -225,7 +225,7 @@ def test_answer_hints_point_at_options_and_at_the_places_of_answers(
     for place, answer, letter in zip(hints.places, hints.answers, hints.letters, strict=True):
         if letter == NOT_AN_OPTION:
             assert ids[place] == middle
-            said = decode([ids[place + 1]])
+            said = decode([int(ids[place + 1])])
             num_letters += said in LETTERS
             assert said in LETTERS or ANSWERS[answer].startswith(said)
         else:

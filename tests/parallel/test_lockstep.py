@@ -1,8 +1,10 @@
 """Ranks as threads that serve together, on the tiny network: who ends when, who fails how."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -160,7 +162,7 @@ def fail_on_rank_1(checkpoint, break_engine: Callable[[MemberEngine], None]) -> 
 
 def test_what_fails_on_one_rank_alone_is_told_to_all(checkpoint):
     def break_plan(engine: MemberEngine) -> None:
-        def plan(_max_new_tokens):
+        def plan(max_new_tokens: float = math.inf) -> NoReturn:
             raise MemoryError("no room for the images")
 
         engine._engine.scheduler.plan = plan

@@ -13,7 +13,7 @@ from pipeline.decoder import Decoder
 from pipeline.frames import Frames
 from pipeline.instructions import Instructions
 from pipeline.limits import MediaError, MediaLimits
-from pipeline.look import Look
+from pipeline.look import Look, Timestamps
 from pipeline.prepare import Prepare, row_seed, shown
 from pipeline.questions import Question
 from pipeline.sampling import FrameSampling
@@ -326,7 +326,7 @@ def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
     assert len({*seeds} - {None}) == 3
 
 
-def look(num_frames, tokens, timestamps="seconds"):
+def look(num_frames, tokens, timestamps: Timestamps = "seconds"):
     frames = FrameSampling(num_frames=num_frames)
     return Look(frames=frames, max_frame_tokens=tokens, timestamps=timestamps)
 
@@ -334,17 +334,18 @@ def look(num_frames, tokens, timestamps="seconds"):
 def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(processor, clip):
     """Of twelve looks, six show frames of their own and six the same with other times."""
     grid = [(n, tokens) for n in (1, 2, 4) for tokens in (2, 6)]
-    looks = [look(*cell, timestamps) for cell in grid for timestamps in ("seconds", "none")]
+    styles: tuple[Timestamps, ...] = ("seconds", "none")
+    looks = [look(*cell, timestamps) for cell in grid for timestamps in styles]
     questions = tuple(
         Question(name=str(number), text="what moves?", look=each)
         for number, each in enumerate(looks)
     )
-    fetched, shots = [], []
+    fetched, num_shots = [], []
 
     class Counted(Decoder):
-        def shoot(self, source, wanted, **more):
-            shots.append(len(wanted))
-            return DECODER.shoot(source, wanted, **more)
+        def shoot(self, source, shots, **more):
+            num_shots.append(len(shots))
+            return DECODER.shoot(source, shots, **more)
 
     def opener(value):
         fetched.append(value)
@@ -357,7 +358,7 @@ def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(proces
     together = stage(rows.cast(layout.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
 
     assert len(fetched) == 2
-    assert shots == [6, 6]  # frames that two cells show are there once
+    assert num_shots == [6, 6]  # frames that two cells show are there once
     assert together.num_rows == 24
     held = [value is not None for value in together["prompt_patches"].to_pylist()]
     assert held == [True, False] * 12
