@@ -16,6 +16,7 @@ from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
 from parallel.choice import DispatchChoice
+from parallel.expert_load import ExpertLoad
 from parallel.seat import Seat
 from parallel.worker import Engine
 from pipeline.machines import load_engine
@@ -105,6 +106,10 @@ class HurtEngine:
     def stats(self) -> Mapping[str, float]:
         """As `Engine.stats`."""
         return self._engine.stats()
+
+    def expert_load(self) -> ExpertLoad:
+        """As `Engine.expert_load`."""
+        return self._engine.expert_load()
 
     def close(self) -> None:
         """As `Engine.close`."""

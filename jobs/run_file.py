@@ -13,7 +13,9 @@ from typing import Any
 
 from jobs.options import Parser
 
-_PATHS = frozenset({"input", "output", "model", "schema", "prompts"})  # written back absolute
+_PATHS = frozenset(
+    {"input", "output", "model", "schema", "prompts", "expert_placement"}
+)  # written back absolute
 _NOT_KEPT = frozenset(
     {"help", "config", "dry_run", "retry_failed", "new_recipe"}
 )  # of one call, not of the run

@@ -92,6 +92,8 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         expert_parallel=options.expert_parallel,
         dispatch=options.dispatch,
         placement=options.placement.upper(),
+        expert_placement=options.expert_placement,
+        expert_copies=options.expert_copies,
         rows_per_part=options.rows_per_part,
         max_part_age_s=options.max_part_age,
         make_ids_unique=options.make_ids_unique,

@@ -3,8 +3,6 @@
 Letters: T tokens, D hidden size.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from model.attention import attention_for
@@ -12,7 +10,7 @@ from model.batch import TokenBatch
 from model.cache import LatentCache
 from model.config import TextConfig
 from model.mlp import MLP
-from model.moe import Dispatcher, MoE
+from model.moe import MoE, Shares
 from model.norm import RMSNorm
 from model.rope import Rotation, text_rotation
 
@@ -20,15 +18,13 @@ from model.rope import Rotation, text_rotation
 class DecoderLayer(nn.Module):
     """Attention, then a dense MLP or experts, each behind a norm and a residual."""
 
-    def __init__(
-        self, config: TextConfig, layer: int, held_experts: Sequence[int], dispatcher: Dispatcher
-    ) -> None:
+    def __init__(self, config: TextConfig, layer: int, shares: Shares) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = attention_for(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = (
-            MoE(config, held_experts, dispatcher)
+            MoE(config, shares(layer))
             if config.is_moe_layer(layer)
             else MLP(config.hidden_size, config.intermediate_size)
         )
@@ -45,15 +41,12 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Embedding, layers and the last norm: `language_model.model` in a checkpoint."""
 
-    def __init__(
-        self, config: TextConfig, held_experts: Sequence[int], dispatcher: Dispatcher
-    ) -> None:
+    def __init__(self, config: TextConfig, shares: Shares) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, held_experts, dispatcher)
-            for layer in range(config.num_hidden_layers)
+            DecoderLayer(config, layer, shares) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -72,9 +65,7 @@ class Decoder(nn.Module):
 class LanguageModel(nn.Module):
     """The decoder with its untied head: `language_model` in a checkpoint."""
 
-    def __init__(
-        self, config: TextConfig, held_experts: Sequence[int], dispatcher: Dispatcher
-    ) -> None:
+    def __init__(self, config: TextConfig, shares: Shares) -> None:
         super().__init__()
-        self.model = Decoder(config, held_experts, dispatcher)
+        self.model = Decoder(config, shares)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

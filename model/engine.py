@@ -15,7 +15,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.allocator import keep_freed_memory
@@ -29,7 +31,7 @@ from model.features import ImageFeatures
 from model.graphs import DecodeGraphs
 from model.kimi_vl import KimiVL
 from model.memory import free_bytes
-from model.moe import Dispatcher
+from model.moe import Shares
 from model.packed import pack
 from model.prompt import Prompt, PromptError
 from model.sampling import sample
@@ -69,6 +71,7 @@ class Engine:
         self.pool = BlockPool(self.cache.num_blocks)
         self.scheduler = Scheduler(self.pool, config.max_batch_size, config.max_step_tokens)
         self._graphs = DecodeGraphs(model, self.cache) if config.cuda_graphs else None
+        self._num_steps = 0
         self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
         self._features = ImageFeatures(
             model, config.max_vision_patches, int(config.feature_cache_gib * GIB)
@@ -79,10 +82,9 @@ class Engine:
         cls,
         directory: Path,
         config: EngineConfig,
-        dispatcher: Dispatcher | None = None,
-        held_experts: Seq[int] | None = None,
+        shares: Shares | None = None,
     ) -> Self:
-        """Load a checkpoint and reserve the cache; `dispatcher`, `held_experts` as for `KimiVL`.
+        """Load a checkpoint and reserve the cache; `shares` as for `KimiVL`.
 
         Sets the number of torch's threads and lets malloc keep what is freed, both of which belong
         to the process.
@@ -93,7 +95,7 @@ class Engine:
         """
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
-        if config.cuda_graphs and dispatcher is not None:
+        if config.cuda_graphs and shares is not None:
             raise ValueError("cuda_graphs needs all experts in one process: ranks wait for others")
         torch.set_num_threads(config.num_threads)
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -101,8 +103,7 @@ class Engine:
             directory,
             dtype=dtype,
             device=torch.device(config.device),
-            dispatcher=dispatcher,
-            held_experts=held_experts,
+            shares=shares,
         )
         pack(model)
         keep_freed_memory()  # from here on, so that the plain weights were given back
@@ -190,7 +191,21 @@ class Engine:
 
     def stats(self) -> dict[str, float]:
         """Counts so far, for reports."""
-        return {"preemptions": self.scheduler.num_preemptions}
+        return {"steps": self._num_steps, "preemptions": self.scheduler.num_preemptions}
+
+    def expert_load(self) -> dict[int, NDArray[np.int64]]:
+        """Tokens that each routed expert has computed here, by layer: [E]; waits for the device.
+
+        What was computed again counts again, and so does what fills up CUDA graphs.
+        """
+        layers = self.model.experts
+        if not layers:
+            return {}
+        rows = torch.stack([moe.rows_computed for moe in layers.values()]).cpu().numpy()
+        load = np.zeros((len(layers), self.model.config.text.n_routed_experts), np.int64)
+        for number, moe in enumerate(layers.values()):
+            load[number, list(moe.held)] = rows[number]
+        return dict(zip(layers, load, strict=True))
 
     def close(self) -> None:
         """Give the cache's memory back; no step may follow."""
@@ -217,6 +232,7 @@ class Engine:
             if not goes:
                 return []
             hidden = self._hidden(batch, features)
+        self._num_steps += 1
         for chunk in chunks:
             chunk.sequence.num_cached = chunk.end
         rows = [row for row, chunk in zip(batch.last_rows, chunks, strict=True) if chunk.is_last]

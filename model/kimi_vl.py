@@ -13,7 +13,7 @@ from model.cache import LatentCache
 from model.config import KimiVLConfig
 from model.decoder import LanguageModel
 from model.mlp import LinearGelu
-from model.moe import Dispatcher, LocalDispatcher
+from model.moe import MoE, Shares, whole
 from model.vision import LAYER_NORM_EPS, Grid, MoonViT
 
 
@@ -43,27 +43,19 @@ class KimiVL(nn.Module):
 
     Args:
         config: of the checkpoint.
-        dispatcher: brings tokens to experts; by default all experts are here.
-        held_experts: the routed experts whose weights this process holds; by default all.
+        shares: of each layer, the routed experts whose weights this process holds and what brings
+            tokens to all of them; by default all are here.
     """
 
-    def __init__(
-        self,
-        config: KimiVLConfig,
-        dispatcher: Dispatcher | None = None,
-        held_experts: Sequence[int] | None = None,
-    ) -> None:
+    def __init__(self, config: KimiVLConfig, shares: Shares | None = None) -> None:
         super().__init__()
         text = config.text
         self.config = config
-        self.held_experts = held_experts or range(text.n_routed_experts)
         self.vision_tower = MoonViT(config.vision)
         self.multi_modal_projector = MultiModalProjector(
             config.vision.hidden_size, text.hidden_size
         )
-        self.language_model = LanguageModel(
-            text, self.held_experts, dispatcher or LocalDispatcher(text.n_routed_experts)
-        )
+        self.language_model = LanguageModel(text, shares or whole(text.n_routed_experts))
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +66,12 @@ class KimiVL(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the activations."""
         return self.language_model.model.embed_tokens.weight.dtype
+
+    @property
+    def experts(self) -> dict[int, MoE]:
+        """The layers with routed experts, by number."""
+        layers = enumerate(self.language_model.model.layers)
+        return {number: layer.mlp for number, layer in layers if isinstance(layer.mlp, MoE)}
 
     def encode_images(self, patches: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
         """Patches of packed images [P, 3, patch, patch] uint8 -> features [V, D]."""

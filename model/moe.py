@@ -8,7 +8,8 @@ Letters: T tokens, D hidden size, E routed experts, K experts per token, F exper
 reach the held experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -102,6 +103,23 @@ class LocalDispatcher:
         return LocalDispatch(x, expert_ids, weights, self.num_experts)
 
 
+@dataclass(frozen=True)
+class Share:
+    """One process's part of a layer's routed experts, and the way to all of them."""
+
+    held: Sequence[int]  # the experts whose weights it has, as they are stacked
+    dispatcher: Dispatcher
+
+
+Shares = Callable[[int], Share]  # by layer
+
+
+def whole(num_experts: int) -> Shares:
+    """All experts of every layer, in this process."""
+    share = Share(range(num_experts), LocalDispatcher(num_experts))
+    return lambda _: share
+
+
 class Router(nn.Module):
     """Chooses K experts for each token and weights them, all in float32.
 
@@ -171,17 +189,20 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Routed experts and the experts that every token shares, which are one MLP, unscaled."""
 
-    def __init__(
-        self, config: TextConfig, held_experts: Sequence[int], dispatcher: Dispatcher
-    ) -> None:
+    rows_computed: Tensor  # [held experts] int64, since this was made: how busy each expert is
+
+    def __init__(self, config: TextConfig, share: Share) -> None:
         super().__init__()
+        self.held = share.held
+        self.dispatcher = share.dispatcher
         self.gate = Router(config)
-        self.experts = Experts(len(held_experts), config.hidden_size, config.moe_intermediate_size)
+        self.experts = Experts(len(self.held), config.hidden_size, config.moe_intermediate_size)
+        rows = torch.zeros(len(self.held), dtype=torch.int64)
+        self.register_buffer("rows_computed", rows, persistent=False)
         self.shared_experts = None
         if config.n_shared_experts:
             shared_width = config.moe_intermediate_size * config.n_shared_experts
             self.shared_experts = MLP(config.hidden_size, shared_width)
-        self.dispatcher = dispatcher
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [T, D] -> [T, D]."""
@@ -189,5 +210,7 @@ class MoE(nn.Module):
         dispatch = self.dispatcher.dispatch(x, expert_ids, weights)
         # While the rows travel, and so before `dispatch.rows`.
         shared = None if self.shared_experts is None else self.shared_experts(x)
-        routed = dispatch.combine(self.experts(dispatch.rows, dispatch.rows_per_expert))
+        rows_per_expert = dispatch.rows_per_expert
+        routed = dispatch.combine(self.experts(dispatch.rows, rows_per_expert))
+        self.rows_computed.add_(rows_per_expert)  # queued like all else; nobody waits
         return routed if shared is None else routed + shared

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model.config import CheckpointError, KimiVLConfig, read_json
 from model.kimi_vl import KimiVL
-from model.moe import Dispatcher, Router
+from model.moe import MoE, Router, Shares
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -68,19 +68,17 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
-    dispatcher: Dispatcher | None = None,
-    held_experts: Sequence[int] | None = None,
+    shares: Shares | None = None,
 ) -> KimiVL:
     """Build the network of a checkpoint, file by file.
 
-    Peak memory beyond the model is one tensor. Experts outside `held_experts` are not read.
+    Peak memory beyond the model is one tensor. Experts that `shares` does not hold are not read.
 
     Args:
         directory: of the checkpoint.
         dtype: of the weights; None keeps the stored one.
         device: None is the CPU.
-        dispatcher: as for `KimiVL`.
-        held_experts: as for `KimiVL`.
+        shares: as for `KimiVL`.
 
     Raises:
         CheckpointError: as `check_checkpoint`, or a file that cannot be read to its end.
@@ -91,16 +89,17 @@ def load_model(
     _match(stored, where, directory)
     stored_dtype: torch.dtype = getattr(torch, config.dtype)
     device = device or torch.device("cpu")
-    model = empty_model(config, dtype or stored_dtype, device, dispatcher, held_experts)
+    model = empty_model(config, dtype or stored_dtype, device, shares)
     parameters = dict(model.named_parameters())
+    held = _held(model)
     wanted = {
         name: target
         for name, target in where.items()
-        if target.expert is None or target.expert in model.held_experts
+        if target.expert is None or target.expert in held[target.parameter]
     }
     with torch.no_grad():
         for name, tensor in _read(stored, wanted):
-            _place(parameters, wanted[name], model.held_experts, tensor)
+            _place(parameters, wanted[name], held, tensor)
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -108,17 +107,19 @@ def empty_model(
     config: KimiVLConfig,
     dtype: torch.dtype,
     device: torch.device,
-    dispatcher: Dispatcher | None = None,
-    held_experts: Sequence[int] | None = None,
+    shares: Shares | None = None,
 ) -> KimiVL:
     """The network with uninitialised weights in `dtype`; router biases stay float32."""
     with torch.device("meta"):
-        model = KimiVL(config, dispatcher, held_experts).to(dtype)
+        model = KimiVL(config, shares).to(dtype)
     for router in (module for module in model.modules() if isinstance(module, Router)):
         if config.text.topk_method == "noaux_tc":
             bias = router.e_score_correction_bias
             router.e_score_correction_bias = nn.Parameter(bias.float(), requires_grad=False)
-    return model.to_empty(device=device)
+    model.to_empty(device=device)
+    for moe in model.experts.values():
+        moe.rows_computed.zero_()
+    return model
 
 
 def destinations(config: KimiVLConfig) -> dict[str, Destination]:
@@ -133,6 +134,16 @@ def destinations(config: KimiVLConfig) -> dict[str, Destination]:
         else:
             where |= _of_stack(name, stacked["experts"], stacked["stack"], tuple(parameter.shape))
     return where
+
+
+def _held(model: KimiVL) -> dict[str, Sequence[int]]:
+    """The experts in each stack, by the name of its parameter."""
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, MoE)}
+    return {
+        f"{name}.experts.{stack}": moe.held
+        for name, moe in layers.items()
+        for stack in ("gate_up_proj", "down_proj")
+    }
 
 
 def _of_stack(
@@ -236,11 +247,14 @@ def _read(
 
 
 def _place(
-    parameters: Mapping[str, nn.Parameter], target: Destination, held: Sequence[int], tensor: Tensor
+    parameters: Mapping[str, nn.Parameter],
+    target: Destination,
+    held: Mapping[str, Sequence[int]],
+    tensor: Tensor,
 ) -> None:
     parameter = parameters[target.parameter]
     if target.expert is None:
         parameter.copy_(tensor)
     else:
         rows = slice(target.first_row, target.first_row + len(tensor))
-        parameter[held.index(target.expert), rows].copy_(tensor)
+        parameter[held[target.parameter].index(target.expert), rows].copy_(tensor)

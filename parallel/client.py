@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from parallel.expert_load import ExpertLoad
 from parallel.group import MAX_CONCURRENCY, DeadGroupError, EngineGroup, GroupError, GroupSpec
 from parallel.supervisor import Client, GroupsStatus, Supervisor
 from parallel.worker import Outcome, Request
@@ -88,6 +89,11 @@ class Groups:
         """What runs and what has failed so far."""
         with _plain_errors():
             return ray.get(self._supervisor.status.remote())
+
+    def expert_load(self) -> ExpertLoad:
+        """Tokens that each expert has computed so far, as `Supervisor.expert_load`."""
+        with _plain_errors():
+            return ray.get(self._supervisor.expert_load.remote())
 
     def close(self) -> None:
         """Stop all groups and remove their placement groups; closing twice is no error."""

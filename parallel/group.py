@@ -27,7 +27,9 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from parallel.expert_load import ExpertLoad, add
 from parallel.seat import Address, Seat
+from parallel.topology import Topology
 from parallel.worker import DeadEngineError, Engine, Outcome, Rank, Request, Vitals
 
 if TYPE_CHECKING:
@@ -71,9 +73,10 @@ class GroupSpec:
     heartbeat_s: float = 2.0  # between two looks at a rank
     heartbeat_timeout_s: float = 15.0  # for a rank to answer
     stall_timeout_s: float = 900.0  # for one step
+    topologies: Mapping[int, Topology] | None = None  # as in `Seat`, for `num_ranks`
     golden: tuple[Request, ...] = ()  # as `parallel.golden`; none turns the check off
     golden_tolerance: float = 0.25  # nats
-    golden_every_s: float = 300.0
+    golden_every_steps: int = 2000  # of a group, between two askings
 
     def __post_init__(self) -> None:
         if self.num_ranks < 1:
@@ -85,7 +88,7 @@ class GroupSpec:
             raise ValueError("a rank needs a CPU or a GPU, or a part of one")
         for name in (
             "resources_timeout_s start_timeout_s exchange_timeout_s heartbeat_s "
-            "heartbeat_timeout_s stall_timeout_s golden_tolerance golden_every_s"
+            "heartbeat_timeout_s stall_timeout_s golden_tolerance golden_every_steps"
         ).split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -117,6 +120,7 @@ class GroupSpec:
                 num_ranks=self.num_ranks,
                 join_timeout_s=self.start_timeout_s,
                 exchange_timeout_s=self.exchange_timeout_s,
+                topologies=self.topologies,
             )
             for rank in range(self.num_ranks)
         ]
@@ -210,6 +214,21 @@ class EngineGroup:
                 stall = f"in one step for {vitals[-1].busy_s:.0f} s"
                 raise DeadGroupError(self._death(rank, stall))
         return vitals
+
+    async def expert_load(self) -> ExpertLoad:
+        """Tokens that each expert of this generation has computed, on all ranks.
+
+        Raises:
+            DeadGroupError: a rank is dead.
+        """
+        answers = [rank.expert_load.remote() for rank in self.ranks]
+        loads: list[ExpertLoad] = []
+        for rank, answer in enumerate(answers):
+            try:
+                loads.append(await answer)
+            except (DeadEngineError, RayError) as error:
+                raise DeadGroupError(self._death(rank, _reason(error))) from error
+        return add(loads)
 
     def cancel_client(self, client_id: str) -> None:
         """Forget all requests of a client that is gone, without waiting for it."""

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from model.config import KimiVLConfig
 from model.engine import Engine
@@ -17,11 +18,12 @@ from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
 from parallel.choice import DispatchChoice
+from parallel.expert_load import ExpertLoad
 from parallel.lockstep import Lockstep
 from parallel.rendezvous import Membership
 from parallel.seat import Seat
+from parallel.shares import Topologies, even_topologies, shares_of, topology_of_slots
 from parallel.step_dispatcher import StepDispatcher
-from parallel.topology import Topology
 
 _NAP_S = 0.01  # between two looks whether any rank has work, when none had
 
@@ -39,16 +41,29 @@ def load_member(
     device = torch.device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    num_experts = KimiVLConfig.from_checkpoint(checkpoint).text.n_routed_experts
-    if not num_experts:
+    text = KimiVLConfig.from_checkpoint(checkpoint).text
+    if not text.n_routed_experts:
         raise ValueError(f"{checkpoint} has no routed experts to divide; use one rank")
-    topology = Topology.even(num_experts, seat.num_ranks)
+    topologies = seat.topologies or even_topologies(text, seat.num_ranks)
     membership = Membership(seat, device)
-    dispatcher = StepDispatcher(topology, membership.group, device, choice)
-    held = topology.held[seat.rank]
-    engine = Engine.from_checkpoint(checkpoint, config, dispatcher, held)
+    member = load_share(checkpoint, config, topologies, membership.group, choice)
     membership.wait_until_all_loaded()
-    return MemberEngine(engine, Lockstep(membership.group, dispatcher.begin))
+    return member
+
+
+def load_share(
+    checkpoint: Path,
+    config: EngineConfig,
+    topologies: Topologies,
+    group: dist.ProcessGroup,
+    choice: DispatchChoice,
+) -> "MemberEngine":
+    """Load what this rank of a joined group holds."""
+    device = torch.device(config.device)
+    dispatcher = StepDispatcher(topology_of_slots(topologies), group, device, choice)
+    shares = shares_of(topologies, group.rank(), dispatcher, device)
+    engine = Engine.from_checkpoint(checkpoint, config, shares.__getitem__)
+    return MemberEngine(engine, Lockstep(group, dispatcher.begin))
 
 
 class MemberEngine:
@@ -90,6 +105,10 @@ class MemberEngine:
     def stats(self) -> dict[str, float]:
         """Those of the engine, and how well this rank keeps together with the others."""
         return self._engine.stats() | self._lockstep.stats.numbers()
+
+    def expert_load(self) -> ExpertLoad:
+        """As `Engine.expert_load`, of the experts that this rank holds."""
+        return self._engine.expert_load()
 
     def close(self) -> None:
         """Leave the group, which ends it."""

@@ -1,6 +1,9 @@
 """`Seat`: a rank's place in a group, as it travels through Ray to the rank's process. No torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from parallel.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -21,3 +24,4 @@ class Seat:
     num_ranks: int
     join_timeout_s: float  # for the slowest rank to start, and again for it to load
     exchange_timeout_s: float  # for the slowest rank in any exchange afterwards
+    topologies: Mapping[int, Topology] | None = None  # by layer; None: equal shares, in order

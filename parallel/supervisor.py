@@ -11,10 +11,11 @@ Drivers and clients reach it through `parallel.client`.
 import asyncio
 import itertools
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from parallel.expert_load import ExpertLoad, add
 from parallel.golden import GoldenPrompts
 from parallel.group import DeadGroupError, EngineGroup, GroupError, GroupSpec, NoRoomError
 from parallel.worker import Vitals
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from parallel.rendezvous import Meeting
 
 _RETRY_AFTER_S = 2.0  # a start that failed
+_LOOK_AT_LOAD_S = 30.0  # what a group counted since the last look dies with it
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Supervisor:
         self._meeting: Meeting | None = None
         self._golden = GoldenPrompts(spec.golden, spec.golden_tolerance, spec.start_timeout_s)
         self._vitals: dict[int, list[Vitals]] = {}  # the latest, by group
+        self._loads: dict[tuple[int, int], ExpertLoad] = {}  # by group and generation
 
     async def start(self) -> None:
         """Start all groups and return when the first is ready; the others join as they come.
@@ -149,6 +152,12 @@ class Supervisor:
             },
         )
 
+    async def expert_load(self) -> ExpertLoad:
+        """Tokens that each expert computed for all groups; of dead ones up to the last look."""
+        running = [slot.group for slot in self._slots if slot.group is not None]
+        await asyncio.gather(*map(self._look_at_load, running))
+        return add(self._loads.values())
+
     async def close(self) -> None:
         """Stop all groups and give back what they had reserved; closing twice is no error."""
         self._stop("the groups were closed")
@@ -181,7 +190,9 @@ class Supervisor:
                     slot.group = await self._start(slot.group_id, dead)
                     undo.pop_all()
                     self._soon(self._watch(slot, slot.group))
-                    self._soon(self._ask_golden(slot, slot.group))
+                    self._soon(self._watch_load(slot, slot.group))
+                    if self._spec.golden:
+                        self._soon(self._ask_golden(slot, slot.group))
                 except GroupError as error:
                     if self._gives_up(error):
                         break
@@ -200,10 +211,27 @@ class Supervisor:
                 if slot.group is group:
                     self._vitals[slot.group_id] = vitals
 
-    async def _ask_golden(self, slot: _Slot, group: EngineGroup) -> None:
-        """See again and again that the answers are still right."""
+    async def _watch_load(self, slot: _Slot, group: EngineGroup) -> None:
         while slot.group is group:
-            await asyncio.sleep(self._spec.golden_every_s)
+            await asyncio.sleep(_LOOK_AT_LOAD_S)
+            await self._look_at_load(group)
+
+    async def _look_at_load(self, group: EngineGroup) -> None:
+        """Note what the experts of a group have computed so far, if it answers."""
+        with suppress(DeadGroupError, TimeoutError):
+            load = await asyncio.wait_for(group.expert_load(), self._spec.heartbeat_timeout_s)
+            self._loads[group.group_id, group.generation] = load
+
+    async def _ask_golden(self, slot: _Slot, group: EngineGroup) -> None:
+        """See every so many steps that the answers are still right."""
+        asked_at = 0
+        while slot.group is group:
+            await asyncio.sleep(self._spec.heartbeat_s)
+            vitals = self._vitals.get(slot.group_id, ())
+            num_steps = max((rank.stats["steps"] for rank in vitals), default=0)
+            if num_steps < asked_at + self._spec.golden_every_steps:
+                continue
+            asked_at = num_steps
             try:
                 await self._golden.check(group)
             except DeadGroupError as death:

@@ -8,10 +8,10 @@ Letters: E routed experts, R ranks.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,13 @@ class Topology:
         """Slots of each rank."""
         return len(self.held[0])
 
-    def slots(self, rank: int) -> Tensor:
+    def slots(self, rank: int) -> "Tensor":
         """[E] int64: the slot that answers the tokens of `rank`, for each expert.
 
         A copy on the rank itself if there is one; else ranks take turns among the copies.
         """
+        import torch  # only ranks need it; drivers and supervisors carry topologies
+
         return torch.tensor([self._slot(expert, rank) for expert in range(self.num_experts)])
 
     def _slot(self, expert: int, rank: int) -> int:

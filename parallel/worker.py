@@ -21,6 +21,7 @@ from typing import Protocol
 
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
+from parallel.expert_load import ExpertLoad
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,11 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> Mapping[str, float]:
-        """Numbers for reports; read while a step may be running."""
+        """Numbers for reports, such as `steps` with work so far; read while one may be running."""
+        ...
+
+    def expert_load(self) -> ExpertLoad:
+        """Tokens that each expert here has computed; called between steps."""
         ...
 
     def close(self) -> None:
@@ -108,6 +113,11 @@ class _Cancel:
         return job.key in self.keys or job.client_id == self.client_id
 
 
+@dataclass(frozen=True, eq=False)
+class _AskLoad:
+    future: Future[ExpertLoad] = field(default_factory=Future)
+
+
 class _Close:
     pass
 
@@ -122,7 +132,7 @@ class Rank:
 
     def __init__(self, engine_factory: Callable[[], Engine]) -> None:
         self._factory = engine_factory
-        self._inbox: SimpleQueue[_Job | _Cancel | _Close] = SimpleQueue()
+        self._inbox: SimpleQueue[_Job | _Cancel | _AskLoad | _Close] = SimpleQueue()
         self._jobs: dict[str, _Job] = {}  # in the engine; touched by its thread alone
         self._numbers = itertools.count()
         self._lock = threading.Lock()  # between the end of the engine and new requests
@@ -149,11 +159,7 @@ class Rank:
             DeadEngineError: the engine is dead or died meanwhile; nothing was answered.
         """
         jobs = [_Job(str(next(self._numbers)), client_id, request) for request in requests]
-        with self._lock:
-            if self._failure is not None:
-                raise DeadEngineError(self._failure)
-            for job in jobs:
-                self._inbox.put(job)
+        self._hand_in(*jobs)
         try:
             return await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
         except asyncio.CancelledError:
@@ -172,6 +178,16 @@ class Rank:
         busy_s = 0.0 if since is None else time.monotonic() - since
         return Vitals(busy_s=busy_s, stats={} if engine is None else engine.stats())
 
+    async def expert_load(self) -> ExpertLoad:
+        """As `Engine.expert_load`, once the current step is over.
+
+        Raises:
+            DeadEngineError: the engine is dead or died meanwhile.
+        """
+        ask = _AskLoad()
+        self._hand_in(ask)
+        return await asyncio.wrap_future(ask.future)
+
     async def cancel_client(self, client_id: str) -> None:
         """Forget all requests of a client that is gone; whoever awaits them is cancelled."""
         self._inbox.put(_Cancel(client_id=client_id))
@@ -180,6 +196,14 @@ class Rank:
         """Stop after the current step and fail what is in flight; closing twice is no error."""
         self._inbox.put(_Close())
         await asyncio.gather(asyncio.wrap_future(self._ended), return_exceptions=True)
+
+    def _hand_in(self, *wishes: _Job | _AskLoad) -> None:
+        """Queue what expects an answer, unless nobody is there to give it."""
+        with self._lock:
+            if self._failure is not None:
+                raise DeadEngineError(self._failure)
+            for wish in wishes:
+                self._inbox.put(wish)
 
     def _run(self) -> None:
         """The engine thread: ends when told to, or with the exception that broke the engine."""
@@ -201,6 +225,8 @@ class Rank:
                     self._add(engine, job)
                 case _Cancel() as cancel:
                     self._cancel(engine, cancel)
+                case _AskLoad() as ask:
+                    self._tell_load(engine, ask)
                 case _Close():
                     return False
         return True
@@ -222,6 +248,15 @@ class Rank:
             del self._jobs[job.key]
             job.future.set_exception(asyncio.CancelledError())
 
+    def _tell_load(self, engine: Engine, ask: _AskLoad) -> None:
+        if not ask.future.set_running_or_notify_cancel():
+            return
+        try:
+            ask.future.set_result(engine.expert_load())
+        except BaseException as error:  # of the device; the engine ends with it
+            ask.future.set_exception(DeadEngineError(f"{type(error).__name__}: {error}"))
+            raise
+
     def _fail_all(self, ended: Future[None]) -> None:
         """Refuse what comes and fail what is here: the engine thread's loop is over."""
         cause = ended.exception()
@@ -233,10 +268,10 @@ class Rank:
         if not self._loaded.done():
             self._loaded.set_exception(cause or DeadEngineError(failure))
         waiting = (self._inbox.get() for _ in range(self._inbox.qsize()))
-        queued = [job for job in waiting if isinstance(job, _Job)]
-        queued = [job for job in queued if job.future.set_running_or_notify_cancel()]
-        for job in (*self._jobs.values(), *queued):
-            job.future.set_exception(DeadEngineError(failure))
+        queued = [wish for wish in waiting if isinstance(wish, _Job | _AskLoad)]
+        queued = [wish for wish in queued if wish.future.set_running_or_notify_cancel()]
+        for wish in (*self._jobs.values(), *queued):
+            wish.future.set_exception(DeadEngineError(failure))
 
 
 def _outcome(result: Completion | PromptError) -> Outcome:

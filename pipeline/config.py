@@ -43,6 +43,8 @@ class PipelineConfig:
     expert_parallel: int | None = None  # ranks of each group; None: chosen, see `pipeline.machines`
     dispatch: DispatchChoice = "auto"
     placement: Literal["STRICT_PACK", "PACK", "SPREAD"] = "STRICT_PACK"  # of a group's ranks
+    expert_placement: str | None = None  # as for `read_load`; changes no recipe, as ranks do not
+    expert_copies: int = 0  # further copies of the busiest experts, on each rank and in each layer
     max_group_failures: int = 16
     rows_per_part: int = 10_000
     max_part_age_s: float = 300.0
@@ -54,6 +56,8 @@ class PipelineConfig:
     run_yaml: str | None = None  # the options of the command, to keep beside the output
 
     def __post_init__(self) -> None:
+        if self.expert_copies and self.expert_placement is None:
+            raise ValueError("expert_copies needs an expert_placement, which tells what is busy")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         for (

@@ -15,6 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from parallel.client import Groups
+from parallel.expert_load import ExpertLoad
+from parallel.group import GroupError
 from pipeline.costs import Cost, Costs, object_store, own_peak_bytes, peaks_here
 from pipeline.flow import Flow
 from pipeline.machines import rank_numbers
@@ -35,6 +37,7 @@ def drain(
     committer: Committer,
     start_groups: Callable[[], Groups],
     starts: Any,
+    record: Callable[[ExpertLoad], None],
     *,
     show_progress: bool,
 ) -> Usage:
@@ -46,6 +49,7 @@ def drain(
         committer: takes the results.
         start_groups: called once.
         starts: handle of the `StartLog` actor.
+        record: keeps what the experts computed, also of a run that does not come to its end.
         show_progress: draw a bar on standard error.
 
     Returns:
@@ -56,7 +60,11 @@ def drain(
     spilled_before = object_store(gcs_address).spilled_bytes
     for rows in give_up(flow.source, what):
         committer.add(rows)
-    with _progress(what, show=show_progress) as bar, closing(start_groups()) as groups:
+    with (
+        _progress(what, show=show_progress) as bar,
+        closing(start_groups()) as groups,
+        _load_recorded(groups, record),
+    ):
         started = latest = time.monotonic()
         longest_pause_s = 0.0
         looked_s = -math.inf
@@ -107,6 +115,17 @@ def _results(
     if what.alone:
         ray.get(starts.work_alone.remote())
         yield from replace(flow, read_rows=1, batch_rows=1).results(what.alone, groups, starts)
+
+
+@contextmanager
+def _load_recorded(groups: Groups, record: Callable[[ExpertLoad], None]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(GroupError, OSError):  # the first error is the one to tell
+            record(groups.expert_load())
+        raise
+    record(groups.expert_load())
 
 
 @contextmanager

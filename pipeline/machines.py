@@ -5,16 +5,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from model.config import TextConfig
 from model.engine_config import EngineConfig
 from model.processor import Processor
 from parallel.choice import DispatchChoice, explain
 from parallel.client import Groups
+from parallel.expert_load import ExpertLoad
 from parallel.golden import golden_requests
 from parallel.group import GroupSpec
+from parallel.placement import place
 from parallel.seat import Seat
 from parallel.supervisor import GroupsStatus
 from parallel.worker import Engine
 from pipeline.config import PipelineConfig
+from pipeline.expert_load import read_load
 
 # Checkpoint, budgets, dispatch, and the rank's seat where there are several -> its engine.
 EngineFactory = Callable[[Path, EngineConfig, DispatchChoice, Seat | None], Engine]
@@ -63,6 +67,20 @@ def check_ranks(config: PipelineConfig, num_experts: int) -> None:
         )
 
 
+def wanted_load(config: PipelineConfig, text: TextConfig) -> ExpertLoad | None:
+    """What the placement of experts goes by; None where they lie in their order.
+
+    Raises:
+        ValueError: the record is none, or of other experts, or there is no room for the copies.
+    """
+    if config.expert_placement is None:
+        return None
+    load = read_load(config.expert_placement, text)
+    if config.expert_parallel not in (None, 1):
+        place(load, config.expert_parallel, config.expert_copies)
+    return load
+
+
 def choose_machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> Machines:
     """Fill in what the user left open; every GPU is used, and one rank where there is none.
 
@@ -106,19 +124,42 @@ def _machines(
         num_groups=num_groups,
         num_ranks=num_ranks,
         why=why,
-        dispatch=explain(config.dispatch, num_ranks, device),
+        dispatch=explain(config.dispatch, num_ranks, device)
+        + _explain_placement(config, num_ranks),
     )
 
 
+def _explain_placement(config: PipelineConfig, num_ranks: int) -> str:
+    if config.expert_placement is None:
+        return ""
+    if num_ranks == 1:
+        return "; one rank leaves nothing to place"
+    copies = f", with {config.expert_copies} copies more on each rank" * bool(config.expert_copies)
+    return f"; experts placed by {config.expert_placement}{copies}"
+
+
 def start_groups(
-    config: PipelineConfig, machines: Machines, engine_factory: EngineFactory
+    config: PipelineConfig,
+    machines: Machines,
+    load: ExpertLoad | None,
+    engine_factory: EngineFactory,
 ) -> Groups:
     """Start what was chosen; returns when the first group is ready.
 
+    Args:
+        config: of the run.
+        machines: what was chosen.
+        load: as `wanted_load`.
+        engine_factory: makes the engine of each rank.
+
     Raises:
+        ValueError: there is no room for the copies of experts.
         GroupError: no group could be started; nothing is left behind.
     """
     engine = replace(config.engine, device=machines.device)
+    topologies = None
+    if load is not None and machines.num_ranks > 1:
+        topologies = place(load, machines.num_ranks, config.expert_copies)
     tokenizer = Processor.from_checkpoint(config.checkpoint).tokenizer
     spec = GroupSpec(
         engine_factory=partial(engine_factory, config.checkpoint, engine, config.dispatch),
@@ -126,6 +167,7 @@ def start_groups(
         num_cpus_per_rank=0.25,  # of Ray's accounts; torch uses the engine's `num_threads`
         num_gpus_per_rank=1.0 if machines.device == "cuda" else 0.0,
         placement=config.placement,
+        topologies=topologies,
         golden=tuple(golden_requests(tokenizer.num_ordinary)),
     )
     return Groups.start(

@@ -1,5 +1,6 @@
 """The checkpoint, the grammars and the input of a run, checked before anything is started."""
 
+from model.config import TextConfig
 from model.constraint import Grammars
 from model.processor import Processor
 from pipeline.config import PipelineConfig
@@ -9,11 +10,11 @@ from pipeline.questions import question_fields
 from pipeline.source import Source, open_source
 
 
-def open_checkpoint(config: PipelineConfig) -> int:
+def open_checkpoint(config: PipelineConfig) -> TextConfig:
     """Check every tensor's name and shape, and that the schemas have grammars.
 
     Returns:
-        The number of the checkpoint's routed experts.
+        The configuration of the checkpoint's decoder.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -21,15 +22,15 @@ def open_checkpoint(config: PipelineConfig) -> int:
     """
     from model.weights import check_checkpoint  # torch
 
-    num_experts = check_checkpoint(config.checkpoint).text.n_routed_experts
-    check_ranks(config, num_experts)
+    text = check_checkpoint(config.checkpoint).text
+    check_ranks(config, text.n_routed_experts)
     processor = Processor.from_checkpoint(config.checkpoint)
     questions = config.instructions.questions
     for sampling in (config.sampling, *(question.sampling for question in questions)):
         if sampling.schema is not None:
             grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
             grammars.start(sampling.schema, thinking=sampling.thinking)
-    return num_experts
+    return text
 
 
 def open_input(config: PipelineConfig) -> Source:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
-from pipeline.machines import choose_machines
+from pipeline.machines import choose_machines, wanted_load
 from pipeline.opening import open_checkpoint, open_input
 from pipeline.recipe import differences, stored_fields
 from pipeline.schema import ErrorCode
@@ -129,7 +129,8 @@ def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
     Raises:
         ValueError: the run would be refused.
     """
-    num_experts = open_checkpoint(config)
+    text = open_checkpoint(config)
+    wanted_load(config, text)
     source = open_input(config)
     store = open_store(config.output)
     parts = ledger.committed_parts(store)
@@ -149,7 +150,7 @@ def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
         new_recipe=config.new_recipe,
         rows_per_part=config.rows_per_part,
         max_part_age_s=config.max_part_age_s,
-        machines=f"{choose_machines(config, num_gpus, num_experts)} ({where})",
+        machines=f"{choose_machines(config, num_gpus, text.n_routed_experts)} ({where})",
     )
 
 

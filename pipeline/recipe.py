@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.expert_load import LOAD_FILE, LOAD_PICTURE
 from pipeline.ledger import committed_parts
 from pipeline.storage import Store
 
@@ -95,9 +96,8 @@ def _refusal(store: Store, stored: Any, fields: Any) -> str:
 def _set_aside(store: Store, parts: list[str]) -> None:
     """Move all that was made under the old recipe away; the recipe last, as it is the sign."""
     folder = f"_old-{time.strftime('%Y%m%d-%H%M%S')}"
-    rest = [
-        name for name in ("_report.json", "_starts.json", _FILE) if store.read(name) is not None
-    ]
+    beside = ("_report.json", "_starts.json", LOAD_FILE, LOAD_PICTURE, _FILE)
+    rest = [name for name in beside if store.read(name) is not None]
     for name in (*parts, *rest):
         store.move(name, folder)
 

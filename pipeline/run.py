@@ -24,6 +24,7 @@ from parallel.group import GroupError
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.drain import drain, start_log
+from pipeline.expert_load import record_load
 from pipeline.fetch import MediaAccess
 from pipeline.flow import Flow
 from pipeline.lock import lock_output
@@ -33,6 +34,7 @@ from pipeline.machines import (
     choose_machines,
     load_engine,
     start_groups,
+    wanted_load,
 )
 from pipeline.opening import open_checkpoint, open_input
 from pipeline.recipe import claim_output, write_json
@@ -74,7 +76,8 @@ def run(
         ValueError: refused; nothing was done.
         RunError: stopped half-way.
     """
-    num_experts = open_checkpoint(config)
+    text = open_checkpoint(config)
+    load = wanted_load(config, text)
     source = open_input(config)
     media = MediaAccess(
         base=source.folder,
@@ -112,12 +115,15 @@ def run(
                 start_log(store, starts, committer) as log,
             ):
                 num_gpus = int(ray.cluster_resources().get("GPU", 0))
-                machines = choose_machines(config, num_gpus, num_experts)
+                machines = choose_machines(config, num_gpus, text.n_routed_experts)
                 if show_progress:
                     tqdm.write(str(machines), file=sys.stderr)
                 flow = _flow(config, machines, source, media, what)
-                start = partial(start_groups, config, machines, engine_factory)
-                usage = drain(flow, what, committer, start, log, show_progress=show_progress)
+                start = partial(start_groups, config, machines, load, engine_factory)
+                record = partial(record_load, store, checkpoint=recipe.fields["checkpoint"])
+                usage = drain(
+                    flow, what, committer, start, log, record, show_progress=show_progress
+                )
                 usage = replace(usage, machines=str(machines))
         report = _report(what, committer, store, usage)
         if what.num_todo:

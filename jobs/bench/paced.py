@@ -12,6 +12,7 @@ from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
 from parallel.choice import DispatchChoice
+from parallel.expert_load import ExpertLoad
 from parallel.seat import Seat
 from pipeline.config import PipelineConfig
 from pipeline.report import Report
@@ -34,6 +35,7 @@ class PacedEngine:
     def __init__(self, rows_per_s: float) -> None:
         self._rows_per_s = rows_per_s
         self._waiting: list[str] = []
+        self._num_steps = 0
 
     @property
     def has_work(self) -> bool:
@@ -47,6 +49,7 @@ class PacedEngine:
 
     def step(self) -> Sequence[tuple[str, Completion | PromptError]]:
         """Answer the oldest, or all."""
+        self._num_steps += 1
         num_rows = len(self._waiting) if self._rows_per_s == inf else 1
         time.sleep(1 / self._rows_per_s)
         answered, self._waiting = self._waiting[:num_rows], self._waiting[num_rows:]
@@ -57,7 +60,11 @@ class PacedEngine:
         self._waiting = [each for each in self._waiting if each != request_id]
 
     def stats(self) -> Mapping[str, float]:
-        """Nothing to tell."""
+        """How often it has answered."""
+        return {"steps": self._num_steps}
+
+    def expert_load(self) -> ExpertLoad:
+        """It has no experts."""
         return {}
 
     def close(self) -> None:

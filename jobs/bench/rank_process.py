@@ -119,6 +119,7 @@ class Process:
         timed = TimedDispatcher(dispatcher)
         for layer, experts in zip(moe_layers(model), share, strict=True):
             layer.dispatcher = timed
+            layer.rows_computed = layer.rows_computed[: topology.num_held].clone()
             setattr(layer, "experts", experts)  # noqa: B010  packed ones are of another class
         lockstep = Lockstep(self._group, dispatcher.begin)
         self._step = MemberEngine(self._engine, lockstep).step

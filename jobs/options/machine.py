@@ -2,7 +2,7 @@
 
 import argparse
 
-from jobs.options.values import positive, positive_or
+from jobs.options.values import count, positive, positive_or
 
 
 def add_machine(group: argparse._ArgumentGroup) -> None:
@@ -43,6 +43,20 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         choices=("strict_pack", "pack", "spread"),
         default="strict_pack",
         help="of the ranks of a copy: on one node, on few, on many",
+    )
+    group.add_argument(
+        "--expert-placement",
+        metavar="PARQUET",
+        help="_expert_load.parquet of an earlier output: experts are placed so that the ranks of a "
+        "copy have equally much to do; default: equal shares in their order",
+    )
+    group.add_argument(
+        "--expert-copies",
+        type=count,
+        default=0,
+        metavar="N",
+        help="with --expert-placement: hold so many more experts on each rank and in each layer, "
+        "second and further copies of the busiest",
     )
     group.add_argument(
         "--threads",

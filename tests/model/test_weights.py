@@ -10,6 +10,7 @@ import model.weights
 from jobs.demo.random_checkpoint import TEXT
 from model.config import CheckpointError, KimiVLConfig
 from model.kimi_vl import KimiVL
+from model.moe import LocalDispatcher, Share
 from model.weights import check_checkpoint, destinations, load_model, stored_tensors
 from tests.tiny import tiny_checkpoint, write_published_configs
 
@@ -61,7 +62,7 @@ def test_the_published_network_has_the_published_number_of_parameters(tmp_path):
     with torch.device("meta"):
         network = KimiVL(KimiVLConfig.from_checkpoint(tmp_path))
     assert sum(parameter.numel() for parameter in network.parameters()) == PUBLISHED_PARAMETERS
-    assert not list(network.buffers())
+    assert {name.rpartition(".")[2] for name, _ in network.named_buffers()} == {"rows_computed"}
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
@@ -86,11 +87,23 @@ def test_every_parameter_is_the_tensor_of_its_name(tmp_path, num_shards):
 
 def test_only_the_held_experts_are_loaded(tmp_path):
     tiny_checkpoint(tmp_path)
-    whole, part = load_model(tmp_path), load_model(tmp_path, held_experts=range(4, 10))
+    share = Share(range(4, 10), LocalDispatcher(16))
+    whole, part = load_model(tmp_path), load_model(tmp_path, shares=lambda _: share)
     wanted = dict(part.named_parameters())
     for name, parameter in whole.named_parameters():
         expected = parameter[4:10] if ".mlp.experts." in name else parameter
         assert torch.equal(wanted[name], expected), name
+
+
+def test_layers_may_hold_different_experts_in_any_order(tmp_path):
+    tiny_checkpoint(tmp_path)
+    held = {1: (3, 1), 2: (15, 0)}
+    whole = dict(load_model(tmp_path).named_parameters())
+    part = load_model(tmp_path, shares=lambda layer: Share(held[layer], LocalDispatcher(16)))
+    for name, parameter in part.named_parameters():
+        if ".mlp.experts." in name:
+            layer = int(name.split(".layers.")[1].split(".")[0])
+            assert torch.equal(parameter, whole[name][list(held[layer])]), name
 
 
 def test_weights_are_loaded_in_the_asked_dtype_and_the_router_bias_in_float32(tmp_path):

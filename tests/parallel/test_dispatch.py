@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from model.config import TextConfig
-from model.moe import LocalDispatcher, MoE
+from model.moe import LocalDispatcher, MoE, Share
 from parallel.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.topology import Topology
 from tests.parallel.ranks import run_ranks
@@ -68,11 +68,12 @@ def networks(num_ranks: int, **text: object):
     """A MoE layer with all experts, and its parts on ranks with the same weights."""
     config: TextConfig = tiny_config(text).text
     torch.manual_seed(0)
-    whole = MoE(config, range(config.n_routed_experts), LocalDispatcher(config.n_routed_experts))
+    num_experts = config.n_routed_experts
+    whole = MoE(config, Share(range(num_experts), LocalDispatcher(num_experts)))
     topology = Topology.even(config.n_routed_experts, num_ranks)
 
     def part(rank: int, dispatcher) -> MoE:
-        moe = MoE(config, topology.held[rank], dispatcher)
+        moe = MoE(config, Share(topology.held[rank], dispatcher))
         weights = dict(whole.state_dict())
         for name in [name for name in weights if name.startswith("experts.")]:
             weights[name] = weights[name][list(topology.held[rank])]

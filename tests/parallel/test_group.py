@@ -47,6 +47,9 @@ class SlowEngine:
     def stats(self):
         return {"left": len(self.left)}
 
+    def expert_load(self):
+        return {}
+
     def close(self):
         self.left.clear()
 

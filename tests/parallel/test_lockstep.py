@@ -18,14 +18,14 @@ from model.processor import Processor
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
 from parallel.choice import DispatchChoice
+from parallel.expert_load import ExpertLoad, add
 from parallel.lockstep import Lockstep, LockstepError, StepPlan
-from parallel.member import MemberEngine
-from parallel.step_dispatcher import StepDispatcher
-from parallel.topology import Topology
+from parallel.member import MemberEngine, load_share
+from parallel.placement import place
+from parallel.shares import even_topologies
 from tests.parallel.ranks import run_ranks
 from tests.tiny import tiny_checkpoint
 
-CPU = torch.device("cpu")
 CONFIG = EngineConfig(max_batch_size=3, max_step_tokens=64, cache_gib=0.01)
 Work = Mapping[str, tuple[Prompt, int]]
 
@@ -66,25 +66,30 @@ def tokens_of(finished) -> dict[str, tuple[int, ...]]:
     return {name: done.token_ids for name, done in finished if isinstance(done, Completion)}
 
 
-def member(checkpoint, group: dist.ProcessGroup, choice: DispatchChoice) -> MemberEngine:
-    """As `load_member`, on a group of threads."""
-    num_experts = KimiVLConfig.from_checkpoint(checkpoint).text.n_routed_experts
-    topology = Topology.even(num_experts, group.size())
-    dispatcher = StepDispatcher(topology, group, CPU, choice)
-    held = topology.held[group.rank()]
-    engine = Engine.from_checkpoint(checkpoint, CONFIG, dispatcher, held)
-    return MemberEngine(engine, Lockstep(group, dispatcher.begin))
+def member(
+    checkpoint, group: dist.ProcessGroup, choice: DispatchChoice, load: ExpertLoad | None = None
+) -> MemberEngine:
+    """As `load_member`, on a group of threads; with a load, one copy more is on each rank."""
+    text = KimiVLConfig.from_checkpoint(checkpoint).text
+    topologies = even_topologies(text, group.size())
+    if load is not None:
+        topologies = place(load, group.size(), num_copies=1)
+    return load_share(checkpoint, CONFIG, topologies, group, choice)
 
 
 def answer_together(
-    checkpoint, work: Work, shares: Sequence[Sequence[str]], choice: DispatchChoice = "auto"
+    checkpoint,
+    work: Work,
+    shares: Sequence[Sequence[str]],
+    choice: DispatchChoice = "auto",
+    load: ExpertLoad | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Each rank answers its share; rank 0 ends the group when all have."""
     answers: dict[str, tuple[int, ...]] = {}
     torch.set_num_threads(1)
 
     def on_rank(group: dist.ProcessGroup) -> None:
-        engine = member(checkpoint, group, choice)
+        engine = member(checkpoint, group, choice, load)
         for name in shares[group.rank()]:
             prompt, num_tokens = work[name]
             engine.add(name, prompt, SamplingParams(max_tokens=num_tokens))
@@ -114,6 +119,38 @@ def answer_together(
 )
 def test_ranks_together_write_what_one_engine_alone_writes(checkpoint, work, shares, choice):
     assert answer_together(checkpoint, work, shares, choice) == answer_alone(checkpoint, work)
+
+
+@pytest.mark.parametrize("choice", ["all_to_all", "all_gather"])
+def test_placed_experts_and_their_copies_write_the_same(checkpoint, work, choice):
+    chance = np.random.default_rng(3)
+    load = {layer: chance.permutation(np.arange(1, 17) ** 3) for layer in (1, 2)}
+    shares = [["long", "two"], ["image", "chunks", "same", "short"]]
+    topologies = place(load, 2, num_copies=1)
+    assert topologies[1].held != topologies[2].held
+    assert [len(experts) for experts in topologies[1].held] == [9, 9]
+    answers = answer_together(checkpoint, work, shares, choice, load)
+    assert answers == answer_alone(checkpoint, work)
+
+
+def test_ranks_count_each_token_of_each_expert_once(checkpoint, work):
+    loads: list[ExpertLoad] = []
+    num_tokens: list[float] = []
+
+    def on_rank(group: dist.ProcessGroup) -> None:
+        engine = member(checkpoint, group, "auto", {1: np.arange(16), 2: np.ones(16, int)})
+        prompt, length = work["image" if group.rank() else "chunks"]
+        engine.add("", prompt, SamplingParams(max_tokens=length))
+        for _ in range(30):
+            engine.step()
+        loads.append(engine.expert_load())
+        num_tokens.append(engine.stats()["tokens"])
+
+    run_ranks(2, on_rank)
+    load = add(loads)
+    assert sorted(load) == [1, 2]
+    top_k = KimiVLConfig.from_checkpoint(checkpoint).text.num_experts_per_tok
+    assert [tokens.sum() for tokens in load.values()] == [top_k * sum(num_tokens)] * 2
 
 
 def test_work_that_arrives_after_all_were_idle_is_done(checkpoint, work):

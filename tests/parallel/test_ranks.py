@@ -39,6 +39,7 @@ class MarkedEngine:
         self._who = {"pid": os.getpid(), "rank": seat.rank}
         self.add, self.step = self._engine.add, self._engine.step
         self.cancel, self.close = self._engine.cancel, self._engine.close
+        self.expert_load = self._engine.expert_load
         self.has_work = True
 
     def stats(self):

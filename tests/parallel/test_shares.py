@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model import weights
-from model.moe import LocalDispatcher
+from model.moe import LocalDispatcher, Share
 from model.weights import IGNORED, load_model, stored_tensors
 from parallel.topology import Topology
 from tests.tiny import tiny_checkpoint
@@ -39,7 +39,8 @@ def test_ranks_read_the_shared_part_and_each_expert_once(checkpoint, monkeypatch
     seen: list[str] = []
     for held in topology.held:
         read.clear()
-        model = load_model(checkpoint, dispatcher=LocalDispatcher(NUM_EXPERTS), held_experts=held)
+        share = Share(held, LocalDispatcher(NUM_EXPERTS))
+        model = load_model(checkpoint, shares=lambda _, share=share: share)
         assert len(set(read)) == len(read)
         shared = {name for name in stored if not IGNORED.fullmatch(name)} - of_experts
         assert shared <= set(read)

@@ -5,9 +5,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from parallel import supervisor as module
+from parallel.golden import golden_requests
 from parallel.group import DeadGroupError, GroupError, GroupSpec, NoRoomError
 from parallel.supervisor import Client, Supervisor
 from parallel.worker import Vitals
@@ -26,6 +28,8 @@ class Groups:
     closed: list[tuple[int, int]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     sick: set[int] = field(default_factory=set)  # generations that do not answer
+    num_steps: int = 7  # of any group
+    pace: int = 0  # steps between two looks
 
     async def start(self, spec, group_id, address):
         return await self.build(group_id, 0)
@@ -47,7 +51,11 @@ class Group:
     async def check(self, spec):
         if self.generation in self.groups.sick:
             raise DeadGroupError(f"rank 1 of generation {self.generation} hangs")
-        return [Vitals(busy_s=0.0, stats={"steps": 7})]
+        self.groups.num_steps += self.groups.pace
+        return [Vitals(busy_s=0.0, stats={"steps": self.groups.num_steps})]
+
+    async def expert_load(self):
+        return {1: np.array([self.generation, 10])}
 
     async def rebuild(self, spec, address):
         return await self.groups.build(self.group_id, self.generation + 1)
@@ -259,6 +267,21 @@ def test_a_group_that_hangs_is_replaced_though_no_client_complains(groups):
     supervise(use)
 
 
+def test_the_load_of_dead_generations_counts_up_to_the_last_look_at_them(groups, monkeypatch):
+    monkeypatch.setattr(module, "_LOOK_AT_LOAD_S", 0.001)
+
+    async def use(supervisor):
+        for generation in range(3):
+            await supervisor.acquire(ONE, 10, alone=False)
+            await asyncio.sleep(0.05)
+            await supervisor.report_failure(0, generation, "killed")
+        await supervisor.acquire(ONE, 10, alone=False)
+        load = await supervisor.expert_load()
+        assert {layer: tokens.tolist() for layer, tokens in load.items()} == {1: [6, 40]}
+
+    supervise(use)
+
+
 def test_a_group_that_drifts_is_replaced(groups, monkeypatch):
     checked = []
 
@@ -268,12 +291,17 @@ def test_a_group_that_drifts_is_replaced(groups, monkeypatch):
             raise DeadGroupError("the golden prompts drift")
 
     monkeypatch.setattr(module.GoldenPrompts, "check", check)
-    monkeypatch.setattr("tests.parallel.test_supervisor.SPEC", replace(SPEC, golden_every_s=0.001))
+    spec = replace(SPEC, golden=tuple(golden_requests(100)), golden_every_steps=100)
+    monkeypatch.setattr("tests.parallel.test_supervisor.SPEC", spec)
 
     async def use(supervisor):
+        await asyncio.sleep(20 * SPEC.heartbeat_s)
+        assert checked == [0]  # at the start, and not again while it does not step
+        groups.pace = 10
         while not (status := await supervisor.status()).failures:
             await asyncio.sleep(0.001)
         assert status.failures == ("the golden prompts drift",)
+        assert groups.num_steps >= 100
         _, group = await supervisor.acquire(ONE, 10, alone=False)
         assert group.generation == 1
 

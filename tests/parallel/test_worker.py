@@ -21,6 +21,7 @@ class CountingEngine:
         self.left: dict[str, int] = {}
         self.asked: dict[str, int] = {}
         self.batch_sizes: list[int] = []
+        self.has_broken_experts = False
 
     @property
     def has_work(self):
@@ -36,6 +37,11 @@ class CountingEngine:
 
     def stats(self):
         return {"left": len(self.left)}
+
+    def expert_load(self):
+        if self.has_broken_experts:
+            raise MemoryError("no memory on the device")
+        return {1: np.array([len(self.batch_sizes)])}
 
     def close(self):
         self.left.clear()
@@ -204,6 +210,34 @@ def test_the_requests_of_a_dead_client_are_cancelled_and_no_others():
         assert not engine.left
 
     on_rank(use, gate_is_open=False)
+
+
+def test_the_load_of_the_experts_is_read_between_steps():
+    async def use(rank, engine):
+        assert (await rank.expert_load())[1] == 0
+        call = asyncio.ensure_future(rank.generate("client", [request(3)]))
+        await until(lambda: bool(engine.left))
+        asked = asyncio.ensure_future(rank.expert_load())
+        given_up = asyncio.ensure_future(rank.expert_load())
+        await asyncio.sleep(0.01)
+        assert not asked.done()  # the step waits at the gate
+        given_up.cancel()
+        engine.gate.set()
+        assert 1 <= (await asked)[1] <= 3
+        await call
+        assert (await rank.expert_load())[1] == 3
+
+    on_rank(use, gate_is_open=False)
+
+
+def test_a_load_that_cannot_be_read_ends_the_rank():
+    async def use(rank, engine):
+        engine.has_broken_experts = True
+        for _ in range(2):
+            with pytest.raises(DeadEngineError, match="no memory on the device"):
+                await rank.expert_load()
+
+    on_rank(use)
 
 
 def test_closing_fails_what_is_in_flight_and_ends_the_thread():

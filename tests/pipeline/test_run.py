@@ -184,6 +184,35 @@ def test_a_report_says_what_the_run_took(config, ray_local):
 
 
 @pytest.mark.ray
+def test_a_run_records_how_busy_experts_were_and_another_places_them_by_it(config, ray_local):
+    run(config, connect=nullcontext, show_progress=False)
+    record = Path(config.output) / "_expert_load.parquet"
+    before = pq.read_table(record)
+    assert before.num_rows == 2 * 16  # layers with experts, experts
+    assert sum(before["tokens"].to_pylist()) > 6 * 4 * 2
+    assert record.with_suffix(".png").exists()
+    placed = replace(
+        config,
+        output=f"{config.output}-placed",
+        expert_parallel=2,
+        expert_placement=str(record),
+        expert_copies=1,
+    )
+
+    report = run(placed, connect=nullcontext, show_progress=False)
+
+    assert "experts placed by" in report.usage.machines
+    captions, same = rows_of(config), rows_of(placed)
+    assert {name: row["caption"] for name, row in captions.items()} == {
+        name: row["caption"] for name, row in same.items()
+    }
+    run(replace(config, retry_failed=(ErrorCode.MEDIA_MISSING,)), connect=never)
+    assert pq.read_table(record) == before  # nothing was to do, nothing is added
+    with pytest.raises(ValueError, match="room for 0 to 8 copies on each, not 9"):
+        run(replace(placed, expert_copies=9), connect=never)
+
+
+@pytest.mark.ray
 def test_rows_keep_their_order_on_request(config, ray_local):
     run(replace(config, keep_order=True, rows_per_part=2), connect=nullcontext, show_progress=False)
 
