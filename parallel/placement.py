@@ -54,15 +54,27 @@ def place_layer(tokens: Sequence[int], num_ranks: int, num_copies: int) -> Topol
 
 
 def _copies(tokens: Sequence[int], num_ranks: int, num_more: int) -> list[int]:
-    """[E]: how many ranks hold each expert; one more, time and again, to the busiest copy."""
+    """[E]: how many ranks hold each expert; more, time and again, for the busiest copy.
+
+    Their number divides the ranks where slots allow it, so that copies answer equally many ranks.
+    """
     copies = [1] * len(tokens)
+    divisors = [number for number in range(1, num_ranks + 1) if num_ranks % number == 0]
     busiest: list[tuple[float, int]] = [(-count, expert) for expert, count in enumerate(tokens)]
     heapq.heapify(busiest)
-    for _ in range(num_more):
+    while num_more and busiest:
         _, expert = heapq.heappop(busiest)
-        copies[expert] += 1
-        if copies[expert] < num_ranks:
-            heapq.heappush(busiest, (-tokens[expert] / copies[expert], expert))
+        next_number = next(number for number in divisors if number > copies[expert])
+        if next_number - copies[expert] > num_more:
+            continue  # a less busy one may need fewer
+        num_more -= next_number - copies[expert]
+        copies[expert] = next_number
+        if next_number < num_ranks:
+            heapq.heappush(busiest, (-tokens[expert] / next_number, expert))
+    for expert in sorted(range(len(tokens)), key=lambda each: -tokens[each] / copies[each]):
+        more = min(num_more, num_ranks - copies[expert])
+        copies[expert] += more
+        num_more -= more
     return copies
 
 

@@ -66,7 +66,8 @@ class Topology:
     def slots(self, rank: int) -> "Tensor":
         """[E] int64: the slot that answers the tokens of `rank`, for each expert.
 
-        A copy on the rank itself if there is one; else ranks take turns among the copies.
+        A copy on the rank itself if there is one; else the other ranks take turns among the
+        copies, so that each copy answers equally many where their number divides the ranks.
         """
         import torch  # only ranks need it; drivers and supervisors carry topologies
 
@@ -74,5 +75,8 @@ class Topology:
 
     def _slot(self, expert: int, rank: int) -> int:
         copies = [owner for owner, experts in enumerate(self.held) if expert in experts]
-        owner = rank if rank in copies else copies[rank % len(copies)]
+        others = [each for each in range(self.num_ranks) if each not in copies]
+        # Turns begin elsewhere for each expert, lest the first copies answer all that is left over.
+        turn = 0 if rank in copies else (others.index(rank) + expert) % len(copies)
+        owner = rank if rank in copies else copies[turn]
         return owner * self.num_held + self.held[owner].index(expert)
