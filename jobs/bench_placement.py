@@ -134,12 +134,13 @@ def _distributions(options: argparse.Namespace) -> Iterator[tuple[str, NDArray[n
             [("layer", "ascending"), ("expert", "ascending")]
         )
         num_layers = len(table["layer"].unique())
-        yield "record", table["tokens"].to_numpy().reshape(num_layers, -1).astype(float)
+        yield "record", table["tokens"].to_numpy().reshape(num_layers, -1).astype(np.float64)
         return
     for skew in options.skew:
         chance = np.random.default_rng(1)
         zipf = np.arange(1, options.experts + 1) ** -skew
-        yield f"zipf {skew:g}", np.stack([chance.permutation(zipf) for _ in range(options.layers)])
+        layers = [chance.permutation(zipf) for _ in range(options.layers)]
+        yield f"zipf {skew:g}", np.stack(layers).astype(np.float64)
 
 
 def _parser() -> Parser:

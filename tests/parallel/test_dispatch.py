@@ -145,8 +145,12 @@ def test_experts_may_live_on_several_ranks_in_any_order(make):
 def test_a_copy_at_home_is_preferred_and_others_take_turns():
     topology = Topology(3, ((0, 1), (1, 2), (0, 2)))
     assert topology.slots(0).tolist() == [0, 1, 3]  # expert 2 lives on ranks 1 and 2
-    assert topology.slots(1).tolist() == [4, 2, 3]
-    assert topology.slots(2).tolist() == [4, 1, 5]
+    assert topology.slots(1).tolist() == [0, 2, 3]
+    assert topology.slots(2).tolist() == [4, 2, 5]
+    apart = Topology(4, ((0, 1), (0, 2), (3, 1), (2, 3)))  # each copy answers one other rank
+    owners = [(apart.slots(rank) // 2).tolist() for rank in range(4)]
+    assert [owners[rank][0] for rank in range(4)] == [0, 1, 0, 1]
+    assert [owners[rank][1] for rank in range(4)] == [0, 2, 2, 0]
 
 
 @pytest.mark.parametrize(
