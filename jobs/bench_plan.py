@@ -51,6 +51,7 @@ from parallel.worker import Engine
 
 _PROMPT_LEN, _NUM_PROMPTS = 128, 8
 _DECODES, _REPEATS = 12, 5
+_STARTING_STEPS = 2  # a rank first tells that it has prompts, then all begin theirs
 _SMALL_BYTES, _LARGE_BYTES = 1 << 10, 4 << 20
 
 
@@ -205,18 +206,26 @@ def _steps(
     """Milliseconds of a prefill and of decodes, medians over steps that all ranks do together."""
     prompts = RandomPrompts(config, seed=group.rank())
 
-    def start(number: int, num_tokens: int) -> float:
+    def add(number: int, num_tokens: int) -> None:
         for name in range(number):
             params = SamplingParams(max_tokens=num_tokens, loop_guard=0)
             engine.add(str(name), prompts.text(_PROMPT_LEN), params)
-        return _together(engine.step, group)
 
-    prefill_ms = 1e3 * statistics.median([start(_NUM_PROMPTS, 1) for _ in range(_REPEATS)][1:])
+    def steps(number: int) -> None:
+        for _ in range(number):
+            engine.step()
+
+    times: list[float] = []
+    for _ in range(_REPEATS):
+        add(_NUM_PROMPTS, 1)
+        times.append(_together(lambda: steps(_STARTING_STEPS), group))
+    prefill_ms = 1e3 * statistics.median(times[1:])
     decode_ms: dict[int, float] = {}
     for number in sequences:
-        start(number, _DECODES + 1)
-        times = [_together(engine.step, group) for _ in range(_DECODES)]
-        decode_ms[number] = 1e3 * statistics.median(times)
+        add(number, _DECODES + _STARTING_STEPS)
+        steps(_STARTING_STEPS)
+        decode_ms[number] = 1e3 * _together(lambda: steps(_DECODES), group) / _DECODES
+        steps(_STARTING_STEPS)
     return prefill_ms, decode_ms
 
 
