@@ -187,15 +187,28 @@ def test_a_rank_dies_with_its_supervisor():
     assert eventually(lambda: not is_running(pid))
 
 
-def test_everything_dies_with_a_driver_that_is_killed():
+@pytest.mark.parametrize(
+    ("how", "exit_code"),
+    [
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGINT, 128 + signal.SIGINT, id="Ctrl-C"),
+    ],
+)
+def test_nothing_outlives_a_driver_that_is_killed_or_stopped(how, exit_code):
     num_before = num_placement_groups()
-    program = (
-        "import asyncio, os, ray; from tests.parallel.test_group import *;"
-        f"ray.init('{ray.get_runtime_context().gcs_address}', log_to_driver=False);"
-        "groups = Groups.start(spec(), num_groups=1, max_group_failures=5);"
-        "print('rank', asyncio.run(answer(groups)), len(placement_group_table()), flush=True);"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    address = ray.get_runtime_context().gcs_address
+    program = f"""if True:
+        import asyncio, os
+        from contextlib import closing
+        from jobs.cluster import connect
+        from tests.parallel.test_group import *
+        os.environ['RAY_ADDRESS'] = {address!r}
+        with connect():
+            with closing(Groups.start(spec(), num_groups=1, max_group_failures=5)) as groups:
+                print('rank', asyncio.run(answer(groups)), flush=True)
+                os.kill(os.getpid(), {int(how)})
+                time.sleep(10)
+        """
     driver = subprocess.run(
         [sys.executable, "-c", program],
         check=False,
@@ -204,7 +217,7 @@ def test_everything_dies_with_a_driver_that_is_killed():
         text=True,
         timeout=60,
     )
-    assert driver.returncode == -signal.SIGKILL, driver.stderr
-    (_, pid, _) = next(line.split() for line in driver.stdout.splitlines() if "rank" in line)
+    assert driver.returncode == exit_code, driver.stderr
+    (_, pid) = next(line.split() for line in driver.stdout.splitlines() if "rank" in line)
     assert eventually(lambda: not is_running(int(pid)))
     assert eventually(lambda: num_placement_groups() == num_before)

@@ -28,6 +28,7 @@ class Groups:
     closed: list[tuple[int, int]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     sick: set[int] = field(default_factory=set)  # generations that do not answer
+    gates: dict[int, asyncio.Event] = field(default_factory=dict)  # of groups that start late
     num_steps: int = 7  # of any group
     pace: int = 0  # steps between two looks
 
@@ -36,6 +37,8 @@ class Groups:
 
     async def build(self, group_id, generation):
         await asyncio.sleep(0)
+        if group_id in self.gates:
+            await self.gates[group_id].wait()
         error = self.starts.pop(0) if self.starts else None
         if error is not None:
             raise error
@@ -100,6 +103,22 @@ def test_the_group_with_the_fewest_tokens_on_lease_is_next(groups):
         await supervisor.release(leases[0][0])
         _, group = await supervisor.acquire(ONE, 1, alone=False)
         assert group.group_id == 0
+
+    supervise(use, num_groups=2)
+
+
+def test_work_begins_with_the_first_group_and_others_join_as_they_come(groups):
+    groups.gates = {1: asyncio.Event()}
+
+    async def use(supervisor):
+        assert (await supervisor.status()).num_ready == 1
+        leases = [await supervisor.acquire(ONE, 10, alone=False) for _ in range(2)]
+        assert [group.group_id for _, group in leases] == [0, 0]
+        groups.gates[1].set()
+        await settle()
+        assert (await supervisor.status()).num_ready == 2
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        assert group.group_id == 1
 
     supervise(use, num_groups=2)
 
