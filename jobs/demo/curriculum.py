@@ -52,7 +52,7 @@ _WORDS = Stage(
 _FIRST = replace(
     _WORDS,
     goals={"motion": 0.92, "shape": 0.93, "q_letter": 0.85},
-    until=2000,
+    until=1500,
     sizes=((84, 84), (112, 84)),
     num_frames=(2, 4),
     difficulty=Difficulty(num_shapes=(0.7, 0.3, 0.0), small=0.4, event=0.0, text=0.25),
@@ -63,7 +63,7 @@ _FIRST = replace(
 _MORE = replace(
     _FIRST,
     goals={"motion": 0.95, "shape": 0.97, "q_letter": 0.93, "event": 0.93, "text": 0.93},
-    until=2800,
+    until=2000,
     rate=1.0,
     sizes=((224, 168), (168, 224), (196, 196), (252, 140)),
     num_frames=(6,),

@@ -25,11 +25,18 @@ _CURVES = {
 
 
 class LogBook:
-    """Means over `log_steps` steps, appended to a JSON-lines file and shown as a progress line."""
+    """Means over `log_steps` steps, appended to a JSON-lines file and shown as a progress line.
 
-    def __init__(self, path: Path, log_steps: int) -> None:
+    Lines about steps behind `last_step`, where a run goes on, are dropped: it learns them again.
+    """
+
+    def __init__(self, path: Path, log_steps: int, last_step: int = 0) -> None:
         self.path = path
         self.log_steps = log_steps
+        if path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+            path.write_text("".join(kept))
         self._clear()
 
     def _clear(self) -> None:

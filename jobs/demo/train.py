@@ -41,11 +41,11 @@ class TrainConfig:
     """What a run depends on beside the curriculum."""
 
     seed: int = 0
-    steps: int = 3600  # the length of the run
+    steps: int = 2300  # the length of the run
     learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the heads
     matrix_rate: float = 0.003  # of Muon: all other matrices
     warmup_steps: int = 40
-    decay_steps: int = 1000  # the last of the run, in which the rates fall to zero
+    decay_steps: int = 700  # the last of the run, in which the rates fall to zero
     bias_rate: float = 2e-3  # step of the routers' correction bias
     num_processes: int = 2
     snapshot_s: float = 60.0
@@ -225,7 +225,7 @@ def train(
     if (output / SNAPSHOT).exists():
         progress = trainer.load(output / SNAPSHOT)
         print(f"goes on from step {progress.steps}", flush=True)
-    log = LogBook(output / LOG, config.log_steps)
+    log = LogBook(output / LOG, config.log_steps, progress.steps)
     started_s = saved_s = time.monotonic()
     with Learner(trainer.student, checkpoint, config.num_processes) as learner:
         while progress.steps < config.steps:

@@ -20,6 +20,7 @@ from jobs.demo.language import (
 )
 from jobs.demo.learner import Learner, Student, backward
 from jobs.demo.lessons import KINDS, Teacher, first_seed
+from jobs.demo.logbook import LogBook
 from jobs.demo.optimizer import orthogonal
 from jobs.demo.scenes import (
     COLOURS,
@@ -88,6 +89,13 @@ def test_a_run_that_is_stopped_and_resumed_gives_the_same_weights(
         assert torch.equal(weight, parts.state_dict()[name]), name
     assert (tmp_path / "parts" / SNAPSHOT).exists()
     assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_steps_that_are_learned_again_stand_in_the_log_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in (2, 4, 6)))
+    LogBook(path, log_steps=2, last_step=5)
+    assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
 
 
 def test_lessons_ask_exactly_what_inference_will_ask(empty_checkpoint: Path) -> None:
