@@ -18,12 +18,17 @@ _ROOT = Path(__file__).resolve().parents[1]
 _INTERRUPTED = "interrupted; what is committed stays, and the same command continues"
 
 
-def run_command(make_parser: Callable[[], "Parser"], arguments: Sequence[str] | None) -> int:
+def run_command(
+    make_parser: Callable[[], "Parser"],
+    arguments: Sequence[str] | None,
+    work: Callable[[argparse.Namespace], object] | None = None,
+) -> int:
     """Run the job of a parser; the exit code.
 
     Args:
         make_parser: a new parser with the options that `jobs.settings.pipeline_config` reads.
         arguments: of the command line; None means those of this process.
+        work: does what the options say and returns what to print; None runs the pipeline.
     """
     from jobs import run_file
 
@@ -39,7 +44,7 @@ def run_command(make_parser: Callable[[], "Parser"], arguments: Sequence[str] | 
             f". {_ROOT}/.venv/bin/activate) or install with `pip install {_ROOT}`",
         )
     try:
-        print(_run(options))
+        print((work or _run)(options))
     except ValueError as error:
         return _fail(prog, 2, error)
     except (RunError, OSError) as error:

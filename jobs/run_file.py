@@ -13,9 +13,8 @@ from typing import Any
 
 from jobs.options import Parser
 
-_PATHS = frozenset(
-    {"input", "output", "model", "schema", "prompts", "expert_placement"}
-)  # written back absolute
+# Written back absolute.
+_PATHS = frozenset({"input", "output", "model", "schema", "prompts", "grid", "expert_placement"})
 _NOT_KEPT = frozenset(
     {"help", "config", "dry_run", "retry_failed", "new_recipe"}
 )  # of one call, not of the run
@@ -40,7 +39,7 @@ def parse(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> argpar
         try:
             values = read_mapping(Path(path))
             _refuse_unknown(parser, values)
-            from_file = _as_arguments(parser, _not_overruled(parser, values, given))
+            from_file = as_arguments(parser, _not_overruled(parser, values, given))
         except ValueError as error:
             parser.error(f"{path}: {error}")
         _check(make_parser, from_file, path)
@@ -49,11 +48,39 @@ def parse(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> argpar
     return options
 
 
+def overlay(
+    make_parser: Callable[[], Parser],
+    options: argparse.Namespace,
+    values: Mapping[str, Any],
+    where: str,
+) -> argparse.Namespace:
+    """Options with some replaced, and those gone that exclude them.
+
+    Args:
+        make_parser: a new parser of the job.
+        options: of it.
+        values: by name, as in a file.
+        where: before the message about one that its option does not take; it exits with 2.
+
+    Raises:
+        ValueError: a value is no text, number or truth.
+    """
+    parser = _without_defaults(_lenient(make_parser()))
+    parser.where = where
+    given = vars(parser.parse_args(as_arguments(parser, values)))
+    excluded = {
+        action.dest: None
+        for group in parser._mutually_exclusive_groups
+        if any(action.dest in given for action in group._group_actions)
+        for action in group._group_actions
+    }
+    return argparse.Namespace(**{**vars(options), **excluded, **given})
+
+
 def _given(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> dict[str, Any]:
     """What `arguments` say, by destination, as text; nothing of the defaults."""
-    parser = _lenient(make_parser())
+    parser = _without_defaults(_lenient(make_parser()))
     for action in parser._actions:
-        action.default = argparse.SUPPRESS
         action.type = action.choices = None
     return vars(parser.parse_args(arguments))
 
@@ -69,6 +96,14 @@ def _lenient(parser: Parser) -> Parser:
     """Require nothing: what is missing here may stand elsewhere."""
     for each in (*parser._actions, *parser._mutually_exclusive_groups):
         each.required = False
+    return parser
+
+
+def _without_defaults(parser: Parser) -> Parser:
+    """Leave out what is not given."""
+    parser._defaults.clear()  # of `set_defaults`, which knows them twice
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
     return parser
 
 
@@ -123,7 +158,7 @@ def _not_overruled(
     return {name: value for name, value in values.items() if name not in overruled}
 
 
-def _as_arguments(parser: Parser, values: Mapping[str, Any]) -> list[str]:
+def as_arguments(parser: Parser, values: Mapping[str, Any]) -> list[str]:
     """`{"frames": 16}` -> `["--frames=16"]`.
 
     Raises:

@@ -34,6 +34,7 @@ class PipelineConfig:
     keep_media: bool = False
     limit: int | None = None  # rows
     instructions: Instructions = field(default_factory=Instructions)
+    media_folder: str | None = None  # to which relative media belong; None: the input's own
     allowed_uris: tuple[str, ...] = ()  # prefixes of remote media
     allowed_folders: tuple[str, ...] = ()  # of local media, beside the input's own
     sampling: SamplingParams = field(default_factory=SamplingParams)

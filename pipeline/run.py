@@ -80,7 +80,7 @@ def run(
     load = wanted_load(config, text)
     source = open_input(config)
     media = MediaAccess(
-        base=source.folder,
+        base=config.media_folder or source.folder,
         allowed_prefixes=config.allowed_uris,
         allowed_folders=config.allowed_folders,
         max_bytes=config.instructions.limits.max_bytes,

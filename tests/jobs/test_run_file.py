@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from jobs import caption_videos, run_file
+from jobs import caption_videos, describe_images, run_file
 from jobs.settings import pipeline_config
 
 REQUIRED = ["--input", "clips.parquet", "--output", "out", "--model", "demo"]
@@ -39,6 +39,15 @@ def test_a_file_gives_options_by_their_names(written):
     assert options.columns == ("a", "b")
     assert options.seed == 0
     assert options.prompt == "-x"
+
+
+def test_a_file_goes_before_the_defaults_of_its_job(written):
+    config = written("timestamps: seconds\nprompt: Which?\n")
+
+    options = run_file.parse(describe_images.make_parser, [*REQUIRED, "--config", config])
+
+    assert (options.timestamps, options.prompt) == ("seconds", "Which?")
+    assert options.frame_tokens is None  # `max`, which the job sets for itself
 
 
 @pytest.mark.parametrize(

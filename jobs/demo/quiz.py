@@ -1,0 +1,78 @@
+"""Questions about generated clips, as a dataset that `jobs.sweep_videos` can score.
+
+    python -m jobs.demo.quiz --output quiz --clips 40
+
+Writes the clips of the test split as files, and quiz/questions.parquet: id, video (a path), task,
+question, options (those of multiple choice), answer (the text). `--layout open` asks the questions
+as they are, `--layout choice` with their options.
+"""
+
+import argparse
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.demo.evaluate import make_clips
+from jobs.demo.language import questions
+
+_MAX_WRONG = 3
+
+
+def main() -> int:
+    """Write the dataset; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.demo.quiz")
+    parser.add_argument("--output", type=Path, required=True, help="directory")
+    parser.add_argument("--clips", type=int, default=40, help="how many (default: 40)")
+    parser.add_argument("--tasks", help="only these kinds of questions, such as motion,colour")
+    arguments = parser.parse_args()
+    tasks = None if arguments.tasks is None else arguments.tasks.split(",")
+    path = write_quiz(arguments.output, arguments.clips, tasks)
+    print(f"{pq.read_metadata(path).num_rows} questions about {arguments.clips} clips: {path}")
+    return 0
+
+
+def write_quiz(folder: Path, num_clips: int, tasks: Collection[str] | None = None) -> Path:
+    """Write clips and questions of the test split into a folder; the Parquet file.
+
+    Args:
+        folder: made if need be.
+        num_clips: about each of which everything is asked that can be.
+        tasks: only questions of these kinds.
+
+    Raises:
+        ValueError: there are no such questions.
+    """
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, clip in enumerate(make_clips("test", num_clips)):
+        name = f"clips/{number:04}.mp4"
+        (folder / name).write_bytes(clip.video)
+        for place, question in enumerate(questions(clip.scene)):
+            if tasks is not None and question.kind not in tasks:
+                continue
+            wrong = rng.permutation(list(question.wrong))[:_MAX_WRONG]
+            options = [str(option) for option in rng.permutation([question.answer, *wrong])]
+            rows.append(
+                {
+                    "id": f"{number}-{place}",
+                    "video": name,
+                    "task": question.kind,
+                    "question": question.text,
+                    "options": options,
+                    "answer": question.answer,
+                }
+            )
+    if not rows:
+        raise ValueError(f"there are no questions of the kinds {sorted(tasks or ())}")
+    path = folder / "questions.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What a sweep found: its table, its pictures, and the command line of the full job."""
+
+import argparse
+import shlex
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from jobs import caption_videos
+from jobs.options import Parser
+from jobs.run_file import as_arguments
+from jobs.sweep.answers import collect
+from jobs.sweep.charts import draw_sweep, draw_tasks
+from jobs.sweep.grid import Cell
+from jobs.sweep.names import MODES
+from jobs.sweep.scores import Row, choose_cell, summarise
+from jobs.sweep.work import Work
+from pipeline.storage import Store
+
+# Of the sweep itself, or of its dataset: the full job has its own.
+_NOT_OF_THE_JOB = ("input", "output", "id-column", "video-column", "limit", "prompt")
+
+
+def conclude(
+    work: Work, store: Store, make_parser: Callable[[], Parser], options: argparse.Namespace
+) -> str:
+    """Score the answers, write all that was found, and tell it.
+
+    Args:
+        work: whose runs are done.
+        store: the output.
+        make_parser: of the sweep.
+        options: of the sweep.
+    """
+    answers = collect(work, store.uri)
+    file = pa.BufferOutputStream()
+    pq.write_table(answers, file)
+    store.write("answers.parquet", file.getvalue())
+    rows, mode = answers.to_pylist(), options.score
+    summary = summarise(rows, work.settings)
+    best, cheapest = choose_cell(summary, mode)
+    store.write("summary.csv", pd.DataFrame(summary).to_csv(index=False).encode())
+    store.write("sweep.png", draw_sweep(summary, work.settings, mode, cheapest))
+    store.write("tasks.png", draw_tasks(rows, mode))
+    return "\n".join(
+        [
+            _table(summary),
+            "",
+            f"best, by {mode} score: {_told(summary[best], mode)}",
+            f"cheapest within one standard error: {_told(summary[cheapest], mode)}",
+            "the full job:",
+            full_command(work.cells[cheapest], options),
+        ]
+    )
+
+
+def _table(summary: Sequence[Row]) -> str:
+    modes = [name for mode in MODES if mode in summary[0] for name in (mode, f"{mode}_se")]
+    wanted = ["questions", "errors", "unparsed", *modes]
+    wanted += ["mean_frames", "mean_visual_tokens", "mean_tokens"]
+    rows = [{"cell": row["cell"][:60], **{name: row[name] for name in wanted}} for row in summary]
+    return pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.3f}")
+
+
+def _told(row: Row, mode: str) -> str:
+    return (
+        f"{row['cell']}: {row[mode]:.3f} +- {row[f'{mode}_se']:.3f}, "
+        f"{row['mean_tokens']:.0f} tokens a question"
+    )
+
+
+def full_command(cell: Cell, options: argparse.Namespace) -> str:
+    """The command line that captions clips with the settings of a cell.
+
+    Input and output are left to fill in. The prompt is left out where it is about questions.
+    """
+    parser = caption_videos.make_parser()
+    defaults = {
+        action.option_strings[-1].removeprefix("--"): action.default
+        for action in parser._actions
+        if action.option_strings
+    }
+    values = {**yaml.safe_load(options.run_yaml), **cell.settings}
+    if "fps" in cell.settings:
+        values.pop("frames", None)
+    if "frames" in cell.settings:
+        values.pop("fps", None)
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name in defaults and name not in _NOT_OF_THE_JOB and value != defaults[name]
+    }
+    if "{" not in cell.options.prompt:
+        kept["prompt"] = cell.options.prompt
+    command = ["python", "-m", "jobs.caption_videos", "--input", "CLIPS.parquet"]
+    return shlex.join([*command, "--output", "CAPTIONS", *as_arguments(parser, kept)])

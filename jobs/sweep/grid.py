@@ -1,0 +1,113 @@
+r"""The grid of a sweep: options of the job with several values each -> cells.
+
+frames: [1, 2, 4, 8]          # frames and fps are one axis
+fps: 2
+frame-tokens: [64, 256]
+timestamps: [none, seconds]
+prompt:                       # a text, a list of texts, or names with texts
+  short: "{question}\n{options}\nAnswer with the letter."
+expert-parallel: [1, 2]       # a run of its own for each
+"""
+
+import argparse
+import difflib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.options import Parser
+from jobs.run_file import overlay, read_mapping
+
+# How the model runs: cells that differ here cannot be answered by the same ranks.
+MACHINE = ("expert-parallel", "groups", "dispatch")
+_FRAMES = ("frames", "fps")  # exclude each other
+# Those that change fastest come last, so that cells with the same frames are neighbours.
+_AXES = (
+    *MACHINE,
+    *(*_FRAMES, "max-frames", "keyframes", "frame-tokens", "tokens-per-row", "timestamps"),
+    *("prompt", "max-tokens", "temperature", "top-p", "samples"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One setting of everything."""
+
+    name: str  # what distinguishes it
+    settings: Mapping[str, Any]  # of the grid, by option
+    options: argparse.Namespace  # of the job, with these settings
+
+    @property
+    def machine(self) -> tuple[Any, ...]:
+        """How its run is laid out."""
+        return tuple(self.settings.get(name) for name in MACHINE)
+
+
+def read_grid(
+    path: str, make_parser: Callable[[], Parser], options: argparse.Namespace, prompt: str
+) -> tuple[Cell, ...]:
+    """The cells of a grid.
+
+    Args:
+        path: of the YAML file.
+        make_parser: a new parser of the job.
+        options: of the command line, for what the grid leaves open.
+        prompt: where the grid has none.
+
+    Raises:
+        ValueError: the file is no grid, or has no cells; the message names it. A value that an
+            option does not take ends the process with a line, as on the command line.
+    """
+    try:
+        grid = read_mapping(Path(path))
+        axes = list(_axes(grid))
+    except ValueError as error:
+        raise ValueError(f"--grid {path}: {error}") from error
+    prompts = grid.get("prompt", prompt)
+    texts = prompts if isinstance(prompts, dict) else {}
+    several = {name for axis in axes if len(axis) > 1 for setting in axis for name in setting}
+    cells = []
+    for chosen in itertools.product(*axes):
+        settings = {name: value for setting in chosen for name, value in setting.items()}
+        told = [f"{name}={value}" for name, value in settings.items() if name in several]
+        values = {"prompt": prompt, **settings}
+        values["prompt"] = texts.get(values["prompt"], values["prompt"])
+        cell_options = overlay(make_parser, options, values, f"{path}: ")
+        name = " ".join(told).replace("\n", " ") or "all"
+        cells.append(Cell(name=name, settings=settings, options=cell_options))
+    return tuple(cells)
+
+
+def _axes(grid: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """The settings of each axis, slowest first."""
+    if not grid:
+        raise ValueError("it is empty; name at least one option, such as `frames: [1, 4, 16]`")
+    for name in grid:
+        if name not in _AXES:
+            (nearest,) = difflib.get_close_matches(str(name), _AXES, n=1, cutoff=0.0)
+            raise ValueError(f"there is no axis {name!r}; the nearest is {nearest!r}")
+    frames = [{name: value} for name in _FRAMES for value in _values(grid, name)]
+    for name in _AXES:
+        if name == "frames" and frames:
+            yield frames
+        elif name in grid and name not in _FRAMES:
+            yield [{name: value} for value in _values(grid, name)]
+
+
+def _values(grid: Mapping[str, Any], name: str) -> list[Any]:
+    if name not in grid:
+        return []
+    values = grid[name]
+    if isinstance(values, dict) and name == "prompt":
+        values = list(values)
+    values = values if isinstance(values, list) else [values]
+    if not values:
+        raise ValueError(f"{name} has no values, so the grid has no cells")
+    for place, value in enumerate(values):
+        if isinstance(value, list | dict) or value is None:
+            raise ValueError(f"{name} takes values of text or numbers, got {value!r}")
+        if value in values[:place]:
+            raise ValueError(f"{name} has {value!r} twice")
+    return values

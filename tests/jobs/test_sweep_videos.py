@@ -1,0 +1,192 @@
+"""A sweep over generated clips: decoded once, scored, drawn; what cannot work is one line."""
+
+import csv
+import shlex
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import caption_videos, run_file, sweep_videos
+from jobs.demo.quiz import write_quiz
+from pipeline.decoder import Decoder
+from pipeline.prepare import Prepare
+
+GRID = """\
+frames: [1, 4]
+timestamps: [none, seconds]
+prompt: {asked: "{question}", twice: "{question} {question}"}
+"""
+
+
+@pytest.fixture(scope="module")
+def quiz(tmp_path_factory):
+    """The motions in four clips, and what is never right about a file that is not there."""
+    folder = tmp_path_factory.mktemp("quiz")
+    path = write_quiz(folder, 4, ["motion", "colour"])
+    table = pq.read_table(path)
+    missing = table.slice(0, 1).to_pylist()[0] | {"id": "no", "video": "clips/no.mp4"}
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([missing], table.schema)]), path)
+    return path
+
+
+def call(path, output, grid, *more, layout="open"):
+    grid_path = output.parent / "grid.yaml"
+    grid_path.write_text(grid)
+    return sweep_videos.main(
+        [
+            *("--input", str(path), "--output", str(output), "--model", "demo"),
+            *("--layout", layout, "--grid", str(grid_path), *more),
+        ]
+    )
+
+
+@pytest.mark.ray
+def test_a_sweep_is_scored_drawn_and_can_be_continued(quiz, tmp_path, ray_local, capfd):
+    output = tmp_path / "sweep"
+
+    code = call(quiz, output, GRID, layout="choice")
+
+    printed = capfd.readouterr()
+    assert code == 0, printed.err
+    num_questions = pq.read_metadata(quiz).num_rows
+    assert f"{num_questions} questions about 5 clips in 8 cells" in printed.out
+    answers = pq.read_table(output / "answers.parquet").to_pylist()
+    assert len(pd.read_parquet(output / "answers.parquet")) == len(answers) == 8 * num_questions
+    assert len({(row["cell"], row["id"]) for row in answers}) == len(answers)
+    good = [row for row in answers if row["id"] != "no"]
+    assert all(row["status"] in ("ok", "truncated") for row in good)
+    assert all(row["num_frames"] == row["frames"] for row in good)
+    assert all(len(row["choice_logprobs"]) == 4 for row in good)
+    assert all(row["logit_answer"] in "ABCD" for row in good)
+    lost = [row for row in answers if row["id"] == "no"]
+    assert {(row["status"], row["strict"], row["expected"]) for row in lost} == {("error", 0, 0.25)}
+    with (output / "summary.csv").open() as file:
+        summary = list(csv.DictReader(file))
+    for row in summary:
+        scores = [answer["strict"] for answer in answers if answer["cell"] == row["cell"]]
+        assert float(row["strict"]) == pytest.approx(sum(scores) / num_questions)
+        assert row["errors"] == "1"
+    assert len(summary) == 8
+    for name in ("sweep.png", "tasks.png"):
+        with Image.open(output / name) as picture:
+            assert min(picture.size) > 400
+    command = shlex.split(printed.out.strip().splitlines()[-1])
+    job = run_file.parse(caption_videos.make_parser, command[3:])
+    assert job.frames in (1, 4)
+    assert job.timestamps in ("none", "seconds")
+
+    # Again: nothing is left to do, and the same is found.
+    assert call(quiz, output, GRID, layout="choice") == 0
+    again = capfd.readouterr().out
+    assert "nothing to do: all rows are done" in again
+    assert again.strip().splitlines()[-1] == shlex.join(command)
+    assert pq.read_table(output / "answers.parquet").to_pylist() == answers
+
+
+def test_twelve_cells_decode_each_clip_once(quiz, tmp_path, monkeypatch):
+    """The very configuration of the job, prepared here: a fetch and a decoding for each clip."""
+    configs, fetched, shot = [], [], []
+    monkeypatch.setattr("pipeline.run.run", lambda config, connect: configs.append(config))
+    monkeypatch.setattr("jobs.sweep.finding.conclude", lambda *_: "")
+    grid = "frames: [1, 2, 4]\nframe-tokens: [16, 64]\ntimestamps: [none, seconds]\n"
+    assert call(quiz, tmp_path / "sweep", grid) == 0
+
+    class Counted(Decoder):
+        def shoot(self, source, shots, **more):
+            shot.append(len(shots))
+            return super().shoot(source, shots, **more)
+
+    (config,) = configs
+    assert len(config.instructions.questions) == 12
+    rows = prepared(config, fetched, Counted())
+    num_questions = pq.read_metadata(quiz).num_rows
+    assert rows.num_rows == 12 * num_questions
+    assert sorted(fetched) == [*(f"clips/000{n}.mp4" for n in range(4)), "clips/no.mp4"]
+    assert shot == [6] * 4  # twelve cells, of which six have frames of their own
+
+
+def prepared(config, fetched, decoder):
+    """What the prepare stage makes of a run's input."""
+    from model.processor import Processor
+    from pipeline.fetch import MediaAccess
+    from pipeline.opening import open_input
+
+    source = open_input(config)
+    access = MediaAccess(base=config.media_folder)
+
+    def fetch(value):
+        fetched.append(value)
+        return access.open(value)
+
+    rows = pq.read_table(config.input)
+    table = rows.select(source.layout.read.names).cast(source.layout.read)
+    processor = Processor.from_checkpoint(config.checkpoint)
+    stage = Prepare(processor, source.layout, config.instructions, fetch, decoder=decoder)
+    try:
+        return stage(table.add_column(0, "row_id", rows["clip"]))
+    finally:
+        stage.close()
+
+
+@pytest.mark.parametrize(
+    ("grid", "more", "message"),
+    [
+        ("framez: [1]", [], "there is no axis 'framez'; the nearest is 'frames'"),
+        ("frames: []", [], "frames has no values, so the grid has no cells"),
+        ("prompt: '{x}'", [], "the prompt '{x}' names {x}; there are {question} and {options}"),
+        ("samples: [3]", [], "cell all: n=3 samples at temperature 0 would all be the same text"),
+        ("frames: [1]", ["--score", "logit"], "--score logit needs options to choose from"),
+        ("frames: [1]", ["--prompts", "p.yaml"], "--prompts is not for sweeps"),
+        ("frames: [1]", ["--video-path", "{a.b}"], "is no template"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_anything_starts(
+    quiz, tmp_path, capsys, grid, more, message
+):
+    code = call(quiz, tmp_path / "sweep", grid, *more)
+
+    err = capsys.readouterr().err
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_an_unknown_layout_is_one_line(quiz, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        call(quiz, tmp_path / "sweep", "frames: [1]", layout="video-mm")
+
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "invalid choice: 'video-mm'" in err
+    assert err.count("\n") == 1
+
+
+def test_an_answer_that_is_no_option_is_one_line(tmp_path, capsys):
+    row = {"video": "a.mp4", "question": "?", "options": ["a", "b"], "answer": "c"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "set.parquet")
+
+    code = call(tmp_path / "set.parquet", tmp_path / "sweep", "frames: [1]", layout="choice")
+
+    err = capsys.readouterr().err
+    assert code == 2
+    assert "question 0: the answer 'c' is not among its options (A. a, B. b)" in err
+    assert err.count("\n") == 1
+
+
+def test_videos_in_the_rows_are_written_once_for_all_questions(tmp_path, monkeypatch):
+    rows = [
+        {"video": b"x" * 9, "question": f"{n}?", "answer": "yes", "task": "t"} for n in range(3)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    monkeypatch.setattr("pipeline.run.run", lambda config, connect: None)
+    monkeypatch.setattr("jobs.sweep.finding.conclude", lambda *_: "")
+
+    assert call(tmp_path / "set.parquet", tmp_path / "sweep", "frames: [1]") == 0
+
+    (clip,) = pq.read_table(tmp_path / "sweep" / "_clips.parquet").to_pylist()
+    assert clip["video"] == b"x" * 9
+    assert clip["asked_0"] == ["0?", "1?", "2?"]
