@@ -18,7 +18,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -39,6 +45,7 @@ MAX_CONCURRENCY = 10_000  # calls that may wait in one actor: one for each row i
 
 Placement = Literal["STRICT_PACK", "PACK", "SPREAD"]
 _LOOK_AT_NODES_S = 5.0
+_GONE = (RayActorError, NodeDiedError, ObjectLostError)  # a rank, its node, or an answer on it
 
 
 class GroupError(RuntimeError):
@@ -191,7 +198,7 @@ class EngineGroup:
         except asyncio.CancelledError:
             ray.cancel(answer)
             raise
-        except (DeadEngineError, RayActorError) as error:
+        except (DeadEngineError, *_GONE) as error:
             raise DeadGroupError(self._death(rank, _reason(error))) from error
 
     async def check(self, spec: GroupSpec) -> list[Vitals]:
