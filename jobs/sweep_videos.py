@@ -22,8 +22,9 @@ _DESCRIPTION = """\
 Ask a dataset of questions about videos in every cell of a grid (frames, sizes, timestamps, prompts,
 sampling, layouts of the model), score the answers, and print the cheapest cell whose accuracy is
 within one standard error of the best, as the command line of the full job. A clip is decoded once
-for all its questions and cells, and each cell sees exactly the pixels of a job of its own. The same
-command continues after any interruption.
+for all its questions and cells, and each cell sees exactly the pixels that a job of its own would
+(of a damaged video it may be told of damage that another cell met). The same command continues
+after any interruption.
 
 The grid is a YAML file of options with their values:
   frames: [1, 4, 16]        # or fps, or both: they are one axis
@@ -54,6 +55,8 @@ examples:
       --model moonshotai/Kimi-VL-A3B-Instruct
   python -m jobs.demo.quiz --output quiz --clips 40 && python -m jobs.sweep_videos \\
       --input quiz/questions.parquet --layout open --grid grid.yaml --output sweep --model demo
+
+The frames of all cells of a clip count together for --max-rgb-bytes and --max-decode-bytes.
 
 exit codes: those of caption_videos
 """

@@ -21,7 +21,7 @@ _TYPES = {
     **dict.fromkeys(["strict", "expected", "logit", "rank_seconds"], pa.float64()),
     **dict.fromkeys(["num_frames", "num_visual_tokens"], pa.int32()),
     **dict.fromkeys(["num_prompt_tokens", "num_generated_tokens", "num_options"], pa.int32()),
-    "samples": pa.list_(pa.string()),
+    "texts": pa.list_(pa.string()),
     "choice_logprobs": pa.list_(pa.float32()),
     "is_unparsed": pa.bool_(),
 }
@@ -86,7 +86,7 @@ def _of_clip(row: Mapping[str, Any], clip: Clip, cells: Sequence[Cell]) -> Itera
                 "truth": item.truth,
                 "num_options": len(item.options),
                 "num_frames": None if frames is None else len(frames),
-                "samples": answer.get("samples"),
+                "texts": answer.get("samples"),  # of the samples; the first is `text`
                 "choice_logprobs": answer["choice_logprobs"] if item.options else None,
                 **{name: answer[name] for name in ("status", "error", "num_visual_tokens")},
                 **{name: answer[name] for name in ("num_prompt_tokens", "num_generated_tokens")},

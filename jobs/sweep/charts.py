@@ -86,7 +86,7 @@ def draw_tasks(answers: Sequence[Mapping[str, Any]], mode: str) -> bytes:
         )
     _finish(axes, "frames", f"accuracy ({mode})")
     axes.set_ylim(0, 1.02)
-    axes.legend(fontsize=9)
+    figure.legend(loc="outside right upper", fontsize=9)
     return _png(figure)
 
 

@@ -1,7 +1,10 @@
 """A sweep over generated clips: decoded once, scored, drawn; what cannot work is one line."""
 
+import asyncio
 import csv
 import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -11,8 +14,14 @@ from PIL import Image
 
 from jobs import caption_videos, run_file, sweep_videos
 from jobs.demo.quiz import write_quiz
+from jobs.sweep.layouts import lettered, read_items
+from model.processor import Processor
 from pipeline.decoder import Decoder
+from pipeline.fetch import MediaAccess
+from pipeline.generate import Generate
+from pipeline.opening import open_input
 from pipeline.prepare import Prepare
+from tests.pipeline.test_generate import Groups, caption
 
 GRID = """\
 frames: [1, 4]
@@ -110,10 +119,6 @@ def test_twelve_cells_decode_each_clip_once(quiz, tmp_path, monkeypatch):
 
 def prepared(config, fetched, decoder):
     """What the prepare stage makes of a run's input."""
-    from model.processor import Processor
-    from pipeline.fetch import MediaAccess
-    from pipeline.opening import open_input
-
     source = open_input(config)
     access = MediaAccess(base=config.media_folder)
 
@@ -129,6 +134,68 @@ def prepared(config, fetched, decoder):
         return stage(table.add_column(0, "row_id", rows["clip"]))
     finally:
         stage.close()
+
+
+def test_what_runs_answered_is_scored_and_drawn(quiz, tmp_path, monkeypatch, capsys):
+    """Without Ray: an engine that knows the answers to two of four frames, votes and letters."""
+    monkeypatch.setattr("pipeline.run.run", lambda config, connect: answer_all(config, quiz))
+    grid = "frames: [1, 4]\nsamples: 3\ntemperature: 1\nexpert-parallel: [1, 2]\n"
+
+    code = call(quiz, tmp_path / "sweep", grid, "--score", "expected", layout="choice")
+
+    printed = capsys.readouterr()
+    assert (code, printed.err) == (0, "")
+    answers = pq.read_table(tmp_path / "sweep" / "answers.parquet").to_pylist()
+    num_questions = pq.read_metadata(quiz).num_rows
+    assert len(answers) == 4 * num_questions
+    for row in answers:
+        if row["id"] == "no":
+            assert (row["status"], row["strict"], row["expected"]) == ("error", 0, 0.25)
+        elif row["frames"] == 1:
+            assert (row["answer"], row["is_unparsed"]) == (None, True)
+            assert (row["strict"], row["expected"]) == (0, 0.25)
+            assert row["logit_answer"] == "A"
+            assert row["logit"] == float(row["truth"] == "A")
+        else:
+            assert row["answer"] == row["truth"]
+            assert row["samples"] == 3
+            assert row["texts"] == ["?", row["truth"], f"({row['truth']})"]
+            assert (row["strict"], row["expected"], row["logit"]) == (1, 1, 1)
+        assert row["expert-parallel"] in (1, 2)
+    lines = printed.out.strip().splitlines()
+    assert "4 cells: " in printed.out
+    assert "in 2 runs" in printed.out
+    assert "--frames=4" in lines[-1]
+    assert "--samples=3" in lines[-1]
+
+
+def answer_all(config, quiz):
+    """Write the part that a run would: with four frames every answer is right, with one none."""
+    items = read_items(str(quiz), "choice").items
+    truths = {f"{item.question}\n{lettered(item.options)}": item.truth for item in items}
+
+    def answered(request, lease):
+        told = Processor.from_checkpoint(config.checkpoint).tokenizer.decode(
+            request.prompt.token_ids.tolist()
+        )
+        asked = next(question for question in truths if question in told)
+        is_known = len(request.prompt.grid_hw) == 4
+        letter = truths[asked] if is_known else "A"
+        texts = ["?", letter, f"({letter})"] if is_known else ["?", "none", "no"]
+        first, *others = (replace(caption(request), text=text) for text in texts)
+        logprobs = tuple(-0.1 if choice == letter else -3.0 for choice in request.params.choices)
+        return replace(first, others=tuple(others), choice_logprobs=logprobs)
+
+    stage = Generate(Groups(answered), config.sampling, config.instructions.questions)
+    rows = prepared(config, [], Decoder())
+
+    async def generate():
+        return [part async for part in stage(rows)]
+
+    (result,) = asyncio.run(generate())
+    Path(config.output).mkdir(parents=True)
+    pq.write_table(result, f"{config.output}/part-0-x.parquet")
+    return "done"
 
 
 @pytest.mark.parametrize(
