@@ -39,6 +39,8 @@ output columns:
   mean_logprob, min_logprob   of the generated tokens
   samples               with --samples: all texts of the row, the first one again
   token_logprobs        with --token-logprobs: of each token of the caption, its stop token too
+  timeline              with --window-s: start_s, end_s, caption, status, error, counts ... of each
+                        window; the status of a row is that of its worst window
   frame_times_s         when the frames that the model saw appear in the video
   frame_width, frame_height, num_visual_tokens   what it saw of them
   media_duration_s, media_fps, media_width, media_height, media_codec, media_rotation,
@@ -58,6 +60,8 @@ examples:
   python -m jobs.caption_videos --input clips.parquet --output captions --model demo
   python -m jobs.caption_videos --input 'data/*.parquet' --output captions \\
       --model moonshotai/Kimi-VL-A3B-Instruct --fps 1 --max-frames 64 --timestamps mm:ss
+  python -m jobs.caption_videos --input films.parquet --output captions \\
+      --model moonshotai/Kimi-VL-A3B-Instruct --window-s 60 --fps 0.5 --merge
   ray job submit --working-dir . -- jobs/caption_videos.py --input s3://bucket/clips \\
       --output /shared/captions --model /shared/Kimi-VL-A3B-Instruct --allow-uri s3://bucket/
 

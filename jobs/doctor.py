@@ -108,7 +108,7 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
         config, source, processor, options.rows, config.sampling.seed
     )
     yield from sampled_rows.findings(rows, source.num_rows)
-    good = [row for row in rows if row.prompt is not None]
+    good = [row for row in rows if row.prompts]
     if options.answers and good:
         decode_s = sum(row.seconds for row in good) / len(good)
         done = trial.run_trial(config, good[: options.answers])

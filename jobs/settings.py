@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.checkpoints import find_checkpoint
 from jobs.cluster import refuse_relative, refuse_unsafe_settings
-from jobs.options import LIMITS, parse_names
+from jobs.options import LIMITS, NO_PAGES, parse_names
 from jobs.prompts import read_questions
 from jobs.schemas import read_schema
 from model.engine_config import EngineConfig
@@ -17,6 +17,7 @@ from pipeline.limits import MediaLimits
 from pipeline.questions import fields_of, lists_of
 from pipeline.sampling import FrameSampling
 from pipeline.schema import ErrorCode, InputColumns
+from pipeline.windows import PageWindows, TimeWindows, Windows
 
 
 def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
@@ -67,6 +68,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
             prompt=options.prompt,
             questions=questions,
             frames=_frame_sampling(options),
+            windows=_windows(options),
             timestamps=options.timestamps,
             max_frame_tokens=options.frame_tokens,
             max_row_tokens=options.tokens_per_row,
@@ -102,6 +104,27 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         keep_order=options.keep_order,
         rows_per_batch=options.rows_per_batch,
         run_yaml=options.run_yaml,
+    )
+
+
+def _windows(options: argparse.Namespace) -> Windows | None:
+    """Those of documents or of long videos.
+
+    Raises:
+        ValueError: the options do not make any.
+    """
+    if options.pages_per_prompt != NO_PAGES:
+        return PageWindows(
+            pages_per_prompt=options.pages_per_prompt, answer_tokens=options.max_tokens
+        )
+    if options.window_s is None:
+        if options.merge or options.window_overlap_s is not None:
+            raise ValueError("--merge and --window-overlap-s need --window-s, the windows' length")
+        return None
+    return TimeWindows(
+        length_s=options.window_s,
+        overlap_s=options.window_overlap_s or 0.0,
+        merge=options.merge_prompt if options.merge else None,
     )
 
 

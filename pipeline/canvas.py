@@ -1,6 +1,6 @@
 """`Canvas`: decoded frames drawn one by one into arrays of their final sizes, one for each shot."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,14 +73,14 @@ class Canvas:
             sheet.seconds.append(time_s)
         self.is_interlaced |= bool(frame.interlaced_frame)
 
-    def finish(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float64], View]]:
-        """What was drawn for each shot, I > 0 frames: pixels [I, H, W, 3], times [I], view."""
-        shots = []
+    def finish(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float64], View] | None]:
+        """What was drawn for each shot: pixels [I, H, W, 3], times [I], view; None for nothing."""
         for sheet in self._sheets:
-            assert sheet.view is not None
-            num_drawn = len(sheet.seconds)
-            shots.append((sheet.pixels[:num_drawn], np.array(sheet.seconds), sheet.view))
-        return shots
+            if sheet.view is None:
+                yield None
+            else:
+                pixels = sheet.pixels[: len(sheet.seconds)]
+                yield pixels, np.array(sheet.seconds), sheet.view
 
     def _open(self, sheet: _Sheet, frame: VideoFrame) -> View:
         """Make room for the frames of a shot, given the first of them."""

@@ -22,6 +22,7 @@ class ErrorCode(StrEnum):
     MEDIA_TOO_LARGE = "media_too_large"  # over a limit on bytes, pixels, frames, pages or memory
     MEDIA_UNSUPPORTED = "media_unsupported"  # a container or codec that is not on the list
     MEDIA_CORRUPT = "media_corrupt"  # it cannot be parsed or decoded
+    MEDIA_ENCRYPTED = "media_encrypted"  # a document that opens with a password only
     NO_VIDEO_STREAM = "no_video_stream"
     NO_FRAMES = "no_frames"  # decoding gave no frame in the span
     BAD_SPAN = "bad_span"  # start and end seconds that make no span

@@ -11,11 +11,13 @@ from parallel.choice import DispatchChoice
 from pipeline.instructions import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint
 from pipeline.schema import ErrorCode, InputColumns, Layout
+from pipeline.windows import PageWindows
 
 _MAX_BATCH_ROWS = 8
 _MAX_BATCHES = 64  # in flight
 _MAX_BATCH_BYTES = 64 << 20  # of patches, so that a few batches fit into any object store
 _PATCH_BYTES = 3 * 14 * 14
+_WINDOWS_OF_A_ROW = 16  # a guess at what most rows have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         if self.expert_copies and self.expert_placement is None:
             raise ValueError("expert_copies needs an expert_placement, which tells what is busy")
+        if self.instructions.windows and (self.sampling.n > 1 or self.sampling.token_logprobs):
+            raise ValueError("windows of a row go with neither --samples nor --token-logprobs")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         for (
@@ -70,8 +74,15 @@ class PipelineConfig:
 
     @property
     def row_bytes(self) -> int:
-        """The most that the patches of one row can take, where the frames have a limit."""
+        """The most that the patches of one row can take, where the frames have a limit.
+
+        With windows it is what most rows stay below: how many there will be is not known.
+        """
         num_tokens = sum(look.most_tokens for look in self.instructions.looks)
+        if isinstance(self.instructions.windows, PageWindows):
+            num_tokens = self.instructions.max_frame_tokens or 1024
+        if self.instructions.windows is not None:
+            num_tokens *= _WINDOWS_OF_A_ROW
         return num_tokens * 4 * _PATCH_BYTES
 
     def batch_rows(self, num_engines: int) -> int:
@@ -94,6 +105,8 @@ def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
     """Everything in a run that changes the captions or the columns."""
     asked = asdict(config.instructions)
     asked["frames"] = asdict(config.instructions.look.affordable_frames)
+    if config.instructions.windows is None:
+        del asked["windows"]  # as in outputs from before there were any
     del asked["limits"]  # they decide what fails, not what a caption says
     return Recipe(
         {

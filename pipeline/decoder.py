@@ -11,6 +11,7 @@ goes, whatever ends it. What it answers is parsed as data, never unpickled.
 """
 
 import json
+import math
 import os
 import pickle
 import signal
@@ -32,8 +33,8 @@ from pipeline.decoder_process import LENGTH, NO_MEMORY
 from pipeline.frames import Frames, MediaFacts
 from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits, refuse
 from pipeline.sampling import FrameSampling
-from pipeline.video import Span
 from pipeline.view import Fit, Shot
+from pipeline.windows import Span, Window, Windows
 
 _ROOT = Path(__file__).resolve().parents[1]
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME")  # an interpreter may not start without
@@ -70,7 +71,19 @@ class Decoder:
     def shoot(
         self, source: bytes | BinaryIO, shots: Sequence[Shot], *, span_s: Span = (None, None)
     ) -> list[Frames]:
-        """As `pipeline.media.shoot_media`, within the limits on memory and time as well.
+        """As `pipeline.media.shoot_media`; see `shoot_windows`."""
+        windows = self.shoot_windows(source, shots, span_s=span_s)
+        return [frames for window in windows for frames in window.media]
+
+    def shoot_windows(
+        self,
+        source: bytes | BinaryIO,
+        shots: Sequence[Shot],
+        *,
+        windows: Windows | None = None,
+        span_s: Span = (None, None),
+    ) -> list[Window]:
+        """As `pipeline.media.shoot_windows`, within the limits on memory and time as well.
 
         A row with which the process dies is tried once more, in a fresh one. So is a row for which
         memory did not suffice, unless the process was fresh.
@@ -78,13 +91,19 @@ class Decoder:
         Args:
             source: the bytes of the media, or a file with a descriptor.
             shots: which frames, at which size; something that can be pickled.
+            windows: of which windows.
             span_s: of which part.
 
         Raises:
             MediaError: the media cannot be used, takes too long, or kills processes.
             RuntimeError: no decoding process can be started.
         """
-        request = {"shots": list(shots), "span_s": span_s, "limits": self._limits}
+        request = {
+            "shots": list(shots),
+            "windows": windows,
+            "span_s": span_s,
+            "limits": self._limits,
+        }
         with _descriptor_of(source, self._limits) as descriptor:
             is_fresh = self._process is None
             try:
@@ -109,7 +128,7 @@ class Decoder:
             self._process.close()
             self._process = None
 
-    def _try(self, request: bytes, descriptor: int) -> list[Frames]:
+    def _try(self, request: bytes, descriptor: int) -> list[Window]:
         """Ask the process, which is kept only if it answers."""
         process, self._process = self._process or _Process(), None
         try:
@@ -161,7 +180,7 @@ class _Process:
 
     def ask(
         self, request: bytes, descriptor: int, limits: MediaLimits
-    ) -> list[Frames] | MediaError:
+    ) -> list[Window] | MediaError:
         """Decode one row.
 
         Raises:
@@ -188,29 +207,41 @@ class _Process:
         """Kill the process, if it lives, and wait for its end."""
         self._finalizer()
 
-    def _receive_answer(self, deadline: float, limits: MediaLimits) -> list[Frames] | MediaError:
+    def _receive_answer(self, deadline: float, limits: MediaLimits) -> list[Window] | MediaError:
         num_bytes = self._receive_length(deadline)
         if num_bytes > _MAX_TEXT_BYTES:
             raise _DeathError(f"answered with {num_bytes} bytes of text")
         text = self._receive(np.empty(num_bytes, np.uint8), deadline).tobytes()
         try:
             answer = json.loads(text)
-            if "shots" not in answer:
+            if "windows" not in answer:
                 return self._error(answer)
-            shapes = [[int(side) for side in shot["shape"]] for shot in answer["shots"]]
-            num_bytes = sum(np.prod(shape, dtype=object) for shape in shapes)
-            if min(map(min, shapes)) < 1 or num_bytes > limits.max_rgb_bytes:
-                raise _DeathError(f"answered with frames of shapes {shapes}")
-            return [
-                Frames(
-                    rgb=self._receive(np.empty(shape, np.uint8), deadline),
-                    timestamps_s=np.array(shot["timestamps_s"], dtype=np.float64),
-                    facts=MediaFacts(**shot["facts"]),
-                )
-                for shape, shot in zip(shapes, answer["shots"], strict=True)
+            shapes = [
+                [int(side) for side in frames["shape"]]
+                for window in answer["windows"]
+                for frames in window["media"]
             ]
+            num_bytes = sum(math.prod(shape) for shape in shapes)
+            if any(min(shape) < 1 for shape in shapes) or num_bytes > limits.max_rgb_bytes:
+                raise _DeathError(f"answered with frames of shapes {shapes[:8]}")
+            return [self._window(each, deadline) for each in answer["windows"]]
         except (ValueError, TypeError, LookupError) as error:
             raise _DeathError(f"answered with nonsense: {error}") from error
+
+    def _window(self, answer: Mapping[str, Any], deadline: float) -> Window:
+        """One window of an answer, whose pixels come now."""
+        media = tuple(
+            Frames(
+                rgb=self._receive(np.empty(frames["shape"], np.uint8), deadline),
+                timestamps_s=np.array(frames["timestamps_s"], dtype=np.float64),
+                facts=MediaFacts(**frames["facts"]),
+            )
+            for frames in answer["media"]
+        )
+        error = None if answer["error"] is None else self._error(answer["error"])
+        if not media and error is None:
+            raise _DeathError("answered with a window of nothing")
+        return Window(start=answer["start"], end=answer["end"], media=media, error=error)
 
     def _error(self, answer: Mapping[str, Any]) -> MediaError:
         if answer["code"] == NO_MEMORY:

@@ -25,7 +25,8 @@ import numpy as np
 
 from model.prompt import PromptError
 from pipeline.limits import MediaError, MediaLimits
-from pipeline.media import shoot_media
+from pipeline.media import shoot_windows
+from pipeline.windows import Window
 
 LENGTH = struct.Struct("<Q")  # of the message that follows, in bytes
 NO_MEMORY = "no_memory"  # in place of an error code
@@ -61,22 +62,39 @@ def _answer(
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, resource.RLIM_INFINITY))
     signal.setitimer(signal.ITIMER_PROF, limits.max_decode_s)  # of CPU time; the signal kills
     try:
-        shots = shoot_media(media, **request)
+        windows = shoot_windows(media, **request)
     except (MediaError, PromptError) as error:
-        return {"code": str(error.code), "message": error.message}, []
+        return _error(error), []
     except MemoryError:
         return {"code": NO_MEMORY}, []
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
-    told = [
-        {
-            "shape": frames.rgb.shape,
-            "timestamps_s": frames.timestamps_s.tolist(),
-            "facts": asdict(frames.facts),
-        }
-        for frames in shots
+    pixels = [
+        np.ascontiguousarray(frames.rgb).reshape(-1).data
+        for window in windows
+        for frames in window.media
     ]
-    return {"shots": told}, [np.ascontiguousarray(each.rgb).reshape(-1).data for each in shots]
+    return {"windows": [_told(window) for window in windows]}, pixels
+
+
+def _told(window: Window) -> dict[str, Any]:
+    return {
+        "start": window.start,
+        "end": window.end,
+        "error": None if window.error is None else _error(window.error),
+        "media": [
+            {
+                "shape": frames.rgb.shape,
+                "timestamps_s": frames.timestamps_s.tolist(),
+                "facts": asdict(frames.facts),
+            }
+            for frames in window.media
+        ],
+    }
+
+
+def _error(error: MediaError | PromptError) -> dict[str, Any]:
+    return {"code": str(error.code), "message": error.message}
 
 
 def _receive(connection: socket.socket) -> tuple[Mapping[str, Any], BinaryIO] | None:

@@ -35,10 +35,11 @@ from parallel.client import Groups
 from pipeline.costs import Cost, Counted, measured
 from pipeline.generate import Generate
 from pipeline.instructions import Instructions
+from pipeline.merge import Merger
 from pipeline.prepare import Prepare
-from pipeline.questions import Question
 from pipeline.schema import Layout
 from pipeline.source import Piece, Source, read_piece
+from pipeline.windows import TimeWindows
 
 # Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
 _READ_CPUS = 0.2
@@ -97,7 +98,13 @@ class Flow:
             )
             rows = rows.map_batches(
                 _Generator,
-                fn_constructor_args=(starts, groups, self.sampling, self.instructions.questions),
+                fn_constructor_args=(
+                    starts,
+                    groups,
+                    self.checkpoint,
+                    self.instructions,
+                    self.sampling,
+                ),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=0,
@@ -217,10 +224,18 @@ class _Preparer:
 
 class _Generator:
     def __init__(
-        self, starts: Any, groups: Groups, sampling: SamplingParams, questions: Sequence[Question]
+        self,
+        starts: Any,
+        groups: Groups,
+        checkpoint: Path,
+        instructions: Instructions,
+        sampling: SamplingParams,
     ) -> None:
         self._starts = starts
-        self._generate = Generate(groups, sampling, questions)
+        windows, merger = instructions.windows, None
+        if isinstance(windows, TimeWindows) and windows.merge is not None:
+            merger = Merger(Processor.from_checkpoint(checkpoint), windows.merge, sampling)
+        self._generate = Generate(groups, sampling, instructions.questions, windows, merger)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         with measured("generate") as cost:

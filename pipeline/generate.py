@@ -18,10 +18,13 @@ from model.prompt import PromptError
 from model.sequence import SamplingParams
 from parallel.group import DeadGroupError
 from parallel.worker import Failure, Outcome, Request
+from pipeline.merge import Merger
 from pipeline.outcomes import result_of
 from pipeline.parts import extra_fields
 from pipeline.questions import Question, answers_in_rows
 from pipeline.schema import MEDIA_FIELDS, QUESTION_FIELD, RESULT_FIELDS, ErrorCode
+from pipeline.timeline import windows_in_rows
+from pipeline.windows import Windows
 from pipeline.wire import PROMPT_COLUMNS, decode_prompt
 
 MAX_SHARED_DEATHS = 3  # of groups that had a row among others, before it is tried alone
@@ -51,6 +54,8 @@ class Generate:
         groups: who answers.
         sampling: of every row, with the seed of its own `seed` column.
         questions: where each row has several, each with a sampling of its own.
+        windows: where each row has those.
+        merger: makes one caption of a row's windows; None lists them.
         backoff_s: before the second try of a row; doubles with each further one.
     """
 
@@ -59,19 +64,23 @@ class Generate:
         groups: Groups,
         sampling: SamplingParams,
         questions: Sequence[Question] = (),
+        windows: Windows | None = None,
+        merger: Merger | None = None,
         backoff_s: float = 0.5,
     ) -> None:
         self._groups = groups
         self._sampling = sampling
         self._questions = questions
+        self._windows = windows
+        self._merger = merger
         self._backoff_s = backoff_s
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Answer a table of `row_id`, `PREPARED_FIELDS` and whatever else.
 
         Yields:
-            As many rows, or one for all questions of a row: `RESULT_FIELDS`, the `extra_fields`
-            and whatever else, without the prompt columns and `seed`.
+            As many rows, or one for all questions or windows of a row: `RESULT_FIELDS`, the columns
+            that those add, `extra_fields` and whatever else, without prompt columns and `seed`.
 
         Raises:
             GroupError: the machines cannot go on; the job must stop.
@@ -89,7 +98,13 @@ class Generate:
         outcomes.update(await self._answer(requests))
         samplings = [each.sampling for each in self._questions] or [self._sampling]
         results = _with_results(batch, outcomes, [*RESULT_FIELDS, *extra_fields(samplings)])
-        yield answers_in_rows(results, self._questions) if self._questions else results
+        if self._questions:
+            results = answers_in_rows(results, self._questions)
+        if self._windows is not None:
+            results = windows_in_rows(results, self._windows)
+        if self._merger is not None:
+            results = await self._merger.merge(results, self._answer)
+        yield results
 
     def _request(self, batch: pa.Table, row: int) -> Request | None:
         prompt = decode_prompt(batch, row)

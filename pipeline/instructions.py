@@ -6,6 +6,7 @@ from pipeline.limits import DEFAULT_LIMITS, MediaLimits
 from pipeline.look import Look, Timestamps
 from pipeline.questions import Question, check_names
 from pipeline.sampling import FrameSampling
+from pipeline.windows import Windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,8 @@ class Instructions:
     prompt: str = "Describe this video in detail."  # where the row has none of its own
     questions: tuple[Question, ...] = ()  # in place of the prompt; each has a column of its own
     system: str | None = None  # None leaves it to the checkpoint's template
-    frames: FrameSampling = field(default_factory=FrameSampling)
+    frames: FrameSampling = field(default_factory=FrameSampling)  # of each window, if there are any
+    windows: Windows | None = None  # each asked about by itself
     timestamps: Timestamps = "seconds"
     max_frame_tokens: int | None = 256
     max_row_tokens: int | None = None
@@ -25,6 +27,11 @@ class Instructions:
         if not self.prompt.strip():
             raise ValueError("the prompt is empty; say what is wanted of each video")
         check_names(self.questions)
+        if self.windows is not None and (self.questions or self.max_row_tokens is not None):
+            raise ValueError(
+                "windows go with neither several prompts a row (--prompts) nor a budget of tokens "
+                "for the row (--tokens-per-row); --frame-tokens sets what a frame takes"
+            )
         assert self.look  # whose values are checked
 
     @property

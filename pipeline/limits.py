@@ -35,7 +35,8 @@ class MediaLimits:
     max_pixels: int = 8192 * 4320  # of one frame
     max_duration_s: float = 24 * 3600.0
     max_stream_frames: int = 2_000_000
-    max_pages: int = 1000  # of a picture
+    max_pages: int = 1000  # of a picture or a document
+    max_windows: int = 256  # of a video that is cut into windows
     max_rgb_bytes: int = 768 << 20  # of all chosen frames at their final size
     max_decode_s: float = 600.0  # of CPU time; waiting for the file may take as long again
     max_decode_bytes: int = 1 << 30  # of memory, with the chosen frames

@@ -1,4 +1,4 @@
-"""Untrusted bytes, a video or a picture, -> `Frames`; what they are is read from their head."""
+"""Untrusted bytes, a video, a picture or a document, -> frames; their head tells what they are."""
 
 from collections.abc import Sequence
 from typing import BinaryIO
@@ -6,12 +6,13 @@ from typing import BinaryIO
 from pipeline.codes import ErrorCode
 from pipeline.frames import Frames
 from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits
-from pipeline.pictures import is_picture, shoot_picture
+from pipeline.pictures import decode_pages, is_picture, shoot_picture
 from pipeline.sampling import FrameSampling
-from pipeline.video import Span, shoot_video
+from pipeline.video import shoot_video_windows
 from pipeline.view import Fit, Shot
+from pipeline.windows import PageWindows, Span, Window, Windows
 
-_HEAD_BYTES = 16
+_HEAD_BYTES = 1024  # within which a PDF must begin
 
 
 def decode_media(
@@ -38,8 +39,34 @@ def shoot_media(
 
     The arguments and errors are those of `shoot_video`.
     """
-    shoot = shoot_picture if is_picture(_head(source)) else shoot_video
-    return shoot(source, shots, span_s=span_s, limits=limits)
+    windows = shoot_windows(source, shots, span_s=span_s, limits=limits)
+    return [frames for window in windows for frames in window.media]
+
+
+def shoot_windows(
+    source: bytes | BinaryIO,
+    shots: Sequence[Shot],
+    *,
+    windows: Windows | None = None,
+    span_s: Span = (None, None),
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> list[Window]:
+    """As `shoot_media` for each window of time, or for each page; at least one.
+
+    Pages are drawn with the `fit` of the one shot; its sampling and `span_s` say nothing of them.
+    """
+    head = _head(source)
+    if not isinstance(windows, PageWindows):
+        shoot = shoot_picture if is_picture(head) else shoot_video_windows
+        return shoot(source, shots, windows=windows, span_s=span_s, limits=limits)
+    (shot,) = shots
+    if b"%PDF-" in head:
+        from pipeline.documents import decode_document  # PDFium, which few rows need
+
+        return decode_document(source, fit=shot.fit, limits=limits)
+    if is_picture(head):
+        return decode_pages(source, fit=shot.fit, limits=limits)
+    raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, "neither a PDF nor a picture")
 
 
 def _head(source: bytes | BinaryIO) -> bytes:

@@ -1,5 +1,7 @@
 """The checkpoint, the grammars and the input of a run, checked before anything is started."""
 
+import pyarrow as pa
+
 from model.config import TextConfig
 from model.constraint import Grammars
 from model.processor import Processor
@@ -8,6 +10,8 @@ from pipeline.machines import check_ranks
 from pipeline.parts import extra_fields
 from pipeline.questions import question_fields
 from pipeline.source import Source, open_source
+from pipeline.timeline import window_fields
+from pipeline.windows import TimeWindows
 
 
 def open_checkpoint(config: PipelineConfig) -> TextConfig:
@@ -37,13 +41,25 @@ def open_input(config: PipelineConfig) -> Source:
     """The input of a run.
 
     Raises:
-        ValueError: as `open_source`.
+        ValueError: as `open_source`; or windows of time are to be cut out of lists of videos.
     """
-    return open_source(
+    windows = config.instructions.windows
+    source = open_source(
         config.input,
         config.columns,
         carry=config.carry,
         keep_media=config.keep_media,
-        extra=question_fields(config.instructions.questions) or extra_fields([config.sampling]),
+        extra=[
+            *(question_fields(config.instructions.questions) or extra_fields([config.sampling])),
+            *window_fields(windows),
+        ],
         make_ids_unique=config.make_ids_unique,
     )
+    kind = source.layout.read.field(config.columns.video).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if is_list and isinstance(windows, TimeWindows):
+        raise ValueError(
+            f"--window-s cuts one video a row, and column {config.columns.video!r} is {kind}; "
+            "give each video a row of its own"
+        )
+    return source

@@ -7,7 +7,7 @@ Letters: I images (frames), P patches, S prompt tokens.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from model.images import image_size
 from model.processor import Item, Processor
 from model.prompt import PromptError
 from pipeline.decoder import Decoder
@@ -23,8 +24,18 @@ from pipeline.instructions import Instructions
 from pipeline.limits import MediaError
 from pipeline.look import Look, Timestamps
 from pipeline.questions import fill
-from pipeline.schema import PART_FIELD, PREPARED_FIELDS, QUESTION_FIELD, ErrorCode, Layout, Status
+from pipeline.schema import (
+    PART_FIELD,
+    PREPARED_FIELDS,
+    QUESTION_FIELD,
+    WINDOW_FIELD,
+    ErrorCode,
+    Layout,
+    Status,
+)
+from pipeline.timeline import PAGES_REQUEST, page_line
 from pipeline.viewer import Viewer
+from pipeline.windows import PageWindows, Window, pack_pages
 from pipeline.wire import encode_prompt
 
 
@@ -60,7 +71,8 @@ class Prepare:
 
         Returns:
             As many rows: `row_id`, the carried columns and the `PREPARED_FIELDS`; or a row for each
-            part, with its number in `PART_FIELD` and that of its question in `QUESTION_FIELD`.
+            part, with its number in `PART_FIELD` and that of its question in `QUESTION_FIELD`, or
+            what it shows in `WINDOW_FIELD`.
         """
         prepared = [self._prepare(row) for row in self._used(rows)]
         carried = self._layout.carry(rows)
@@ -69,10 +81,10 @@ class Prepare:
             schema=pa.schema([rows.schema.field("row_id"), *carried.schema]),
         )
         fields = [*PREPARED_FIELDS]
-        if self._instructions.questions:
+        if self._instructions.questions or self._instructions.windows:
             copies = np.arange(rows.num_rows).repeat([len(parts) for parts in prepared])
             carried = carried.take(pa.array(copies))
-            fields += [PART_FIELD, QUESTION_FIELD]
+            fields += [PART_FIELD, QUESTION_FIELD if self._instructions.questions else WINDOW_FIELD]
         columns = [
             pa.array([part.get(field.name) for parts in prepared for part in parts], field.type)
             for field in fields
@@ -106,10 +118,13 @@ class Prepare:
         if not self._instructions.questions:
             try:
                 text = self._text(row["prompt"])
+                if self._instructions.windows is not None:
+                    return self._ask_windows(row, text)
                 (media,) = self._viewer.frames(row, looks).values()
             except (MediaError, PromptError) as error:
-                return [_failure(error)]
-            return [self._ask(row["row_id"], looks[0], media, lambda: text)]
+                return [_failure(error) | {PART_FIELD.name: 0}]
+            items = shown(media, looks[0].timestamps)
+            return [self._ask(row["row_id"], looks[0], media, items, lambda: text)]
         asked = list(self._asked(row))
         try:
             taken = self._viewer.frames(row, looks)
@@ -117,7 +132,14 @@ class Prepare:
             prepared = [_failure(error) for _ in asked]
         else:
             prepared = [
-                self._ask(each.seed_id, each.look, taken[each.look], each.text) for each in asked
+                self._ask(
+                    each.seed_id,
+                    each.look,
+                    taken[each.look],
+                    shown(taken[each.look], each.look.timestamps),
+                    each.text,
+                )
+                for each in asked
             ]
             _share_pixels(prepared, [taken[each.look] for each in asked])
         for number, (part, each) in enumerate(zip(prepared, asked, strict=True)):
@@ -133,13 +155,64 @@ class Prepare:
                 text = partial(fill, question.text, values)
                 yield _Asked(number, f"{row['row_id']}/{name}", look, text)
 
+    def _ask_windows(self, row: Mapping[str, Any], text: str) -> list[dict[str, Any]]:
+        """A prompt for each window of the row.
+
+        Raises:
+            MediaError: there are no windows.
+            PromptError: the text alone fills the context.
+        """
+        look, windows = self._instructions.look, self._instructions.windows
+        assert windows is not None
+        found: Iterable[Window] = self._viewer.windows(
+            row, look, windows, self._instructions.limits
+        )
+        if isinstance(windows, PageWindows):
+            found = self._packed(found, windows, text)
+        prepared = []
+        for number, window in enumerate(found):
+            items, asked = shown(window.media, look.timestamps), text
+            if isinstance(windows, PageWindows) and len(window.media) > 1:
+                items, asked = _numbered(window), text + PAGES_REQUEST
+            if window.error is not None:
+                part = _failure(window.error)
+            else:
+                seed_id = f"{row['row_id']}/{number}"
+                part = self._ask(seed_id, look, window.media, items, lambda asked=asked: asked)
+            span = {"start": window.start, "end": window.end}
+            prepared.append(part | {PART_FIELD.name: number, WINDOW_FIELD.name: span})
+        return prepared
+
+    def _packed(self, pages: Iterable[Window], windows: PageWindows, text: str) -> Iterator[Window]:
+        """Pages joined as prompts can hold them."""
+        config, look = self._processor.config, self._instructions.look
+        context_len = config.text.max_position_embeddings
+        room = max(context_len - windows.answer_tokens, context_len // 2)
+        asked, system = text + PAGES_REQUEST, self._instructions.system
+        smallest = np.zeros((config.image.patch_size, config.image.patch_size, 3), np.uint8)
+        num_text = len(self._processor.prompt([asked], system=system).token_ids)
+        one_page = self._processor.prompt([page_line(9999), smallest, asked], system=system)
+        num_around = len(one_page.token_ids) - num_text - 1  # of a page beside its pixels
+
+        def num_tokens(page: Frames) -> int:
+            _, height_px, width_px, _ = page.rgb.shape
+            size = image_size(width_px, height_px, config.image, look.max_frame_tokens)
+            return size.num_tokens + num_around
+
+        return pack_pages(pages, windows.pages_per_prompt, num_tokens, room - num_text)
+
     def _ask(
-        self, seed_id: str, look: Look, media: Sequence[Frames], text: Callable[[], str]
+        self,
+        seed_id: str,
+        look: Look,
+        media: Sequence[Frames],
+        items: Iterable[Item],
+        text: Callable[[], str],
     ) -> dict[str, Any]:
-        """The columns of one prompt about the frames of a row's media."""
+        """The columns of one prompt that shows the frames of a row's media."""
         try:
             prompt = self._processor.prompt(
-                [*shown(media, look.timestamps), text()],
+                [*items, text()],
                 system=self._instructions.system,
                 max_frame_tokens=look.max_frame_tokens,
             )
@@ -188,6 +261,13 @@ def shown(media: Sequence[Frames], timestamps: Timestamps) -> Iterator[Item]:
         for time_s, frame in zip(frames.timestamps_s.tolist(), frames.rgb, strict=True):
             yield as_text(time_s)
             yield frame
+
+
+def _numbered(window: Window) -> Iterator[Item]:
+    """Each page with its number before it."""
+    for page, frames in enumerate(window.media, int(window.start) + 1):
+        yield page_line(page)
+        yield frames.rgb[0]
 
 
 def _failure(error: MediaError | PromptError) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from io import SEEK_END
 from itertools import chain, islice
-from math import inf
 from typing import BinaryIO
 
 import av
@@ -28,15 +27,15 @@ from pipeline.frame_plan import FrameIndex, Packets, Run, index_frames, is_near,
 from pipeline.frames import Frames, MediaFacts
 from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits
 from pipeline.mp4_boxes import check_sample_counts
-from pipeline.sampling import FrameSampling, choose_frames
+from pipeline.sampling import FrameSampling
 from pipeline.view import Fit, Shot, View
+from pipeline.windows import Choice, Span, TimeWindows, Window, choose
 
 # Their frames without `nal_ref_idc`, or B pictures, are read by no other frame. HEVC and AV1 have
 # layers whose lowest only is that simple; VP9 packs hidden frames with shown ones.
 _CODECS_WITH_DISPOSABLE_FRAMES = ("h264", "mpeg4", "mpeg2video")
 _SEEK_BY_BYTES = ("mpegts",)  # their timestamps are found by trial
 
-Span = tuple[float | None, float | None]  # start and end in seconds; None is that of the video
 _Shown = Iterator[tuple[int, VideoFrame]]  # frames with their pts, which rise
 _Picked = Iterator[tuple[int, VideoFrame, Sequence[int]]]  # and the wanted pts they stand for
 
@@ -61,6 +60,19 @@ def shoot_video(
     span_s: Span = (None, None),
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> list[Frames]:
+    """Take shots of a video as a whole, as `shoot_video_windows`."""
+    windows = shoot_video_windows(source, shots, span_s=span_s, limits=limits)
+    return [frames for window in windows for frames in window.media]
+
+
+def shoot_video_windows(
+    source: bytes | BinaryIO,
+    shots: Sequence[Shot],
+    *,
+    windows: TimeWindows | None = None,
+    span_s: Span = (None, None),
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> list[Window]:
     """Take frames out of a video, exactly those that decoding it from its start would show.
 
     Several shots are decoded together, each frame once, and each shot of a whole video has the
@@ -73,7 +85,11 @@ def shoot_video(
         shots: which frames of the span, and at which size; at least one.
         span_s: the part of the video to look at. The frame that is on display when it begins is
             part of it; what lies beyond the end of the video is not.
+        windows: how to cut the span; None takes it whole, as a window for each shot.
         limits: what to refuse.
+
+    Returns:
+        For each window each shot; a window of which nothing can be decoded has an error.
 
     Raises:
         MediaError: the video cannot be used; `code` says why.
@@ -84,31 +100,28 @@ def shoot_video(
     _check_file(reader, limits)
     with open_video(reader, limits) as (container, stream):
         index = _read_index(container, stream, limits)
-        chosen = [(_choose(index, span_s, shot.sampling), shot.fit) for shot in shots]
+        choices = choose(
+            index.times_s,
+            index.end_s,
+            index.is_keyframe,
+            shots,
+            windows=windows,
+            span_s=span_s,
+            limits=limits,
+        )
+        chosen = [(index.pts[choice.positions].tolist(), choice.fit) for choice in choices]
         wanted = sorted({pts for each, _ in chosen for pts in each})
         canvas = Canvas(stream, chosen, limits)
         runs = plan_runs(index, wanted)
         if runs is not None and _decode_runs(container, stream, index, runs, wanted, canvas):
-            return _frames(canvas, index, stream)
+            return _windows(choices, _frames(canvas, index, stream), windows)
     with open_video(reader, limits) as (container, stream):
         canvas = Canvas(stream, chosen, limits)
         _decode_all(container, stream, index, wanted, canvas)
         if canvas.is_empty:
             message = f"no frame of {len(wanted)} can be decoded"
             raise MediaError(ErrorCode.MEDIA_CORRUPT, message)
-        return _frames(canvas, index, stream)
-
-
-def _choose(index: FrameIndex, span_s: Span, sampling: FrameSampling) -> list[int]:
-    """The pts of the frames of one shot, rising."""
-    start_s, end_s = clip_span(span_s, index.end_s)
-    positions = choose_frames(
-        index.times_s, start_s, end_s, sampling, is_keyframe=index.is_keyframe
-    )
-    if len(positions) == 0:
-        message = f"none of the seconds {list(sampling.at_s or ())} lies in the span"
-        raise MediaError(ErrorCode.NO_FRAMES, message)
-    return index.pts[positions].tolist()
+        return _windows(choices, _frames(canvas, index, stream), windows)
 
 
 def _check_file(reader: Reader, limits: MediaLimits) -> None:
@@ -161,21 +174,6 @@ def _read_index(container: InputContainer, stream: VideoStream, limits: MediaLim
         raise MediaError(ErrorCode.NO_FRAMES, "the video stream holds no frames")
     limits.check_duration(index.end_s)
     return index
-
-
-def clip_span(span_s: Span, end_s: float) -> tuple[float, float]:
-    """The part of a video, which lasts until `end_s`, that a row's span names.
-
-    Raises:
-        MediaError: there is no such part.
-    """
-    start, end = (0.0 if span_s[0] is None else span_s[0]), span_s[1]
-    if not 0.0 <= start < inf or (end is not None and not end > start):
-        raise MediaError(ErrorCode.BAD_SPAN, f"from {start} s to {end} s is no span")
-    if start > 0.0 and start >= end_s:
-        message = f"the span begins at {start} s, the video ends at {end_s:.3f} s"
-        raise MediaError(ErrorCode.NO_FRAMES, message)
-    return start, end_s if end is None else min(end, end_s)
 
 
 def _decode_runs(
@@ -340,10 +338,23 @@ def _pick(shown: _Shown, wanted: Sequence[int]) -> _Picked:
         yield *held, wanted[num_passed:]
 
 
-def _frames(canvas: Canvas, index: FrameIndex, stream: VideoStream) -> list[Frames]:
+def _frames(canvas: Canvas, index: FrameIndex, stream: VideoStream) -> Iterator[Frames | None]:
+    """Of each shot of each window; None where nothing was drawn."""
+    for drawn in canvas.finish():
+        if drawn is None:
+            yield None
+        else:
+            rgb, times_s, view = drawn
+            facts = _facts(view, canvas, index, stream)
+            yield Frames(rgb=rgb, timestamps_s=times_s, facts=facts)
+
+
+def _windows(
+    choices: Sequence[Choice], frames: Iterator[Frames | None], windows: TimeWindows | None
+) -> list[Window]:
+    is_cut = windows is not None
     return [
-        Frames(rgb=rgb, timestamps_s=times_s, facts=_facts(view, canvas, index, stream))
-        for rgb, times_s, view in canvas.finish()
+        choice.window(each, is_cut=is_cut) for choice, each in zip(choices, frames, strict=True)
     ]
 
 

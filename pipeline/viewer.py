@@ -1,17 +1,20 @@
 """`Viewer`: the frames of a row that the model is to see."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, BinaryIO
+from functools import partial
+from typing import Any, BinaryIO, TypeVar
 
 from model.processor import Processor
 from pipeline.codes import ErrorCode
 from pipeline.decoder import Decoder
 from pipeline.fit import FitFrames
 from pipeline.frames import Frames
-from pipeline.limits import MediaError
+from pipeline.limits import MediaError, MediaLimits, refuse
 from pipeline.look import Look
-from pipeline.video import Span
 from pipeline.view import Shot
+from pipeline.windows import Window, Windows
+
+Shown = TypeVar("Shown")
 
 
 class Viewer:
@@ -41,16 +44,45 @@ class Viewer:
         Raises:
             MediaError: one of them cannot be used.
         """
-        value = row["video"]
-        media = value if isinstance(value, list) else [value]
-        if not media:
-            raise MediaError(ErrorCode.MEDIA_NULL, "the row's list of media is empty")
+        media = _as_list(row["video"])
         shot_of = {look: self._shot(look, len(media)) for look in looks}
         shots = list(dict.fromkeys(shot_of.values()))
         span_s = (row["start_s"], row["end_s"])
-        taken = [self._shoot(each, shots, span_s) for each in media]
+        shoot = partial(self._decoder.shoot, shots=shots, span_s=span_s)
+        taken = [self._opened(each, shoot) for each in media]
         shown = dict(zip(shots, (list(each) for each in zip(*taken, strict=True)), strict=True))
         return {look: shown[shot] for look, shot in shot_of.items()}
+
+    def windows(
+        self, row: Mapping[str, Any], look: Look, windows: Windows, limits: MediaLimits
+    ) -> list[Window]:
+        """The windows of a row's video; or the pages of all its media, each by itself.
+
+        Raises:
+            MediaError: one of the media cannot be used, or there are too many pages.
+        """
+        media = _as_list(row["video"])
+        shoot = partial(
+            self._decoder.shoot_windows,
+            shots=[self._shot(look, 1)],
+            windows=windows,
+            span_s=(row["start_s"], row["end_s"]),
+        )
+        found: list[Window] = []
+        num_bytes = 0
+        for each in media:
+            if len(found) == limits.max_pages and len(media) > 1:
+                refuse("the row has more pages", limits.max_pages, "--max-pages")
+            new = self._opened(each, shoot)
+            num_pages = len(found) + len(new)
+            if num_pages > limits.max_pages and len(media) > 1:
+                refuse(f"the row has {num_pages} pages", limits.max_pages, "--max-pages")
+            num_bytes += sum(frames.rgb.nbytes for window in new for frames in window.media)
+            if num_bytes > limits.max_rgb_bytes:
+                what = f"{num_pages} pages take {num_bytes} bytes"
+                refuse(what, limits.max_rgb_bytes, "--max-rgb-bytes")
+            found += new if len(media) == 1 else [window.moved(len(found)) for window in new]
+        return found
 
     def close(self) -> None:
         """End the decoding process; another row would start a new one."""
@@ -67,10 +99,17 @@ class Viewer:
         )
         return Shot(sampling=look.affordable_frames, fit=fit)
 
-    def _shoot(self, value: object, shots: Sequence[Shot], span_s: Span) -> list[Frames]:
+    def _opened(self, value: object, shoot: Callable[[bytes | BinaryIO], Shown]) -> Shown:
         media = self._fetch(value)
         try:
-            return self._decoder.shoot(media, shots, span_s=span_s)
+            return shoot(media)
         finally:
             if not isinstance(media, bytes):
                 media.close()
+
+
+def _as_list(value: object) -> list[object]:
+    media = value if isinstance(value, list) else [value]
+    if not media:
+        raise MediaError(ErrorCode.MEDIA_NULL, "the row's list of media is empty")
+    return media

@@ -28,14 +28,14 @@ class SampledRow:
 
     row_id: str
     seconds: float  # to fetch, decode and cut
-    prompt: Prompt | None  # None for an error
+    prompts: tuple[Prompt, ...]  # several for questions, windows and pages; none for an error
     error_code: str | None
     error: str | None
 
     @property
     def num_tokens(self) -> int:
-        """Of the prompt, visual ones included."""
-        return 0 if self.prompt is None else len(self.prompt.token_ids)
+        """Of all prompts, visual ones included."""
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
 
 
 def prepare_sample(
@@ -53,7 +53,7 @@ def prepare_sample(
     for piece in _drawn(source, num_rows, seed):
         for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
             started = time.perf_counter()
-            (row,) = _results(prepare(rows))
+            row = _result(prepare(rows))
             found.append(replace(row, seconds=time.perf_counter() - started))
     return found
 
@@ -61,7 +61,7 @@ def prepare_sample(
 def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Finding]:
     """Errors, time and tokens of the sample."""
     errors = Counter(row.error_code for row in rows if row.error_code)
-    good = [row for row in rows if row.prompt is not None]
+    good = [row for row in rows if row.prompts]
     if errors:
         codes = ", ".join(f"{count} {code}" for code, count in errors.most_common())
         first = next(row for row in rows if row.error_code)
@@ -98,9 +98,14 @@ def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[Piece]:
         first = last
 
 
-def _results(prepared: pa.Table) -> Iterator[SampledRow]:
-    for index, row in enumerate(prepared.select(["row_id", "error_code", "error"]).to_pylist()):
-        yield SampledRow(seconds=0.0, prompt=decode_prompt(prepared, index), **row)
+def _result(prepared: pa.Table) -> SampledRow:
+    """One row of the input: its prompts, and the first error in it."""
+    prompts = [decode_prompt(prepared, part) for part in range(prepared.num_rows)]
+    told = prepared.select(["row_id", "error_code", "error"]).to_pylist()
+    first = next((part for part in told if part["error_code"] is not None), told[0])
+    return SampledRow(
+        seconds=0.0, prompts=tuple(prompt for prompt in prompts if prompt is not None), **first
+    )
 
 
 def _spread(tokens: Sequence[int]) -> str:

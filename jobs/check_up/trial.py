@@ -32,16 +32,15 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
     )
     loaded = time.perf_counter()
     for row in rows:
-        if row.prompt is not None:
-            engine.add(row.row_id, row.prompt, config.sampling)
-    num_rows = num_tokens = 0
+        for prompt in row.prompts:
+            engine.add(row.row_id, prompt, config.sampling)
+    num_tokens = 0
     with torch.inference_mode():
         while engine.has_work:
             for _, outcome in engine.step():
-                num_rows += 1
                 num_tokens += getattr(outcome, "num_generated_tokens", 0)
     return Trial(
-        num_rows=num_rows,
+        num_rows=len(rows),
         num_generated_tokens=num_tokens,
         seconds=time.perf_counter() - loaded,
         load_s=loaded - started,

@@ -7,13 +7,15 @@ from jobs.options.answer import add_answer
 from jobs.options.limits import LIMITS, add_limits
 from jobs.options.machine import add_machine
 from jobs.options.parser import Formatter, Parser
-from jobs.options.question import add_question
+from jobs.options.question import add_frames, add_question
 from jobs.options.rows import add_data, add_required
 from jobs.options.run import add_run
 from jobs.options.values import count, parse_names, positive, positive_or
+from jobs.options.windows import NO_FRAMES, NO_PAGES, add_pages, add_windows
 
 __all__ = [
     "LIMITS",
+    "NO_PAGES",
     "Formatter",
     "Parser",
     "count",
@@ -35,7 +37,18 @@ def job_parser(prog: str, description: str, epilog: str, media: str = "video") -
     )
     add_required(parser.add_argument_group("required"))
     add_data(parser.add_argument_group("data"), media)
-    add_question(parser.add_argument_group("what the model sees and is asked"))
+    question = parser.add_argument_group("what the model sees and is asked")
+    add_question(question)
+    if media == "document":
+        add_pages(question)
+        parser.set_defaults(**NO_FRAMES)
+    else:
+        add_frames(question)
+        parser.set_defaults(pages_per_prompt=NO_PAGES)
+    if media == "video":
+        add_windows(parser.add_argument_group("long videos"))
+    else:
+        parser.set_defaults(window_s=None, window_overlap_s=None, merge=False)
     add_answer(parser.add_argument_group("how it answers"))
     add_limits(parser.add_argument_group("limits, of one row's media"))
     add_machine(parser.add_argument_group("machine"))

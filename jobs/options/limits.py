@@ -18,7 +18,8 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     add("--max-pixels", positive, "N", "of one frame")
     add("--max-duration-s", float, "S", "of a video")
     add("--max-stream-frames", positive, "N", "of a video, whether they are taken or not")
-    add("--max-pages", positive, "N", "of a picture")
+    add("--max-pages", positive, "N", "of a picture or document")
+    add("--max-windows", positive, "N", "of a video, with --window-s")
     add("--max-rgb-bytes", num_bytes, "SIZE", "of the chosen frames at their final size")
     add("--max-decode-s", float, "S", "of CPU time to decode a row")
     add("--max-decode-bytes", num_bytes, "SIZE", "of memory to decode a row")
@@ -30,6 +31,7 @@ LIMITS = {  # option -> field of `pipeline.limits.MediaLimits`
     "--max-duration-s": "max_duration_s",
     "--max-stream-frames": "max_stream_frames",
     "--max-pages": "max_pages",
+    "--max-windows": "max_windows",
     "--max-rgb-bytes": "max_rgb_bytes",
     "--max-decode-s": "max_decode_s",
     "--max-decode-bytes": "max_decode_bytes",

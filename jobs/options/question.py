@@ -6,7 +6,7 @@ from jobs.options.values import positive, positive_or, seconds
 
 
 def add_question(group: argparse._ArgumentGroup) -> None:
-    """Prompt and frames."""
+    """Prompts, and how large a picture is shown."""
     group.add_argument(
         "--prompt",
         default="Describe this video in detail.",
@@ -19,6 +19,18 @@ def add_question(group: argparse._ArgumentGroup) -> None:
         help="instead several prompts, each with a column of its own: a file of `name: text`; "
         "{column} is a row's value, and a prompt can have settings and a schema of its own",
     )
+    group.add_argument(
+        "--frame-tokens",
+        type=positive_or("max"),
+        default=256,
+        metavar="N",
+        help="most visual tokens of a frame, each of 28 x 28 pixels; `max` is the checkpoint's "
+        "own limit",
+    )
+
+
+def add_frames(group: argparse._ArgumentGroup) -> None:
+    """Which frames, and how they share a row's tokens."""
     frames = group.add_mutually_exclusive_group()
     frames.add_argument(
         "--frames",
@@ -44,14 +56,6 @@ def add_question(group: argparse._ArgumentGroup) -> None:
         "--keyframes",
         action="store_true",
         help="take the last keyframe in place of each frame: decodes less, at other times",
-    )
-    group.add_argument(
-        "--frame-tokens",
-        type=positive_or("max"),
-        default=256,
-        metavar="N",
-        help="most visual tokens of a frame, each of 28 x 28 pixels; `max` is the checkpoint's "
-        "own limit",
     )
     group.add_argument(
         "--tokens-per-row",

@@ -48,8 +48,9 @@ def add_data(group: argparse._ArgumentGroup, media: str) -> None:
         "<id>@<file>#<row>, instead of refusing the input",
     )
     group.add_argument("--prompt-column", metavar="NAME", help="a row's own prompt; null: --prompt")
-    group.add_argument("--start-column", metavar="NAME", help="start of the span, in seconds")
-    group.add_argument("--end-column", metavar="NAME", help="end of the span, in seconds")
+    if media != "document":
+        group.add_argument("--start-column", metavar="NAME", help="start of the span, in seconds")
+        group.add_argument("--end-column", metavar="NAME", help="end of the span, in seconds")
     group.add_argument(
         "--columns",
         type=parse_names,

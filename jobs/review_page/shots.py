@@ -28,7 +28,8 @@ from pipeline.look import Look
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns
 from pipeline.source import Source, open_source, plan, read_piece
-from pipeline.video import Span
+from pipeline.view import Shot
+from pipeline.windows import Span, TimeWindows
 
 _FRAMES_PER_STRIP = 8
 _JPEG_QUALITY = 70
@@ -75,6 +76,8 @@ class Camera:
             frames=FrameSampling(**output.recipe["frames"]),
             max_row_tokens=output.recipe.get("max_row_tokens"),
         ).affordable_frames
+        windows = output.recipe.get("windows") or {}
+        self._windows = TimeWindows(**windows) if "length_s" in windows else None
         self._fit = Thumbnail(frame_px)
         self._decoders: SimpleQueue[Decoder] = SimpleQueue()
         self._max_frames = max_frames
@@ -119,22 +122,27 @@ class Camera:
         recorded = self._times_s[row_id]
         media = video if isinstance(video, list) else [video]
         try:
-            shown = [self._decode(each, span_s) for each in media]
+            shown = [frames for each in media for frames in self._decode(each, span_s)]
         except MediaError as error:
             return Shots(note=f"no frames: the media cannot be decoded now ({error.message})")
         note = None
-        if not _same_times(np.concatenate([each.timestamps_s for each in shown]), recorded):
+        times_s = np.concatenate([each.timestamps_s for each in shown])
+        if self._windows is not None:
+            times_s = np.unique(times_s)  # several may show the same frame
+        if not _same_times(times_s, recorded):
             note = "these are not the frames that the model saw: the media changed since"
         most = max(1, self._max_frames // len(shown))
         strips = [strip for f in shown for strip in make_strips(f.rgb, f.timestamps_s, most)]
         return Shots(strips=tuple(strips), note=note)
 
-    def _decode(self, value: object, span_s: Span) -> Frames:
-        """In a process of its own, as a job does."""
+    def _decode(self, value: object, span_s: Span) -> list[Frames]:
+        """The frames of each window, or of the whole; in a process of its own, as a job does."""
         media = self._access.open(value)
         decoder = self._decoders.get()
+        shot = Shot(sampling=self._sampling, fit=self._fit)
         try:
-            return decoder.decode(media, self._sampling, span_s=span_s, fit=self._fit)
+            windows = decoder.shoot_windows(media, [shot], windows=self._windows, span_s=span_s)
+            return [frames for window in windows for frames in window.media]
         finally:
             self._decoders.put(decoder)
             if not isinstance(media, bytes):

@@ -74,7 +74,16 @@ def test_a_setting_that_would_unpickle_is_refused_before_a_file_is_opened(monkey
 def test_every_limit_has_an_option(capsys):
     more = ["--max-media-bytes", "500M", "--max-pixels", "7", "--max-duration-s", "1.5"]
     more += ["--max-stream-frames", "8", "--max-pages", "9", "--max-rgb-bytes", "1GiB"]
-    more += ["--max-decode-s", "2", "--max-decode-bytes", "12k", "--allow-folder", "/data"]
+    more += [
+        "--max-windows",
+        "6",
+        "--max-decode-s",
+        "2",
+        "--max-decode-bytes",
+        "12k",
+        "--allow-folder",
+        "/data",
+    ]
     config = pipeline_config(parse(*REQUIRED, *more))
     assert asdict(config.instructions.limits) == {
         "max_bytes": 500 << 20,
@@ -82,6 +91,7 @@ def test_every_limit_has_an_option(capsys):
         "max_duration_s": 1.5,
         "max_stream_frames": 8,
         "max_pages": 9,
+        "max_windows": 6,
         "max_rgb_bytes": 1 << 30,
         "max_decode_s": 2.0,
         "max_decode_bytes": 12 << 10,
