@@ -1,6 +1,6 @@
 """How much the dispatchers move, and how long they take beside the bare collectives.
 
-    python -m jobs.bench_dispatch [--ranks 2,4] [--tokens 1,32,512] [--hidden 2048] [--device cpu]
+    python -m jobs.bench_dispatch [--ranks 2,4,8] [--tokens 1,32,512] [--hidden 2048] [--device cpu]
 
 Ranks are processes of one thread each, joined as in a job. For each dispatcher and number of tokens
 a rank: rows and bytes that a token sends to other ranks, each way, beside the least possible; and
@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.options import Formatter, Parser, positive
+from model.allocator import keep_freed_memory
 from parallel.dispatch import AllGatherDispatcher, AllToAllDispatch, AllToAllDispatcher
 from parallel.rendezvous import Meeting, Membership
 from parallel.rows import pack
@@ -97,6 +98,7 @@ def _measure_on_ranks(options: argparse.Namespace, num_ranks: int) -> list[Measu
 
 def _rank(options: argparse.Namespace, seat: Seat, lines: multiprocessing.SimpleQueue) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as an engine does
     device = torch.device(f"cuda:{seat.rank}" if options.device == "cuda" else "cpu")
     group = Membership(seat, device).group
     topology = Topology.even(options.experts, seat.num_ranks)
@@ -177,6 +179,7 @@ def _some(tokens: Tokens, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, to
     return x[which], places[which], weights[which]
 
 
+@torch.inference_mode()
 def _time_us(call: Callable[[], None], group: dist.ProcessGroup, device: torch.device) -> float:
     """Median of the calls, which all ranks make together."""
     times: list[float] = []
@@ -194,7 +197,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m jobs.bench_dispatch", description=__doc__, formatter_class=Formatter
     )
-    parser.add_argument("--ranks", type=_numbers, default="2,4", metavar="R,...", help="ranks")
+    parser.add_argument("--ranks", type=_numbers, default="2,4,8", metavar="R,...", help="ranks")
     parser.add_argument("--tokens", type=_numbers, default="1,32,512", metavar="T,...", help="each")
     parser.add_argument("--hidden", type=positive, default=2048, metavar="D", help="width")
     parser.add_argument("--experts", type=positive, default=64, metavar="E", help="routed")

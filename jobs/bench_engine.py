@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     parts = options.only or default_parts(options.expert_parallel)
     if ("ranks" in parts) != (options.expert_parallel is not None):
-        print("bench_engine: error: the part ranks and --expert-parallel R go together")
+        print("bench_engine: error: ranks and --expert-parallel R go together", file=sys.stderr)
         return 2
     bench = Workbench(
         config=moonlight(options.layers),

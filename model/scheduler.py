@@ -99,8 +99,8 @@ class Scheduler:
         """The chunks of the next step, decodes first. The caller computes all of them.
 
         Args:
-            max_new_tokens: while the prompts that this step begins have fewer tokens, another is
-                begun.
+            max_new_tokens: prompts are begun as long as that brings their tokens closer to this
+                number; one at least, unless it is 0.
         """
         decodes = list(self._decodes())
         prompts: list[Chunk] = []
@@ -139,18 +139,22 @@ class Scheduler:
 
     def _admissions(self, max_new_tokens: float) -> Iterator[Sequence]:
         """Waiting sequences, each with blocks for all that it knows."""
-        while max_new_tokens > 0 and self._waiting and len(self._running) < self._max_batch_size:
+        left = max_new_tokens
+        while left > 0 and self._waiting and len(self._running) < self._max_batch_size:
             sequence = self._waiting[0]
             known = self._known_blocks(sequence)
             if known is None:
                 return
+            num_new = sequence.num_tokens - len(known) * BLOCK_SIZE
+            if left < max_new_tokens and left < num_new / 2:
+                return
+            left -= num_new
             self._waiting.popleft()
             self._pool.share(known)
             missing = blocks_for(sequence.num_tokens) - len(known)
             sequence.blocks = [*known, *self._pool.take(missing)]
             sequence.num_cached = len(known) * BLOCK_SIZE
             self._running.append(sequence)
-            max_new_tokens -= sequence.num_tokens - sequence.num_cached
             yield sequence
 
     def _known_blocks(self, sequence: Sequence) -> list[int] | None:

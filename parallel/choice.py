@@ -12,7 +12,8 @@ from typing import Literal
 DispatchChoice = Literal["auto", "all_to_all", "all_gather"]
 
 # Up to so many ranks a decode's bytes by all-gather are near those of the all-to-all, which has one
-# exchange and one wait for the device more (BENCHMARKS.md; not yet measured on GPUs).
+# exchange and one wait for the device more. Counted, not measured: nobody has run
+# `jobs.bench_dispatch --device cuda` yet (BENCHMARKS.md).
 _MAX_GATHERING_RANKS = 4
 
 
@@ -39,5 +40,8 @@ def explain(choice: DispatchChoice, num_ranks: int, device: str) -> str:
     if device == "cpu":
         return "dispatch all_to_all (auto): gloo's all-to-all is its fastest exchange"
     if num_ranks > _MAX_GATHERING_RANKS:
-        return f"dispatch all_to_all (auto): fewest bytes with {num_ranks} ranks"
-    return "dispatch all_to_all for prompts, all_gather for decodes (auto): no wait for the device"
+        return f"dispatch all_to_all (auto): fewest bytes with {num_ranks} ranks, by count"
+    return (
+        "dispatch all_to_all for prompts, all_gather for decodes (auto): fewest bytes, and no wait "
+        "for the device; counted, not measured on GPUs: see jobs.bench_dispatch, choose --dispatch"
+    )

@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection
 import torch
 from torch import Tensor, nn
 
-from jobs.bench.shapes import RandomPrompts, add_all, engine_for
+from jobs.bench.shapes import RandomPrompts, add_all
+from model.engine import Engine
 from model.kimi_vl import KimiVL
 from model.moe import Dispatch, Dispatcher, Experts, MoE
 from parallel.lockstep import Lockstep
@@ -22,7 +23,6 @@ from parallel.seat import Seat
 from parallel.step_dispatcher import StepDispatcher
 from parallel.topology import Topology
 
-_CACHE_GIB = 0.25
 _MOST_TOKENS = 1 << 12  # of an answer: more than any measurement decodes
 _FILLING_STEPS = 3  # announce, prefill, decode
 
@@ -84,9 +84,8 @@ class Process:
     """What stands behind the pipe.
 
     Args:
-        model: all of the network, this process's own copy as far as it changes it.
+        engine: made before the fork, with all of the network; it is this process's own from now on.
         num_threads: of torch.
-        max_batch_size: sequences that it will answer at a time.
         prompt_len: of each prompt.
         seat: its place in a group, if it is a rank.
         shares: for each rank, its experts in each MoE layer.
@@ -94,24 +93,24 @@ class Process:
 
     def __init__(
         self,
-        model: KimiVL,
+        engine: Engine,
         *,
         num_threads: int,
-        max_batch_size: int,
         prompt_len: int,
         seat: Seat | None = None,
         shares: Sequence[nn.ModuleList] = (),
     ) -> None:
         torch.set_num_threads(num_threads)
-        self._prompts = RandomPrompts(model.config, seed=seat.rank if seat else 0)
+        self._prompts = RandomPrompts(engine.model.config, seed=seat.rank if seat else 0)
         self._prompt_len = prompt_len
-        self._engine = engine_for(model, max_batch_size, num_threads, _CACHE_GIB)
+        self._engine = engine
         self._step: Callable[[], Sequence[tuple[str, object]]] = self._engine.step
         self._exchange_s: Callable[[], float] = lambda: 0.0
         if seat is not None:
-            self._join(model, seat, shares[seat.rank])
+            self._join(seat, shares[seat.rank])
 
-    def _join(self, model: KimiVL, seat: Seat, share: nn.ModuleList) -> None:
+    def _join(self, seat: Seat, share: nn.ModuleList) -> None:
+        model = self._engine.model
         device = torch.device("cpu")
         self._group = Membership(seat, device).group
         topology = Topology.even(model.config.text.n_routed_experts, seat.num_ranks)

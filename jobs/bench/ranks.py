@@ -4,8 +4,8 @@
     ranks    one group of R ranks of one thread each
     groups   R groups of one rank of one thread each
 
-All do the same work in turns. Their processes are forks of one that made the weights, so these are
-in memory once, beside the experts that are packed for each rank anew. It makes them with one thread
+All do the same work in turns. Their processes are forks of one that made the engine, so its weights
+are in memory once, beside the experts that are packed for each rank anew. It works with one thread
 and keeps out of what forbids a fork: threads of its own, and exchanges.
 """
 
@@ -19,7 +19,7 @@ from statistics import mean, median
 import torch
 
 from jobs.bench.rank_process import Process, Spent, shares_of
-from jobs.bench.shapes import random_model
+from jobs.bench.shapes import engine_for, random_model
 from jobs.bench.turns import Turns
 from jobs.bench.workbench import Sizes, Workbench
 from model.allocator import keep_freed_memory
@@ -29,6 +29,7 @@ from parallel.rendezvous import Meeting
 from parallel.seat import Address, Seat
 
 _PATIENCE_S = 300.0
+_CACHE_GIB = 0.25
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,9 @@ def _host(
         pack(share)
     pack(model)
     keep_freed_memory()
-    make = partial(
-        Process,
-        model,
-        max_batch_size=max(*sizes.num_sequences, sizes.prefill_prompts),
-        prompt_len=sizes.prompt_len,
-    )
+    most_sequences = max(*sizes.num_sequences, sizes.prefill_prompts)
+    engine = engine_for(model, most_sequences, num_threads=1, cache_gib=_CACHE_GIB)
+    make = partial(Process, engine, prompt_len=sizes.prompt_len)
     seats = [
         Seat(
             address=address,

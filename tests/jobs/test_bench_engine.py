@@ -19,6 +19,7 @@ from jobs.bench.workbench import Sizes, Workbench
 from jobs.checkpoints import DEMO
 from model.moe import Router
 
+EP_2 = ("--expert-parallel", "2")
 TINY_SIZES = Sizes(
     num_rounds=1,
     prompt_len=8,
@@ -76,7 +77,8 @@ def bench(tiny_shape):
 
 
 def test_all_parts_report_their_numbers(bench):
-    measured = json.loads(json.dumps(bench_engine.run(list(bench_engine.PARTS), bench)))
+    parts = bench_engine.default_parts(None)
+    measured = json.loads(json.dumps(bench_engine.run(parts, bench)))
     by_sequences = {"1", "3"}
     for key in ("decode_tokens_per_s", "decode_of_limit", "decode_vs_transformers"):
         assert measured[key].keys() == by_sequences
@@ -90,8 +92,24 @@ def test_all_parts_report_their_numbers(bench):
         *("questions_cost", "clips_per_s", "scheduler_share"),
     ):
         assert measured[key] > 0
-    assert measured["others_share"].keys() == bench_engine.PARTS.keys()
+    assert measured["others_share"].keys() == set(parts)
     assert measured["texts_changed_by_batch_size"].keys() == {"float32", "bfloat16"}
+
+
+def test_ranks_are_measured_beside_one_engine_and_beside_groups(bench):
+    bench.sizes = replace(TINY_SIZES, num_sequences=(1, 2, 4))
+    measured = bench_engine.run(bench_engine.default_parts(2), bench)
+    assert measured["ranks"] == 2
+    assert measured["ranks_prefill_tokens_per_s"].keys() == {"one", "ranks", "groups"}
+    assert measured["ranks_decode_tokens_per_s"].keys() == {2, 4}  # 1 cannot be divided
+    assert 0 < measured["ranks_prefill_exchange_share"] < 1
+    assert measured["ranks_prefill_vs_one"] > 0
+
+
+@pytest.mark.parametrize("arguments", [["--only", "ranks"], ["--only", "decode", *EP_2]])
+def test_ranks_need_their_number_and_the_number_needs_ranks(arguments, capsys):
+    assert bench_engine.main(arguments) == 2
+    assert "ranks and --expert-parallel R go together" in capsys.readouterr().err
 
 
 def test_an_unknown_part_is_refused_with_the_known_ones(capsys):

@@ -231,7 +231,9 @@ def planned(engine, max_new_tokens):
     return [len(range(c.start, c.end)) for c in engine.scheduler.plan(max_new_tokens)]
 
 
-def test_prompts_are_begun_while_a_step_has_fewer_new_tokens_than_allowed(checkpoint, processor):
+def test_a_step_begins_about_as_many_new_tokens_as_it_is_told_and_one_prompt_at_least(
+    checkpoint, processor
+):
     engine = make_engine(checkpoint, max_batch_size=3)
     prompt = processor.prompt(["red circle"])
     length = len(prompt.token_ids)
@@ -242,8 +244,9 @@ def test_prompts_are_begun_while_a_step_has_fewer_new_tokens_than_allowed(checkp
     assert planned(engine, 1) == [length]
     assert engine.scheduler.num_waiting_tokens == 2 * length
     rest = length - (length - 1) // BLOCK_SIZE * BLOCK_SIZE  # what the others do not share
-    assert planned(engine, rest)[1:] == [rest]
-    assert planned(engine, 1)[2:] == [rest]
+    assert planned(engine, rest + rest // 2 - 1)[1:] == [rest]
+    engine.cancel("1")
+    assert planned(engine, 2 * rest - 1)[1:] == [rest] * 2
     assert engine.scheduler.num_waiting_tokens == 0
 
 

@@ -91,6 +91,7 @@ def networks(num_ranks: int, **text: object):
         pytest.param([7, 0], torch.float32, 1e-5, id="two ranks, one idle"),
         pytest.param([3, 5, 0, 11], torch.float32, 1e-5, id="four ranks"),
         pytest.param([3, 5], torch.bfloat16, 2e-2, id="bfloat16"),
+        pytest.param([3, 0, 11, 4], torch.bfloat16, 2e-2, id="four ranks in bfloat16"),
         pytest.param([0, 0], torch.float32, 0, id="no tokens"),
     ],
 )
