@@ -3,6 +3,7 @@
 host --("prefill" | "fill" | "decode", number)--> process --Spent--> host
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from parallel.step_dispatcher import StepDispatcher
 from parallel.topology import Topology
 
 _MOST_TOKENS = 1 << 12  # of an answer: more than any measurement decodes
+_LOOK_S = 1.0
 _FILLING_STEPS = 3  # announce, prefill, decode
 
 
@@ -125,9 +127,10 @@ class Process:
         self._exchange_s = lambda: timed.seconds + lockstep.stats.wait_s
 
     def serve(self, pipe: Connection) -> None:
-        """Do what is asked for, until there is no more."""
+        """Do what is asked for, until there is no more or nobody to ask."""
         tasks = {"prefill": self._prefill, "fill": self._fill, "decode": self._decode}
-        while (asked := pipe.recv()) is not None:
+        host = os.getppid()
+        while (asked := _next(pipe, host)) is not None:
             task, number = asked
             started, exchanged_s = time.perf_counter(), self._exchange_s()
             with torch.inference_mode():
@@ -156,6 +159,14 @@ class Process:
     def _add(self, num_prompts: int, max_tokens: int) -> None:
         prompts = [self._prompts.text(self._prompt_len) for _ in range(num_prompts)]
         add_all(self._engine, prompts, max_tokens)
+
+
+def _next(pipe: Connection, host: int) -> tuple[str, int] | None:
+    """A pipe that siblings inherited does not end with the host, so look whether it lives."""
+    while not pipe.poll(_LOOK_S):
+        if os.getppid() != host:
+            return None
+    return pipe.recv()
 
 
 def moe_layers(model: KimiVL) -> list[MoE]:
