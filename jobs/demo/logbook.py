@@ -2,26 +2,16 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
 from jobs.demo.lessons import KINDS
 
-_WIDTH, _HEIGHT, _MARGIN = 900, 560, 60  # of the picture, in pixels
-_CURVES = {
-    "shape": (31, 119, 180),
-    "colour": (214, 39, 40),
-    "motion": (44, 160, 44),
-    "event": (148, 103, 189),
-    "text": (140, 86, 75),
-    "q_place": (227, 119, 194),
-    "q_letter": (188, 150, 34),
-    "hint_motion": (23, 160, 175),
-}
+_CURVES = ("shape", "colour", "motion", "event", "text", "q_place", "q_letter", "hint_motion")
 
 
 class LogBook:
@@ -90,44 +80,18 @@ class LogBook:
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """Draw the loss (black, from 0 to its start) and the accuracies (0 to 1) over the steps."""
+    """Draw the loss (black) and the accuracies over the steps, what is above 1 cut off."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    canvas = ImageDraw.Draw(image)
-    font = ImageFont.load_default(13)
-    last_step = lines[-1]["step"]
-    for tenth in range(0, 11, 2):
-        y = _y(tenth / 10)
-        canvas.line((_MARGIN, y, _WIDTH - _MARGIN, y), fill=(225, 225, 225))
-        canvas.text((_MARGIN - 8, y), f"{tenth / 10:.1f}", fill="black", font=font, anchor="rm")
-        step, x = last_step * tenth // 10, _x(tenth / 10)
-        canvas.text((x, _HEIGHT - 40), f"{step}", fill="black", font=font, anchor="mm")
-    curves = {"loss": (0, 0, 0), **_CURVES}
-    for place, (name, colour) in enumerate(curves.items()):
-        points = [
-            (_x(line["step"] / last_step), _y(value))
-            for line in lines
-            if (value := line["accuracy"].get(name, line.get(name))) is not None
-        ]
-        _curve(canvas, points, colour)
-        x = _MARGIN + place * (_WIDTH - 2 * _MARGIN) // len(curves)
-        canvas.text((x, 18), name, fill=colour, font=font)
-    canvas.text((_WIDTH / 2, _HEIGHT - 16), "step", fill="black", font=font, anchor="mm")
-    image.save(picture, optimize=True)
-
-
-def _x(part: float) -> float:
-    return _MARGIN + part * (_WIDTH - 2 * _MARGIN)
-
-
-def _y(value: float) -> float:
-    return _HEIGHT - _MARGIN - min(value, 1.0) * (_HEIGHT - 2 * _MARGIN)
-
-
-def _curve(
-    canvas: ImageDraw.ImageDraw,
-    points: Sequence[tuple[float, float]],
-    colour: tuple[int, int, int],
-) -> None:
-    if len(points) > 1:
-        canvas.line(points, fill=colour, width=2)
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    axes = figure.subplots()
+    for name in ("loss", *_CURVES):
+        told = [(line["step"], line["accuracy"].get(name, line.get(name))) for line in lines]
+        points = [(step, value) for step, value in told if value is not None]
+        colour = "black" if name == "loss" else None
+        axes.plot(*zip(*points, strict=True) if points else ([], []), color=colour, label=name)
+    axes.set_xlabel("step")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1)
+    axes.grid(color="0.9")
+    figure.legend(loc="outside upper center", ncols=len(_CURVES) + 1, fontsize=8)
+    figure.savefig(picture, format="png")
