@@ -194,7 +194,8 @@ def answer_all(config, quiz):
 
     (result,) = asyncio.run(generate())
     Path(config.output).mkdir(parents=True)
-    pq.write_table(result, f"{config.output}/part-0-x.parquet")
+    written = open_input(config).layout.output
+    pq.write_table(result.select(written.names).cast(written), f"{config.output}/part-0-x.parquet")
     return "done"
 
 
