@@ -36,6 +36,8 @@ from model.tokenizer import Tokenizer
 Item = str | NDArray[np.uint8]
 Kind = Literal["system", "text", "image"]
 
+_MAX_LAYOUTS = 256  # remembered, one for each order of texts and images
+
 # What a template's expressions raise beside the errors of jinja2 itself.
 _RENDER_ERRORS = (
     TemplateError,
@@ -77,6 +79,7 @@ class Processor:
         self.tokenizer = tokenizer
         self._template = _compiled(chat_template)
         self._nonce = secrets.token_hex(16)
+        self._layouts: dict[tuple[Kind, ...], list[int | _Slot]] = {}
         self._layout(["text", "image"])  # refuses a broken template before any row is read
 
     @classmethod
@@ -157,6 +160,15 @@ class Processor:
 
     def _layout(self, kinds: Sequence[Kind]) -> list[int | _Slot]:
         """Token ids of the template around items of these kinds, with a slot for each, in order."""
+        known = self._layouts.get(tuple(kinds))
+        if known is not None:
+            return known
+        if len(self._layouts) >= _MAX_LAYOUTS:
+            self._layouts.clear()
+        layout = self._layouts[tuple(kinds)] = self._new_layout(kinds)
+        return layout
+
+    def _new_layout(self, kinds: Sequence[Kind]) -> list[int | _Slot]:
         parts = re.split(_marker(self._nonce, r"(\d+)"), self._render(kinds))
         images = (index for index, kind in enumerate(kinds) if kind == "image")
         layout: list[int | _Slot] = []
