@@ -2,14 +2,14 @@
 
     groups = Groups.start(spec, num_groups=4, max_group_failures=16)      # driver
     async with groups.lease(num_tokens) as lease:                         # any process
-        outcome = await lease.generate(request)
+        outcomes = await lease.generate(requests)
     groups.close()                                                        # driver
 
 Prompts and completions travel between client and rank; the supervisor sees leases only.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -33,22 +33,20 @@ class Lease:
     groups: "Groups"
     group: EngineGroup
 
-    async def generate(self, request: Request) -> Outcome:
-        """Answer one request.
+    async def generate(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Answer requests on one rank, in their order.
 
         Raises:
             DeadGroupError: the group is gone, which the supervisor knows now; lease again.
             GroupError: the job must stop.
         """
-        with self.groups.least_loaded_rank(self.group, request.num_tokens) as rank:
+        num_tokens = sum(request.num_tokens for request in requests)
+        with self.groups.least_loaded_rank(self.group, num_tokens) as rank:
             try:
-                (outcome,) = await self.group.generate(
-                    self.groups.client.process_id, [request], rank
-                )
+                return await self.group.generate(self.groups.client.process_id, requests, rank)
             except DeadGroupError as death:
                 await self.groups.report_failure(self.group, str(death))
                 raise
-        return outcome
 
 
 class Groups:
@@ -85,10 +83,10 @@ class Groups:
             undo.pop_all()
         return groups
 
-    def status(self) -> GroupsStatus:
-        """What runs and what has failed so far."""
+    def status(self, *, fresh: bool = False) -> GroupsStatus:
+        """What runs and what has failed so far; as `Supervisor.status`."""
         with _plain_errors():
-            return ray.get(self._supervisor.status.remote())
+            return ray.get(self._supervisor.status.remote(fresh=fresh))
 
     def expert_load(self) -> ExpertLoad:
         """Tokens that each expert has computed so far, as `Supervisor.expert_load`."""

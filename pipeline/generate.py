@@ -14,7 +14,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from model.prompt import PromptError
+from model.prompt import Prompt, PromptError
 from model.sequence import SamplingParams
 from parallel.group import DeadGroupError
 from parallel.worker import Failure, Outcome, Request
@@ -34,8 +34,8 @@ _MAX_BACKOFF_S = 30.0
 class Lease(Protocol):
     """As `parallel.client.Lease`."""
 
-    async def generate(self, request: Request) -> Outcome:
-        """Answer, or raise `DeadGroupError` when somebody else must."""
+    async def generate(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Answer on one rank, or raise `DeadGroupError` when somebody else must."""
         ...
 
 
@@ -87,14 +87,16 @@ class Generate:
         """
         outcomes: dict[int, Outcome] = {}
         requests: dict[int, Request] = {}
+        shown: Prompt | None = None
         for row in range(batch.num_rows):
             try:
-                request = self._request(batch, row)
+                request = self._request(batch, row, shown)
             except PromptError as error:
                 outcomes[row] = Failure(code=error.code, message=error.message)
             else:
                 if request is not None:
                     requests[row] = request
+                    shown = request.prompt
         outcomes.update(await self._answer(requests))
         samplings = [each.sampling for each in self._questions] or [self._sampling]
         results = _with_results(batch, outcomes, [*RESULT_FIELDS, *extra_fields(samplings)])
@@ -106,8 +108,8 @@ class Generate:
             results = await self._merger.merge(results, self._answer)
         yield results
 
-    def _request(self, batch: pa.Table, row: int) -> Request | None:
-        prompt = decode_prompt(batch, row)
+    def _request(self, batch: pa.Table, row: int, before: Prompt | None) -> Request | None:
+        prompt = decode_prompt(batch, row, before)
         if prompt is None:
             return None  # it failed before, and its columns say why
         return Request(
@@ -145,19 +147,41 @@ class Generate:
         num_tokens = sum(request.num_tokens for request in requests.values())
         async with self._groups.lease(num_tokens, alone=alone) as lease:
             answers = await asyncio.gather(
-                *(_answer_or_death(lease, request) for request in requests.values())
+                *(
+                    _answers_or_deaths(lease, {row: requests[row] for row in rows})
+                    for rows in _with_same_pixels(requests)
+                )
             )
-        return dict(zip(requests, answers, strict=True))
+        return {row: answer for each in answers for row, answer in each.items()}
 
     async def _back_off(self, num_tries: int) -> None:
         await asyncio.sleep(min(_MAX_BACKOFF_S, self._backoff_s * 2 ** (num_tries - 1)))
 
 
-async def _answer_or_death(lease: Lease, request: Request) -> Outcome | DeadGroupError:
+def _with_same_pixels(requests: Mapping[int, Request]) -> list[list[int]]:
+    """The rows, in groups that follow each other and show the same pixels.
+
+    One rank answers a group: the pixels travel to it once, and it computes them once.
+    """
+    groups: list[list[int]] = []
+    last: Request | None = None
+    for row, request in requests.items():
+        patches = request.prompt.patches
+        if last is not None and len(patches) and patches is last.prompt.patches:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+        last = request
+    return groups
+
+
+async def _answers_or_deaths(
+    lease: Lease, requests: Mapping[int, Request]
+) -> dict[int, Outcome | DeadGroupError]:
     try:
-        return await lease.generate(request)
+        return dict(zip(requests, await lease.generate([*requests.values()]), strict=True))
     except DeadGroupError as death:
-        return death
+        return dict.fromkeys(requests, death)
 
 
 def _poison(death: DeadGroupError) -> Failure:

@@ -23,10 +23,11 @@ def encode_prompt(prompt: Prompt) -> dict[str, object]:
     }
 
 
-def decode_prompt(table: pa.Table, row: int) -> Prompt | None:
+def decode_prompt(table: pa.Table, row: int, before: Prompt | None = None) -> Prompt | None:
     """The prompt of a row, None where it has none; the patches are a view of the table.
 
-    Where a prompt has no patches of its own, they are those of the nearest row before that has.
+    Where a prompt has no patches of its own, they are those of the nearest row before that has: of
+    `before`, if given, the very same array.
 
     Raises:
         PromptError: the columns do not fit each other.
@@ -36,6 +37,8 @@ def decode_prompt(table: pa.Table, row: int) -> Prompt | None:
         return None
     grid_hw = table["prompt_grid_hw"][row].values.to_numpy().reshape(-1, 2)
     pixels = table["prompt_patches"]
+    if before is not None and pixels.slice(row, 1).null_count:
+        return Prompt(token_ids=token_ids.to_numpy(), patches=before.patches, grid_hw=grid_hw)
     while pixels.slice(row, 1).null_count:
         row -= 1
     patches = _bytes(pixels, row)

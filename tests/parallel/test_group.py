@@ -92,7 +92,7 @@ async def answer(groups: Groups, num_tokens: int = 1, token_id: int = 1) -> int:
     while True:
         try:
             async with groups.lease(num_tokens) as lease:
-                outcome = await lease.generate(request(num_tokens, token_id))
+                (outcome,) = await lease.generate([request(num_tokens, token_id)])
         except DeadGroupError:
             continue
         assert isinstance(outcome, Completion)

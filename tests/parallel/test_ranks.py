@@ -97,7 +97,7 @@ async def answer(groups: Groups, request: Request) -> tuple[int, ...]:
     while True:
         try:
             async with groups.lease(request.num_tokens) as lease:
-                outcome = await lease.generate(request)
+                (outcome,) = await lease.generate([request])
         except DeadGroupError:
             continue
         assert isinstance(outcome, Completion)

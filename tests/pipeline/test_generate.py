@@ -27,6 +27,7 @@ class Groups:
     def __init__(self, answer):
         self.answer = answer
         self.leases = []  # (row ids, tokens, alone), in order
+        self.calls = []  # row ids that went to one rank together
         self.is_exclusive = False
 
     @asynccontextmanager
@@ -44,10 +45,19 @@ class Lease:
         self.groups = groups
         self.rows = []
 
-    async def generate(self, request):
-        self.rows.append(request.request_id)
+    async def generate(self, requests):
+        self.rows += [request.request_id for request in requests]
+        self.groups.calls.append([request.request_id for request in requests])
         await asyncio.sleep(0)  # all rows of the batch are in flight before the first answer
-        return self.groups.answer(request, self)
+        return [self.groups.answer(request, self) for request in requests]
+
+
+def without_pixels(batch: pa.Table, *rows: int) -> pa.Table:
+    """As where these rows show what the row before them shows."""
+    index = batch.column_names.index("prompt_patches")
+    values = [None if n in rows else v for n, v in enumerate(batch["prompt_patches"].to_pylist())]
+    field = batch.schema.field(index)
+    return batch.set_column(index, field, pa.array(values, field.type))
 
 
 def caption(request: Request, finish_reason: FinishReason = "stop") -> Completion:
@@ -319,3 +329,38 @@ def test_the_questions_of_a_row_are_answered_with_their_own_sampling_and_joined(
     assert rows[1]["error"] == "no such file"
     expected = [field.name for field in (*RESULT_FIELDS, *question_fields(questions))]
     assert set(result.column_names) == {*expected, "weight"}
+
+
+def test_prompts_about_the_same_pixels_go_to_one_rank_together():
+    seen = {}
+
+    def answer(request, lease):
+        seen[request.request_id] = request.prompt.patches
+        return caption(request)
+
+    groups = Groups(answer)
+    shown = make_prompt(3, (2, 2))
+    batch = prepared(shown, shown, shown, None, shown, make_prompt(2), make_prompt(1))
+
+    out = generate(groups, without_pixels(batch, 1, 2))
+
+    assert out["caption"].null_count == 1
+    assert groups.calls == [["row 0", "row 1", "row 2"], ["row 4"], ["row 5"], ["row 6"]]
+    assert seen["row 0"] is seen["row 1"] is seen["row 2"]  # so that they are sent once
+    assert np.array_equal(seen["row 0"], shown.patches)
+
+
+def test_of_prompts_about_the_same_pixels_each_is_tried_alone_after_deaths():
+    def answer(request, lease):
+        if request.request_id == "row 1":
+            raise DeadGroupError("it broke")
+        return caption(request)
+
+    groups = Groups(answer)
+    shown = make_prompt(3, (2, 2))
+
+    out = generate(groups, without_pixels(prepared(shown, shown, shown), 1, 2))
+
+    assert out["error_code"].to_pylist() == [None, "poison_row", None]
+    assert out["caption"].null_count == 1
+    assert [alone for _, _, alone in groups.leases] == [False] * 3 + [True] * 3
