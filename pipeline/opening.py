@@ -5,6 +5,7 @@ import pyarrow as pa
 from model.config import TextConfig
 from model.constraint import Grammars
 from model.processor import Processor
+from model.prompt import PromptError
 from pipeline.config import PipelineConfig
 from pipeline.machines import check_ranks
 from pipeline.parts import extra_fields
@@ -29,11 +30,14 @@ def open_checkpoint(config: PipelineConfig) -> TextConfig:
     text = check_checkpoint(config.checkpoint).text
     check_ranks(config, text.n_routed_experts)
     processor = Processor.from_checkpoint(config.checkpoint)
-    questions = config.instructions.questions
-    for sampling in (config.sampling, *(question.sampling for question in questions)):
+    grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
+    asked = {f"the prompt {each.name!r}": each.sampling for each in config.instructions.questions}
+    for name, sampling in {"the run": config.sampling, **asked}.items():
         if sampling.schema is not None:
-            grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
-            grammars.start(sampling.schema, thinking=sampling.thinking)
+            try:
+                grammars.start(sampling.schema, thinking=sampling.thinking)
+            except PromptError as error:
+                raise ValueError(f"the schema of {name} is refused: {error.message}") from error
     return text
 
 

@@ -140,6 +140,22 @@ def with_an_impossible_schema(place):
     place["--schema"] = str(Path(place["--output"]).with_name("schema.json"))
 
 
+def with_a_schema_that_nothing_meets(place):
+    schema = Path(place["--output"]).with_name("schema.json")
+    schema.write_text('{"type": "integer", "minimum": 5, "maximum": 3}')
+    place["--schema"] = str(schema)
+
+
+def with_a_prompt_whose_schema_nothing_meets(place):
+    with_no_prompts(place)
+    Path(place["--prompts"]).write_text("mood: Sad?\nkind:\n  text: Which?\n  schema: {enum: []}")
+
+
+def with_a_typo_in_the_prompts(place):
+    with_no_prompts(place)
+    Path(place["--prompts"]).write_text("mood: Sad?\nkind:\n  txt: Which?")
+
+
 @pytest.mark.parametrize(
     ("spoil", "more", "message"),
     [
@@ -158,6 +174,16 @@ def with_an_impossible_schema(place):
         pytest.param(None, ["--fps", "0"], "fps must be a positive", id="fps"),
         pytest.param(None, ["--prompt", " "], "the prompt is empty", id="no prompt"),
         pytest.param(with_a_misspelt_field, [], "{keyy}.*the nearest is 'key'", id="template"),
+        pytest.param(
+            with_a_schema_that_nothing_meets, [], "minimum .5. is greater than maximum", id="unmet"
+        ),
+        pytest.param(
+            with_a_prompt_whose_schema_nothing_meets,
+            [],
+            "schema of the prompt 'kind' is refused: .*Unsatisfiable",
+            id="unmet in prompts",
+        ),
+        pytest.param(with_a_typo_in_the_prompts, [], "kind: it must be", id="typo in prompts"),
         pytest.param(with_no_prompts, [], "prompts.yaml cannot be read|cannot be read", id="file"),
         pytest.param(None, ["--seed", "-1"], "seed must be in", id="seed"),
         pytest.param(None, ["--allow-uri", "s3"], "is no prefix", id="prefix"),

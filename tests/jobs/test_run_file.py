@@ -1,6 +1,8 @@
 """Options from a file: the command line wins, mistakes are one line, a run can be repeated."""
 
+import importlib
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -194,3 +196,24 @@ def test_what_is_written_back_repeats_the_run(written, tmp_path, monkeypatch, mo
     first.config = again.config
     assert vars(again) == vars(first)
     assert pipeline_config(again) == pipeline_config(first)
+
+
+def row_jobs():
+    """Every module of `jobs` whose parser takes rows, found by looking."""
+    for file in sorted(Path(caption_videos.__file__).parent.glob("*.py")):
+        if "def make_parser()" in file.read_text():
+            parser = importlib.import_module(f"jobs.{file.stem}").make_parser()
+            if "--input" in parser.format_help() and "--model" in parser.format_help():
+                yield pytest.param(parser, id=file.stem)
+
+
+@pytest.mark.parametrize("parser", list(row_jobs()))
+def test_every_job_over_rows_has_the_shared_options_and_teaches_them(parser):
+    text = parser.format_help()
+
+    for flag in ("--config", "--dry-run", "--retry-failed", "--new-recipe", "--expert-parallel"):
+        assert f"  {flag} " in text or f"  {flag}\n" in text
+    assert "_run.yaml" in text
+    assert "examples:" in text
+    assert "exit codes:" in text
+    assert all(action.help for action in parser._actions)
