@@ -108,12 +108,15 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
         config, source, processor, options.rows, config.sampling.seed
     )
     yield from sampled_rows.findings(rows, source.num_rows)
-    good = [row for row in rows if row.prompts]
+    good = [row for row in rows if row.asked]
+    if good:
+        dtype = footprint.config.dtype if config.engine.dtype == "auto" else config.engine.dtype
+        yield trial.cache_finding(good, footprint.config.text, dtype, config.engine)
     if options.answers and good:
-        decode_s = sum(row.seconds for row in good) / len(good)
         done = trial.run_trial(config, good[: options.answers])
         num_rows = min(source.num_rows, config.limit or source.num_rows)
-        yield trial.forecast(done, decode_s, num_rows, config.num_groups or 1, os.cpu_count() or 1)
+        num_groups, num_cpus = config.num_groups or 1, os.cpu_count() or 1
+        yield from trial.forecast(done, good, num_rows, num_groups, num_cpus)
 
 
 _LAYOUTS = (1, 2, 4, 8)  # ranks of a group

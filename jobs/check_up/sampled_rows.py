@@ -12,10 +12,12 @@ import pyarrow as pa
 from jobs.check_up.finding import Finding
 from model.processor import Processor
 from model.prompt import Prompt
+from model.sequence import SamplingParams
 from pipeline.config import PipelineConfig
 from pipeline.fetch import MediaAccess
 from pipeline.ledger import Held
 from pipeline.prepare import Prepare
+from pipeline.schema import QUESTION_FIELD
 from pipeline.source import Piece, Source, plan, read_piece
 from pipeline.wire import decode_prompt
 
@@ -28,14 +30,24 @@ class SampledRow:
 
     row_id: str
     seconds: float  # to fetch, decode and cut
-    prompts: tuple[Prompt, ...]  # several for questions, windows and pages; none for an error
+    asked: tuple[tuple[Prompt, SamplingParams], ...]  # for questions, windows, pages; none for an error
     error_code: str | None
     error: str | None
 
     @property
     def num_tokens(self) -> int:
-        """Of all prompts, visual ones included."""
-        return sum(len(prompt.token_ids) for prompt in self.prompts)
+        """Of its prompts, visual ones included."""
+        return sum(len(prompt.token_ids) for prompt, _ in self.asked)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Of its prompts; several about the same frames compute them once."""
+        return sum(prompt.num_vision_tokens for prompt, _ in self.asked)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that one of its sequences can have in the cache."""
+        return max(len(prompt.token_ids) + params.max_tokens for prompt, params in self.asked)
 
 
 def prepare_sample(
@@ -53,15 +65,15 @@ def prepare_sample(
     for piece in _drawn(source, num_rows, seed):
         for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
             started = time.perf_counter()
-            row = _result(prepare(rows))
-            found.append(replace(row, seconds=time.perf_counter() - started))
+            prepared = prepare(rows)
+            found.append(_row(config, prepared, time.perf_counter() - started))
     return found
 
 
 def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Finding]:
     """Errors, time and tokens of the sample."""
     errors = Counter(row.error_code for row in rows if row.error_code)
-    good = [row for row in rows if row.prompts]
+    good = [row for row in rows if row.asked]
     if errors:
         codes = ", ".join(f"{count} {code}" for code, count in errors.most_common())
         first = next(row for row in rows if row.error_code)
@@ -98,13 +110,24 @@ def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[Piece]:
         first = last
 
 
-def _result(prepared: pa.Table) -> SampledRow:
-    """One row of the input: its prompts, and the first error in it."""
-    prompts = [decode_prompt(prepared, part) for part in range(prepared.num_rows)]
-    told = prepared.select(["row_id", "error_code", "error"]).to_pylist()
-    first = next((part for part in told if part["error_code"] is not None), told[0])
+def _row(config: PipelineConfig, prepared: pa.Table, seconds: float) -> SampledRow:
+    """One row of the input, of whose questions each is a row of the table."""
+    questions = config.instructions.questions
+    asked = []
+    for index in range(prepared.num_rows):
+        prompt = decode_prompt(prepared, index)
+        if prompt is not None:
+            number = prepared[QUESTION_FIELD.name][index].as_py() if questions else None
+            asked.append(
+                (prompt, config.sampling if number is None else questions[number].sampling)
+            )
+    codes, errors = prepared["error_code"].drop_null(), prepared["error"].drop_null()
     return SampledRow(
-        seconds=0.0, prompts=tuple(prompt for prompt in prompts if prompt is not None), **first
+        row_id=prepared["row_id"][0].as_py(),
+        seconds=seconds,
+        asked=tuple(asked),
+        error_code=codes[0].as_py() if len(codes) else None,
+        error=errors[0].as_py() if len(errors) else None,
     )
 
 

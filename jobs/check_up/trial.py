@@ -1,13 +1,22 @@
 """Some sampled rows answered by the engine in this process, for an estimate of the whole job."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from jobs.check_up.finding import Finding
+from jobs.check_up.finding import Finding, Level
 from jobs.check_up.sampled_rows import SampledRow
+from jobs.check_up.weights import DTYPE_BYTES
+from model.blocks import BLOCK_SIZE
+from model.cache import cache_width
+from model.config import TextConfig
+from model.engine_config import EngineConfig
 from pipeline.config import PipelineConfig
+from pipeline.costs import own_peak_bytes
 from pipeline.machines import load_engine
+from pipeline.progress import duration_text
+
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +27,7 @@ class Trial:
     num_generated_tokens: int
     seconds: float
     load_s: float
+    peak_gib: float  # of the memory of this process, the doctor's own included
 
 
 def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
@@ -32,8 +42,8 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
     )
     loaded = time.perf_counter()
     for row in rows:
-        for prompt in row.prompts:
-            engine.add(row.row_id, prompt, config.sampling)
+        for number, (prompt, params) in enumerate(row.asked):
+            engine.add(f"{row.row_id} {number}", prompt, params)
     num_tokens = 0
     with torch.inference_mode():
         while engine.has_work:
@@ -44,35 +54,80 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
         num_generated_tokens=num_tokens,
         seconds=time.perf_counter() - loaded,
         load_s=loaded - started,
+        peak_gib=_peak_gib(has_gpu=has_gpu),
     )
+
+
+def _peak_gib(*, has_gpu: bool) -> float:
+    if has_gpu:
+        import torch
+
+        return torch.cuda.max_memory_allocated() / _GIB
+    return own_peak_bytes() / _GIB
+
+
+def cache_finding(
+    rows: Sequence[SampledRow], text: TextConfig, dtype: str, engine: EngineConfig
+) -> Finding:
+    """How many sequences like the sampled ones the cache of a copy holds at the same time."""
+    width = cache_width(text) * text.num_hidden_layers * DTYPE_BYTES[dtype]
+    held = int(engine.cache_gib * _GIB) // (width * BLOCK_SIZE) * BLOCK_SIZE
+    longest = max(row.longest for row in rows)
+    num_held = held // longest
+    level: Level = "ok" if num_held >= engine.max_batch_size else "note"
+    if num_held == 0:
+        level = "BAD"
+    text_of = (
+        f"--cache-gib {engine.cache_gib:g} holds {held:,} tokens: {num_held} sequences like the "
+        f"longest sampled ({longest} tokens with its answer), for --batch-size "
+        f"{engine.max_batch_size}"
+    )
+    if engine.cache_fraction is not None:
+        level, text_of = "note", "how much the cache holds is known once the weights are loaded"
+    return Finding(level, "memory", text_of)
 
 
 def forecast(
-    trial: Trial, decode_s: float, num_rows: int, num_groups: int, num_cpus: int
-) -> Finding:
-    """How long the job takes if all rows are like the sample.
+    trial: Trial,
+    rows: Sequence[SampledRow],
+    num_rows: int,
+    num_groups: int,
+    num_cpus: int,
+) -> Iterator[Finding]:
+    """How long the job takes, and how many tokens, if all rows are like the sample.
 
     Decoding and answering overlap, so the slower of them counts. The engine answers a few rows at a
-    time here and `--batch-size` in a job, which is faster: take it as the most.
+    time here and `--batch-size` in a job, which is faster: take the time as the most.
+
+    Args:
+        trial: what the engine did.
+        rows: of the sample, those that can be used.
+        num_rows: of the job.
+        num_groups: copies of the model.
+        num_cpus: of this machine.
     """
+    decode_s = sum(row.seconds for row in rows) / len(rows)
     answer_s = trial.seconds / max(1, trial.num_rows) / num_groups
     prepare_s = decode_s / max(1, num_cpus - 1)
     seconds = num_rows * max(answer_s, prepare_s)
-    tokens = num_rows * trial.num_generated_tokens / max(1, trial.num_rows)
     slower = "answering" if answer_s > prepare_s else "decoding"
-    tried = f"{trial.num_rows} rows answered at once in {trial.seconds:.1f} s"
-    return Finding(
+    yield Finding(
         "ok",
         "forecast",
-        f"{tried} (loading {trial.load_s:.1f} s): {num_rows} rows take at most about "
-        f"{_duration(seconds)} with {num_groups} group(s), bound by {slower}, and give about "
-        f"{tokens:,.0f} tokens",
+        f"{trial.num_rows} rows answered at once in {trial.seconds:.1f} s (loading "
+        f"{trial.load_s:.1f} s): {num_rows} rows take at most about {duration_text(seconds)} with "
+        f"{num_groups} group(s), bound by {slower}",
     )
 
+    def total(sampled: float, num_sampled: int) -> str:
+        return f"{num_rows * sampled / max(1, num_sampled):,.0f}"
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"
+    prompt = total(sum(row.num_tokens for row in rows), len(rows))
+    visual = total(sum(row.num_visual_tokens for row in rows), len(rows))
+    generated = total(trial.num_generated_tokens, trial.num_rows)
+    yield Finding(
+        "ok",
+        "forecast",
+        f"they have about {prompt} prompt tokens, {visual} of them visual, and give about "
+        f"{generated} tokens; the engine had {trial.peak_gib:.1f} GiB at its peak here",
+    )

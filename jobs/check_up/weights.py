@@ -13,7 +13,7 @@ from model.engine_config import EngineConfig
 from model.weights import check_checkpoint, destinations, stored_tensors
 
 _GIB = 1 << 30
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "bfloat16": 2, "float16": 2, "float32": 4}
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "bfloat16": 2, "float16": 2, "float32": 4}
 _WORKING_GIB = 1.0  # of a step: activations, logits, buffers
 
 
@@ -50,7 +50,7 @@ def read_footprint(directory: Path, dtype: str) -> Footprint:
         count = prod(tensor.shape)
         num_parameters += count
         is_routed = re.search(r"\.mlp\.experts\.", name) is not None
-        sizes[is_routed] += count * _BYTES[tensor.dtype if dtype == "auto" else dtype]
+        sizes[is_routed] += count * DTYPE_BYTES[tensor.dtype if dtype == "auto" else dtype]
     return Footprint(
         config=config,
         num_tensors=len(stored),

@@ -45,7 +45,32 @@ def test_it_says_what_a_job_would_meet(clips, capsys):
     assert re.search(r"ok +decoding +0\.\d+ s a row", out)
     assert re.search(r"ok +tokens +(\d+) to \1 prompt tokens, median \1", out)
     assert re.search(r"2 rows answered at once in .*: 30 rows take at most about \d+ s", out)
-    assert re.search(r"give about \d+ tokens", out)
+    assert re.search(r"about [\d,]+ prompt tokens, [\d,]+ of them visual, and give about \d+", out)
+    assert re.search(r"ok +memory +--cache-gib 4 holds [\d,]+ tokens: \d+ sequences like", out)
+
+
+def test_several_questions_about_a_row_are_all_prepared_and_answered(clips, tmp_path, capsys):
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("mood: What is the mood?\nnumber:\n  text: Of {n}?\n  max-tokens: 1\n")
+    more = ("--prompts", str(prompts), "--rows", "6", "--max-tokens", "3", "--no-attacks")
+
+    code, out, err = check(clips, capsys, *more)
+
+    assert code == 0, err
+    assert "sampled rows fail" in out
+    assert "2 rows answered at once" in out
+    given = re.search(r"give about (\d+) tokens", out)
+    assert given is not None
+    assert 30 * 2 <= int(given[1]) <= 30 * 4
+
+
+def test_a_cache_that_holds_no_row_is_bad(clips, capsys):
+    more = ("--cache-gib", "0.00001", "--rows", "6", "--answers", "0", "--no-attacks")
+
+    code, out, _ = check(clips, capsys, *more)
+
+    assert code == 1
+    assert re.search(r"BAD +memory +--cache-gib 1e-05 holds 16 tokens: 0 sequences like", out)
 
 
 def test_rows_are_drawn_over_the_whole_input_and_the_draw_has_a_seed(clips, capsys):
