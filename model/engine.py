@@ -9,6 +9,7 @@ Letters: T tokens of the step, B sequences, V vision tokens.
 """
 
 import math
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +28,7 @@ from model.cache import LatentCache
 from model.chunks import batch_of
 from model.constraint import Constraint, Grammars
 from model.engine_config import EngineConfig
+from model.engine_time import EngineTime
 from model.features import ImageFeatures
 from model.graphs import DecodeGraphs
 from model.kimi_vl import KimiVL
@@ -70,6 +72,7 @@ class Engine:
         self.cache = self._reserve_cache()
         self.pool = BlockPool(self.cache.num_blocks)
         self.scheduler = Scheduler(self.pool, config.max_batch_size, config.max_step_tokens)
+        self._time = EngineTime(config.max_batch_size)
         self._graphs = DecodeGraphs(model, self.cache) if config.cuda_graphs else None
         self._num_steps = 0
         self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
@@ -190,8 +193,13 @@ class Engine:
         self.scheduler.cancel(request_id)
 
     def stats(self) -> dict[str, float]:
-        """Counts so far, for reports."""
-        return {"steps": self._num_steps, "preemptions": self.scheduler.num_preemptions}
+        """Counts so far, for reports; `step_s` and `needed_s` as in `EngineTime`."""
+        return {
+            "steps": self._num_steps,
+            "preemptions": self.scheduler.num_preemptions,
+            "step_s": self._time.step_s,
+            "needed_s": self._time.needed_s,
+        }
 
     def expert_load(self) -> dict[int, NDArray[np.int64]]:
         """Tokens that each routed expert has computed here, by layer: [E]; waits for the device.
@@ -225,21 +233,31 @@ class Engine:
         Returns:
             (request id, completion) of every request that is answered, or why it alone failed.
         """
+        began_s = time.monotonic()
         chunks = self.scheduler.plan(max_new_tokens)
         features = self._features.of(chunks)
         batch = batch_of(chunks, self.model.config.media_token_id, self.model.device)
-        with turn(len(batch.token_ids), batch.num_decodes == len(chunks)) as goes:
+        only_decodes = batch.num_decodes == len(chunks)
+        planned_s = time.monotonic()
+        with turn(len(batch.token_ids), only_decodes) as goes:
             if not goes:
                 return []
+            waited_s = time.monotonic() - planned_s
             hidden = self._hidden(batch, features)
         self._num_steps += 1
         for chunk in chunks:
             chunk.sequence.num_cached = chunk.end
         rows = [row for row, chunk in zip(batch.last_rows, chunks, strict=True) if chunk.is_last]
         sequences = [chunk.sequence for chunk in chunks if chunk.is_last]
-        if not sequences:
-            return []
-        return self._take_tokens(sequences, self.model.logits(hidden[rows]))
+        is_full = self.scheduler.num_waiting > 0
+        finished = self._take_tokens(sequences, self.model.logits(hidden[rows])) if rows else []
+        self._time.note(
+            len(batch.token_ids),
+            time.monotonic() - began_s - waited_s,
+            only_decodes=only_decodes,
+            is_full=is_full,
+        )
+        return finished
 
     def _hidden(self, batch: TokenBatch, features: Tensor | None) -> Tensor:
         """Hidden states [T, D] of the step's tokens."""

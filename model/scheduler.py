@@ -59,6 +59,11 @@ class Scheduler:
         """Whether any sequence is not done."""
         return bool(self._waiting or self._running)
 
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that are not admitted yet."""
+        return len(self._waiting)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; one that could never fit has been refused before."""
         assert blocks_for(len(sequence.prompt.token_ids) + 1) <= self._pool.num_blocks

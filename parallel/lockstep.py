@@ -50,6 +50,7 @@ class LockstepStats:
     sum_max_tokens: int = 0  # over steps: tokens of the busiest rank
     own_tokens: int = 0
     wait_s: float = 0.0  # for slower ranks, in the exchanges of steps with work
+    own_wait_s: float = 0.0  # of these, where this rank had tokens of its own
     work_s: float = 0.0  # in steps with work, waits included
 
     def numbers(self) -> dict[str, float]:
@@ -59,6 +60,7 @@ class LockstepStats:
             "steps": self.num_steps,
             "tokens": self.own_tokens,
             "level": level,
+            "own_wait_s": self.own_wait_s,
             "wait_share": self.wait_s / self.work_s if self.work_s else 0.0,
         }
 
@@ -160,4 +162,5 @@ class Lockstep:
         stats.sum_max_tokens += plan.max_tokens
         stats.own_tokens += num_tokens
         stats.wait_s += wait_s
+        stats.own_wait_s += wait_s if num_tokens else 0.0
         stats.work_s += step_s

@@ -140,8 +140,11 @@ class Supervisor:
         self._soon(self._build(slot, dead))
         await self._notify()
 
-    async def status(self) -> GroupsStatus:
-        """What runs and what has failed so far."""
+    async def status(self, *, fresh: bool = False) -> GroupsStatus:
+        """What runs and what has failed so far; `fresh` asks the ranks in place of remembering."""
+        if fresh:
+            running = [(slot, slot.group) for slot in self._slots if slot.group is not None]
+            await asyncio.gather(*(self._look(slot, group) for slot, group in running))
         return GroupsStatus(
             num_groups=len(self._slots),
             num_ready=self._num_ready,
@@ -203,13 +206,16 @@ class Supervisor:
         """Look at the ranks again and again; nobody else may notice that one hangs."""
         while slot.group is group:
             await asyncio.sleep(self._spec.heartbeat_s)
-            try:
-                vitals = await group.check(self._spec)
-            except DeadGroupError as death:
-                await self.report_failure(group.group_id, group.generation, str(death))
-            else:
-                if slot.group is group:
-                    self._vitals[slot.group_id] = vitals
+            await self._look(slot, group)
+
+    async def _look(self, slot: _Slot, group: EngineGroup) -> None:
+        try:
+            vitals = await group.check(self._spec)
+        except DeadGroupError as death:
+            await self.report_failure(group.group_id, group.generation, str(death))
+        else:
+            if slot.group is group:
+                self._vitals[slot.group_id] = vitals
 
     async def _watch_load(self, slot: _Slot, group: EngineGroup) -> None:
         while slot.group is group:

@@ -22,6 +22,7 @@ from typing import Protocol
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
 from parallel.expert_load import ExpertLoad
+from parallel.rank_times import RankTimes
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Vitals:
     """What a rank says of itself while it lives."""
 
     busy_s: float  # since the engine was last seen between two steps
-    stats: Mapping[str, float] = field(default_factory=dict)
+    stats: Mapping[str, float] = field(default_factory=dict)  # of the engine, and of `RankTimes`
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +140,7 @@ class Rank:
         self._failure: str | None = None
         self._engine: Engine | None = None
         self._busy_since: float | None = None  # None while it waits for requests
+        self._times = RankTimes()
         self._loaded: Future[None] = Future()
         self._loaded.set_running_or_notify_cancel()
         executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -176,7 +178,9 @@ class Rank:
             raise DeadEngineError(self._failure)
         engine, since = self._engine, self._busy_since
         busy_s = 0.0 if since is None else time.monotonic() - since
-        return Vitals(busy_s=busy_s, stats={} if engine is None else engine.stats())
+        if engine is None:
+            return Vitals(busy_s=busy_s)
+        return Vitals(busy_s=busy_s, stats={**engine.stats(), **self._times.numbers()})
 
     async def expert_load(self) -> ExpertLoad:
         """As `Engine.expert_load`, once the current step is over.
@@ -210,10 +214,12 @@ class Rank:
         # Built here because each thread has its own current device.
         engine = self._engine = self._factory()
         self._loaded.set_result(None)
+        self._times.ready_at = time.monotonic()
         while self._take(engine):
             self._busy_since = time.monotonic()
-            for key, outcome in engine.step():
-                self._jobs.pop(key).future.set_result(_outcome(outcome))
+            with self._times.step(has_requests=bool(self._jobs)):
+                for key, outcome in engine.step():
+                    self._jobs.pop(key).future.set_result(_outcome(outcome))
             self._busy_since = None
         engine.close()
 

@@ -1,7 +1,6 @@
 """The driver's loop: rows flow, and are committed as they come."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -12,7 +11,6 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tqdm import tqdm
 
 from parallel.client import Groups
 from parallel.expert_load import ExpertLoad
@@ -20,12 +18,16 @@ from parallel.group import GroupError
 from pipeline.costs import Cost, Costs, object_store, own_peak_bytes, peaks_here
 from pipeline.flow import Flow
 from pipeline.machines import rank_numbers
+from pipeline.metrics import Metrics
+from pipeline.progress import open_display
 from pipeline.report import Usage
 from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
 from pipeline.sink import Committer
 from pipeline.source import Plan, Source, read_piece
 from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS, StartLog, write_starts
 from pipeline.storage import Store
+from pipeline.watch import Watch
+from pipeline.watching import watched
 
 _LOOK_S = 5.0  # between looks at the memory of processes
 _CLOSE_TIMEOUT_S = 30.0
@@ -39,6 +41,7 @@ def drain(
     starts: Any,
     record: Callable[[ExpertLoad], None],
     *,
+    output: str,
     show_progress: bool,
 ) -> Usage:
     """Start the groups, let the rows flow and commit them.
@@ -50,7 +53,8 @@ def drain(
         start_groups: called once.
         starts: handle of the `StartLog` actor.
         record: keeps what the experts computed, also of a run that does not come to its end.
-        show_progress: draw a bar on standard error.
+        output: its name, in the metrics.
+        show_progress: show on standard error how the run goes.
 
     Returns:
         What it took; `machines` is left open.
@@ -60,17 +64,15 @@ def drain(
     spilled_before = object_store(gcs_address).spilled_bytes
     for rows in give_up(flow.source, what):
         committer.add(rows)
-    with (
-        _progress(what, show=show_progress) as bar,
-        closing(start_groups()) as groups,
-        _load_recorded(groups, record),
-    ):
+    display = open_display(show=show_progress)
+    with closing(start_groups()) as groups, _load_recorded(groups, record):
+        watch = Watch(what.num_rows, what.num_done, flow.source.layout.columns)
+        shows = (display, Metrics(output))
         started = latest = time.monotonic()
         longest_pause_s = 0.0
         looked_s = -math.inf
-        num_tokens = num_errors = 0
         try:
-            with committer.on_time():
+            with committer.on_time(), watched(watch, groups, committer, shows):
                 for rows, cost in _results(flow, what, groups, starts):
                     earlier, latest = latest, time.monotonic()
                     longest_pause_s = max(longest_pause_s, latest - earlier)
@@ -79,12 +81,7 @@ def drain(
                     if latest - looked_s >= _LOOK_S:  # decoders do not live to the end
                         costs.note_peaks(peaks_here())
                         looked_s = latest
-                    num_tokens += sum(rows["num_generated_tokens"].drop_null().to_pylist())
-                    num_errors += rows["status"].to_pylist().count(Status.ERROR)
-                    tokens_per_s = num_tokens / (time.monotonic() - started)
-                    note = f"{tokens_per_s:.1f} tokens/s, {num_errors} errors"
-                    bar.set_postfix_str(note, refresh=False)
-                    bar.update(rows.num_rows)
+                    watch.add(rows)
         except OSError:
             with suppress(OSError):  # the disk may be full; the first error is the one to tell
                 committer.commit()
@@ -95,7 +92,12 @@ def drain(
         committer.commit()
         costs.note_peaks(peaks_here())
         costs.note_peak("driver", own_peak_bytes())
-        status = groups.status()
+        status = groups.status(fresh=True)
+        watch.look(status.rank_stats, committer.writing_s)
+        sight = watch.sight()
+        for each in shows:
+            each.show(sight)
+        display.close(sight)
         return Usage(
             time.monotonic() - started,
             costs,
@@ -103,6 +105,7 @@ def drain(
             ranks=rank_numbers(status),
             group_failures=status.failures,
             longest_pause_s=longest_pause_s,
+            sight=sight,
         )
 
 
@@ -162,14 +165,3 @@ def give_up(source: Source, what: Plan) -> Iterator[pa.Table]:
                 values = pa.array([known.get(field.name)] * rows.num_rows, field.type)
                 table = table.append_column(field, values)
             yield table
-
-
-def _progress(what: Plan, *, show: bool) -> "tqdm[Any]":
-    return tqdm(
-        total=what.num_rows,
-        initial=what.num_done,
-        unit="row",
-        file=sys.stderr,
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
-        disable=not show,
-    )

@@ -6,13 +6,9 @@ for another recipe, which is part of the answer.
 """
 
 import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
@@ -136,7 +132,7 @@ def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
     parts = ledger.committed_parts(store)
     recipe = recipe_of(config, source.layout)
     changes = tuple(_changes(store, recipe.plain_fields)) if parts else ()
-    statuses, codes = _what_came_out(store, parts)
+    statuses, codes = ledger.count_results(store, parts)
     # Rows of another recipe are not of this run, whatever became of them.
     counts = _count(config, source, store, [] if changes else parts, has_failed=bool(codes))
     return Outlook(
@@ -190,25 +186,6 @@ def _count(
         alone=len(wanted.alone),
         hopeless=len(wanted.hopeless),
     )
-
-
-def _what_came_out(store: Store, parts: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
-    """How many rows of an output have each status, and each error code.
-
-    Raises:
-        ValueError: a part cannot be read.
-    """
-    statuses: Counter[str] = Counter()
-    codes: Counter[str] = Counter()
-    for name in parts:
-        filesystem, path = store.path_of(name)
-        try:
-            rows = pq.read_table(path, filesystem=filesystem, columns=["status", "error_code"])
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path} cannot be read ({error})") from error
-        statuses.update(rows["status"].to_pylist())
-        codes.update(rows["error_code"].drop_null().to_pylist())
-    return statuses, codes
 
 
 def _counts(counts: Mapping[str, int]) -> str:

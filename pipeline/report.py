@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 from pipeline.codes import Status
 from pipeline.costs import Costs
+from pipeline.watch import Sight
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Usage:
     ranks: Mapping[str, float] = field(default_factory=dict)  # as `machines.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
     longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
+    sight: Sight | None = None  # the last one; None where nothing was to do
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,25 @@ class Report:
         """Generated tokens by the time of this run."""
         return self.num_generated_tokens / max(self.seconds, 1e-9)
 
+    @property
+    def video_seconds_per_s(self) -> float:
+        """Seconds of video in the rows of this run by its time."""
+        sight = self.usage.sight
+        return 0.0 if sight is None else sight.video_seconds / max(self.seconds, 1e-9)
+
     def as_json(self) -> dict[str, object]:
         """For `_report.json`: flat, with what the stages and processes took below."""
         fields = asdict(self)
         del fields["usage"]
+        sight = self.usage.sight
         return {
+            **({} if sight is None else sight.as_json()),
             **fields,
             "output": self.output.as_json(),
             "seconds": self.seconds,
+            "rows_per_s": self.rows_per_s,
+            "tokens_per_s": self.tokens_per_s,
+            "video_seconds_per_s": self.video_seconds_per_s,
             "spilled_bytes": self.usage.spilled_bytes,
             "machines": self.usage.machines,
             "ranks": dict(self.usage.ranks),
@@ -103,10 +116,15 @@ class Report:
         if not self.rows_written:
             return "\n".join([*lines, "nothing to do: all rows are done"])
         lines.append(
-            f"{self.seconds:.1f} s: {self.rows_per_s:.3g} rows/s, {self.tokens_per_s:.4g} "
-            f"generated tokens/s, {self.num_prompt_tokens} prompt tokens"
+            f"{self._engine()}{self.seconds:.1f} s: {self.rows_per_s:.3g} rows/s, "
+            f"{self.video_seconds_per_s:.3g} video-s/s, {self.tokens_per_s:.4g} generated "
+            f"tokens/s, {self.num_prompt_tokens} prompt tokens"
         )
         return "\n".join([*lines, *self._table()])
+
+    def _engine(self) -> str:
+        used = None if self.usage.sight is None else self.usage.sight.engine_time_used
+        return "" if used is None else f"engine time used {used:.0%}; "
 
     def _table(self) -> list[str]:
         """What each stage took, a line each."""

@@ -70,7 +70,7 @@ def run(
         connect: connects this process to Ray for the time of a `with`; not called when no row is
             left to do.
         engine_factory: makes the engine of each rank.
-        show_progress: draw a bar on standard error.
+        show_progress: show on standard error how it goes.
 
     Raises:
         ValueError: refused; nothing was done.
@@ -122,7 +122,14 @@ def run(
                 start = partial(start_groups, config, machines, load, engine_factory)
                 record = partial(record_load, store, checkpoint=recipe.fields["checkpoint"])
                 usage = drain(
-                    flow, what, committer, start, log, record, show_progress=show_progress
+                    flow,
+                    what,
+                    committer,
+                    start,
+                    log,
+                    record,
+                    output=store.uri,
+                    show_progress=show_progress,
                 )
                 usage = replace(usage, machines=str(machines))
         report = _report(what, committer, store, usage)

@@ -78,11 +78,19 @@ class Committer:
         self.statuses: Counter[str] = Counter()
         self.error_codes: Counter[str] = Counter()
         self.num_bytes = 0  # of the parts
+        self._writing_s = 0.0
+        self._writing_since: float | None = None
 
     @property
     def num_rows_of_output(self) -> int:
         """Rows that the output holds, those of earlier runs included."""
         return self._held.num_rows
+
+    @property
+    def writing_s(self) -> float:
+        """Seconds spent on parts so far, in which nothing else comes out of the run."""
+        since = self._writing_since
+        return self._writing_s + (0.0 if since is None else time.monotonic() - since)
 
     def add(self, rows: pa.Table) -> None:
         """Take finished rows, and commit what waits if it is enough or old.
@@ -136,17 +144,30 @@ class Committer:
         with self._lock:
             if not self._waiting:
                 return
-            rows = pa.concat_tables(self._waiting)
-            hashes = hash_ids(rows["row_id"].combine_chunks())
-            is_wanted = self._held.done.first_of_new(hashes)
-            rows, hashes = rows.filter(pa.array(is_wanted)), hashes[is_wanted]
-            part = self._held.part_of(hashes)
-            self._commit_new(rows.filter(pa.array(part == NO_PART)), hashes[part == NO_PART])
-            for index in np.unique(part[part != NO_PART]):
-                mine = part == index
-                self._replace(self._held.parts[index], rows.filter(pa.array(mine)), hashes[mine])
-            self._waiting = []
-            self._num_waiting = self._waiting_bytes = 0
+            with self._writing():
+                self._commit_waiting()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        began = self._writing_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._writing_since = None
+            self._writing_s += time.monotonic() - began
+
+    def _commit_waiting(self) -> None:
+        rows = pa.concat_tables(self._waiting)
+        hashes = hash_ids(rows["row_id"].combine_chunks())
+        is_wanted = self._held.done.first_of_new(hashes)
+        rows, hashes = rows.filter(pa.array(is_wanted)), hashes[is_wanted]
+        part = self._held.part_of(hashes)
+        self._commit_new(rows.filter(pa.array(part == NO_PART)), hashes[part == NO_PART])
+        for index in np.unique(part[part != NO_PART]):
+            mine = part == index
+            self._replace(self._held.parts[index], rows.filter(pa.array(mine)), hashes[mine])
+        self._waiting = []
+        self._num_waiting = self._waiting_bytes = 0
 
     def _commit_new(self, rows: pa.Table, hashes: NDArray[np.uint64]) -> None:
         for start in range(0, rows.num_rows, self._rows_per_part):

@@ -174,6 +174,7 @@ def test_work_that_arrives_after_all_were_idle_is_done(checkpoint, work):
         assert stats["steps"] >= 9
         assert stats["level"] == 0.5  # one of two ranks had all of it
         assert 0 < stats["wait_share"] < 1
+        assert (stats["own_wait_s"] > 0) == (group.rank() == 1)
 
     run_ranks(2, on_rank)
     assert answers["image"] == answer_alone(checkpoint, {"image": work["image"]})["image"]

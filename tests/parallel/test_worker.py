@@ -197,6 +197,29 @@ def test_a_call_that_is_cancelled_before_the_engine_saw_it_never_gets_there():
     on_rank(use, gate_is_open=False)
 
 
+def test_the_time_of_a_rank_is_stepping_with_requests_or_not():
+    async def use(rank, engine):
+        await asyncio.sleep(0.05)  # idle
+        call = asyncio.ensure_future(rank.generate("client", [request(2)]))
+        await until(lambda: len(engine.left) == 1)  # and the step waits at the gate
+        await asyncio.sleep(0.05)
+        during = (await rank.vitals()).stats
+        engine.gate.set()
+        await call
+        await until(lambda: rank._busy_since is None)
+        after = (await rank.vitals()).stats
+        await asyncio.sleep(0.02)
+        later = (await rank.vitals()).stats
+
+        assert during["stepping_s"] >= 0.045
+        assert during["ready_s"] - during["stepping_s"] >= 0.045
+        assert during["stepping_s"] <= after["stepping_s"] == later["stepping_s"]
+        assert later["ready_s"] >= after["ready_s"] + 0.019
+        assert later["left"] == 0
+
+    on_rank(use, gate_is_open=False)
+
+
 def test_the_requests_of_a_dead_client_are_cancelled_and_no_others():
     async def use(rank, engine):
         orphan = asyncio.ensure_future(rank.generate("dead", [request(1000)]))

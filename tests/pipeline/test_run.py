@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import time
+import urllib.request
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
@@ -11,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from model.config import CheckpointError
 from model.sequence import SamplingParams
@@ -20,6 +23,7 @@ from pipeline.costs import Cost
 from pipeline.flow import costs_of, seal, unseal
 from pipeline.instructions import Instructions
 from pipeline.lock import lock_output
+from pipeline.metrics import COUNTERS, GAUGES
 from pipeline.recipe import Recipe, checkpoint_fingerprint, claim_output
 from pipeline.run import RunError, run
 from pipeline.sampling import FrameSampling
@@ -166,6 +170,25 @@ def test_a_row_that_killed_runs_is_tried_alone_and_another_is_given_up(config, r
     assert not (Path(config.output) / "_starts.json").exists()
 
 
+def durations(config):
+    return [row["media_duration_s"] for row in rows_of(config).values()]
+
+
+def exported_metrics(wanted, output):
+    """The page of the node's metrics port, once `wanted` of `output` stands there."""
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    page = ""
+    for _ in range(60):  # Ray tells its exporter every ten seconds
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            page = answer.read().decode()
+        lines = [line for line in page.splitlines() if f'output="{output}"' in line]
+        if any(line.startswith(wanted) for line in lines):
+            return "\n".join(lines)
+        time.sleep(0.5)
+    raise AssertionError(f"no {wanted} of {output} in {page}")
+
+
 @pytest.mark.ray
 def test_a_report_says_what_the_run_took(config, ray_local):
     report = run(config, connect=nullcontext, show_progress=False)
@@ -180,6 +203,16 @@ def test_a_report_says_what_the_run_took(config, ray_local):
     stored = json.loads((Path(config.output) / "_report.json").read_text())
     assert stored["peak_bytes"] == peaks
     assert stored["spilled_bytes"] == 0
+    assert 0 < stored["engine_time_used"] < 1
+    (waits,) = stored["rank_waits"]
+    assert (waits["group"], waits["rank"], waits["peers"]) == (0, 0, 0)
+    assert 0 < waits["data"] < 1
+    assert stored["video_seconds"] == pytest.approx(sum(durations(config)))
+    exported = exported_metrics("ray_moonsweep_rows_total{", config.output)
+    counts = re.findall(r"^ray_moonsweep_rows_total{.*} (\S+)$", exported, re.MULTILINE)
+    assert sum(map(float, counts)) == 6
+    for name in (*COUNTERS, *GAUGES):
+        assert f"ray_{name}" in exported
     assert re.search(r"prepare +\d+\.\d +\d+\.\d +\d+\.\d\n", str(report))
 
 

@@ -1,0 +1,68 @@
+"""Looks at a run every two seconds, beside the driver's loop, and shows what it sees."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from ray.exceptions import RayError
+
+from parallel.group import GroupError
+from parallel.supervisor import GroupsStatus
+from pipeline.watch import Sight, Watch
+
+_LOOK_S = 2.0  # as often as the groups look at their ranks
+_JOIN_S = 10.0
+
+
+class Groups(Protocol):
+    """As `parallel.client.Groups`."""
+
+    def status(self) -> GroupsStatus:
+        """What runs."""
+        ...
+
+
+class Writer(Protocol):
+    """As `pipeline.sink.Committer`."""
+
+    @property
+    def writing_s(self) -> float:
+        """Seconds spent on parts so far."""
+        ...
+
+
+class Shows(Protocol):
+    """Who is to know how a run goes: `pipeline.progress.Display`, `pipeline.metrics.Metrics`."""
+
+    def show(self, sight: Sight) -> None:
+        """Show this moment."""
+        ...
+
+
+@contextmanager
+def watched(
+    watch: Watch,
+    groups: Groups,
+    writer: Writer,
+    shows: Sequence[Shows],
+    every_s: float = _LOOK_S,
+) -> Iterator[None]:
+    """Look at the ranks, and show what is known, until the context ends."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(every_s):
+            with suppress(GroupError, RayError):  # the driver's own loop meets it too
+                watch.look(groups.status().rank_stats, writer.writing_s)
+            sight = watch.sight()
+            for each in shows:
+                each.show(sight)
+
+    thread = threading.Thread(target=look, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_JOIN_S)
