@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jobs.check_up.finding import Finding
     from jobs.options import Parser
+    from pipeline.outlook import Outlook
 
 _ROOT = Path(__file__).resolve().parents[1]
 if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
@@ -88,16 +89,17 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     from jobs.check_up.finding import Finding
     from jobs.settings import pipeline_config
     from model.processor import Processor
-    from pipeline.source import open_source
+    from pipeline.opening import open_input
+    from pipeline.outlook import look_ahead
 
     config = pipeline_config(options)
-    source = open_source(
-        config.input, config.columns, carry=config.carry, keep_media=config.keep_media
-    )
+    source = open_input(config)
     columns = ", ".join(f"{field.name} ({field.type})" for field in source.layout.read)
     yield Finding(
         "ok", "input", f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
     )
+    plan = look_ahead(config, num_gpus=0, where="")
+    yield _planned(plan)
     footprint = weights.read_footprint(config.checkpoint, config.engine.dtype)
     layouts = dict.fromkeys((config.expert_parallel or 1, *_LAYOUTS))  # what was asked for first
     yield from weights.findings(footprint, config.engine, list(layouts))
@@ -114,9 +116,20 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
         yield trial.cache_finding(good, footprint.config.text, dtype, config.engine)
     if options.answers and good:
         done = trial.run_trial(config, good[: options.answers])
-        num_rows = min(source.num_rows, config.limit or source.num_rows)
         num_groups, num_cpus = config.num_groups or 1, os.cpu_count() or 1
-        yield from trial.forecast(done, good, num_rows, num_groups, num_cpus)
+        yield from trial.forecast(done, good, plan.num_todo, num_groups, num_cpus)
+
+
+def _planned(plan: "Outlook") -> "Finding":
+    """What the job would do with which rows."""
+    from jobs.check_up.finding import Finding
+
+    if plan.changes and not plan.new_recipe:
+        changes = "; ".join(plan.changes)
+        return Finding("BAD", "plan", f"the output was begun under another recipe: {changes}")
+    counts = plan.counts
+    text = f"{counts.new} rows new, {counts.done} done, {counts.failed} failed"
+    return Finding("ok", "plan", f"{text}; {plan.num_todo} to do")
 
 
 _LAYOUTS = (1, 2, 4, 8)  # ranks of a group

@@ -38,6 +38,7 @@ def test_it_says_what_a_job_would_meet(clips, capsys):
 
     assert code == 0, err
     assert "30 rows in 2 file(s); used: n (int64), video (" in out
+    assert re.search(r"ok +plan +30 rows new, 0 done, 0 failed; 30 to do", out)
     assert "244 tensors as the configuration says, 2,363,632 parameters" in out
     assert re.search(r"ok +memory +\d+\.\d GiB free on this machine, \d+\.\d needed", out)
     assert re.search(r"ok +attacks +all of 29 refused", out)
@@ -62,6 +63,22 @@ def test_several_questions_about_a_row_are_all_prepared_and_answered(clips, tmp_
     given = re.search(r"give about (\d+) tokens", out)
     assert given is not None
     assert 30 * 2 <= int(given[1]) <= 30 * 4
+
+
+def test_an_output_of_another_recipe_is_bad(clips, tmp_path, capsys):
+    output = tmp_path / "_out"  # readers of the input skip it
+    output.mkdir()
+    (output / "_recipe.json").write_text('{"prompt": "What moves?"}')
+    rows = pa.table(
+        {"row_id": ["a"], "status": ["ok"], "error_code": pa.array([None], pa.string())}
+    )
+    pq.write_table(rows, output / "part-0.parquet")
+
+    more = ("--output", str(output), "--rows", "3", "--answers", "0", "--no-attacks")
+    code, out, err = check(clips, capsys, *more)
+
+    assert code == 1, err
+    assert re.search(r'BAD +plan +the output was begun under another recipe: prompt: "What m', out)
 
 
 def test_a_cache_that_holds_no_row_is_bad(clips, capsys):
