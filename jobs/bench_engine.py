@@ -12,7 +12,8 @@ parts:
   prefill     tokens/s of 8 prompts of 128 tokens
   decode      tokens/s behind 128 tokens, by number of sequences
   vision      patches/s of MoonViT and projector: one image of 896x896, 32 frames of 448x252
-  questions   8 questions about one clip of 32 frames, in units of one question
+  questions   8 questions about one clip of 32 frames, in units of one question; the same on the
+              demo checkpoint, from H.264 to the answers
   contexts    prefill and decode by length of the context, at a narrow shape
   clips       clips/s of the demo checkpoint, from H.264 to the caption
   scheduler   its own share of the demo checkpoint's steps while 1,000 prompts wait
