@@ -64,10 +64,9 @@ def drain(
     spilled_before = object_store(gcs_address).spilled_bytes
     for rows in give_up(flow.source, what):
         committer.add(rows)
-    display = open_display(show=show_progress)
     with closing(start_groups()) as groups, _load_recorded(groups, record):
         watch = Watch(what.num_rows, what.num_done, flow.source.layout.columns)
-        shows = (display, Metrics(output))
+        shows = (open_display(show=show_progress), Metrics(output))
         started = latest = time.monotonic()
         longest_pause_s = 0.0
         looked_s = -math.inf
@@ -92,12 +91,7 @@ def drain(
         committer.commit()
         costs.note_peaks(peaks_here())
         costs.note_peak("driver", own_peak_bytes())
-        status = groups.status(fresh=True)
-        watch.look(status.rank_stats, committer.writing_s)
-        sight = watch.sight()
-        for each in shows:
-            each.show(sight)
-        display.close(sight)
+        status = groups.status()
         return Usage(
             time.monotonic() - started,
             costs,
@@ -105,7 +99,7 @@ def drain(
             ranks=rank_numbers(status),
             group_failures=status.failures,
             longest_pause_s=longest_pause_s,
-            sight=sight,
+            sight=watch.sight(),
         )
 
 

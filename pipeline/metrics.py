@@ -62,6 +62,10 @@ class Metrics:
                 share = getattr(rank, reason)
                 self._set("moonsweep_rank_wait_share", share, **who, reason=reason)
 
+    def close(self, sight: Sight) -> None:
+        """The last moment; Ray exports it until the driver ends."""
+        self.show(sight)
+
     def _count(self, name: str, value: float, **tags: str) -> None:
         """Raise a counter to `value`."""
         key = (name, *tags.values())

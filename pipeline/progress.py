@@ -3,25 +3,13 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
 from pipeline.watch import Sight, Waits
 
 _LINE_EVERY_S = 30.0
-
-
-class Display(Protocol):
-    """Shows how a run goes."""
-
-    def show(self, sight: Sight) -> None:
-        """Show this moment."""
-        ...
-
-    def close(self, sight: Sight) -> None:
-        """Show the last moment."""
-        ...
 
 
 class Bar:
@@ -82,7 +70,7 @@ class Silence:
         """Nothing."""
 
 
-def open_display(*, show: bool) -> Display:
+def open_display(*, show: bool) -> Bar | Lines | Silence:
     """What fits standard error."""
     if not show:
         return Silence()

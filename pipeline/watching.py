@@ -18,8 +18,8 @@ _JOIN_S = 10.0
 class Groups(Protocol):
     """As `parallel.client.Groups`."""
 
-    def status(self) -> GroupsStatus:
-        """What runs."""
+    def status(self, *, fresh: bool = False) -> GroupsStatus:
+        """What runs; `fresh` asks the ranks."""
         ...
 
 
@@ -39,6 +39,10 @@ class Shows(Protocol):
         """Show this moment."""
         ...
 
+    def close(self, sight: Sight) -> None:
+        """Show the last moment."""
+        ...
+
 
 @contextmanager
 def watched(
@@ -48,13 +52,16 @@ def watched(
     shows: Sequence[Shows],
     every_s: float = _LOOK_S,
 ) -> Iterator[None]:
-    """Look at the ranks, and show what is known, until the context ends."""
+    """Look at the ranks, and show what is known, until the context ends; then once more."""
     ended = threading.Event()
+
+    def look_at_ranks(*, fresh: bool) -> None:
+        with suppress(GroupError, RayError):  # the driver's own loop meets it too
+            watch.look(groups.status(fresh=fresh).rank_stats, writer.writing_s)
 
     def look() -> None:
         while not ended.wait(every_s):
-            with suppress(GroupError, RayError):  # the driver's own loop meets it too
-                watch.look(groups.status().rank_stats, writer.writing_s)
+            look_at_ranks(fresh=False)
             sight = watch.sight()
             for each in shows:
                 each.show(sight)
@@ -63,6 +70,10 @@ def watched(
     thread.start()
     try:
         yield
+        look_at_ranks(fresh=True)
     finally:
         ended.set()
         thread.join(_JOIN_S)
+        sight = watch.sight()
+        for each in shows:
+            each.close(sight)

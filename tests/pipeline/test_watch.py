@@ -266,23 +266,26 @@ def test_the_report_begins_with_the_engines_time(watch, clock):
 
 def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(watch):
     seen = threading.Event()
+    closed = []
 
     class Groups:
         def __init__(self):
             self.num_asked = 0
 
-        def status(self):
+        def status(self, *, fresh=False):
             self.num_asked += 1
             if self.num_asked == 1:
                 raise GroupError("the supervisor is gone")
-            return GroupsStatus(
-                num_groups=1, num_ready=1, failures=(), rank_stats={0: (stats(2, 1, 1),)}
-            )
+            numbers = stats(4, 1, 1) if fresh else stats(2, 1, 1)
+            return GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: (numbers,)})
 
     class Shows:
         def show(self, sight):
             if sight.ranks:
                 seen.set()
+
+        def close(self, sight):
+            closed.append(sight)
 
     class Committer:
         writing_s = 0.0
@@ -290,5 +293,9 @@ def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(watch):
     num_threads = threading.active_count()
     with watched(watch, Groups(), Committer(), [Shows()], every_s=0.001):
         assert seen.wait(10)
+    assert [sight.ranks[0].data for sight in closed] == [0.75]  # of the fresh look
+    with pytest.raises(KeyError), watched(watch, Groups(), Committer(), [Shows()]):
+        raise KeyError
+    assert len(closed) == 2
     while threading.active_count() > num_threads:
         time.sleep(0.001)
