@@ -65,7 +65,8 @@ def drain(
     for rows in give_up(flow.source, what):
         committer.add(rows)
     with closing(start_groups()) as groups, _load_recorded(groups, record):
-        watch = Watch(what.num_rows, what.num_done, flow.source.layout.columns)
+        num_done = what.num_done + len(what.hopeless)
+        watch = Watch(what.num_rows, num_done, flow.source.layout.columns)
         shows = (open_display(show=show_progress), Metrics(output))
         started = latest = time.monotonic()
         longest_pause_s = 0.0
