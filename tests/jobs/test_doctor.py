@@ -28,7 +28,7 @@ def clips(tmp_path):
 
 def check(clips, capsys, *more):
     arguments = ["--input", clips, "--output", "/nowhere/out", "--model", "demo"]
-    code = doctor.main([*arguments, "--threads", "1", "--frames", "2", *more])
+    code = doctor.main([*arguments, "--threads", "1", "--frames", "2", "--cache-gib", "0.1", *more])
     printed = capsys.readouterr()
     return code, printed.out, printed.err
 
@@ -47,7 +47,7 @@ def test_it_says_what_a_job_would_meet(clips, capsys):
     assert re.search(r"ok +tokens +(\d+) to \1 prompt tokens, median \1", out)
     assert re.search(r"2 rows answered at once in .*: 30 rows take at most about \d+ s", out)
     assert re.search(r"about [\d,]+ prompt tokens, [\d,]+ of them visual, and give about \d+", out)
-    assert re.search(r"ok +memory +--cache-gib 4 holds [\d,]+ tokens: \d+ sequences like", out)
+    assert re.search(r"ok +memory +--cache-gib 0.1 holds [\d,]+ tokens: \d+ sequences like", out)
 
 
 def test_several_questions_about_a_row_are_all_prepared_and_answered(clips, tmp_path, capsys):
