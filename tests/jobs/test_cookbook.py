@@ -22,7 +22,7 @@ def cookbook():
     """The commands and the files of the section, in their order."""
     section = README.read_text().partition("\n## Cookbook\n")[2].partition("\n## ")[0]
     fences = re.findall(r"```(\w*)\n(.*?)```", section, re.DOTALL)
-    commands = [shlex.split(text) for kind, text in fences if kind == ""]
+    commands = [shlex.split(text.replace("\\\n", " ")) for kind, text in fences if kind == ""]
     files = {
         text.splitlines()[0].removeprefix("# "): text for kind, text in fences if kind == "yaml"
     }
