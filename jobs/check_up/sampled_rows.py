@@ -30,7 +30,7 @@ class SampledRow:
 
     row_id: str
     seconds: float  # to fetch, decode and cut
-    asked: tuple[tuple[Prompt, SamplingParams], ...]  # for questions, windows, pages; none for an error
+    asked: tuple[tuple[Prompt, SamplingParams], ...]  # for each of its parts; none for an error
     error_code: str | None
     error: str | None
 
