@@ -57,6 +57,8 @@ def shoot_windows(
     """
     head = _head(source)
     if not isinstance(windows, PageWindows):
+        if head.startswith(b"%PDF-"):
+            raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, "a PDF, which jobs.parse_documents reads")
         shoot = shoot_picture if is_picture(head) else shoot_video_windows
         return shoot(source, shots, windows=windows, span_s=span_s, limits=limits)
     (shot,) = shots

@@ -140,6 +140,12 @@ def test_a_video_is_no_document():
     assert caught.value.code == ErrorCode.MEDIA_UNSUPPORTED
 
 
+def test_a_pdf_among_videos_is_told_what_reads_it():
+    with pytest.raises(MediaError, match="a PDF, which") as caught:
+        shoot_windows(make_pdf(), [SHOT])
+    assert caught.value.code == ErrorCode.MEDIA_UNSUPPORTED
+
+
 def test_the_decoding_process_draws_the_same_pages(decoder):
     document = make_pdf(["One", "Two"])
     expected = decode_document(document, fit=None, limits=MediaLimits())
