@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> "Parser":
     """The command line, and its manual page."""
     from jobs.options import job_parser
-    from jobs.sweep.names import LAYOUT_NAMES, MODES
+    from jobs.sweep.names import ANSWER_TOKENS, LAYOUT_NAMES, MODES
 
     parser = job_parser("sweep_videos", _DESCRIPTION, _EPILOG)
     parser.usage = (
@@ -91,7 +91,7 @@ def make_parser() -> "Parser":
     group.add_argument(
         "--score", choices=MODES, default="strict", help="by which the cell is chosen"
     )
-    parser.set_defaults(temperature=0.0, max_tokens=16)
+    parser.set_defaults(temperature=0.0, max_tokens=ANSWER_TOKENS)
     return parser
 
 

@@ -15,7 +15,7 @@ from jobs.run_file import as_arguments
 from jobs.sweep.answers import collect
 from jobs.sweep.charts import draw_sweep, draw_tasks
 from jobs.sweep.grid import Cell
-from jobs.sweep.names import MODES
+from jobs.sweep.names import ANSWER_TOKENS, MODES
 from jobs.sweep.scores import Row, choose_cell, summarise
 from jobs.sweep.work import Work
 from pipeline.storage import Store
@@ -75,7 +75,8 @@ def _told(row: Row, mode: str) -> str:
 def full_command(cell: Cell, options: argparse.Namespace) -> str:
     """The command line that captions clips with the settings of a cell.
 
-    Input and output are left to fill in. The prompt is left out where it is about questions.
+    Input and output are left to fill in. What is about questions stays behind: their prompt, and
+    that answers are short.
     """
     parser = caption_videos.make_parser()
     defaults = {
@@ -93,6 +94,8 @@ def full_command(cell: Cell, options: argparse.Namespace) -> str:
         for name, value in values.items()
         if name in defaults and name not in _NOT_OF_THE_JOB and value != defaults[name]
     }
+    if "max-tokens" not in cell.settings and cell.options.max_tokens == ANSWER_TOKENS:
+        kept.pop("max-tokens", None)
     if "{" not in cell.options.prompt:
         kept["prompt"] = cell.options.prompt
     command = ["python", "-m", "jobs.caption_videos", "--input", "CLIPS.parquet"]

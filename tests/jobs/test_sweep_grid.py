@@ -110,5 +110,20 @@ def test_the_full_job_has_the_settings_of_the_cell(cells):
     ]
     job = run_file.parse(caption_videos.make_parser, command[3:])
     assert (job.fps, job.frames, job.timestamps, job.frame_tokens) == (2.0, None, "none", 64)
-    assert (job.expert_parallel, job.model, job.temperature, job.max_tokens) == (2, "demo", 0.0, 16)
+    assert (job.expert_parallel, job.model, job.temperature, job.max_tokens) == (
+        2,
+        "demo",
+        0.0,
+        512,
+    )
     assert job.prompt == "Describe this video in detail."
+
+
+def test_the_full_job_has_room_for_what_the_grid_gave_room_for(cells):
+    made, options = cells("max-tokens: [16, 32]\nprompt: What moves?")
+
+    commands = [shlex.split(full_command(cell, options)) for cell in made]
+
+    jobs = [run_file.parse(caption_videos.make_parser, command[3:]) for command in commands]
+    assert [job.max_tokens for job in jobs] == [16, 32]
+    assert jobs[0].prompt == "What moves?"
