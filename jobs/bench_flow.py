@@ -72,7 +72,7 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """Memory over time while decoded frames could pile up before a slow engine."""
     clip = minute_clip()
     source = write_input(folder / "slow.parquet", clip, options.rows)
-    config = make_config(source, folder / "slow", num_frames=8)
+    config = make_config(source, folder / "slow", num_frames=8, keyframes_only=True)
     samples: list[Sample] = []
     watch = partial(_watch, samples)
     report = run_with(config, rows_per_s=options.rows_per_s, watch=watch)
@@ -145,7 +145,9 @@ def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
     committer.commit()
 
 
-def make_config(source: Path, output: Path, *, num_frames: int) -> PipelineConfig:
+def make_config(
+    source: Path, output: Path, *, num_frames: int, keyframes_only: bool = False
+) -> PipelineConfig:
     """The demo's checkpoint, for its processor."""
     return PipelineConfig(
         input=str(source),
@@ -153,7 +155,8 @@ def make_config(source: Path, output: Path, *, num_frames: int) -> PipelineConfi
         checkpoint=DEMO,
         carry=(),
         instructions=Instructions(
-            frames=FrameSampling(num_frames=num_frames), max_frame_tokens=256
+            frames=FrameSampling(num_frames=num_frames, keyframes_only=keyframes_only),
+            max_frame_tokens=256,
         ),
         engine=EngineConfig(max_batch_size=32),
         device="cpu",
@@ -177,7 +180,7 @@ def minute_clip() -> bytes:
         stream = output.add_stream("libx264", rate=rate)
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
-        stream.options = {"preset": "veryfast", "crf": "30", "g": str(rate)}
+        stream.options = {"preset": "veryfast", "crf": "38", "g": str(rate)}
         for number in range(rate * duration_s):
             rgb = np.ascontiguousarray(np.roll(picture, 3 * number, axis=1))
             output.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))

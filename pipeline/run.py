@@ -44,7 +44,8 @@ from pipeline.source import Plan, Source, plan
 from pipeline.starts import read_starts
 from pipeline.storage import Store, open_store
 
-_STORE_SHARE = 0.5  # of the object stores, for rows between the stages
+_STORE_SHARE = 0.5  # of the object stores, for rows between the stages at most
+_QUEUED_SHARE = 4  # of the rows that keep the engines busy
 _READ_ROWS = 8  # given to a preparer together, where there are many
 _STORY = "_error.txt"
 _FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError, pa.ArrowException)
@@ -146,9 +147,13 @@ def _flow(
     num_engines = machines.num_groups * machines.num_ranks
     batch_rows = config.batch_rows(num_engines)
     batch_bytes = batch_rows * config.row_bytes
-    wanted = math.ceil(config.rows_in_flight(num_engines) / batch_rows)
+    rows_in_flight = config.rows_in_flight(num_engines)
+    wanted = math.ceil(rows_in_flight / batch_rows)
     # All that is between the stages fits into this, so that nothing is spilled to disk.
-    max_queued_bytes = int(resources.get("object_store_memory", 1 << 30) * _STORE_SHARE)
+    store_bytes = resources.get("object_store_memory", 1 << 30)
+    max_queued_bytes = int(
+        min(store_bytes * _STORE_SHARE, _QUEUED_SHARE * rows_in_flight * config.row_bytes)
+    )
     num_preparers = max(1, math.ceil(min(resources.get("CPU", 1) - 1, what.num_todo / batch_rows)))
     return Flow(
         source=source,
