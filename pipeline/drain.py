@@ -101,6 +101,8 @@ def drain(
             group_failures=status.failures,
             longest_pause_s=longest_pause_s,
             sight=watch.sight(),
+            num_preparers=flow.num_preparers,
+            max_batches=flow.batches_in_flight,
         )
 
 

@@ -20,6 +20,28 @@ class Usage:
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
     longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
     sight: Sight | None = None  # the last one; None where nothing was to do
+    num_preparers: int = 0  # workers that prepare rows, at most
+    max_batches: int = 0  # that may be at the engines at a time
+
+    @property
+    def prepare_busy(self) -> float:
+        """The share of their time in which the workers of prepare had work."""
+        return self._mean("prepare") / max(1, self.num_preparers)
+
+    @property
+    def mean_batches(self) -> float:
+        """How many batches were at the engines, on average."""
+        return self._mean("generate")
+
+    @property
+    def slower_stage(self) -> str:
+        """What the other stages waited for, `prepare` or `generate`."""
+        return "prepare" if self.mean_batches < self.max_batches / 2 else "generate"
+
+    def _mean(self, stage: str) -> float:
+        """The mean number of batches in a stage: their seconds in it, by those of the run."""
+        found = self.costs.stages.get(stage)
+        return found.seconds / max(self.seconds, 1e-9) if found else 0.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +126,10 @@ class Report:
             "ranks": dict(self.usage.ranks),
             "group_failures": list(self.usage.group_failures),
             "longest_pause_s": self.usage.longest_pause_s,
+            "prepare_busy": round(self.usage.prepare_busy, 3),
+            "mean_batches_at_engines": round(self.usage.mean_batches, 2),
+            "max_batches_at_engines": self.usage.max_batches,
+            "slower_stage": self.usage.slower_stage,
             **self.usage.costs.as_json(),
         }
 
@@ -139,7 +165,13 @@ class Report:
                 f"{'' if peak is None else _mb(peak):>10}"
             )
         written, spilled = _mb(self.num_bytes_written), _mb(self.usage.spilled_bytes)
-        return [*lines, f"{written} MB written, {spilled} MB spilled by the object store"]
+        return [
+            *lines,
+            f"{written} MB written, {spilled} MB spilled by the object store",
+            f"{self.usage.slower_stage} was the slower stage: prepare was busy "
+            f"{self.usage.prepare_busy:.0%} of the time of {self.usage.num_preparers} workers, "
+            f"the engines had {self.usage.mean_batches:.1f} of {self.usage.max_batches} batches",
+        ]
 
 
 def _mb(num_bytes: int) -> str:
