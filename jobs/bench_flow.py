@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -35,7 +36,7 @@ from jobs.bench.overlap import overlap
 from jobs.bench.paced import run_with
 from jobs.checkpoints import DEMO
 from jobs.demo.clips import encode
-from jobs.processes import descendants, private_bytes
+from jobs.processes import command_line, descendants, private_bytes
 from model.engine_config import EngineConfig
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
@@ -51,6 +52,13 @@ from pipeline.storage import LocalStore
 
 _SAMPLE_S = 0.5
 _ROWS = {"ceiling": 3000, "slow": 2000, "resume": 100_000, "overlap": 600}
+_KINDS = {  # of processes, by their command lines
+    "rank": re.compile(rb"^ray::Rank"),
+    "prepare": re.compile(rb"_Preparer"),
+    "decoder": re.compile(rb"decoder_process"),
+    "generate": re.compile(rb"_Generator"),
+    "rest of Ray": re.compile(rb""),
+}
 _MINUTE_CLIP = (1280, 720, 15, 60)  # width, height, frames a second, seconds
 
 
@@ -84,11 +92,9 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "seconds": round(report.seconds, 1),
         "clips_mb_of_all_rows": round(report.rows_written * len(clip) / 1e6),
         "frames_mb_of_all_rows": round(report.rows_written * config.row_bytes / 1e6),
-        "store_mb_first_half": _mean_mb([each.store_bytes for each in middle[:half]]),
-        "store_mb_second_half": _mean_mb([each.store_bytes for each in middle[half:]]),
-        "store_mb_most": round(max(each.store_bytes for each in samples) / 1e6),
-        "rss_mb_first_half": _mean_mb([each.rss_bytes for each in middle[:half]]),
-        "rss_mb_second_half": _mean_mb([each.rss_bytes for each in middle[half:]]),
+        "mb_first_half": _means_mb(middle[:half]),
+        "mb_second_half": _means_mb(middle[half:]),
+        "store_mb_most": round(max(each.num_bytes["object store"] for each in samples) / 1e6),
         "spilled_mb": round(report.usage.spilled_bytes / 1e6),
     }
 
@@ -210,12 +216,26 @@ def _watch(samples: list[Sample], ended: threading.Event) -> None:
     while not ended.wait(_SAMPLE_S):
         if ray.is_initialized():
             store = object_store(ray.get_runtime_context().gcs_address)
-            rss = sum(map(private_bytes, descendants(os.getpid())))
-            samples.append(Sample(time.monotonic() - started_s, store.used_bytes, rss))
+            memory = {"object store": store.used_bytes, **_memory_by_kind()}
+            samples.append(Sample(time.monotonic() - started_s, memory))
 
 
-def _mean_mb(values: Sequence[int]) -> int:
-    return round(sum(values) / max(1, len(values)) / 1e6)
+def _memory_by_kind() -> dict[str, int]:
+    """What all processes of a kind have resident, the object store left out."""
+    memory = dict.fromkeys(_KINDS, 0) | {"driver": private_bytes(os.getpid())}
+    for pid in descendants(os.getpid()):
+        command = command_line(pid)
+        kind = next(name for name, sign in _KINDS.items() if sign.search(command))
+        memory[kind] += private_bytes(pid)
+    return memory
+
+
+def _means_mb(samples: Sequence[Sample]) -> dict[str, int]:
+    names = samples[0].num_bytes if samples else ()
+    return {
+        name: round(sum(each.num_bytes[name] for each in samples) / len(samples) / 1e6)
+        for name in names
+    }
 
 
 def _never() -> NoReturn:

@@ -19,7 +19,7 @@ def descendants(pid: int) -> Iterator[int]:
 
 def find(pid: int, sign: re.Pattern[bytes]) -> list[int]:
     """The descendants of a process whose command line holds a sign."""
-    return [each for each in descendants(pid) if sign.search(_command_line(each))]
+    return [each for each in descendants(pid) if sign.search(command_line(each))]
 
 
 def is_alive(pid: int) -> bool:
@@ -45,7 +45,8 @@ def private_bytes(pid: int) -> int:
     return 0
 
 
-def _command_line(pid: int) -> bytes:
+def command_line(pid: int) -> bytes:
+    """Its arguments, each with a zero behind it; nothing where it has ended."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""

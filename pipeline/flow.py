@@ -61,6 +61,7 @@ class Flow:
     batches_in_flight: int  # in the generate stage
     num_preparers: int  # at most
     max_queued_bytes: int  # of rows between the stages
+    batches_ahead: int  # that one worker may have made before anybody takes them
     keep_order: bool = False
 
     def results(
@@ -73,7 +74,7 @@ class Flow:
             groups: who answers.
             starts: handle of a `StartLog` actor, told of rows before a stage works on them.
         """
-        with _settings(self.max_queued_bytes, keep_order=self.keep_order), _quiet():
+        with self._settings(), _quiet():
             rows = ray.data.read_datasource(
                 _Pieces(self.source, pieces, self.read_rows),
                 num_cpus=_READ_CPUS,
@@ -119,6 +120,31 @@ class Flow:
             )
             for block in blocks:
                 yield _copied(block), costs_of(block)
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """Settings of Ray Data for what is made in the `with`; the process keeps its own."""
+        with warnings.catch_warnings():
+            # Copying a context sets its deprecated attributes too.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data")
+            context = DataContext.get_current().copy()
+            context.target_max_block_size = 1  # of bytes: each sealed batch is a block of its own
+            # Ray Data looks at its workers ten times a second; with the two blocks that it lets
+            # them be ahead, each would give twenty batches a second at most.
+            context._max_num_blocks_in_streaming_gen_buffer = self.batches_ahead
+            context.enable_progress_bars = False
+            context.print_on_execution_start = False
+            context.execution_no_progress_timeout_s = (
+                -1
+            )  # captions may be long, engines slow to load
+            context.raise_original_map_exception = True  # else its message would be lost
+            context.issue_detectors_config.detectors = []
+            context.execution_options.preserve_order = self.keep_order
+            context.execution_options.resource_limits = ExecutionResources.for_limits(
+                object_store_memory=self.max_queued_bytes
+            )
+            with DataContext.current(context):
+                yield
 
 
 def seal(rows: pa.Table, costs: Sequence[Cost] = ()) -> pa.Table:
@@ -245,27 +271,6 @@ class _Generator:
             (rows,) = [rows async for rows in self._generate(rows)]
             self._starts.end.remote(ids)
         yield seal(rows, [*costs_of(block), cost])
-
-
-@contextmanager
-def _settings(max_queued_bytes: int, *, keep_order: bool) -> Iterator[None]:
-    """Settings of Ray Data for what is made in the `with`; the process keeps its own."""
-    with warnings.catch_warnings():
-        # Copying a context sets its deprecated attributes too.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data")
-        context = DataContext.get_current().copy()
-        context.target_max_block_size = 1  # of bytes: each sealed batch is a block of its own
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.execution_no_progress_timeout_s = -1  # captions may be long, engines slow to load
-        context.raise_original_map_exception = True  # else its message would be lost
-        context.issue_detectors_config.detectors = []
-        context.execution_options.preserve_order = keep_order
-        context.execution_options.resource_limits = ExecutionResources.for_limits(
-            object_store_memory=max_queued_bytes
-        )
-        with DataContext.current(context):
-            yield
 
 
 @contextmanager

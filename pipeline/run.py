@@ -47,6 +47,7 @@ from pipeline.storage import Store, open_store
 _STORE_SHARE = 0.5  # of the object stores, for rows between the stages at most
 _QUEUED_SHARE = 4  # of the rows that keep the engines busy
 _READ_ROWS = 8  # given to a preparer together, where there are many
+_BATCHES_AHEAD = 16
 _STORY = "_error.txt"
 _FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError, pa.ArrowException)
 
@@ -166,6 +167,9 @@ def _flow(
         batches_in_flight=max(2, min(wanted, max_queued_bytes // 2 // batch_bytes)),
         num_preparers=num_preparers,
         max_queued_bytes=max_queued_bytes,
+        batches_ahead=max(
+            2, min(_BATCHES_AHEAD, max_queued_bytes // (8 * num_preparers * batch_bytes))
+        ),
         keep_order=config.keep_order,
     )
 

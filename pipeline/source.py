@@ -24,7 +24,7 @@ from pipeline.schema import InputColumns, Layout, check_input
 from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS
 from pipeline.unify import conform, unify
 
-_MAX_SLICE_BYTES = 32 << 20
+_MAX_SLICE_BYTES = 8 << 20
 _READ_BUFFER_BYTES = 4 << 20  # of each column, so that a row group never stands in memory whole
 
 
@@ -196,7 +196,7 @@ def _piece(
 def read_piece(
     filesystem: pafs.FileSystem, layout: Layout, piece: Piece, *, max_rows: int
 ) -> Iterator[pa.Table]:
-    """Read the rows to do of a row group, at most `max_rows` and about 32 MiB at a time.
+    """Read the rows to do of a row group, at most `max_rows` and about 8 MiB at a time.
 
     Yields:
         Tables of `row_id` and the layout's `read` columns.

@@ -39,5 +39,6 @@ def test_a_slow_engine_is_watched(capfd, tmp_path, ray_local):
     assert found["rows"] == 12
     assert found["store_mb_most"] > 0
     assert found["spilled_mb"] == 0
+    assert all(found["mb_second_half"][kind] > 0 for kind in ("object store", "rank", "decoder"))
     with Image.open(chart) as picture:
         assert picture.size == (900, 420)

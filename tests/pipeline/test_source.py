@@ -65,7 +65,7 @@ def test_slices_have_at_most_the_asked_rows(tmp_path):
 
 def test_big_media_make_small_slices(tmp_path):
     path = tmp_path / "x.parquet"
-    table = pa.table({"video": [bytes([n]) * (12 << 20) for n in range(4)]})
+    table = pa.table({"video": [bytes([n]) * (3 << 20) for n in range(4)]})
     pq.write_table(table, path, use_dictionary=False, compression="none")
     source = open_source(str(path), ALL)
 
