@@ -32,10 +32,10 @@ import ray
 from av.video.stream import VideoStream
 
 from jobs.bench.flow_chart import Sample, draw_chart
-from jobs.bench.overlap import overlap
+from jobs.bench.overlap import measure_overlap
 from jobs.bench.paced import run_with
 from jobs.checkpoints import DEMO
-from jobs.demo.clips import encode
+from jobs.demo.clips import encode, write_clips
 from jobs.processes import command_line, descendants, private_bytes
 from model.engine_config import EngineConfig
 from pipeline import ledger
@@ -52,6 +52,7 @@ from pipeline.storage import LocalStore
 
 _SAMPLE_S = 0.5
 _ROWS = {"ceiling": 3000, "slow": 2000, "resume": 100_000, "overlap": 600}
+_FEW = 64  # rows
 _KINDS = {  # of processes, by their command lines
     "rank": re.compile(rb"^ray::Rank"),
     "prepare": re.compile(rb"_Preparer"),
@@ -97,6 +98,17 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "store_mb_most": round(max(each.num_bytes["object store"] for each in samples) / 1e6),
         "spilled_mb": round(report.usage.spilled_bytes / 1e6),
     }
+
+
+def overlap(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """The demo's clips, and a tenth as many minutes of 720p."""
+    num_rows = options.rows // 10
+    short = write_clips(folder / "short.parquet", options.rows + _FEW, seed=0)
+    found: dict[str, object] = {"demo_clips": measure_overlap(short, _FEW)}
+    if num_rows:
+        minutes = write_input(folder / "minutes.parquet", minute_clip(), num_rows + _FEW // 4)
+        found["minutes_of_720p"] = measure_overlap(minutes, _FEW // 4)
+    return found
 
 
 def resume(folder: Path, options: argparse.Namespace) -> dict[str, object]:

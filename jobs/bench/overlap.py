@@ -5,7 +5,6 @@ pipeline runs both. What starting takes (Ray, groups, workers) is told apart fro
 take: the pipeline also runs over a few rows, and the difference is what the others took.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,6 @@ from pathlib import Path
 
 from jobs.checkpoints import DEMO
 from jobs.cluster import connect
-from jobs.demo.clips import write_clips
 from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.prompt import Prompt
@@ -26,40 +24,41 @@ from pipeline.machines import load_engine
 from pipeline.prepare import Prepare
 from pipeline.run import run
 from pipeline.sampling import FrameSampling
-from pipeline.schema import InputColumns
 from pipeline.source import open_source, plan, read_piece
 from pipeline.wire import decode_prompt
 
-_FEW = 64  # rows
 
+def measure_overlap(source: Path, num_few: int) -> dict[str, object]:
+    """Seconds of the halves alone and of the whole, and by how much it takes longer.
 
-def overlap(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Seconds of the halves alone and of the whole, and by how much it takes longer."""
-    config = _config(folder, options.rows + _FEW)
+    Args:
+        source: Parquet with a column `video`.
+        num_few: rows of the short run, which are left out of all that is told.
+    """
+    config = _config(source)
     prepare_s, prompts = _prepare_alone(config)
-    engine_s = _engine_alone(config, prompts[_FEW:])
-    prepare_s *= options.rows / len(prompts)
-    few_s = run(replace(config, limit=_FEW), connect=connect, show_progress=False).seconds
-    whole = run(
-        replace(config, output=f"{config.output}-all"), connect=connect, show_progress=False
-    )
+    prepare_s *= 1 - num_few / len(prompts)
+    engine_s = _engine_alone(config, prompts[num_few:])
+    few_s = run(replace(config, limit=num_few), connect=connect, show_progress=False).seconds
+    all_rows = replace(config, output=f"{config.output}-all")
+    whole = run(all_rows, connect=connect, show_progress=False)
     rows_s = whole.seconds - few_s
     return {
-        "rows": options.rows,
+        "rows": len(prompts) - num_few,
         "prepare_s": round(prepare_s, 2),
         "engine_s": round(engine_s, 2),
         "whole_s": round(rows_s, 2),
         "of_the_slower": round(rows_s / max(prepare_s, engine_s), 3),
         "with_the_start_s": round(whole.seconds, 2),
+        "slower_stage": whole.usage.slower_stage,
     }
 
 
-def _config(folder: Path, num_rows: int) -> PipelineConfig:
+def _config(source: Path) -> PipelineConfig:
     return PipelineConfig(
-        input=str(write_clips(folder / "clips.parquet", num_rows, seed=0)),
-        output=str(folder / "captions"),
+        input=str(source),
+        output=str(source.with_suffix(".captions")),
         checkpoint=DEMO,
-        columns=InputColumns(id="id"),
         carry=(),
         instructions=Instructions(frames=FrameSampling(num_frames=8)),
         sampling=SamplingParams(max_tokens=96),
