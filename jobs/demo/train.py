@@ -6,8 +6,8 @@
 It trains the network of `model/` through its whole-sequence forward. Every batch is a function of
 the seed and of the batches before it, and a snapshot holds the rest: no clock decides anything, so
 the same command gives the same weights again, killed and resumed or not. The length of a run
-matters in its last `decay_steps` only, in which the rates fall to zero; until they do, a run that
-was stopped may go on with another length.
+matters only in its last fall of the rates to zero; until it begins, a run that was stopped may go
+on with another length.
 """
 
 import argparse
@@ -41,11 +41,13 @@ class TrainConfig:
     """What a run depends on beside the curriculum."""
 
     seed: int = 0
-    steps: int = 2300  # the length of the run
+    steps: int = 2700  # the length of the run
     learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the heads
     matrix_rate: float = 0.003  # of Muon: all other matrices
     warmup_steps: int = 40
-    decay_steps: int = 700  # the last of the run, in which the rates fall to zero
+    full_steps: int = 1600  # of these with full rates
+    decay_steps: int = 700  # in which rates would fall from full to zero
+    late_rate: float = 0.35  # but they stay at this part until they must fall to end at zero
     bias_rate: float = 2e-3  # step of the routers' correction bias
     num_processes: int = 2
     snapshot_s: float = 60.0
@@ -120,10 +122,12 @@ class Trainer:
         return {**vars(outcome), **numbers}
 
     def _rate_factor(self) -> float:
-        """Warm-up, a plateau, and a linear fall to zero."""
-        warmup = (self.progress.steps + 1) / self.config.warmup_steps
-        left = (self.config.steps - self.progress.steps) / self.config.decay_steps
-        return min(1.0, warmup, left)
+        """Warm-up, a plateau, a fall to a lower plateau, and a linear fall to zero."""
+        config, step = self.config, self.progress.steps
+        warmup = (step + 1) / config.warmup_steps
+        late = (config.full_steps + config.decay_steps - step) / config.decay_steps
+        left = (config.steps - step) / config.decay_steps
+        return min(1.0, warmup, max(config.late_rate, late), left)
 
     def save(self, path: Path) -> None:
         """Write a snapshot, whole or not at all."""
