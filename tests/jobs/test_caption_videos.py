@@ -63,7 +63,7 @@ def test_three_clips_are_captioned_and_two_rows_say_what_was_wrong(place, ray_lo
     assert [row["error_code"] for row in rows[3:]] == ["media_corrupt", "media_missing"]
     assert all(row["error"] and row["caption"] is None for row in rows[3:])
     assert "5 rows in = 5 written: 2 error, " in printed.out
-    assert "errors: 1 media_corrupt, 1 media_missing" in printed.out
+    assert "= 3 done + 2 failed: 1 media_corrupt, 1 media_missing" in printed.out
     assert "5/5" in printed.err
     assert "Traceback" not in printed.err
 
