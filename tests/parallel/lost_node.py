@@ -34,11 +34,14 @@ def number(node_id: str) -> int:
     return int(node_id[:12], 16)
 
 
-def nodes_of(groups: Groups) -> Sequence[int]:
+def nodes_of(groups: Groups, lost: int | None = None) -> Sequence[int]:
+    """Where the ranks are, once none of them is on the node that was lost."""
     while True:
         status = groups.status()
         if status.num_ready and status.rank_stats:
-            return [int(rank["node"]) for rank in status.rank_stats[0]]
+            nodes = [int(rank["node"]) for rank in status.rank_stats[0]]
+            if lost not in nodes:
+                return nodes
         time.sleep(0.1)
 
 
@@ -71,7 +74,7 @@ def main() -> None:
     before = nodes_of(groups)
     victim = next(node for node in nodes if number(node.node_id) == before[1])
     num_answers = asyncio.run(answer_and_lose(groups, cluster, victim))
-    after = nodes_of(groups)
+    after = nodes_of(groups, number(victim.node_id))
     status = groups.status()
     groups.close()
     deadline = time.monotonic() + 30

@@ -37,7 +37,10 @@ def objects(tmp_path, monkeypatch):
 
 
 def owner_of(store):
-    return json.loads(store.read(LOCK))
+    """Who stands in the lock; read again while it is being written, which no object store shows."""
+    while (content := store.read(LOCK)) == b"":
+        time.sleep(0.01)
+    return json.loads(content)
 
 
 def put(store, owner):
