@@ -14,7 +14,6 @@ import argparse
 import multiprocessing
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.options import Formatter, Parser, positive
+from jobs.processes import run_ranks
 from model.allocator import keep_freed_memory
 from parallel.dispatch import AllGatherDispatcher, AllToAllDispatch, AllToAllDispatcher
 from parallel.rendezvous import Meeting, Membership
@@ -87,12 +87,7 @@ def _measure_on_ranks(options: argparse.Namespace, num_ranks: int) -> list[Measu
         for rank in range(num_ranks)
     ]
     processes = [context.Process(target=_rank, args=(options, seat, lines)) for seat in seats]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        if process.exitcode:
-            sys.exit(f"a rank ended with {process.exitcode}")
+    run_ranks(processes)
     return lines.get()
 
 

@@ -36,6 +36,7 @@ from jobs.options import Formatter, Parser, positive
 from jobs.planning.hardware import Hardware
 from jobs.planning.layout import Planner, Rows
 from jobs.planning.network import Network
+from jobs.processes import run_ranks
 from model.config import KimiVLConfig
 from model.moe import Share, Shares
 from model.packed import pack
@@ -152,12 +153,7 @@ def _on_ranks(checkpoint: Path, num_ranks: int, options: argparse.Namespace) -> 
     ]
     arguments = (checkpoint, options.sequences)
     processes = [context.Process(target=_rank, args=(*arguments, s, answers)) for s in seats]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        if process.exitcode:
-            sys.exit(f"a rank ended with {process.exitcode}")
+    run_ranks(processes)
     return answers.get()
 
 

@@ -1,11 +1,23 @@
-"""Processes of this machine, found in /proc and killed by number: for drills and measurements."""
+"""Processes of this machine, run together, found in /proc, killed: for drills and measurements."""
 
 import os
 import re
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+
+def run_ranks(processes: Sequence[BaseProcess]) -> None:
+    """Start one process a rank and wait for all; a failed one ends this program too."""
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        if process.exitcode:
+            sys.exit(f"a rank ended with {process.exitcode}")
 
 
 def descendants(pid: int) -> Iterator[int]:
