@@ -38,7 +38,7 @@ class Stage:
 # No clips: scenes told in words, to learn to find an answer, its option and its letter.
 _WORDS = Stage(
     goals={"q_letter": 0.95, "q_motion": 0.95, "q_place": 0.9},
-    until=500,
+    until=700,
     conversations=24,
     sizes=(),
     num_frames=(),
@@ -52,7 +52,7 @@ _WORDS = Stage(
 _FIRST = replace(
     _WORDS,
     goals={"motion": 0.92, "shape": 0.93, "q_letter": 0.85},
-    until=1500,
+    until=2000,
     sizes=((84, 84), (112, 84)),
     num_frames=(2, 4),
     difficulty=Difficulty(num_shapes=(0.7, 0.3, 0.0), small=0.4, event=0.0, text=0.25),
@@ -63,16 +63,22 @@ _FIRST = replace(
 _MORE = replace(
     _FIRST,
     goals={"motion": 0.95, "shape": 0.97, "q_letter": 0.93, "event": 0.93, "text": 0.93},
-    until=2000,
+    until=2800,
     rate=1.0,
     sizes=((224, 168), (168, 224), (196, 196), (252, 140)),
     num_frames=(6,),
-    difficulty=Difficulty(event=0.35, text=0.25),
+    difficulty=Difficulty(event=0.45, text=0.35),
     timestamps=0.5,
     still_image=0.05,
 )
 # As at inference.
 _LAST = replace(
-    _MORE, goals={}, until=10**9, num_frames=(6, 8, 8), timestamps=0.75, options=(2, 3, 4, 4, 4)
+    _MORE,
+    goals={},
+    until=10**9,
+    num_frames=(4, 8, 8, 8, 8, 8, 8, 16),
+    timestamps=0.75,
+    num_questions=3,
+    options=(2, 3, 4, 4, 4),
 )
 STAGES = (_WORDS, _FIRST, _MORE, _LAST)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs.demo.scenes import COLOURS, MOTIONS, SHAPES, TEXT_BAND, WORDS, Scene
+from jobs.demo.scenes import COLOURS, EVENTS, MOTIONS, SHAPES, TEXT_BAND, WORDS, Scene
 
 CELL_PX = 28
 LAYER = 1  # of the decoder, behind which motion is read
@@ -29,10 +29,12 @@ _CLASSES = {
     "tens": 10,
     "ones": 10,
     "place": 9,  # of the shape, which has up to nine names
+    "event": 1 + 2 * len(EVENTS),  # none yet, or one of them, early or late
 }
 NAMES = tuple(_CLASSES)
 _OF_FEATURES = ("shape", "colour", "word", "tens", "ones", "place")
-_OF_HIDDEN = ("shape", "colour", "motion", "word")
+_OF_HIDDEN = ("shape", "colour", "motion", "word", "event")
+_EVENT = NAMES.index("event")
 _SEEN_ENOUGH = 0.35  # of a clip's duration must have been seen before motion is asked for
 
 
@@ -61,6 +63,7 @@ def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int
     y = (np.arange(rows) + 0.5) * CELL_PX
     classes = np.full((len(u), rows, columns, len(NAMES)), _IGNORED, np.int16)
     classes[..., :2] = 0
+    classes[..., _EVENT] = 0
     places = np.zeros((len(u), rows, columns, 6), np.float32)
     nearest = np.full((len(u), rows, columns), np.inf)
     for index, shape in enumerate(scene.shapes):
@@ -80,9 +83,11 @@ def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int
         labels[u - u[first] > _SEEN_ENOUGH, 2] = MOTIONS.index(shape.motion)
         thirds = (xy * 3).astype(int)
         labels[:, NAMES.index("place")] = thirds[:, 1] * 3 + thirds[:, 0]
+        labels[:, _EVENT] = _events(scene, index, u)
         frame, row, column = is_here.nonzero()
         classes[frame, row, column] = labels[frame]
         places[frame, row, column] = np.column_stack((now - 0.5, 3 * (now - now[first])))[frame]
+    _hint_lost(classes, scene, u)
     _hint_text(classes, scene, TEXT_BAND * height_px)
     return Hints(
         classes=classes.reshape(-1, len(NAMES)),
@@ -106,6 +111,30 @@ def _colours(scene: Scene, index: int, u: NDArray[np.float64]) -> NDArray[np.int
     if event is not None and event.shape == index and event.kind == "turns":
         colours[u >= event.u] = 1 + names.index(event.colour)
     return colours
+
+
+def _events(scene: Scene, index: int, u: NDArray[np.float64]) -> NDArray[np.int16]:
+    """What has happened to shape `index` by the times `u`."""
+    event = scene.event
+    if event is None or event.shape != index:
+        return np.zeros(len(u), np.int16)
+    number = 1 + 2 * EVENTS.index(event.kind) + (event.when == "late")
+    return np.where(u >= event.u, number, 0).astype(np.int16)
+
+
+def _hint_lost(classes: NDArray[np.int16], scene: Scene, u: NDArray[np.float64]) -> None:
+    """The cells where a shape was last seen know that it has disappeared."""
+    event = scene.event
+    if event is None or event.kind != "disappears":
+        return
+    number = int(_events(scene, event.shape, np.ones(1))[0])
+    colour = 1 + list(COLOURS).index(scene.shapes[event.shape].colour)
+    before = np.flatnonzero(u < event.u)
+    if len(before):
+        was_here = classes[before[-1], ..., 1] == colour
+        lost = classes[u >= event.u]
+        lost[:, was_here, _EVENT] = number
+        classes[u >= event.u] = lost
 
 
 def _hint_text(classes: NDArray[np.int16], scene: Scene, band_px: float) -> None:
@@ -159,7 +188,7 @@ class HintHeads(nn.Module):
 def _balanced(logits: Tensor, targets: Tensor, name: str) -> Tensor:
     """Cross-entropy in which the many cells that show nothing count less."""
     weight = torch.ones(logits.shape[-1])
-    if name in ("shape", "colour", "word"):
+    if name in ("shape", "colour", "word", "event"):
         weight[0] = 0.2
     return F.cross_entropy(logits, targets, weight)
 

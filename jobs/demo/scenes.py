@@ -57,7 +57,7 @@ TEXT_BAND = 0.3  # of the frame's height, at its top, is kept for written text
 class Difficulty:
     """What may occur in a scene, and how often."""
 
-    num_shapes: tuple[float, float, float] = (0.6, 0.4, 0.0)  # odds of 1, 2 and 3 shapes
+    num_shapes: tuple[float, float, float] = (0.5, 0.36, 0.14)  # odds of 1, 2 and 3 shapes
     small: float = 0.5  # probability that a shape is small
     still: float = 0.15  # probability that a shape does not move
     event: float = 0.2

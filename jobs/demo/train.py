@@ -41,12 +41,12 @@ class TrainConfig:
     """What a run depends on beside the curriculum."""
 
     seed: int = 0
-    steps: int = 2700  # the length of the run
+    steps: int = 8000  # the length of the run
     learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the heads
     matrix_rate: float = 0.003  # of Muon: all other matrices
     warmup_steps: int = 40
-    full_steps: int = 1600  # of these with full rates
-    decay_steps: int = 700  # in which rates would fall from full to zero
+    full_steps: int = 2800  # of these with full rates
+    decay_steps: int = 2000  # in which rates would fall from full to zero
     late_rate: float = 0.35  # but they stay at this part until they must fall to end at zero
     bias_rate: float = 2e-3  # step of the routers' correction bias
     num_processes: int = 2

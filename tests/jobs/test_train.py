@@ -24,6 +24,7 @@ from jobs.demo.logbook import LogBook
 from jobs.demo.optimizer import orthogonal
 from jobs.demo.scenes import (
     COLOURS,
+    EVENTS,
     MOTIONS,
     SHAPES,
     Difficulty,
@@ -273,6 +274,24 @@ def test_hints_say_what_is_drawn_in_a_cell_or_right_beside_it() -> None:
         if not scene.text:
             assert (classes[:, 0, :, NAMES.index("word")] == 0).all()
     assert num_checked > 300
+
+
+def test_hints_tell_an_event_from_its_time_on_where_its_shape_is_or_was() -> None:
+    u = frame_times(8)
+    seen = set[str]()
+    for seed in range(60):
+        scene = random_scene(seed, Difficulty(num_shapes=(1.0, 0.0, 0.0), event=1.0, text=0.0))
+        event = scene.event
+        assert event is not None
+        classes = hints_of(scene, u, 112, 84).classes.reshape(8, -1, len(NAMES))
+        told = classes[..., NAMES.index("event")]
+        number = 1 + 2 * EVENTS.index(event.kind) + (event.when == "late")
+        assert not told[u < event.u].any()
+        assert set(told[u >= event.u].ravel().tolist()) == {0, number}
+        here = classes[..., NAMES.index("colour")] > 0
+        assert (here & (told > 0)).any() == (event.kind != "disappears")
+        seen.add(event.kind)
+    assert seen == set(EVENTS)
 
 
 def test_hints_of_a_moving_shape_point_where_it_goes() -> None:
