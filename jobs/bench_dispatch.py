@@ -1,6 +1,6 @@
 """How much the dispatchers move, and how long they take beside the bare collectives.
 
-    python -m jobs.bench_dispatch [--ranks 2,4,8] [--tokens 1,32,512] [--hidden 2048] [--device cpu]
+    python -m jobs.bench_dispatch [--ranks 2,4,8] [--tokens 1,32,512] [--wire-dtype float8]
 
 Ranks are processes of one thread each, joined as in a job. For each dispatcher and number of tokens
 a rank: rows and bytes that a token sends to other ranks, each way, beside the least possible; and
@@ -25,6 +25,7 @@ import torch.distributed as dist
 from jobs.options import Formatter, Parser, positive
 from jobs.processes import run_ranks
 from model.allocator import keep_freed_memory
+from parallel.choice import WireDtype
 from parallel.dispatch import AllGatherDispatcher, AllToAllDispatch, AllToAllDispatcher
 from parallel.rendezvous import Meeting, Membership
 from parallel.rows import pack
@@ -51,7 +52,10 @@ class Measured:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _parse(arguments)
-    print(f"D {options.hidden}, E {options.experts}, K {options.top_k}, {_DTYPE}, {options.device}")
+    print(
+        f"D {options.hidden}, E {options.experts}, K {options.top_k}, {_DTYPE}, "
+        f"wire {options.wire_dtype}, {options.device}"
+    )
     print("ranks tokens dispatcher  rows/token  least  bytes/token  us/layer  us bare  ratio")
     for num_ranks in options.ranks:
         for line in _measure_on_ranks(options, num_ranks):
@@ -96,7 +100,7 @@ def _rank(options: argparse.Namespace, seat: Seat, lines: multiprocessing.Simple
     keep_freed_memory()  # as an engine does
     device = torch.device(f"cuda:{seat.rank}" if options.device == "cuda" else "cpu")
     group = Membership(seat, device).group
-    topology = Topology.even(options.experts, seat.num_ranks)
+    num_held = Topology.even(options.experts, seat.num_ranks).num_held
     measured: list[Measured] = []
     for num_tokens in options.tokens:
         generator = torch.Generator().manual_seed(seat.rank)
@@ -104,9 +108,11 @@ def _rank(options: argparse.Namespace, seat: Seat, lines: multiprocessing.Simple
         scores = torch.rand(num_tokens, options.experts, generator=generator)
         expert_ids = scores.topk(options.top_k).indices.to(device)
         weights = torch.rand(num_tokens, options.top_k, generator=generator).to(device)
-        tokens = (x, expert_ids, weights)
-        measured.append(_all_to_all(topology, group, device, tokens))
-        measured.append(_all_gather(topology, group, device, tokens))
+        tokens = (x, expert_ids, weights)  # with equal shares an expert's number is its slot's
+        measured += [
+            measure(num_held, group, device, tokens, options.wire_dtype)
+            for measure in (_all_to_all, _all_gather)
+        ]
     if seat.rank == 0:
         lines.put(measured)
     dist.destroy_process_group()
@@ -116,17 +122,17 @@ Tokens = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _all_to_all(
-    topology: Topology, group: dist.ProcessGroup, device: torch.device, tokens: Tokens
+    num_held: int, group: dist.ProcessGroup, device: torch.device, tokens: Tokens, wire: WireDtype
 ) -> Measured:
-    dispatcher = AllToAllDispatcher(topology, group, device)
+    dispatcher = AllToAllDispatcher(num_held, group, wire)
     dispatch = dispatcher.dispatch(*tokens)
     assert isinstance(dispatch, AllToAllDispatch)
     dispatch.combine(dispatch.rows)
     x, sent, arriving = tokens[0], dispatch.sent_rows, dispatch.arriving_rows
-    leaving = pack(*_some(tokens, sum(sent)))
+    leaving = pack(*_some(tokens, sum(sent)), wire)
     arrived = leaving.new_empty(sum(arriving), leaving.shape[1])
     back, home = x.new_empty(sum(arriving), x.shape[1]), x.new_empty(sum(sent), x.shape[1])
-    counts = torch.ones(group.size(), topology.num_held + 1, dtype=torch.int64, device=device)
+    counts = torch.ones(group.size(), num_held + 1, dtype=torch.int64, device=device)
 
     def layer() -> None:
         there = dispatcher.dispatch(*tokens)
@@ -144,11 +150,11 @@ def _all_to_all(
 
 
 def _all_gather(
-    topology: Topology, group: dist.ProcessGroup, device: torch.device, tokens: Tokens
+    num_held: int, group: dist.ProcessGroup, device: torch.device, tokens: Tokens, wire: WireDtype
 ) -> Measured:
     x = tokens[0]
-    dispatcher = AllGatherDispatcher(topology, group, device, bucket=len(x))
-    leaving = pack(x, tokens[1], tokens[2])
+    dispatcher = AllGatherDispatcher(num_held, group, bucket=len(x), wire=wire)
+    leaving = pack(*tokens, wire)
     arrived = leaving.new_empty(group.size() * len(x), leaving.shape[1])
     partial = torch.zeros(group.size() * len(x), x.shape[1], device=device)
     home = torch.zeros(len(x), x.shape[1], device=device)
@@ -197,6 +203,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--hidden", type=positive, default=2048, metavar="D", help="width")
     parser.add_argument("--experts", type=positive, default=64, metavar="E", help="routed")
     parser.add_argument("--top-k", type=positive, default=6, metavar="K", help="of a token")
+    parser.add_argument(
+        "--wire-dtype", choices=("auto", "bfloat16", "float8"), default="auto", help="of rows"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the ranks")
     return parser.parse_args(arguments)
 

@@ -28,6 +28,7 @@ from jobs.demo.clips import write_clips
 from jobs.options import Formatter, Parser, positive
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
+from parallel.choice import Exchange
 from pipeline.config import PipelineConfig
 from pipeline.prepare import Instructions
 from pipeline.run import run
@@ -80,7 +81,7 @@ def _config(
         engine=EngineConfig(dtype="float32", cache_gib=0.25, max_batch_size=options.batch_size),
         num_groups=1,
         expert_parallel=num_ranks,
-        dispatch=options.dispatch,
+        exchange=Exchange(options.dispatch, options.wire_dtype),
     )
 
 
@@ -94,6 +95,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, default=8, metavar="N", help="captions of a rank at a time")
     add("--max-tokens", type=positive, default=48, metavar="N", help="of a caption")
     add("--dispatch", choices=("auto", "all_to_all", "all_gather"), default="auto", help="as there")
+    add("--wire-dtype", choices=("auto", "bfloat16", "float8"), default="auto", help="as there")
     add("--progress", action="store_true", help="draw bars")
     return parser.parse_args(arguments)
 

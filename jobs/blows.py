@@ -15,7 +15,7 @@ from typing import Literal
 from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
-from parallel.choice import DispatchChoice
+from parallel.choice import Exchange
 from parallel.expert_load import ExpertLoad
 from parallel.seat import Seat
 from parallel.worker import Engine
@@ -69,11 +69,11 @@ def load_hurt_engine(
     blows: Sequence[Blow],
     checkpoint: Path,
     config: EngineConfig,
-    dispatch: DispatchChoice,
+    exchange: Exchange,
     seat: Seat | None,
 ) -> Engine:
     """As `pipeline.machines.load_engine`; the blows that are meant for this process will fall."""
-    engine = load_engine(checkpoint, config, dispatch, seat)
+    engine = load_engine(checkpoint, config, exchange, seat)
     if seat is None:
         return engine
     for blow in blows:

@@ -28,6 +28,7 @@ from jobs.demo.clips import write_clips
 from jobs.options import Formatter, Parser, positive
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
+from parallel.choice import Exchange
 from pipeline.config import PipelineConfig
 from pipeline.instructions import Instructions
 from pipeline.report import Report
@@ -131,7 +132,7 @@ def _config(options: argparse.Namespace, directory: Path, name: str) -> Pipeline
         engine=EngineConfig(dtype="float32", cache_gib=0.25, max_batch_size=options.batch_size),
         num_groups=options.groups,
         expert_parallel=options.expert_parallel,
-        dispatch=options.dispatch,
+        exchange=Exchange(options.dispatch),
     )
 
 

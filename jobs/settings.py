@@ -11,6 +11,7 @@ from jobs.prompts import read_questions
 from jobs.schemas import read_schema
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
+from parallel.choice import Exchange
 from pipeline.config import PipelineConfig
 from pipeline.instructions import Instructions
 from pipeline.limits import MediaLimits
@@ -92,7 +93,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         device=options.device,
         num_groups=options.groups,
         expert_parallel=options.expert_parallel,
-        dispatch=options.dispatch,
+        exchange=Exchange(options.dispatch, options.wire_dtype),
         placement=options.placement.upper(),
         expert_placement=options.expert_placement,
         expert_copies=options.expert_copies,

@@ -94,7 +94,7 @@ class Engine:
 
         Raises:
             CheckpointError: the checkpoint cannot be used; nothing was reserved.
-            ValueError: the device does not exist here, or the cache budget is too small.
+            ValueError: the device does not exist here, or weights or cache do not fit.
         """
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")

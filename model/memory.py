@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+_GIB = 1 << 30
 # Files of a control group: its limit, what it uses, and the key of what it could drop at once.
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
@@ -20,6 +21,27 @@ def free_bytes(device: torch.device) -> int:
         torch.cuda.empty_cache()  # what torch keeps for itself is free too
         return torch.cuda.mem_get_info(device)[0]
     return available_bytes()
+
+
+def require_room(needed: int, device: torch.device) -> None:
+    """Refuse to begin what cannot end, before the system kills a process for it.
+
+    Args:
+        needed: bytes of weights.
+        device: where they will be.
+
+    Raises:
+        ValueError: so much is not free. Where a system does not tell, nothing is refused.
+    """
+    try:
+        free = free_bytes(device)
+    except ValueError:
+        return
+    if needed > free:
+        raise ValueError(
+            f"the weights take {needed / _GIB:.1f} GiB and {free / _GIB:.1f} are free on {device}; "
+            "share the experts among more ranks, hold fewer copies of them, or free memory"
+        )
 
 
 def available_bytes(root: Path = Path("/")) -> int:

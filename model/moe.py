@@ -41,7 +41,7 @@ class Dispatch(Protocol):
 class Dispatcher(Protocol):
     """Brings tokens to experts, wherever these are."""
 
-    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatch:
+    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor, /) -> Dispatch:
         """Send each token to each of its experts.
 
         Args:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from model.config import CheckpointError, KimiVLConfig, read_json
 from model.kimi_vl import KimiVL
+from model.memory import require_room
 from model.moe import MoE, Router, Shares
 
 SINGLE_FILE = "model.safetensors"
@@ -82,6 +83,7 @@ def load_model(
 
     Raises:
         CheckpointError: as `check_checkpoint`, or a file that cannot be read to its end.
+        ValueError: as `require_room`.
     """
     config = KimiVLConfig.from_checkpoint(directory)
     stored = stored_tensors(directory)
@@ -109,13 +111,18 @@ def empty_model(
     device: torch.device,
     shares: Shares | None = None,
 ) -> KimiVL:
-    """The network with uninitialised weights in `dtype`; router biases stay float32."""
+    """The network with uninitialised weights in `dtype`; router biases stay float32.
+
+    Raises:
+        ValueError: as `require_room`.
+    """
     with torch.device("meta"):
         model = KimiVL(config, shares).to(dtype)
     for router in (module for module in model.modules() if isinstance(module, Router)):
         if config.text.topk_method == "noaux_tc":
             bias = router.e_score_correction_bias
             router.e_score_correction_bias = nn.Parameter(bias.float(), requires_grad=False)
+    require_room(sum(parameter.nbytes for parameter in model.parameters()), device)
     model.to_empty(device=device)
     for moe in model.experts.values():
         moe.rows_computed.zero_()

@@ -7,9 +7,20 @@
 | `auto` | see `choose` |
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 DispatchChoice = Literal["auto", "all_to_all", "all_gather"]
+WireDtype = Literal["auto", "bfloat16", "float8"]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How the ranks of a group pass tokens to each other."""
+
+    dispatch: DispatchChoice = "auto"
+    wire_dtype: WireDtype = "auto"  # of rows on their way; see `parallel.rows`
+
 
 # Up to so many ranks a decode's bytes by all-gather are near those of the all-to-all, which has one
 # exchange and one wait for the device more. Counted, not measured: nobody has run
@@ -31,10 +42,15 @@ def choose(
     return "all_gather" if gathers else "all_to_all"
 
 
-def explain(choice: DispatchChoice, num_ranks: int, device: str) -> str:
-    """In words, what `choose` will do."""
+def explain(exchange: Exchange, num_ranks: int, device: str) -> str:
+    """In words, what `choose` will do, and what travels."""
     if num_ranks == 1:
         return "dispatch local: one rank holds all experts"
+    wire = "" if exchange.wire_dtype == "auto" else f"; rows travel as {exchange.wire_dtype}"
+    return _explain_choice(exchange.dispatch, num_ranks, device) + wire
+
+
+def _explain_choice(choice: DispatchChoice, num_ranks: int, device: str) -> str:
     if choice != "auto":
         return f"dispatch {choice}: as asked"
     if device == "cpu":

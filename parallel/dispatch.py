@@ -1,7 +1,8 @@
 """Dispatchers that bring tokens to experts on other ranks, and what these give back home.
 
 Both follow the protocol of `model.moe` and take the process group as an argument. All ranks of the
-group must call them together, layer by layer, also with no tokens.
+group must call them together, layer by layer, also with no tokens. In place of experts they are
+told the slots that hold these (`parallel.topology`); `parallel.shares.ByExpert` looks them up.
 
 | | moves, each way | waits for the device |
 |---|---|---|
@@ -21,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.moe import add_rows
+from parallel.choice import WireDtype
 from parallel.rows import HeldRows, pack, rows_per_place, unpack
-from parallel.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Travelling:
     work: dist.Work | None
     like: Tensor
     top_k: int
+    wire: WireDtype
 
     def arrive(self) -> tuple[Tensor, Tensor, Tensor]:
         """Wait: rows [N, D], places [N, K], weights [N, K]."""
         assert self.work is not None
         self.work.wait()
-        return unpack(self.arriving, self.like, self.top_k)
+        return unpack(self.arriving, self.like, self.top_k, self.wire)
 
 
 class AllToAllDispatcher:
@@ -47,17 +49,20 @@ class AllToAllDispatcher:
 
     counts --> rows, with the places and weights of their experts --> held experts -->
     a partial sum for each row, back the same way --> added at home by rank
+
+    Args:
+        num_held: slots of each rank.
+        group: of the ranks.
+        wire: how rows travel.
     """
 
-    def __init__(self, topology: Topology, group: dist.ProcessGroup, device: torch.device) -> None:
-        assert topology.num_ranks == group.size()
+    def __init__(self, num_held: int, group: dist.ProcessGroup, wire: WireDtype = "auto") -> None:
+        self.num_held = num_held
         self.group = group
-        self.num_held = topology.num_held
-        self._slots = topology.slots(group.rank()).to(device)  # [E]
+        self.wire: WireDtype = wire
 
-    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> "AllToAllDispatch":
-        """As `model.moe.Dispatcher.dispatch`; returns while rows travel."""
-        slots = self._slots[expert_ids]  # [T, K]
+    def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> "AllToAllDispatch":
+        """As `model.moe.Dispatcher.dispatch`, for slots; returns while rows travel."""
         ranks, places = slots // self.num_held, slots % self.num_held
         num_ranks = self.group.size()
         goes = torch.zeros(len(x), num_ranks, dtype=torch.bool, device=x.device)
@@ -77,12 +82,12 @@ class AllToAllDispatcher:
         to_rank, token = route.unbind(1)
         is_there = ranks[token] == to_rank[:, None]  # [S, K]
         there = torch.where(is_there, places[token], -1)
-        leaving = pack(x.index_select(0, token), there, weights[token])
+        leaving = pack(x.index_select(0, token), there, weights[token], self.wire)
         arriving = leaving.new_empty(sum(arriving_rows), leaving.shape[1])  # [N, bytes]
         work = dist.all_to_all_single(
             arriving, leaving, arriving_rows, sent_rows, group=self.group, async_op=True
         )
-        travelling = Travelling(leaving, arriving, work, x, expert_ids.shape[1])
+        travelling = Travelling(leaving, arriving, work, x, slots.shape[1], self.wire)
         return AllToAllDispatch(
             self, token, goes, travelling, rows_per_expert, sizes[-1], sent_rows, arriving_rows
         )
@@ -124,43 +129,46 @@ class AllToAllDispatch:
     def combine(self, y: Tensor) -> Tensor:
         """Outputs of the held experts [M, D] -> [T, D] at home."""
         partial = self._held.partial_sums(y)  # [N, D]
-        returned = y.new_empty(sum(self.sent_rows), y.shape[1])  # [S, D]
+        if self._dispatcher.wire != "auto":
+            partial = partial.bfloat16()
+        returned = partial.new_empty(sum(self.sent_rows), y.shape[1])  # [S, D]
         dist.all_to_all_single(
             returned, partial, self.sent_rows, self.arriving_rows, group=self._dispatcher.group
         )
         # They stand as they left: by rank, then by token -> by token, then by rank.
-        return add_rows(returned, self._token.argsort(stable=True), self._goes.sum(1))
+        by_token = self._token.argsort(stable=True)
+        return add_rows(returned.type_as(y), by_token, self._goes.sum(1))
 
 
 class AllGatherDispatcher:
     """Shows all rows to all ranks; each answers for its experts, and the sums are scattered home.
 
     Args:
-        topology: who holds what.
+        num_held: slots of each rank.
         group: of the ranks.
-        device: of the tokens.
         bucket: rows of every rank, at least the tokens of the busiest; the rest is padding, which
             no expert ever sees.
+        wire: how rows travel on their way there; sums come back in float32.
     """
 
     def __init__(
-        self, topology: Topology, group: dist.ProcessGroup, device: torch.device, bucket: int
+        self, num_held: int, group: dist.ProcessGroup, bucket: int, wire: WireDtype = "auto"
     ) -> None:
-        assert topology.num_ranks == group.size()
+        self.num_held = num_held
         self.group = group
-        self.num_held = topology.num_held
         self.bucket = bucket
-        self._slots = topology.slots(group.rank()).to(device)  # [E]
+        self.wire: WireDtype = wire
 
-    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> "AllGatherDispatch":
-        """As `model.moe.Dispatcher.dispatch`, for at most `bucket` tokens."""
+    def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> "AllGatherDispatch":
+        """As `model.moe.Dispatcher.dispatch`, for slots of at most `bucket` tokens."""
         assert len(x) <= self.bucket
         padding = (0, 0, 0, self.bucket - len(x))
-        slots = F.pad(self._slots[expert_ids], padding, value=-1)
-        leaving = pack(F.pad(x, padding), slots, F.pad(weights, padding))
+        slots = F.pad(slots, padding, value=-1)
+        leaving = pack(F.pad(x, padding), slots, F.pad(weights, padding), self.wire)
         arriving = leaving.new_empty(self.group.size() * self.bucket, leaving.shape[1])
         work = dist.all_gather_single(arriving, leaving, group=self.group, async_op=True)
-        return AllGatherDispatch(self, x, Travelling(leaving, arriving, work, x, slots.shape[1]))
+        travelling = Travelling(leaving, arriving, work, x, slots.shape[1], self.wire)
+        return AllGatherDispatch(self, x, travelling)
 
 
 class AllGatherDispatch:

@@ -17,19 +17,19 @@ from model.engine import Engine
 from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
-from parallel.choice import DispatchChoice
+from parallel.choice import Exchange
 from parallel.expert_load import ExpertLoad
 from parallel.lockstep import Lockstep
 from parallel.rendezvous import Membership
 from parallel.seat import Seat
-from parallel.shares import Topologies, even_topologies, shares_of, topology_of_slots
+from parallel.shares import Topologies, even_topologies, num_held, shares_of
 from parallel.step_dispatcher import StepDispatcher
 
 _NAP_S = 0.01  # between two looks whether any rank has work, when none had
 
 
 def load_member(
-    checkpoint: Path, config: EngineConfig, seat: Seat, choice: DispatchChoice
+    checkpoint: Path, config: EngineConfig, seat: Seat, exchange: Exchange
 ) -> "MemberEngine":
     """Join the group, load this rank's share of the checkpoint, and wait for the other ranks.
 
@@ -46,7 +46,7 @@ def load_member(
         raise ValueError(f"{checkpoint} has no routed experts to divide; use one rank")
     topologies = seat.topologies or even_topologies(text, seat.num_ranks)
     membership = Membership(seat, device)
-    member = load_share(checkpoint, config, topologies, membership.group, choice)
+    member = load_share(checkpoint, config, topologies, membership.group, exchange)
     membership.wait_until_all_loaded()
     return member
 
@@ -56,11 +56,11 @@ def load_share(
     config: EngineConfig,
     topologies: Topologies,
     group: dist.ProcessGroup,
-    choice: DispatchChoice,
+    exchange: Exchange,
 ) -> "MemberEngine":
     """Load what this rank of a joined group holds."""
     device = torch.device(config.device)
-    dispatcher = StepDispatcher(topology_of_slots(topologies), group, device, choice)
+    dispatcher = StepDispatcher(num_held(topologies), group, device, exchange)
     shares = shares_of(topologies, group.rank(), dispatcher, device)
     engine = Engine.from_checkpoint(checkpoint, config, shares.__getitem__)
     return MemberEngine(engine, Lockstep(group, dispatcher.begin))

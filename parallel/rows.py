@@ -2,6 +2,12 @@
 
 Nothing here talks to another rank, and sums have a fixed order: no atomics.
 
+| wire dtype | a row on its way to experts | a sum on its way back (all-to-all) |
+|---|---|---|
+| `auto` | as it is | as it is |
+| `bfloat16` | rounded | rounded |
+| `float8` | e4m3, and a float32 scale that makes its greatest number 448 | as bfloat16 |
+
 Letters: n, b rows, D hidden size, K experts per token, M rows that reach the held experts.
 """
 
@@ -9,22 +15,41 @@ import torch
 from torch import Tensor
 
 from model.moe import add_rows
+from parallel.choice import WireDtype
 
-_NUMBER_BYTES = 4  # of a weight, and of an expert's place
+_NUMBER_BYTES = 4  # of a scale, of a weight, and of an expert's place
+_FLOAT8 = torch.float8_e4m3fn
+_LEAST_SCALE = 1e-30  # of a row of zeros
 
 
-def pack(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+def pack(x: Tensor, places: Tensor, weights: Tensor, wire: WireDtype = "auto") -> Tensor:
     """[n, D], [n, K], [n, K] float32 -> [n, bytes] uint8: everything that travels with a row."""
-    parts = (x.contiguous(), weights.float().contiguous(), places.int().contiguous())
-    return torch.cat([part.view(torch.uint8) for part in parts], dim=1)
+    numbers = [weights.float(), places.int()]
+    if wire == "float8":
+        assert x.shape[1] % _NUMBER_BYTES == 0, "the numbers behind a row must be aligned"
+        greatest = x.abs().amax(dim=1, keepdim=True).float()
+        scale = (greatest / torch.finfo(_FLOAT8).max).clamp(min=_LEAST_SCALE)
+        x = (x / scale).to(_FLOAT8)
+        numbers.insert(0, scale)
+    elif wire == "bfloat16":
+        x = x.bfloat16()
+    return torch.cat([part.contiguous().view(torch.uint8) for part in (x, *numbers)], dim=1)
 
 
-def unpack(packed: Tensor, like: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Undo `pack` without a copy: rows as `like`, places int32, weights."""
-    end = like.shape[1] * like.element_size()
-    middle = end + top_k * _NUMBER_BYTES
-    x, weights, places = packed[:, :end], packed[:, end:middle], packed[:, middle:]
-    return x.view(like.dtype), places.view(torch.int32), weights.view(torch.float32)
+def unpack(
+    packed: Tensor, like: Tensor, top_k: int, wire: WireDtype = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Undo `pack`, without a copy where rows are as `like`: rows, places int32, weights."""
+    of_numbers = top_k * _NUMBER_BYTES
+    row = packed[:, : packed.shape[1] - 2 * of_numbers]
+    weights = packed[:, row.shape[1] : row.shape[1] + of_numbers].view(torch.float32)
+    places = packed[:, row.shape[1] + of_numbers :].view(torch.int32)
+    if wire == "float8":
+        scale = row[:, -_NUMBER_BYTES:].view(torch.float32)
+        x = (row[:, :-_NUMBER_BYTES].view(_FLOAT8).float() * scale).type_as(like)
+    else:
+        x = row.view(torch.bfloat16 if wire == "bfloat16" else like.dtype).type_as(like)
+    return x, places, weights
 
 
 class HeldRows:

@@ -30,12 +30,10 @@ def even_topologies(text: TextConfig, num_ranks: int) -> Topologies:
     return dict.fromkeys(filter(text.is_moe_layer, range(text.num_hidden_layers)), even)
 
 
-def topology_of_slots(topologies: Topologies) -> Topology:
-    """To a dispatcher every slot is an expert of its own."""
-    shapes = {(each.num_ranks, each.num_held) for each in topologies.values()}
-    assert len(shapes) == 1, f"layers must have equally many slots, got {shapes}"
-    ((num_ranks, num_held),) = shapes
-    return Topology.even(num_ranks * num_held, num_ranks)
+def num_held(topologies: Topologies) -> int:
+    """The slots of each rank, equally many in every layer."""
+    (number,) = {each.num_held for each in topologies.values()}
+    return number
 
 
 def shares_of(
@@ -46,7 +44,7 @@ def shares_of(
     Args:
         topologies: of all layers with routed experts.
         rank: of the group.
-        dispatcher: for `topology_of_slots(topologies)`.
+        dispatcher: to slots.
         device: of the tokens.
     """
     return {

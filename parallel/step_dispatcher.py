@@ -5,26 +5,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.moe import Dispatch
-from parallel.choice import DispatchChoice, choose
+from parallel.choice import DispatchChoice, Exchange, choose
 from parallel.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.lockstep import StepPlan
-from parallel.topology import Topology
 
 
 class StepDispatcher:
-    """A dispatcher for whole steps; `begin` each with its plan."""
+    """A dispatcher to slots for whole steps; `begin` each with its plan."""
 
     def __init__(
-        self,
-        topology: Topology,
-        group: dist.ProcessGroup,
-        device: torch.device,
-        choice: DispatchChoice,
+        self, num_held: int, group: dist.ProcessGroup, device: torch.device, exchange: Exchange
     ) -> None:
-        self._where = (topology, group, device)
-        self._choice: DispatchChoice = choice
-        self._all_to_all = AllToAllDispatcher(*self._where)
-        self._all_gather = AllGatherDispatcher(*self._where, bucket=1)
+        self._device = device
+        self._choice: DispatchChoice = exchange.dispatch
+        wire = exchange.wire_dtype
+        self._all_to_all = AllToAllDispatcher(num_held, group, wire)
+        self._all_gather = AllGatherDispatcher(num_held, group, bucket=1, wire=wire)
         self._now: AllToAllDispatcher | AllGatherDispatcher = self._all_to_all
 
     def begin(self, plan: StepPlan) -> None:
@@ -34,12 +30,12 @@ class StepDispatcher:
             self._choice,
             is_decode=plan.is_decode,
             num_ranks=len(plan.tokens),
-            device=self._where[2].type,
+            device=self._device.type,
         )
         if chosen == "all_gather":
             self._all_gather.bucket = plan.max_tokens
             self._now = self._all_gather
 
-    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatch:
-        """As `model.moe.Dispatcher.dispatch`."""
-        return self._now.dispatch(x, expert_ids, weights)
+    def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> Dispatch:
+        """As `model.moe.Dispatcher.dispatch`, for slots."""
+        return self._now.dispatch(x, slots, weights)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
-from parallel.choice import DispatchChoice
+from parallel.choice import Exchange
 from pipeline.instructions import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint
 from pipeline.schema import ErrorCode, InputColumns, Layout
@@ -44,7 +44,7 @@ class PipelineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_groups: int | None = None  # None: as many as the GPUs make, or one
     expert_parallel: int | None = None  # ranks of each group; None: chosen, see `pipeline.machines`
-    dispatch: DispatchChoice = "auto"
+    exchange: Exchange = field(default_factory=Exchange)
     placement: Literal["STRICT_PACK", "PACK", "SPREAD"] = "STRICT_PACK"  # of a group's ranks
     expert_placement: str | None = None  # as for `read_load`; changes no recipe, as ranks do not
     expert_copies: int = 0  # further copies of the busiest experts, on each rank and in each layer
@@ -107,6 +107,8 @@ def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
     asked["frames"] = asdict(config.instructions.look.affordable_frames)
     if config.instructions.windows is None:
         del asked["windows"]  # as in outputs from before there were any
+    wire_dtype = config.exchange.wire_dtype
+    rounded = {} if wire_dtype == "auto" else {"wire_dtype": wire_dtype}
     del asked["limits"]  # they decide what fails, not what a caption says
     return Recipe(
         {
@@ -115,6 +117,7 @@ def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
             **asked,
             "sampling": asdict(config.sampling),
             "dtype": config.engine.dtype,
+            **rounded,
             "max_model_len": config.engine.max_model_len,
             "columns": asdict(config.columns),
             "make_ids_unique": config.make_ids_unique,

@@ -8,7 +8,7 @@ from pathlib import Path
 from model.config import TextConfig
 from model.engine_config import EngineConfig
 from model.processor import Processor
-from parallel.choice import DispatchChoice, explain
+from parallel.choice import Exchange, explain
 from parallel.client import Groups
 from parallel.expert_load import ExpertLoad
 from parallel.golden import golden_requests
@@ -20,8 +20,8 @@ from parallel.worker import Engine
 from pipeline.config import PipelineConfig
 from pipeline.expert_load import read_load
 
-# Checkpoint, budgets, dispatch, and the rank's seat where there are several -> its engine.
-EngineFactory = Callable[[Path, EngineConfig, DispatchChoice, Seat | None], Engine]
+# Checkpoint, budgets, exchange, and the rank's seat where there are several -> its engine.
+EngineFactory = Callable[[Path, EngineConfig, Exchange, Seat | None], Engine]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Machines:
 
 
 def load_engine(
-    checkpoint: Path, config: EngineConfig, dispatch: DispatchChoice, seat: Seat | None
+    checkpoint: Path, config: EngineConfig, exchange: Exchange, seat: Seat | None
 ) -> Engine:
     """The engine of a checkpoint, in the process that will use it: all of it, or a rank's share."""
     if seat is None:
@@ -50,7 +50,7 @@ def load_engine(
         return KimiVLEngine.from_checkpoint(checkpoint, config)
     from parallel.member import load_member
 
-    return load_member(checkpoint, config, seat, dispatch)
+    return load_member(checkpoint, config, seat, exchange)
 
 
 def check_ranks(config: PipelineConfig, num_experts: int) -> None:
@@ -124,7 +124,7 @@ def _machines(
         num_groups=num_groups,
         num_ranks=num_ranks,
         why=why,
-        dispatch=explain(config.dispatch, num_ranks, device)
+        dispatch=explain(config.exchange, num_ranks, device)
         + _explain_placement(config, num_ranks),
     )
 
@@ -162,7 +162,7 @@ def start_groups(
         topologies = place(load, machines.num_ranks, config.expert_copies)
     tokenizer = Processor.from_checkpoint(config.checkpoint).tokenizer
     spec = GroupSpec(
-        engine_factory=partial(engine_factory, config.checkpoint, engine, config.dispatch),
+        engine_factory=partial(engine_factory, config.checkpoint, engine, config.exchange),
         num_ranks=machines.num_ranks,
         num_cpus_per_rank=0.25,  # of Ray's accounts; torch uses the engine's `num_threads`
         num_gpus_per_rank=1.0 if machines.device == "cuda" else 0.0,

@@ -16,6 +16,7 @@ from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.prompt import Prompt
 from model.sequence import SamplingParams
+from parallel.choice import Exchange
 from pipeline.config import PipelineConfig
 from pipeline.fetch import MediaAccess
 from pipeline.instructions import Instructions
@@ -90,7 +91,7 @@ def _prepare_alone(config: PipelineConfig) -> tuple[float, list[Prompt]]:
 
 def _engine_alone(config: PipelineConfig, prompts: Sequence[Prompt]) -> float:
     """Seconds of the engine over prompts that all wait from the start."""
-    engine = load_engine(config.checkpoint, config.engine, "auto", None)
+    engine = load_engine(config.checkpoint, config.engine, Exchange(), None)
     engine.add("first", prompts[0], replace(config.sampling, max_tokens=2))
     while engine.has_work:
         engine.step()

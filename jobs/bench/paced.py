@@ -11,7 +11,7 @@ from jobs.cluster import connect
 from model.engine_config import EngineConfig
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
-from parallel.choice import DispatchChoice
+from parallel.choice import Exchange
 from parallel.expert_load import ExpertLoad
 from parallel.seat import Seat
 from pipeline.config import PipelineConfig
@@ -74,7 +74,7 @@ class PacedEngine:
 def paced(
     _checkpoint: Path,
     _config: EngineConfig,
-    _dispatch: DispatchChoice,
+    _exchange: Exchange,
     _seat: Seat | None,
     *,
     rows_per_s: float,

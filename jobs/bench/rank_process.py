@@ -17,6 +17,7 @@ from jobs.bench.shapes import RandomPrompts, add_all
 from model.engine import Engine
 from model.kimi_vl import KimiVL
 from model.moe import Dispatch, Dispatcher, Experts, MoE
+from parallel.choice import Exchange
 from parallel.lockstep import Lockstep
 from parallel.member import MemberEngine
 from parallel.rendezvous import Membership
@@ -116,7 +117,7 @@ class Process:
         device = torch.device("cpu")
         self._group = Membership(seat, device).group
         topology = Topology.even(model.config.text.n_routed_experts, seat.num_ranks)
-        dispatcher = StepDispatcher(topology, self._group, device, "auto")
+        dispatcher = StepDispatcher(topology.num_held, self._group, device, Exchange())
         timed = TimedDispatcher(dispatcher)
         for layer, experts in zip(moe_layers(model), share, strict=True):
             layer.dispatcher = timed

@@ -38,7 +38,7 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
     started = time.perf_counter()
     device = "cuda" if has_gpu else "cpu"
     engine = load_engine(
-        config.checkpoint, replace(config.engine, device=device), config.dispatch, None
+        config.checkpoint, replace(config.engine, device=device), config.exchange, None
     )
     loaded = time.perf_counter()
     for row in rows:

@@ -39,6 +39,14 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         help="how tokens travel between the ranks of a copy",
     )
     group.add_argument(
+        "--wire-dtype",
+        choices=("auto", "bfloat16", "float8"),
+        default="auto",
+        help="of tokens while they travel: auto, as they are; float8, one byte a number on the way "
+        "to the experts and bfloat16 back, where the network between ranks is the slow part; "
+        "other than auto changes captions and is part of the recipe",
+    )
+    group.add_argument(
         "--placement",
         choices=("strict_pack", "pack", "spread"),
         default="strict_pack",

@@ -1,7 +1,11 @@
 import pytest
 import torch
 
+from model import memory
 from model.memory import available_bytes, free_bytes
+from model.moe import LocalDispatcher, Share
+from model.weights import load_model
+from tests.tiny import tiny_checkpoint
 
 GIB = 1 << 30
 
@@ -57,3 +61,13 @@ def test_a_system_without_meminfo_asks_for_a_number(tmp_path):
 
 def test_this_machine_has_some():
     assert 0 < free_bytes(torch.device("cpu")) < 1 << 50
+
+
+def test_weights_that_cannot_fit_are_refused_before_they_are_read(monkeypatch, tmp_path):
+    tiny_checkpoint(tmp_path)
+    needed = sum(parameter.nbytes for parameter in load_model(tmp_path).parameters())
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
+    with pytest.raises(ValueError, match="are free on cpu; share the experts"):
+        load_model(tmp_path)
+    share = Share(range(4), LocalDispatcher(16))
+    load_model(tmp_path, shares=lambda _: share)  # a quarter of the experts does fit

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from parallel.choice import choose, explain
+from parallel.choice import Exchange, choose, explain
 
 CHOICES = ("auto", "all_to_all", "all_gather")
 
@@ -21,11 +21,16 @@ def test_the_explanation_names_what_is_chosen(choice, num_ranks, device):
     said = {
         name
         for name in CHOICES[1:]
-        if f"{name} " in explain(choice, num_ranks, device) + " "
-        or f"{name}:" in explain(choice, num_ranks, device)
+        if f"{name} " in explain(Exchange(choice), num_ranks, device) + " "
+        or f"{name}:" in explain(Exchange(choice), num_ranks, device)
     }
     assert said == chosen
 
 
 def test_one_rank_needs_no_exchange():
-    assert "local" in explain("auto", 1, "cuda")
+    assert "local" in explain(Exchange(), 1, "cuda")
+
+
+def test_a_narrow_wire_is_named():
+    assert "travel as float8" in explain(Exchange(wire_dtype="float8"), 2, "cpu")
+    assert "travel" not in explain(Exchange(), 2, "cpu")

@@ -32,8 +32,9 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x, expert_ids, torch.empty(NUM_TOKENS, TOP_K, device=META)
 
 
-def test_all_gather_never_waits_for_the_device(fake_group):
-    dispatcher = AllGatherDispatcher(TOPOLOGY, fake_group, META, bucket=16)
+@pytest.mark.parametrize("wire", ["auto", "float8"])
+def test_all_gather_never_waits_for_the_device(fake_group, wire):
+    dispatcher = AllGatherDispatcher(TOPOLOGY.num_held, fake_group, bucket=16, wire=wire)
     with torch.device(META):
         dispatch = dispatcher.dispatch(*tokens())
         assert dispatch.rows.shape == (NUM_RANKS * 16 * TOP_K, HIDDEN)
@@ -41,7 +42,8 @@ def test_all_gather_never_waits_for_the_device(fake_group):
     assert (home.shape, home.dtype) == ((NUM_TOKENS, HIDDEN), torch.bfloat16)
 
 
-def test_all_to_all_waits_for_the_device_once(fake_group, monkeypatch):
+@pytest.mark.parametrize("wire", ["auto", "float8"])
+def test_all_to_all_waits_for_the_device_once(fake_group, monkeypatch, wire):
     waits = []
 
     def tolist(tensor):
@@ -49,7 +51,7 @@ def test_all_to_all_waits_for_the_device_once(fake_group, monkeypatch):
         return [2, 3, 4, 1, 5, 0, 2, 1, 20]  # rows sent, rows that arrive, copies
 
     monkeypatch.setattr(torch.Tensor, "tolist", tolist)
-    dispatcher = AllToAllDispatcher(TOPOLOGY, fake_group, META)
+    dispatcher = AllToAllDispatcher(TOPOLOGY.num_held, fake_group, wire)
     with torch.device(META):
         dispatch = dispatcher.dispatch(*tokens())
         assert dispatch.rows.shape == (20, HIDDEN)
@@ -72,7 +74,7 @@ def test_a_row_crosses_to_a_rank_at_most_once():
     def on_rank(group: dist.ProcessGroup) -> None:
         generator = torch.Generator().manual_seed(group.rank())
         expert_ids = torch.rand(50, 64, generator=generator).topk(TOP_K).indices
-        dispatcher = AllToAllDispatcher(TOPOLOGY, group, torch.device("cpu"))
+        dispatcher = AllToAllDispatcher(TOPOLOGY.num_held, group)
         dispatch = dispatcher.dispatch(torch.ones(50, 4), expert_ids, torch.ones(50, TOP_K))
         owners = [{expert // 16 for expert in token} for token in expert_ids.tolist()]
         to_rank = [sum(rank in ranks for ranks in owners) for rank in range(NUM_RANKS)]

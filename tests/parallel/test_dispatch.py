@@ -6,12 +6,13 @@ import torch.distributed as dist
 
 from model.config import TextConfig
 from model.moe import LocalDispatcher, MoE, Share
+from parallel.choice import WireDtype
 from parallel.dispatch import AllGatherDispatcher, AllToAllDispatcher
+from parallel.shares import ByExpert
 from parallel.topology import Topology
 from tests.parallel.ranks import run_ranks
 from tests.tiny import tiny_config
 
-CPU = torch.device("cpu")
 HIDDEN = 8
 
 CASES = [
@@ -25,10 +26,23 @@ CASES = [
     pytest.param(8, [1, 0, 17, 2, 5, 0, 3, 9], 64, 6, None, id="eight uneven ranks"),
     pytest.param(8, [6, 2, 0, 1, 5, 3, 3, 9], 384, 8, None, id="384 experts, top 8"),
 ]
-MAKERS = [
-    pytest.param(lambda t, g, d, *, bucket: AllToAllDispatcher(t, g, d), id="all_to_all"),
-    pytest.param(lambda t, g, d, *, bucket: AllGatherDispatcher(t, g, d, bucket), id="all_gather"),
-]
+
+
+def all_to_all(
+    topology: Topology, group: dist.ProcessGroup, *, bucket: int, wire: WireDtype = "auto"
+) -> ByExpert:
+    dispatcher = AllToAllDispatcher(topology.num_held, group, wire)
+    return ByExpert(dispatcher, topology.slots(group.rank()))
+
+
+def all_gather(
+    topology: Topology, group: dist.ProcessGroup, *, bucket: int, wire: WireDtype = "auto"
+) -> ByExpert:
+    dispatcher = AllGatherDispatcher(topology.num_held, group, bucket, wire)
+    return ByExpert(dispatcher, topology.slots(group.rank()))
+
+
+MAKERS = [all_to_all, all_gather]
 
 
 def routed(rank: int, num_tokens: int, num_experts: int, top_k: int, favourite: int | None):
@@ -53,7 +67,7 @@ def test_each_token_gets_exactly_what_its_experts_give(
     def on_rank(group: dist.ProcessGroup) -> None:
         rank = group.rank()
         x, expert_ids, weights = routed(rank, tokens[rank], num_experts, top_k, favourite)
-        dispatcher = make(topology, group, CPU, bucket=max(tokens))
+        dispatcher = make(topology, group, bucket=max(tokens))
         dispatch = dispatcher.dispatch(x, expert_ids, weights)
         assert int(dispatch.rows_per_expert.sum()) == len(dispatch.rows)
         expert = torch.tensor(topology.held[rank]).repeat_interleave(dispatch.rows_per_expert)
@@ -106,7 +120,7 @@ def test_a_layer_over_ranks_equals_the_layer_in_one_process(make, tokens, dtype,
     @torch.inference_mode()
     def on_rank(group: dist.ProcessGroup) -> None:
         rank = group.rank()
-        moe = part(rank, make(topology, group, CPU, bucket=max(tokens))).to(dtype)
+        moe = part(rank, make(topology, group, bucket=max(tokens))).to(dtype)
         got = moe(inputs[rank])
         torch.testing.assert_close(got, whole(inputs[rank]), rtol=tolerance, atol=tolerance)
 
@@ -114,13 +128,37 @@ def test_a_layer_over_ranks_equals_the_layer_in_one_process(make, tokens, dtype,
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_numbers_that_break_in_one_token_stay_in_that_token(make):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("wire", "tolerance"), [("bfloat16", 2**-8), ("float8", 2**-4)])
+def test_a_narrow_wire_rounds_rows_to_it(make, dtype, wire, tolerance):
+    """An expert gives back what it gets; rows of very different sizes keep their precision."""
+    topology = Topology.even(8, 2)
+
+    def on_rank(group: dist.ProcessGroup) -> None:
+        generator = torch.Generator().manual_seed(group.rank())
+        x = torch.randn(5, HIDDEN, generator=generator)
+        x *= torch.tensor([1e-6, 0.0, 1.0, 1e3, 1e6])[:, None]
+        expert_ids = torch.rand(5, 8, generator=generator).topk(3).indices
+        dispatcher = make(topology, group, bucket=5, wire=wire)
+        dispatch = dispatcher.dispatch(x.to(dtype), expert_ids, torch.full((5, 3), 1 / 3))
+        home = dispatch.combine(dispatch.rows)
+        assert home.dtype == dtype
+        error = (home.float() - x).abs()
+        assert (error <= 1.5 * tolerance * x.abs() + 2**-9 * x.abs().amax(1, keepdim=True)).all()
+        assert wire != "float8" or error.any()
+
+    run_ranks(2, on_rank)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("wire", ["auto", "bfloat16", "float8"])
+def test_numbers_that_break_in_one_token_stay_in_that_token(make, wire):
     topology = Topology.even(8, 2)
 
     def on_rank(group: dist.ProcessGroup) -> None:
         x, expert_ids, weights = routed(group.rank(), 4, 8, 3, None)
         x[1] = torch.nan
-        dispatch = make(topology, group, CPU, bucket=6).dispatch(x, expert_ids, weights)
+        dispatch = make(topology, group, bucket=6, wire=wire).dispatch(x, expert_ids, weights)
         home = dispatch.combine(dispatch.rows)
         assert home.isnan().any(1).tolist() == [False, True, False, False]
 
@@ -134,7 +172,7 @@ def test_experts_may_live_on_several_ranks_in_any_order(make):
     def on_rank(group: dist.ProcessGroup) -> None:
         rank = group.rank()
         x, expert_ids, weights = routed(rank, 5 + rank, 6, 3, None)
-        dispatch = make(topology, group, CPU, bucket=6).dispatch(x, expert_ids, weights)
+        dispatch = make(topology, group, bucket=6).dispatch(x, expert_ids, weights)
         expert = torch.tensor(topology.held[rank]).repeat_interleave(dispatch.rows_per_expert)
         home = dispatch.combine(dispatch.rows * expert[:, None])
         expected = (x[:, None] * expert_ids[..., None] * weights[..., None]).sum(1)

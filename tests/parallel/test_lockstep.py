@@ -17,7 +17,7 @@ from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
-from parallel.choice import DispatchChoice
+from parallel.choice import DispatchChoice, Exchange
 from parallel.expert_load import ExpertLoad, add
 from parallel.lockstep import Lockstep, LockstepError, StepPlan
 from parallel.member import MemberEngine, load_share
@@ -74,7 +74,7 @@ def member(
     topologies = even_topologies(text, group.size())
     if load is not None:
         topologies = place(load, group.size(), num_copies=1)
-    return load_share(checkpoint, CONFIG, topologies, group, choice)
+    return load_share(checkpoint, CONFIG, topologies, group, Exchange(choice))
 
 
 def answer_together(

@@ -9,6 +9,7 @@ from model.moe import LocalDispatcher
 from parallel.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.rendezvous import Meeting, Membership
 from parallel.seat import Seat
+from parallel.shares import ByExpert
 from parallel.topology import Topology
 
 NUM_EXPERTS, TOP_K, HIDDEN = 64, 6, 256
@@ -29,10 +30,11 @@ def on_rank(seat: Seat) -> None:
     number = torch.arange(NUM_EXPERTS, device=device).repeat_interleave(local.rows_per_expert)
     expected = local.combine(local.rows + number[:, None])
     for dispatcher in (
-        AllToAllDispatcher(topology, group, device),
-        AllGatherDispatcher(topology, group, device, bucket=5 * seat.num_ranks),
+        AllToAllDispatcher(topology.num_held, group),
+        AllGatherDispatcher(topology.num_held, group, bucket=5 * seat.num_ranks),
     ):
-        dispatch = dispatcher.dispatch(*tokens)
+        by_expert = ByExpert(dispatcher, topology.slots(seat.rank).to(device))
+        dispatch = by_expert.dispatch(*tokens)
         held = torch.tensor(topology.held[seat.rank], device=device)
         number = held.repeat_interleave(dispatch.rows_per_expert)
         y = dispatch.rows.clone()

@@ -15,6 +15,7 @@ from model.engine import Engine
 from model.engine_config import EngineConfig
 from model.processor import Processor
 from model.sequence import Completion, SamplingParams
+from parallel.choice import Exchange
 from parallel.client import Groups
 from parallel.golden import golden_requests
 from parallel.group import DeadGroupError, GroupError, GroupSpec
@@ -35,7 +36,7 @@ class MarkedEngine:
 
     def __init__(self, checkpoint, seat: Seat | None) -> None:
         assert seat is not None
-        self._engine = load_member(checkpoint, CONFIG, seat, "auto")
+        self._engine = load_member(checkpoint, CONFIG, seat, Exchange())
         self._who = {"pid": os.getpid(), "rank": seat.rank}
         self.add, self.step = self._engine.add, self._engine.step
         self.cancel, self.close = self._engine.cancel, self._engine.close

@@ -17,6 +17,7 @@ import ray
 
 from model.config import CheckpointError
 from model.sequence import SamplingParams
+from parallel.choice import Exchange
 from pipeline import ledger
 from pipeline.config import recipe_of
 from pipeline.costs import Cost
@@ -296,11 +297,19 @@ def test_how_a_run_is_carried_out_is_not_part_of_the_recipe(config):
         engine=replace(config.engine, max_batch_size=3, num_threads=2),
         device="cpu",
         num_groups=5,
+        exchange=Exchange("all_gather"),
         rows_per_part=7,
         limit=3,
     )
 
     assert recipe_of(otherwise, layout).sha256 == recipe_of(config, layout).sha256
+
+
+def test_rows_that_travel_rounded_are_another_recipe(config):
+    layout = open_source(config.input, config.columns).layout
+    rounded = replace(config, exchange=Exchange(wire_dtype="float8"))
+    assert recipe_of(rounded, layout).fields["wire_dtype"] == "float8"
+    assert "wire_dtype" not in recipe_of(config, layout).fields
 
 
 def test_a_second_driver_is_refused(config):
