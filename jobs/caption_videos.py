@@ -39,6 +39,9 @@ output columns:
   mean_logprob, min_logprob   of the generated tokens
   samples               with --samples: all texts of the row, the first one again
   token_logprobs        with --token-logprobs: of each token of the caption, its stop token too
+  (name of a prompt)    with --prompts: its answers
+  answers               with --prompts: status, error, counts ... of each, and the text of those
+                        that were cut, or that a column with the type of a schema cannot hold
   timeline              with --window-s: start_s, end_s, caption, status, error, counts ... of each
                         window; the status of a row is that of its worst window
   frame_times_s         when the frames that the model saw appear in the video

@@ -4,10 +4,12 @@ mood: What is the mood of this clip?          # a name and a text
 safety:
   text: "Does {title} show anything dangerous?"   # {column} is a row's value
   max-tokens: 64                              # options of the command, for this one alone
-  schema: safety.json
+  schema: safety.json                         # its column has the type that the schema says
+  as: json                                    # unless it is to be text
 """
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from jobs.run_file import read_mapping
 from jobs.schemas import read_schema
 from model.sequence import SamplingParams
+from pipeline.answer_type import answer_type
 from pipeline.questions import Question
 
 # Options of the command that a question may have for itself -> fields of SamplingParams.
@@ -28,7 +31,8 @@ _OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "repetition-penalty": ("repetition_penalty", (int, float)),
     "loop-guard": ("loop_guard", int),
 }
-_KEYS = ("text", "schema", "stop", *_OPTIONS)
+_KEYS = ("text", "schema", "as", "stop", *_OPTIONS)
+_FORMS = ("typed", "json")
 
 
 def read_questions(path: str, sampling: SamplingParams) -> tuple[Question, ...]:
@@ -60,13 +64,22 @@ def _question(name: Any, value: Any, sampling: SamplingParams, folder: Path) -> 
     if not isinstance(name, str) or not name.strip():
         raise ValueError("a prompt needs a name that is text; quote it")
     if isinstance(value, str):
-        return Question(name=name, text=value, sampling=sampling)
+        value = {"text": value}
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise ValueError("it must be a text, or a mapping with `text`")  # noqa: TRY004
     for key in value:
         if key not in _KEYS:
             (nearest,) = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.0)
             raise ValueError(f"there is no key {key!r}; the nearest is {nearest!r}")
+    sampling = replace(sampling, **_changes(value, folder))
+    is_typed = _is_typed(name, value.get("as"), sampling)
+    if is_typed:
+        sampling = replace(sampling, schema=_closed(sampling.schema))
+    return Question(name=name, text=value["text"], sampling=sampling, is_typed=is_typed)
+
+
+def _changes(value: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings that a question has for itself."""
     changes: dict[str, Any] = {}
     for key, (option, kind) in _OPTIONS.items():
         if key in value:
@@ -80,7 +93,26 @@ def _question(name: Any, value: Any, sampling: SamplingParams, folder: Path) -> 
         changes["stop"] = tuple(stop)
     if "schema" in value:
         changes["schema"] = _schema(value["schema"], folder)
-    return Question(name=name, text=value["text"], sampling=replace(sampling, **changes))
+    return changes
+
+
+def _is_typed(name: str, form: Any, sampling: SamplingParams) -> bool:
+    """Whether answers with a schema have its type, as they do but for `caption`, which is text."""
+    if form is None:
+        return sampling.schema is not None and name != "caption"
+    if form not in _FORMS:
+        raise ValueError(f"as must be {' or '.join(_FORMS)}, got {form!r}")
+    if sampling.schema is None:
+        raise ValueError("as is for answers with a schema, and there is none")
+    return form == "typed"
+
+
+def _closed(schema: str | None) -> str:
+    """The schema that the answers of a typed column follow."""
+    try:
+        return answer_type(schema or "").schema
+    except ValueError as error:
+        raise ValueError(f"{error}; `as: json` keeps its answers as text") from error
 
 
 def _schema(value: Any, folder: Path) -> str:
@@ -88,7 +120,8 @@ def _schema(value: Any, folder: Path) -> str:
     if isinstance(value, str):
         return read_schema(str(folder / value))
     if isinstance(value, dict):
-        import json
-
-        return json.dumps(value)
+        try:
+            return json.dumps(value)
+        except TypeError as error:  # YAML knows dates
+            raise ValueError(f"schema is not JSON: {error}; quote the value") from error
     raise ValueError(f"schema must be a file or a mapping, got {value!r}")

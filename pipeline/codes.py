@@ -30,6 +30,6 @@ class ErrorCode(StrEnum):
     DECODER_DIED = "decoder_died"  # two processes died with this row, the second one fresh
     BAD_PROMPT = "bad_prompt"
     PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the context holds
-    SCHEMA_FAILED = "schema_failed"  # the grammar of the answer's JSON Schema gave up
+    SCHEMA_FAILED = "schema_failed"  # its grammar gave up, or its column cannot hold the answer
     POISON_ROW = "poison_row"  # groups died with it, the last one with nothing else in flight
     ENGINE_ERROR = "engine_error"

@@ -107,6 +107,8 @@ def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
     asked["frames"] = asdict(config.instructions.look.affordable_frames)
     if config.instructions.windows is None:
         del asked["windows"]  # as in outputs from before there were any
+    for each in asked["questions"]:
+        del each["is_typed"]  # the types of the columns tell
     wire_dtype = config.exchange.wire_dtype
     rounded = {} if wire_dtype == "auto" else {"wire_dtype": wire_dtype}
     del asked["limits"]  # they decide what fails, not what a caption says

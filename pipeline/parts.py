@@ -59,7 +59,10 @@ def extra_fields(samplings: Sequence[SamplingParams]) -> list[pa.Field]:
 
 
 def fan_in(
-    table: pa.Table, rules: Mapping[str, Rule], extra: Sequence[tuple[pa.Field, Rule]]
+    table: pa.Table,
+    rules: Mapping[str, Rule],
+    extra: Sequence[tuple[pa.Field, Rule]],
+    read: Callable[[Part], Part] = lambda part: part,
 ) -> pa.Table:
     """One row for each row of the input.
 
@@ -67,6 +70,7 @@ def fan_in(
         table: answered parts, those of a row one after the other, by number.
         rules: for the result columns; where there is none, the first part's value stands.
         extra: further columns.
+        read: makes of each part what the rules see.
     """
     own = [name for name in _OF_PART if name in table.column_names]
     rows: list[list[Part]] = []
@@ -75,7 +79,7 @@ def fan_in(
         if part[PART_FIELD.name] == 0:
             rows.append([])
             firsts.append(index)
-        rows[-1].append(part)
+        rows[-1].append(read(part))
     merged = table.take(pa.array(firsts, pa.int64()))
     for field in RESULT_FIELDS:
         if field.name in rules:

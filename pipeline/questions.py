@@ -2,6 +2,9 @@
 
 Each is a part of the row (`pipeline.parts`); only the first of those that show the same frames
 holds the pixels, and in the engine they share them: features by image, blocks by prefix.
+
+An answer with a JSON Schema can be a value of the type that the schema says (`answer_type`). What
+is no such value, cut short or beyond the type, is null there, and its text stands in `answers`.
 """
 
 import string
@@ -13,6 +16,7 @@ import pyarrow as pa
 
 from model.prompt import PromptError
 from model.sequence import SamplingParams
+from pipeline.answer_type import AnswerType, answer_type
 from pipeline.look import Look
 from pipeline.parts import (
     PART_FIELDS,
@@ -30,9 +34,12 @@ from pipeline.schema import (
     PREPARED_FIELDS,
     QUESTION_FIELD,
     RESULT_FIELDS,
+    ErrorCode,
+    Status,
 )
 
 ANSWERS = "answers"  # the column that tells how each question was answered
+_TEXT = pa.field("text", pa.large_string())  # of a typed answer that its column does not hold
 _OF_LOOK = [f for f in MEDIA_FIELDS if f.name in ("frame_times_s", "num_visual_tokens")]
 
 
@@ -47,9 +54,11 @@ class Question:
         look: how the row is shown; None is as the run says. All looks of a row are decoded once.
         over: a column that holds a list of texts: the question is asked for each of them, in the
             place of its name in `text`, and its column is the list of the answers.
+        is_typed: the answers are values of the type that the schema of `sampling` says, not texts.
 
     Raises:
-        ValueError: the text is empty, or is no template of the form `{column}`.
+        ValueError: the text is empty, or is no template of the form `{column}`; or the answers are
+            to have the type of a schema and there is none, or none that a column can have.
     """
 
     name: str
@@ -57,16 +66,26 @@ class Question:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     look: Look | None = None
     over: str | None = None
+    is_typed: bool = False
 
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise ValueError(f"the prompt {self.name!r} is empty; say what is wanted")
         template_fields(self.text)
+        if self.is_typed and self.sampling.schema is None:
+            raise ValueError(f"the answers of {self.name!r} have no schema that says their type")
+        assert self.output_field  # whose type is checked
+
+    @property
+    def answer_type(self) -> AnswerType | None:
+        """What its answers are read as; None for text."""
+        schema = self.sampling.schema
+        return answer_type(schema) if self.is_typed and schema is not None else None
 
     @property
     def output_field(self) -> pa.Field:
         """The column of its answers."""
-        kind = pa.large_string()
+        kind = pa.large_string() if self.answer_type is None else self.answer_type.kind
         return pa.field(self.name, kind if self.over is None else pa.list_(kind))
 
     def asked(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -136,6 +155,8 @@ def question_fields(questions: Sequence[Question]) -> list[pa.Field]:
 def answers_field(questions: Sequence[Question]) -> pa.Field:
     """The column that tells how each question was answered, in their order."""
     parts = [pa.field("question", pa.string()), *PART_FIELDS]
+    if any(each.is_typed for each in questions):
+        parts.append(_TEXT)
     if any(each.look for each in questions):
         parts += _OF_LOOK
     parts += extra_fields([each.sampling for each in questions])
@@ -153,8 +174,10 @@ def check_names(questions: Sequence[Question]) -> None:
     for each in questions:
         if each.name in seen:
             raise ValueError(f"a prompt cannot be named {each.name!r}: that column is taken")
-        if each.name == "caption" and each.over is not None:
-            raise ValueError("the answers of `caption` are no list; give the prompt another name")
+        if each.name == "caption" and (each.is_typed or each.over is not None):
+            raise ValueError(
+                "the answers of `caption` are one text a row; give the prompt another name"
+            )
         seen.add(each.name)
 
 
@@ -173,21 +196,41 @@ def answers_in_rows(table: pa.Table, questions: Sequence[Question]) -> pa.Table:
     }
     columns: list[tuple[pa.Field, Rule]] = []
     for number, question in enumerate(questions):
-        rule = _text_of(number) if question.over is None else _texts_of(number)
+        rule = _value_of(number) if question.over is None else _values_of(number)
         if question.name == "caption":
             rules["caption"] = rule  # it is among the result fields
         else:
             columns.append((question.output_field, rule))
     answers = answers_field(questions)
-    return fan_in(table, rules, [*columns, (answers, _details(names, answers))])
+    types = [each.answer_type for each in questions]
+    return fan_in(
+        table,
+        rules,
+        [*columns, (answers, _details(names, answers))],
+        lambda part: {**part, **_read(part, types[part[QUESTION_FIELD.name]])},
+    )
 
 
-def _texts_of(number: int) -> Rule:
-    return lambda parts: [each["caption"] for each in parts if each[QUESTION_FIELD.name] == number]
+def _read(part: Part, kind: AnswerType | None) -> dict[str, Any]:
+    """The `value` of an answer, or its `text` and maybe an error where it is none."""
+    text = part["caption"]
+    if kind is None or text is None:
+        return {"value": text, "text": None}
+    if part["finish_reason"] != "stop":  # a number may be JSON without its end
+        return {"value": None, "text": text}
+    try:
+        return {"value": kind.read(text), "text": None}
+    except ValueError as error:
+        failed = {"status": Status.ERROR.value, "error_code": ErrorCode.SCHEMA_FAILED.value}
+        return {"value": None, "text": text, **failed, "error": str(error)}
 
 
-def _text_of(number: int) -> Rule:
-    return lambda parts: _texts_of(number)(parts)[0]
+def _values_of(number: int) -> Rule:
+    return lambda parts: [each["value"] for each in parts if each[QUESTION_FIELD.name] == number]
+
+
+def _value_of(number: int) -> Rule:
+    return lambda parts: _values_of(number)(parts)[0]
 
 
 def _details(names: Sequence[str], answers: pa.Field) -> Rule:

@@ -132,7 +132,20 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(old, list) and isinstance(new, list) and set(old) != set(new):
+    elif isinstance(old, list) and isinstance(new, list):
+        yield from _list_differences(old, new, name)
+    elif old != new:
+        yield f"{name}: {_short(old)} -> {_short(new)}"
+
+
+def _list_differences(old: list[Any], new: list[Any], name: str) -> Iterator[str]:
+    """Those of lists of plain values, or of mappings with names, such as questions."""
+    if any(isinstance(each, dict) for each in (*old, *new)):
+        olds, news = ({each["name"]: each for each in values} for values in (old, new))
+        yield from _list_differences(list(olds), list(news), name)
+        for key in (key for key in olds if key in news):
+            yield from differences(olds[key], news[key], f"{name}.{key}")
+    elif set(old) != set(new):
         gone = [f"- {each}" for each in old if each not in new]
         yield f"{name}: {', '.join([*gone, *(f'+ {each}' for each in new if each not in old)])}"
     elif old != new:

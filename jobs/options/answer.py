@@ -58,7 +58,8 @@ def add_answer(group: argparse._ArgumentGroup) -> None:
         "--schema",
         metavar="FILE",
         help="captions are JSON that follows the JSON Schema of FILE.json, or the pydantic model "
-        "of FILE.py:Model (which is run); what the length limit cuts is `truncated`",
+        "of FILE.py:Model (which is run), as text; what the length limit cuts is `truncated`; for "
+        "typed columns see --prompts",
     )
     group.add_argument(
         "--thinking",

@@ -17,7 +17,9 @@ def add_question(group: argparse._ArgumentGroup) -> None:
         "--prompts",
         metavar="YAML",
         help="instead several prompts, each with a column of its own: a file of `name: text`; "
-        "{column} is a row's value, and a prompt can have settings and a schema of its own",
+        "{column} is a row's value, and a prompt can have settings and a schema of its own; the "
+        "column then has the type that the schema says (struct, list, string, int64, float64, "
+        "bool), or is JSON text with `as: json`; a schema that says no one type is refused",
     )
     group.add_argument(
         "--frame-tokens",

@@ -1,7 +1,9 @@
 """Questions from a file: what they set, what they take from the command, what is refused."""
 
 import json
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from jobs.prompts import read_questions
@@ -38,6 +40,27 @@ def test_a_question_is_a_text_or_a_mapping_with_settings_of_its_own(written, tmp
     assert json.loads(kind.sampling.schema or "") == {"enum": ["a", "b"]}
 
 
+def test_answers_with_a_schema_have_its_type_unless_they_are_to_be_text(written):
+    schema = "schema: {type: object, properties: {b: {type: boolean}, a: {const: 1}}}"
+    path = written(
+        f"one: {{text: x, {schema}}}\n"
+        f"two: {{text: x, {schema}, as: typed}}\n"
+        f"three: {{text: x, {schema}, as: json}}\n"
+        f"caption: {{text: x, {schema}}}\n"
+    )
+
+    typed, typed_too, *texts = read_questions(path, COMMAND)
+
+    kind = pa.struct([("b", pa.bool_()), ("a", pa.int64())])
+    assert [each.output_field.type for each in (typed, typed_too)] == [kind] * 2
+    assert [each.output_field.type for each in texts] == [pa.large_string()] * 2
+    assert json.loads(typed.sampling.schema or "")["additionalProperties"] is False
+    assert "additionalProperties" not in (texts[0].sampling.schema or "")
+    inherited = replace(COMMAND, schema='{"type": "number"}')
+    (asked,) = read_questions(written("mood: How good?"), inherited)
+    assert asked.output_field == pa.field("mood", pa.float64())
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -55,6 +78,14 @@ def test_a_question_is_a_text_or_a_mapping_with_settings_of_its_own(written, tmp
         ("a: {text: x, stop: [1]}", "a: stop must be text or a list of texts"),
         ("a: {text: x, schema: no.json}", "no.json cannot be read"),
         ("a: {text: x, schema: 3}", "a: schema must be a file or a mapping"),
+        (
+            "a: {text: x, schema: {type: object, properties: {b: {type: array}}}}",
+            "a: no column has the type of its schema: #/properties/b/items says no type; "
+            "`as: json` keeps its answers as text",
+        ),
+        ("a: {text: x, schema: {const: 2020-01-01}}", "a: schema is not JSON: Object of type date"),
+        ("a: {text: x, as: json}", "a: as is for answers with a schema, and there is none"),
+        ("a: {text: x, schema: {const: 1}, as: text}", "a: as must be typed or json, got 'text'"),
         ("a: x\na: y", "line 2: 'a' stands there twice"),
         ("yes: x", "True: a prompt needs a name that is text; quote it"),
     ],

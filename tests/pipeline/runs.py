@@ -10,10 +10,10 @@ from model.sequence import SamplingParams
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.instructions import Instructions
+from pipeline.opening import open_input
 from pipeline.recipe import claim_output
 from pipeline.sampling import FrameSampling
 from pipeline.sink import Committer
-from pipeline.source import open_source
 from pipeline.storage import LocalStore
 from tests.clips import make_video
 
@@ -42,7 +42,7 @@ def store_of(config):
 
 def answer_without_ray(config, numbers, code=None):
     """Commit made-up captions for some rows, as an earlier run would have."""
-    source = open_source(config.input, config.columns)
+    source = open_input(config)
     recipe = recipe_of(config, source.layout)
     schema = source.layout.output.with_metadata(recipe.parquet_metadata)
     store = store_of(config)

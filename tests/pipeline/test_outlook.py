@@ -10,6 +10,7 @@ import pytest
 from jobs import caption_videos
 from pipeline import ledger
 from pipeline.outlook import RowCounts, look_ahead
+from pipeline.questions import Question
 from pipeline.schema import ErrorCode
 from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS, write_starts
 from tests.pipeline.runs import answer_without_ray, small_config, store_of
@@ -103,6 +104,29 @@ def test_another_recipe_is_told_with_its_differences(config):
     assert refused.num_todo == 0
     assert "--new-recipe moves the 4 rows to _old-<time>/ and does all 6 rows anew" in str(anew)
     assert anew.num_todo == 6
+
+
+def asking(config, *questions):
+    asked = tuple(Question(name=name, text=text) for name, text in questions)
+    return replace(config, instructions=replace(config.instructions, questions=asked))
+
+
+def test_other_prompts_are_told_by_name(config):
+    before = asking(config, ("mood", "Which mood?"), ("kind", "Which kind?"))
+    answer_without_ray(before, [0])
+
+    def changes(*questions):
+        return ahead(asking(config, *questions)).changes
+
+    assert changes(("mood", "What mood?"), ("kind", "Which kind?")) == (
+        'questions.mood.text: "Which mood?" -> "What mood?"',
+    )
+    gone = changes(("mood", "Which mood?"), ("new", "New?"))
+    assert gone[0] == "questions: - kind, + new"
+    assert gone[1].startswith("output_columns: - kind: large_string, + new: large_string")
+    turned = changes(("kind", "Which kind?"), ("mood", "Which mood?"))
+    assert turned[0] == 'questions: ["mood", "kind"] -> ["kind", "mood"]'
+    assert ahead(before).changes == ()
 
 
 def test_parts_without_a_recipe_are_told(config):

@@ -1,5 +1,7 @@
 """Several questions a row: templates, and one row in the end."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 
@@ -133,6 +135,63 @@ def test_a_question_over_a_list_gives_a_list():
     assert questions[0].asked({"ask": []}) == questions[0].asked({"ask": None}) == [{"ask": None}]
 
 
-def test_a_caption_is_no_list():
-    with pytest.raises(ValueError, match="`caption` are no list"):
-        check_names([Question(name="caption", text="{x}", over="x")])
+def test_a_typed_answer_is_a_value_or_its_text_is_kept():
+    schema = '{"type": "array", "items": {"type": "integer"}}'
+    typed = SamplingParams(schema=schema)
+    questions = (
+        Question(name="each", text="{ask}", over="ask", sampling=typed, is_typed=True),
+        Question(
+            name="once", text="?", sampling=replace(typed, n=2, temperature=1.0), is_typed=True
+        ),
+        Question(name="text", text="?", sampling=typed),
+    )
+    once, text = {"prompt_question": 1}, {"prompt_question": 2}
+    cut = {"finish_reason": "length", "status": "truncated"}
+    failed = {"status": "error", "error_code": "engine_error", "error": "?", "finish_reason": None}
+    table = answered(
+        ok("a", 0, "[1, 2]", prompt_question=0),
+        ok("a", 1, "[]", prompt_question=0, status="damaged"),
+        ok("a", 2, "[3]", **once, samples=["[3]", "[4]"]),
+        ok("a", 3, "[5]", **text),
+        ok("b", 0, "[6]", prompt_question=0, **cut),  # whole by chance, but who knows
+        ok("b", 1, "[99999999999999999999]", prompt_question=0),
+        ok("b", 2, None, **once, **failed),
+        ok("b", 3, "[7", **text, **cut),
+    )
+
+    merged = answers_in_rows(table, questions)
+    a, b = merged.to_pylist()
+
+    assert merged.schema.field("each").type == pa.list_(pa.list_(pa.int64()))
+    assert (a["each"], a["once"], a["text"], a["status"]) == ([[1, 2], []], [3], "[5]", "damaged")
+    assert [answer["text"] for answer in a["answers"]] == [None] * 4
+    assert a["answers"][2]["samples"] == ["[3]", "[4]"]
+    assert (b["each"], b["once"], b["text"]) == ([None, None], None, "[7")
+    assert [(answer["status"], answer["text"]) for answer in b["answers"]] == [
+        ("truncated", "[6]"),
+        ("error", "[99999999999999999999]"),
+        ("error", None),
+        ("truncated", None),
+    ]
+    assert (b["status"], b["error_code"]) == ("error", "schema_failed")
+    assert b["error"].startswith("each: the answer holds 99999999999999999999")
+    assert answers_in_rows(table.slice(0, 0), questions).schema == merged.schema
+
+
+def test_what_is_typed_has_a_schema_that_says_a_type():
+    with pytest.raises(ValueError, match="the answers of 'q' have no schema"):
+        Question(name="q", text="?", is_typed=True)
+    with pytest.raises(ValueError, match="no column has the type of its schema: # is an object"):
+        Question(
+            name="q", text="?", sampling=SamplingParams(schema='{"type": "object"}'), is_typed=True
+        )
+
+
+def test_a_caption_is_one_text():
+    typed = SamplingParams(schema='{"type": "boolean"}')
+    for wrong in (
+        Question(name="caption", text="{x}", over="x"),
+        Question(name="caption", text="?", sampling=typed, is_typed=True),
+    ):
+        with pytest.raises(ValueError, match="`caption` are one text a row"):
+            check_names([wrong])
