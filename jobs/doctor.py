@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check a job before it starts: the same options, no Ray, nothing written.
+"""Check a job before it starts: with the options of that job, no Ray, nothing written.
 
 Runs as `python -m jobs.doctor` and as a file; `--help` is the manual page.
 """
@@ -8,6 +8,8 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +23,21 @@ if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
     sys.path.insert(0, str(_ROOT))
 
 _PROG = "doctor"
+_JOBS = ("caption_videos", "describe_images", "parse_documents")  # modules of this folder
 
 _DESCRIPTION = """\
-Check what a job would do, with the job's own options: the columns of the input, some rows drawn
-over its whole length and prepared (time, tokens, errors), the checkpoint tensor by tensor, the
-memory of a rank, hostile media against the installed decoders, and a few rows answered for a
-forecast. Nothing is written and no Ray is started."""
+Check what a job (--job) would do, with that job's own options and defaults: the columns of the
+input, some rows drawn over its whole length and prepared (time, tokens, errors), the checkpoint
+tensor by tensor, the memory of a rank, hostile media against the installed decoders, and a few rows
+answered for a forecast. Nothing is written and no Ray is started. The options below are those of
+%s."""
 
 _EPILOG = """\
 each line is `ok`, `note` (look at it) or `BAD` (the job would be refused, or go wrong).
 
 examples:
   python -m jobs.doctor --input clips.parquet --output captions --model demo
+  python -m jobs.doctor --job parse_documents --input papers.parquet --output parsed --model demo
   python -m jobs.doctor --config run.yaml --rows 100 --answers 0
 
 exit codes:
@@ -46,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run all checks; the exit code."""
     from jobs import run_file
 
-    options = run_file.parse(make_parser, sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = run_file.parse(partial(make_parser, _job_of(arguments)), arguments)
     is_bad = False
     try:
         for finding in _check(options):
@@ -61,12 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(is_bad)
 
 
-def make_parser() -> "Parser":
-    """The command line, and its manual page."""
+def make_parser(job: str = _JOBS[0]) -> "Parser":
+    """The command line, and its manual page: those of a job, with the doctor's own options."""
     from jobs import options
 
-    parser = options.job_parser(_PROG, _DESCRIPTION, _EPILOG)
+    parser: options.Parser = import_module(f"jobs.{job}").make_parser()
+    parser.prog, parser.description, parser.epilog = _PROG, _DESCRIPTION % job, _EPILOG
     add = parser.add_argument_group("what to check").add_argument
+    add("--job", choices=_JOBS, default=_JOBS[0], help="whose options and defaults these are")
     add("--rows", type=options.positive, default=20, metavar="N", help="to draw and prepare")
     add(
         "--answers",
@@ -77,6 +85,15 @@ def make_parser() -> "Parser":
     )
     add("--no-attacks", action="store_true", help="do not try hostile media")
     return parser
+
+
+def _job_of(arguments: Sequence[str]) -> str:
+    """The job whose options the others are; one that is none ends the process with 2."""
+    from jobs import options
+
+    parser = options.Parser(prog=_PROG, add_help=False)
+    parser.add_argument("--job", choices=_JOBS, default=_JOBS[0])
+    return parser.parse_known_args(arguments)[0].job
 
 
 def _check(options: argparse.Namespace) -> "Iterator[Finding]":

@@ -80,16 +80,16 @@ def drill(options: argparse.Namespace, directory: Path) -> dict[str, float]:
 def compare(peace: PipelineConfig, storm: PipelineConfig) -> dict[str, float]:
     """Count rows of two outputs, and captions that differ."""
     expected, got = (
-        pq.read_table(config.output, columns=["row_id", "caption", "status"]).to_pylist()
+        pq.read_table(
+            config.output, columns=["row_id", "caption", "error_code", "error"]
+        ).to_pylist()
         for config in (peace, storm)
     )
-    texts = {row["row_id"]: (row["caption"], row["status"]) for row in got}
+    found = {row["row_id"]: row for row in got}
     copies = Counter(row["row_id"] for row in got)
-    changed = [
-        row for row in expected if texts.get(row["row_id"]) != (row["caption"], row["status"])
-    ]
+    changed = [row for row in expected if found.get(row["row_id"]) != row]
     for row in changed:
-        _say(f"{row['row_id']}: {row['caption']!r} became {texts.get(row['row_id'])}")
+        _say(f"{row} became {found.get(row['row_id'])}")
     return {
         "rows_in": pq.read_metadata(peace.input).num_rows,
         "rows_out": len(got),

@@ -16,7 +16,7 @@ from jobs.options import Parser
 # Written back absolute.
 _PATHS = frozenset({"input", "output", "model", "schema", "prompts", "grid", "expert_placement"})
 _NOT_KEPT = frozenset(
-    {"help", "config", "dry_run", "retry_failed", "new_recipe"}
+    {"help", "config", "job", "dry_run", "retry_failed", "new_recipe"}
 )  # of one call, not of the run
 
 

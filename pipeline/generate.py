@@ -28,6 +28,7 @@ from pipeline.windows import Windows
 from pipeline.wire import PROMPT_COLUMNS, decode_prompt
 
 MAX_SHARED_DEATHS = 3  # of groups that had a row among others, before it is tried alone
+MAX_LONE_DEATHS = 2  # of groups that had nothing else: one may have died of something else
 _MAX_BACKOFF_S = 30.0
 
 
@@ -137,9 +138,17 @@ class Generate:
                 await self._back_off(max(num_deaths[row] for row in died))
             together = [row for row in died if num_deaths[row] < MAX_SHARED_DEATHS]
         for row in [row for row in requests if row not in outcomes]:
-            (answer,) = (await self._try({row: requests[row]}, alone=True)).values()
-            outcomes[row] = _poison(answer) if isinstance(answer, DeadGroupError) else answer
+            outcomes[row] = await self._answer_alone(requests[row])
         return outcomes
+
+    async def _answer_alone(self, request: Request) -> Outcome:
+        deaths: list[DeadGroupError] = []
+        while len(deaths) < MAX_LONE_DEATHS:
+            (answer,) = (await self._try({0: request}, alone=True)).values()
+            if not isinstance(answer, DeadGroupError):
+                return answer
+            deaths.append(answer)
+        return _poison(deaths[-1])
 
     async def _try(
         self, requests: Mapping[int, Request], *, alone: bool = False
@@ -187,8 +196,8 @@ async def _answers_or_deaths(
 def _poison(death: DeadGroupError) -> Failure:
     return Failure(
         code=ErrorCode.POISON_ROW,
-        message=f"{MAX_SHARED_DEATHS} groups died with this row in flight, and then one that had "
-        f"nothing else: {death}",
+        message=f"{MAX_SHARED_DEATHS} groups died with this row in flight, and then "
+        f"{MAX_LONE_DEATHS} that had nothing else: {death}",
     )
 
 

@@ -31,7 +31,7 @@ class SampledRow:
     row_id: str
     seconds: float  # to fetch, decode and cut
     asked: tuple[tuple[Prompt, SamplingParams], ...]  # for each of its parts; none for an error
-    error_code: str | None
+    error_code: str | None  # of the first part that failed
     error: str | None
 
     @property
@@ -72,13 +72,15 @@ def prepare_sample(
 
 def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Finding]:
     """Errors, time and tokens of the sample."""
-    errors = Counter(row.error_code for row in rows if row.error_code)
+    failed = [row for row in rows if row.error_code]
     good = [row for row in rows if row.asked]
-    if errors:
+    if failed:
+        errors = Counter(row.error_code for row in failed)
         codes = ", ".join(f"{count} {code}" for code, count in errors.most_common())
-        first = next(row for row in rows if row.error_code)
-        share = f"{len(rows) - len(good)} of {len(rows)} sampled rows fail: {codes}"
-        text = f"{share}; {first.row_id}: {first.error}"
+        num_partly = sum(bool(row.asked) for row in failed)
+        partly = f", {num_partly} of them in part" if num_partly else ""
+        text = f"{len(failed)} of {len(rows)} sampled rows fail{partly}: {codes}; "
+        text += f"{failed[0].row_id}: {failed[0].error}"
         yield Finding("note" if good else "BAD", "rows", text)
     else:
         text = f"all of {len(rows)} sampled rows of {num_rows_in_input} can be used"
@@ -90,6 +92,9 @@ def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Fin
             "decoding",
             f"{np.mean(seconds):.3f} s a row on one core, the slowest {seconds[-1]:.3f} s",
         )
+        num_prompts = sorted(len(row.asked) for row in good)
+        if num_prompts[-1] > 1:
+            yield Finding("ok", "prompts", f"{num_prompts[0]} to {num_prompts[-1]} of a row")
         yield Finding("ok", "tokens", _spread([row.num_tokens for row in good]))
         yield from _histogram([row.num_tokens for row in good])
 

@@ -17,6 +17,7 @@ from pipeline.machines import load_engine
 from pipeline.progress import duration_text
 
 _GIB = 1 << 30
+_MOST_PROMPTS = 16  # of one row: a long document has hundreds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Trial:
     """What the engine did."""
 
     num_rows: int
+    num_prompts: int  # of these rows, not always all
     num_generated_tokens: int
     seconds: float
     load_s: float
@@ -31,7 +33,10 @@ class Trial:
 
 
 def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
-    """Load the model, answer `rows` together, and say how long it took."""
+    """Load the model, answer `rows` together, and say how long it took.
+
+    Of a row with very many prompts only the first ones are answered.
+    """
     import torch
 
     has_gpu = torch.cuda.is_available() and config.device != "cpu"
@@ -41,16 +46,18 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
         config.checkpoint, replace(config.engine, device=device), config.exchange, None
     )
     loaded = time.perf_counter()
+    num_prompts = num_tokens = 0
     for row in rows:
-        for number, (prompt, params) in enumerate(row.asked):
-            engine.add(f"{row.row_id} {number}", prompt, params)
-    num_tokens = 0
+        for prompt, params in row.asked[:_MOST_PROMPTS]:
+            engine.add(f"{num_prompts}", prompt, params)
+            num_prompts += 1
     with torch.inference_mode():
         while engine.has_work:
             for _, outcome in engine.step():
                 num_tokens += getattr(outcome, "num_generated_tokens", 0)
     return Trial(
         num_rows=len(rows),
+        num_prompts=num_prompts,
         num_generated_tokens=num_tokens,
         seconds=time.perf_counter() - loaded,
         load_s=loaded - started,
@@ -100,31 +107,32 @@ def forecast(
     time here and `--batch-size` in a job, which is faster: take the time as the most.
 
     Args:
-        trial: what the engine did.
+        trial: what the engine did; at least one prompt.
         rows: of the sample, those that can be used.
         num_rows: of the job.
         num_groups: copies of the model.
         num_cpus: of this machine.
     """
     decode_s = sum(row.seconds for row in rows) / len(rows)
-    answer_s = trial.seconds / max(1, trial.num_rows) / num_groups
+    prompts_per_row = sum(len(row.asked) for row in rows) / len(rows)
+    answer_s = trial.seconds / trial.num_prompts * prompts_per_row / num_groups
     prepare_s = decode_s / max(1, num_cpus - 1)
     seconds = num_rows * max(answer_s, prepare_s)
     slower = "answering" if answer_s > prepare_s else "decoding"
     yield Finding(
         "ok",
         "forecast",
-        f"{trial.num_rows} rows answered at once in {trial.seconds:.1f} s (loading "
-        f"{trial.load_s:.1f} s): {num_rows} rows take at most about {duration_text(seconds)} with "
-        f"{num_groups} group(s), bound by {slower}",
+        f"{trial.num_prompts} prompts of {trial.num_rows} rows answered at once in "
+        f"{trial.seconds:.1f} s (loading {trial.load_s:.1f} s): {num_rows} rows take at most about "
+        f"{duration_text(seconds)} with {num_groups} group(s), bound by {slower}",
     )
 
-    def total(sampled: float, num_sampled: int) -> str:
-        return f"{num_rows * sampled / max(1, num_sampled):,.0f}"
+    def total(per_row: float) -> str:
+        return f"{num_rows * per_row:,.0f}"
 
-    prompt = total(sum(row.num_tokens for row in rows), len(rows))
-    visual = total(sum(row.num_visual_tokens for row in rows), len(rows))
-    generated = total(trial.num_generated_tokens, trial.num_rows)
+    prompt = total(sum(row.num_tokens for row in rows) / len(rows))
+    visual = total(sum(row.num_visual_tokens for row in rows) / len(rows))
+    generated = total(trial.num_generated_tokens / trial.num_prompts * prompts_per_row)
     yield Finding(
         "ok",
         "forecast",

@@ -1,17 +1,20 @@
 """The doctor sees what a job would meet: rows, tokens, memory, hostile media, time."""
 
+import io
 import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from jobs import doctor
+from jobs import doctor, parse_documents, run_file
 from jobs.check_up import attacks, weights
 from jobs.checkpoints import DEMO
 from model.engine_config import EngineConfig
 from model.processor import Processor
 from tests.clips import make_video
+from tests.pipeline.pdfs import encrypted, make_pdf
 
 GOOD = make_video(numbers=range(8))
 
@@ -45,7 +48,9 @@ def test_it_says_what_a_job_would_meet(clips, capsys):
     assert "10 of 30 sampled rows fail: 10 media_" in out
     assert re.search(r"ok +decoding +0\.\d+ s a row", out)
     assert re.search(r"ok +tokens +(\d+) to \1 prompt tokens, median \1", out)
-    assert re.search(r"2 rows answered at once in .*: 30 rows take at most about \d+ s", out)
+    assert re.search(
+        r"2 prompts of 2 rows answered at once in .*: 30 rows take at most about \d+ s", out
+    )
     assert re.search(r"about [\d,]+ prompt tokens, [\d,]+ of them visual, and give about \d+", out)
     assert re.search(r"ok +memory +--cache-gib 0.1 holds [\d,]+ tokens: \d+ sequences like", out)
 
@@ -59,10 +64,68 @@ def test_several_questions_about_a_row_are_all_prepared_and_answered(clips, tmp_
 
     assert code == 0, err
     assert "sampled rows fail" in out
-    assert "2 rows answered at once" in out
+    assert "4 prompts of 2 rows answered at once" in out
     given = re.search(r"give about (\d+) tokens", out)
     assert given is not None
     assert 30 * 2 <= int(given[1]) <= 30 * 4
+
+
+def test_documents_are_drawn_and_asked_page_by_page_as_their_job_does(tmp_path, capsys):
+    papers = [make_pdf(["One", "Two", "Three"]), make_pdf(["A"]), encrypted()]
+    pq.write_table(pa.table({"paper": papers}), tmp_path / "papers.parquet")
+    required = ["--input", str(tmp_path / "papers.parquet"), "--output", "/nowhere/out"]
+    own = ["--model", "demo", "--document-column", "paper", "--max-tokens", "2", "--threads", "1"]
+    config = tmp_path / "_run.yaml"
+    config.write_text(run_file.parse(parse_documents.make_parser, [*required, *own]).run_yaml)
+
+    job = ["--job", "parse_documents", "--no-attacks"]
+    code = doctor.main([*job, "--config", str(config)])
+
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "used: paper (" in printed.out
+    assert "1 of 3 sampled rows fail: 1 media_encrypted; papers.parquet#2: " in printed.out
+    assert re.search(r"ok +prompts +1 to 3 of a row", printed.out)
+    assert "4 prompts of 2 rows answered at once" in printed.out
+    given = re.search(r"3 rows .*\n.* give about (\d+) tokens", printed.out)
+    assert given is not None
+    assert 3 * 2 <= int(given[1]) <= 3 * 4  # 2 prompts a row, 1 or 2 tokens each
+
+    assert doctor.main([*job, "--config", str(config), "--pages-per-prompt", "max"]) == 0
+    assert "2 prompts of 2 rows answered at once" in capsys.readouterr().out
+
+
+def test_images_are_checked_at_their_own_size(tmp_path, capsys):
+    file = io.BytesIO()
+    Image.new("RGB", (112, 84)).save(file, "PNG")
+    pq.write_table(pa.table({"image": [[file.getvalue()] * 2]}), tmp_path / "photos.parquet")
+    required = ["--input", str(tmp_path), "--output", "/nowhere/out", "--model", "demo"]
+    more = ["--job", "describe_images", "--no-attacks", "--answers", "1", "--max-tokens", "1"]
+
+    code = doctor.main([*required, *more, "--threads", "1"])
+
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "prompt tokens, 24 of them visual" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--job", "sweep"], "argument --job: invalid choice: 'sweep'"),
+        (["--job", "parse_documents", "--frames", "8"], "unrecognized arguments: --frames 8"),
+        (["--document-column", "x"], "unrecognized arguments: --document-column x"),
+    ],
+)
+def test_options_of_another_job_are_refused_in_one_line(clips, capsys, more, message):
+    with pytest.raises(SystemExit) as refused:
+        doctor.main(["--input", clips, "--output", "/nowhere/out", "--model", "demo", *more])
+
+    err = capsys.readouterr().err
+    assert refused.value.code == 2
+    assert err.startswith("doctor: error: ")
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_an_output_of_another_recipe_is_bad(clips, tmp_path, capsys):

@@ -13,7 +13,7 @@ from model.prompt import Prompt
 from model.sequence import Completion, FinishReason, SamplingParams
 from parallel.group import DeadGroupError, GroupError
 from parallel.worker import Failure, Request
-from pipeline.generate import MAX_SHARED_DEATHS, Generate
+from pipeline.generate import MAX_LONE_DEATHS, MAX_SHARED_DEATHS, Generate
 from pipeline.questions import Question, question_fields
 from pipeline.schema import PREPARED_FIELDS, RESULT_FIELDS
 from pipeline.wire import decode_prompt, encode_prompt
@@ -271,7 +271,7 @@ def test_a_poison_row_is_found_and_its_neighbours_are_captioned():
     assert out["error_code"].to_pylist() == [None, "poison_row", "media_missing", None]
     assert "signal 11" in out["error"][1].as_py()
     alone = [rows for rows, _, alone in groups.leases if alone]
-    assert sorted(alone) == [["row 0"], ["row 1"], ["row 3"]]
+    assert sorted(alone) == [["row 0"], *[["row 1"]] * MAX_LONE_DEATHS, ["row 3"]]
     assert len(groups.leases) - len(alone) == MAX_SHARED_DEATHS
 
 
@@ -283,6 +283,20 @@ def test_a_row_that_works_alone_is_not_poison():
 
     out = generate(Groups(answer), prepared(make_prompt(1), make_prompt(1)))
     assert out["status"].to_pylist() == ["ok", "ok"]
+
+
+def test_a_row_whose_group_dies_of_something_else_while_it_is_alone_is_not_poison():
+    deaths = iter(range(MAX_SHARED_DEATHS + 1))
+
+    def answer(request, lease):
+        if next(deaths, None) is not None:
+            raise DeadGroupError("its node was taken away")
+        return caption(request)
+
+    groups = Groups(answer)
+    out = generate(groups, prepared(make_prompt(1)))
+    assert out["status"].to_pylist() == ["ok"]
+    assert [alone for _, _, alone in groups.leases] == [False] * 3 + [True] * 2
 
 
 def test_a_group_error_stops_the_stage():
@@ -363,4 +377,4 @@ def test_of_prompts_about_the_same_pixels_each_is_tried_alone_after_deaths():
 
     assert out["error_code"].to_pylist() == [None, "poison_row", None]
     assert out["caption"].null_count == 1
-    assert [alone for _, _, alone in groups.leases] == [False] * 3 + [True] * 3
+    assert [alone for _, _, alone in groups.leases] == [False] * 3 + [True] * 4
