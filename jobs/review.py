@@ -20,16 +20,19 @@ if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
     sys.path.insert(0, str(_ROOT))
 
 _PROG = "review"
+_FRAME_PX, _PAGE_PX = 128, 448  # a page wants to be read
 
 _DESCRIPTION = """\
 Write an HTML page of the rows of an output directory: the frames that the model saw with their
-times, prompt, caption, status and counts; or beside those of another output, with what changed.
-The page needs no server and no network. Filter and search, accept, reject and edit with keys,
-download the verdicts as a file, and apply them here."""
+times, or the pages with their numbers, prompt, caption, status and counts; or beside those of
+another output, with what changed. Windows (--window-s), pages of documents, and prompts that see a
+row in different ways each stand beside their own frames. The page needs no server and no network.
+Filter and search, accept, reject and edit with keys, download the verdicts as a file, and apply
+them here."""
 
 _EPILOG = """\
-The frames are decoded again, as the recipe in the output says, from the input that _run.yaml in
-the output names (or --input). Where that fails the row says so. What a browser remembers of your
+Frames and pages are decoded again, as the recipe in the output says, from the input that _run.yaml
+in the output names (or --input). Where that fails the row says so. What a browser remembers of your
 verdicts stays in that browser: download them.
 
 --apply writes, for the judged rows:
@@ -42,6 +45,7 @@ examples:
   python -m jobs.review captions
   python -m jobs.review captions --against captions-16-frames --page both.html
   python -m jobs.review captions --status error --no-frames
+  python -m jobs.review sweep/_runs --max-frames 32
   python -m jobs.review captions --apply review-verdicts.json --export reviewed
 """
 
@@ -97,8 +101,19 @@ def make_parser() -> "Parser":
         help="rows may name media below this, beside those that the run allowed",
     )
     add("--no-frames", action="store_true", help="do not decode the media")
-    add("--frame-px", type=options.positive, default=128, metavar="N", help="longer side of frames")
-    add("--max-frames", type=options.positive, default=16, metavar="N", help="shown of each row")
+    add(
+        "--frame-px",
+        type=options.positive,
+        metavar="N",
+        help=f"longer side of frames (default: {_FRAME_PX}) and pages (default: {_PAGE_PX})",
+    )
+    add(
+        "--max-frames",
+        type=options.positive,
+        default=16,
+        metavar="N",
+        help="shown of each row: of each look of it, or of all its windows or pages",
+    )
     add(
         "--max-mib",
         type=options.positive,
@@ -144,26 +159,36 @@ def _write(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _side(output: "Output", options: argparse.Namespace) -> "Side":
-    """An output with the shots of its rows; where there is no input, each row says so."""
-    from jobs.review_page.page import Side
-    from jobs.review_page.shots import Shots, open_camera
+    """An output with the shots of its rows; where there is no input, each row says so.
 
+    Raises:
+        ValueError: the recipe is of another version, or --input cannot be read.
+    """
+    from jobs.review_page.page import Side
+    from jobs.review_page.parts import parts_of_rows, windows_of
+    from jobs.review_page.shots import open_camera
+    from jobs.review_page.strips import Shots
+    from pipeline.windows import PageWindows
+
+    parts = parts_of_rows(output, options.max_frames)
     if options.no_frames:
-        return Side(output=output, shots={})
+        return Side(output=output, parts=parts, shots={})
+    are_pages = isinstance(windows_of(output.recipe), PageWindows)
     try:
         camera = open_camera(
             output,
+            parts,
             input_uri=options.input,
             allowed_uris=tuple(options.allow_uri),
-            frame_px=options.frame_px,
+            frame_px=options.frame_px or (_PAGE_PX if are_pages else _FRAME_PX),
             max_frames=options.max_frames,
         )
     except ValueError as error:
         if options.input is not None:
             raise
         note = Shots(note=f"no frames: {error}")
-        return Side(output=output, shots=dict.fromkeys(output.rows["row_id"].to_pylist(), note))
-    return Side(output=output, shots=camera.shoot(options.workers))
+        return Side(output=output, parts=parts, shots=dict.fromkeys(parts, note))
+    return Side(output=output, parts=parts, shots=camera.shoot(options.workers))
 
 
 def _apply(options: argparse.Namespace) -> Iterator[str]:

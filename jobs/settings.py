@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.checkpoints import find_checkpoint
 from jobs.cluster import refuse_relative, refuse_unsafe_settings
-from jobs.options import LIMITS, NO_PAGES, parse_names
+from jobs.options import NO_PAGES, media_limits, parse_names
 from jobs.prompts import read_questions
 from jobs.schemas import read_schema
 from model.engine_config import EngineConfig
@@ -14,7 +14,6 @@ from model.sequence import SamplingParams
 from parallel.choice import Exchange
 from pipeline.config import PipelineConfig
 from pipeline.instructions import Instructions
-from pipeline.limits import MediaLimits
 from pipeline.questions import fields_of, lists_of
 from pipeline.sampling import FrameSampling
 from pipeline.schema import ErrorCode, InputColumns
@@ -73,12 +72,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
             timestamps=options.timestamps,
             max_frame_tokens=options.frame_tokens,
             max_row_tokens=options.tokens_per_row,
-            limits=MediaLimits(
-                **{
-                    name: getattr(options, flag.removeprefix("--").replace("-", "_"))
-                    for flag, name in LIMITS.items()
-                }
-            ),
+            limits=media_limits(options),
         ),
         allowed_uris=tuple(options.allow_uri),
         allowed_folders=tuple(str(Path(each).absolute()) for each in options.allow_folder),

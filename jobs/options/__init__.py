@@ -4,7 +4,7 @@ Nothing slow is imported: a wrong argument is told at once.
 """
 
 from jobs.options.answer import add_answer
-from jobs.options.limits import LIMITS, add_limits
+from jobs.options.limits import LIMITS, add_limits, media_limits
 from jobs.options.machine import add_machine
 from jobs.options.parser import Formatter, Parser
 from jobs.options.question import add_frames, add_question
@@ -18,8 +18,10 @@ __all__ = [
     "NO_PAGES",
     "Formatter",
     "Parser",
+    "add_limits",
     "count",
     "job_parser",
+    "media_limits",
     "parse_names",
     "positive",
     "positive_or",

@@ -2,8 +2,12 @@
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from jobs.options.values import num_bytes, positive
+
+if TYPE_CHECKING:
+    from pipeline.limits import MediaLimits
 
 
 def add_limits(group: argparse._ArgumentGroup) -> None:
@@ -23,6 +27,19 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     add("--max-rgb-bytes", num_bytes, "SIZE", "of the chosen frames at their final size")
     add("--max-decode-s", float, "S", "of CPU time to decode a row")
     add("--max-decode-bytes", num_bytes, "SIZE", "of memory to decode a row")
+
+
+def media_limits(options: argparse.Namespace) -> "MediaLimits":
+    """What these options say.
+
+    Raises:
+        ValueError: a value cannot work.
+    """
+    from pipeline.limits import MediaLimits
+
+    values = vars(options)
+    names = {flag.removeprefix("--").replace("-", "_"): name for flag, name in LIMITS.items()}
+    return MediaLimits(**{name: values[option] for option, name in names.items()})
 
 
 LIMITS = {  # option -> field of `pipeline.limits.MediaLimits`

@@ -1,1 +1,1 @@
-"""The parts of `jobs.review`: rows, shots (thumbnails), page, verdicts."""
+"""The rooms of `jobs.review`: rows, parts, shots (thumbnails, in strips), page, verdicts."""

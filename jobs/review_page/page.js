@@ -82,9 +82,13 @@ function matches(row, wanted) {
 }
 
 function searched(row) {
-  row.searched ??= [row.id, row.caption, row.prompt ?? data.prompt, row.error, row.reasoning, row.other?.caption]
+  row.searched ??= [row.id, row.prompt ?? data.prompt, row.reasoning, ...told(row), ...told(row.other)]
     .filter((text) => text).join("\n").toLowerCase();
   return row.searched;
+}
+
+function told(row) {
+  return row ? [row.caption, row.error, ...row.parts.flatMap((part) => part.answers.flat())] : [];
 }
 
 const ORDERS = {
@@ -160,9 +164,13 @@ function card(row, index) {
 function side(row, name, prefix, caption) {
   const node = make("div", "side");
   if (name) node.append(make("div", "label", name, row.status === "ok" ? "" : ` (${row.status})`));
-  node.append(strips(row, prefix));
+  node.append(parts(row, prefix));
   if (row.note) node.append(make("div", "note", row.note));
-  if (row.caption !== null) node.append(make("div", "text caption", ...caption));
+  if (row.caption !== null) {
+    const text = make("div", "text caption", ...caption);
+    if (row.are_caption && !name) node.append(folded("caption, all of it", text));
+    else node.append(row.parts.some((part) => part.answers.length) ? make("div", "label", "caption") : "", text);
+  }
   if (row.error) node.append(make("div", "text note", `${row.error_code}: ${row.error}`));
   node.append(make("div", "facts", facts(row)));
   if (row.reasoning) node.append(folded("reasoning", make("div", "text", row.reasoning)));
@@ -182,22 +190,41 @@ function facts(row) {
   return parts.join(" | ");
 }
 
-function strips(row, prefix) {
+// What the model saw, prompt by prompt, with what it said of it.
+
+function parts(row, prefix) {
+  const images = document.getElementById(`${prefix}${row.number}`)?.textContent.split(" ").values();
+  const nodes = row.parts.map((part) => make("section", "part",
+    part.label && part.label !== part.strips[0]?.marks.join() ? make("div", "label", part.label) : null,
+    strips(part, images),
+    part.answers.length ? make("div", "answers", ...part.answers.map(answer)) : null,
+  ));
+  if (nodes.length < row.num_parts) nodes.push(make("div", "facts", `${nodes.length} of ${row.num_parts} prompts of this row`));
+  return make("div", row.are_pages ? "pages" : "", ...nodes);
+}
+
+function strips(part, images) {
   const box = make("div", "strips");
-  if (!row.strips.length) return box;
-  const images = document.getElementById(`${prefix}${row.number}`).textContent.split(" ");
-  let position = 0;
-  for (const [index, strip] of row.strips.entries()) {
+  let shown = 0;
+  for (const strip of part.strips) {
     const image = document.createElement("img");
-    image.src = `data:image/jpeg;base64,${images[index]}`;
-    image.alt = `frames from ${strip.times_s[0]} s on`;
-    const times = make("div", "times", ...strip.times_s.map((time) => make("span", "", `${time} s`)));
-    for (const time of times.children) time.style.width = `${strip.width_px}px`;
-    box.append(make("div", "strip", image, times));
-    position += strip.times_s.length;
+    image.src = `data:image/jpeg;base64,${images.next().value}`;
+    image.alt = strip.marks.join(", ");
+    const marks = make("div", "marks", ...strip.marks.map((mark) => make("span", "", mark)));
+    for (const mark of marks.children) mark.style.width = `${strip.width_px}px`;
+    box.append(make("div", "strip", image, marks));
+    shown += strip.marks.length;
   }
-  if (position < row.num_frames) box.append(make("div", "facts", `${position} of ${row.num_frames} frames`));
+  if (shown < part.num_frames) box.append(make("div", "facts", `${shown} of ${part.num_frames}`));
   return box;
+}
+
+function answer([name, text, error]) {
+  return make("div", "",
+    name ? make("span", "label", name) : null,
+    text === null ? null : make("div", "text", text),
+    error ? make("div", "text note", error) : null,
+  );
 }
 
 function badge(text) { return make("span", `badge ${text}`, text); }

@@ -4,7 +4,7 @@ Captions are untrusted text. They stand in the page as JSON in which `<` is esca
 makes text nodes of them, never markup. The content security policy allows the one script and the
 one style by their hashes, images from `data:` alone, and no string to become markup or code.
 
-A page holds at most `max_bytes` of thumbnails; further rows go to further files.
+A page holds at most `max_bytes` of thumbnails and texts; further rows go to further files.
 """
 
 import base64
@@ -19,30 +19,33 @@ from pathlib import Path
 from string import Template
 from typing import Any, TextIO
 
+from jobs.review_page.parts import Part, Parts, describe, prompt_of
 from jobs.review_page.rows import Output, as_json
-from jobs.review_page.shots import Shots, describe
+from jobs.review_page.strips import Shots, Sight
+from pipeline.timeline import PAGES_FIELD
 
 VERDICT_FORMAT = "moonsweep-verdicts-1"
 _HERE = Path(__file__).parent
-_ROW_BYTES = 2048  # of text, roughly; thumbnails are far more
+_ROW_BYTES = 2048  # of facts and columns, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One output and the shots of its rows."""
+    """One output, and of its rows the parts that are shown and their shots."""
 
     output: Output
+    parts: Mapping[str, Parts]
     shots: Mapping[str, Shots]
 
 
 def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> list[Path]:
-    """Write the page, as several files where the thumbnails take more than `max_bytes`.
+    """Write the page, as several files where thumbnails and texts take more than `max_bytes`.
 
     Args:
         path: of the first file; the next ones have `-2` and so on before their suffix.
         side: what is reviewed.
         other: what it is compared with.
-        max_bytes: of thumbnails in one file.
+        max_bytes: of thumbnails and texts in one file.
     """
     rows = [_row(row, side) for row in side.output.rows.to_pylist()]
     if other is not None:
@@ -50,9 +53,7 @@ def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> l
         for row in rows:
             their = theirs.get(row["id"])
             row["other"] = None if their is None else _row(their, other)
-            row["changed"] = their is None or any(
-                their[name] != row[name] for name in ("caption", "status", "error_code")
-            )
+            row["changed"] = _what(row) != _what(row["other"])
     numbers = [range(*bounds) for bounds in _cut(rows, side, other, max_bytes)]
     more = range(2, len(numbers) + 1)
     paths = [path, *(path.with_name(f"{path.stem}-{each}{path.suffix}") for each in more)]
@@ -89,7 +90,7 @@ def _write(
         "verdict_file": f"{paths[place].stem}-verdicts.json",
         "output": side.output.name,
         "recipe_sha256": side.output.recipe_sha256,
-        "prompt": side.output.recipe.get("prompt"),
+        "prompt": prompt_of(side.output.recipe),
         "other": other and {"output": other.output.name},
         "rows": rows,
     }
@@ -99,8 +100,10 @@ def _write(
 
 def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
     """What the script shows of a row; all of it JSON."""
-    shots = side.shots.get(row["row_id"], Shots())
+    shots, parts = side.shots.get(row["row_id"], Shots()), side.parts[row["row_id"]]
     recipe = side.output.recipe
+    sights = shots.sights or (Sight(strips=(), num_frames=0),) * len(parts.shown)
+    apart = {PAGES_FIELD.name, *(each["name"] for each in recipe.get("questions", ()))}
     own_prompt = row.get(recipe.get("columns", {}).get("prompt") or "")
     return {
         "id": row["row_id"],
@@ -114,11 +117,42 @@ def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
         },
         "mean_logprob": _rounded(row["mean_logprob"]),
         "min_logprob": _rounded(row["min_logprob"]),
-        "num_frames": len(row["frame_times_s"] or ()),
-        "strips": [{"times_s": s.times_s, "width_px": s.width_px} for s in shots.strips],
+        "parts": [_part(*each) for each in zip(parts.shown, sights, strict=True)],
+        "num_parts": parts.num_parts,
+        "are_pages": parts.are_pages,
+        "are_caption": parts.are_caption,
         "note": shots.note,
-        "more": [[name, as_json(row[name])] for name in side.output.extra if row[name] is not None],
+        "more": [
+            [name, as_json(row[name])]
+            for name in side.output.extra
+            if row[name] is not None and name not in apart
+        ],
     }
+
+
+def _part(part: Part, sight: Sight) -> dict[str, Any]:
+    return {
+        "label": part.label,
+        "answers": [[each.name, each.text, each.error] for each in part.answers],
+        "strips": [{"marks": each.marks, "width_px": each.width_px} for each in sight.strips],
+        "num_frames": sight.num_frames,
+    }
+
+
+def _what(row: Mapping[str, Any] | None) -> object:
+    """What became of a row, for a comparison of two outputs."""
+    return row and (row["caption"], row["status"], row["error_code"], _texts(row))
+
+
+def _texts(row: Mapping[str, Any]) -> list[Any]:
+    return [answer for part in row["parts"] for answer in part["answers"]]
+
+
+def _text_len(row: Mapping[str, Any] | None) -> int:
+    if row is None:
+        return 0
+    texts = [row["caption"], *(text for answer in _texts(row) for text in answer)]
+    return sum(len(text) for text in texts if text is not None)
 
 
 def _cut(
@@ -127,11 +161,11 @@ def _cut(
     """Begin and end of the rows of each file."""
     begin = num_bytes = 0
     for number, row in enumerate(rows):
-        size = _ROW_BYTES + sum(
-            len(strip.jpeg)
+        size = _ROW_BYTES + _text_len(row) + _text_len(row.get("other"))
+        size += sum(
+            each.shots.get(row["id"], Shots()).num_bytes
             for each in (side, other)
             if each is not None
-            for strip in each.shots.get(row["id"], Shots()).strips
         )
         if number > begin and num_bytes + size > max_bytes:
             yield begin, number
@@ -174,7 +208,7 @@ def _heads(side: Side, other: Side | None) -> Iterator[str]:
     for each in (side, other):
         if each is not None:
             recipe = each.output.recipe
-            prompt = as_json(recipe.get("prompt"), 300)
+            prompt = as_json(prompt_of(recipe), 300)
             line = f"{each.output.name}: {describe(recipe)}, prompt: {prompt}"
             yield f'<div class="facts">{html.escape(line)}</div>'
     if other is not None:
@@ -212,9 +246,10 @@ def _policy(style: str, script: str) -> str:
 
 def _write_strips(stream: TextIO, name: str, shots: Shots | None) -> None:
     """A block of data that no browser runs or renders, read when its row is shown."""
-    if shots is None or not shots.strips:
+    strips = [strip for sight in (shots.sights if shots else ()) for strip in sight.strips]
+    if not strips:
         return
-    text = " ".join(base64.b64encode(strip.jpeg).decode() for strip in shots.strips)
+    text = " ".join(base64.b64encode(strip.jpeg).decode() for strip in strips)
     stream.write(f'<script type="text/plain" id="{name}">{text}</script>\n')
 
 

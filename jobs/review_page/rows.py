@@ -12,6 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from jobs.sweep.names import CLIPS
+
+_OPTIONS = "_run.yaml"
+
 RESULTS = (
     "row_id", "caption", "reasoning", "status", "error_code", "error", "finish_reason",
     "num_prompt_tokens", "num_generated_tokens", "frame_times_s", "mean_logprob", "min_logprob",
@@ -26,6 +30,7 @@ class Output:
     recipe: Mapping[str, Any]
     recipe_sha256: str
     run: Mapping[str, Any]  # the options of the run, by name; empty if they were not kept
+    media_folder: str | None  # to which relative media belong; None: the input's own
     rows: pa.Table  # all columns, in natural order of the row ids
     num_rows: int  # of the whole output
 
@@ -77,7 +82,7 @@ def read_output(
     return Output(
         path=path.absolute(),
         **_recipe(data.schema, path),
-        run=_run(path),
+        **_run(path),
         rows=rows.take(pa.array(order, pa.int64())),
         num_rows=num_rows,
     )
@@ -140,12 +145,25 @@ def _recipe(schema: pa.Schema, path: Path) -> dict[str, Any]:
         raise ValueError(f"the parts in {path} name no recipe; they are not of a job") from error
 
 
-def _run(path: Path) -> Mapping[str, Any]:
-    """The options of the last run, from `_run.yaml`."""
+def _run(path: Path) -> dict[str, Any]:
+    """The options of the last run; for a run of a sweep those of the sweep, with its clips."""
+    if (path / _OPTIONS).exists() or not (path.parent / CLIPS).exists():
+        return {"run": _options(path / _OPTIONS), "media_folder": None}
+    from pipeline.listing import list_files
+
+    run = _options(path.parent / _OPTIONS)
+    try:
+        folder = list_files(str(run.get("input"))).folder
+    except ValueError:
+        folder = None  # the page says at each row what it does not find
+    return {"run": {**run, "input": str(path.parent / CLIPS)}, "media_folder": folder}
+
+
+def _options(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        run = yaml.safe_load((path / "_run.yaml").read_text(encoding="utf-8"))
+        run = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}  # the page says at each row that its media is unknown
     return run if isinstance(run, dict) else {}

@@ -1,98 +1,83 @@
-"""The frames that the model saw, as strips of JPEG thumbnails.
+"""`Camera`: the frames and pages that the model saw, as thumbnails.
 
 The media of each row is opened and decoded again as the recipe says, at thumbnail size; the times
-of the frames must be those that the output recorded, else the row says so.
+of the frames, or the number of the pages, must be those that the output recorded, else the row says
+so. No thumbnail has more pixels than the model was given.
 """
 
-import io
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
+from jobs.options import LIMITS, Parser, add_limits, media_limits
+from jobs.review_page.parts import Part, Parts, looks_of, windows_of
 from jobs.review_page.rows import Output
+from jobs.review_page.strips import Picture, Shots, make_sight
 from jobs.review_page.thumbnail import Thumbnail
+from jobs.run_file import as_arguments
 from pipeline.decoder import Decoder
 from pipeline.fetch import MediaAccess
 from pipeline.frames import Frames
 from pipeline.ledger import Held, IdSet
-from pipeline.limits import MediaError
-from pipeline.look import Look
-from pipeline.sampling import FrameSampling
+from pipeline.limits import MediaError, MediaLimits
 from pipeline.schema import InputColumns
 from pipeline.source import Source, open_source, plan, read_piece
 from pipeline.view import Shot
-from pipeline.windows import Span, TimeWindows
+from pipeline.windows import PageWindows, Span, Window
 
-_FRAMES_PER_STRIP = 8
-_JPEG_QUALITY = 70
 _SLICE_ROWS = 8
 _SCENES_IN_MEMORY = 32
 
 _Scene = tuple[str, Any, Span]  # row id, media, span in seconds
 
 
-@dataclass(frozen=True, kw_only=True)
-class Strip:
-    """Up to 8 frames side by side in one JPEG."""
-
-    jpeg: bytes
-    times_s: tuple[float, ...]
-    width_px: int  # of one frame
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shots:
-    """The thumbnails of one row, or a note why there are none or other ones."""
-
-    strips: tuple[Strip, ...] = ()
-    note: str | None = None
-
-
 class Camera:
     """Takes the shots of the rows of one output.
 
     Args:
-        output: whose recipe and recorded times count.
+        output: whose recipe counts.
+        parts: of its rows, by row id; what they recorded counts.
         source: the input of the run.
         access: where media may come from.
+        limits: of the run.
         frame_px: the longer side of a thumbnail.
-        max_frames: of one row; where the model saw more, so many of them evenly.
+        max_frames: of each look of a row, or of all its windows or pages; of more, so many evenly.
     """
 
     def __init__(
-        self, output: Output, source: Source, access: MediaAccess, *, frame_px: int, max_frames: int
+        self,
+        output: Output,
+        parts: Mapping[str, Parts],
+        source: Source,
+        access: MediaAccess,
+        limits: MediaLimits,
+        *,
+        frame_px: int,
+        max_frames: int,
     ) -> None:
         self._source = source
         self._access = access
-        self._sampling = Look(
-            frames=FrameSampling(**output.recipe["frames"]),
-            max_row_tokens=output.recipe.get("max_row_tokens"),
-        ).affordable_frames
-        windows = output.recipe.get("windows") or {}
-        self._windows = TimeWindows(**windows) if "length_s" in windows else None
-        self._fit = Thumbnail(frame_px)
-        self._decoders: SimpleQueue[Decoder] = SimpleQueue()
+        self._limits = limits
+        self._looks = looks_of(output.recipe)
+        self._windows = windows_of(output.recipe)
+        self._frame_px = frame_px
         self._max_frames = max_frames
-        rows = output.rows.select(["row_id", "frame_times_s"]).to_pylist()
-        # Rows that failed before they had frames say so themselves.
-        self._times_s: dict[str, list[float]] = {
-            row["row_id"]: row["frame_times_s"] for row in rows if row["frame_times_s"]
-        }
+        self._decoders: SimpleQueue[Decoder] = SimpleQueue()
+        # Rows that failed before anything was seen of them say so themselves.
+        self._parts = {row_id: row for row_id, row in parts.items() if row.were_seen}
 
     def shoot(self, num_threads: int) -> dict[str, Shots]:
         """The shots of all rows that the model saw frames of, each decoder in a process."""
         shots: dict[str, Shots] = {}
         scenes = self._scenes()
         for _ in range(num_threads):
-            self._decoders.put(Decoder())
+            self._decoders.put(Decoder(self._limits))
         with ThreadPoolExecutor(num_threads) as pool:
             while some := list(itertools.islice(scenes, _SCENES_IN_MEMORY)):
                 shots.update(
@@ -101,13 +86,13 @@ class Camera:
         for _ in range(num_threads):
             self._decoders.get().close()
         unseen = "no frames: the input has no such row any more"
-        return {row_id: shots.get(row_id, Shots(note=unseen)) for row_id in self._times_s}
+        return {row_id: shots.get(row_id, Shots(note=unseen)) for row_id in self._parts}
 
     def _scenes(self) -> Iterator[_Scene]:
         """Id, media and span of each row to shoot, in the input's order."""
         columns = self._source.layout.columns
         only = IdSet()
-        only.add(pa.array(self._times_s, pa.string()))
+        only.add(pa.array(self._parts, pa.string()))
         for piece in plan(self._source, Held.nothing(), only=only).pieces:
             for rows in read_piece(
                 self._source.filesystem, self._source.layout, piece, max_rows=_SLICE_ROWS
@@ -118,39 +103,96 @@ class Camera:
                     yield row_id, _value(rows, columns.video, index), (start_s, end_s)
 
     def _take(self, scene: _Scene) -> Shots:
-        row_id, video, span_s = scene
-        recorded = self._times_s[row_id]
-        media = video if isinstance(video, list) else [video]
+        row_id, media, span_s = scene
+        row = self._parts[row_id]
         try:
-            shown = [frames for each in media for frames in self._decode(each, span_s)]
+            taken = self._decode(media if isinstance(media, list) else [media], span_s, row)
         except MediaError as error:
             return Shots(note=f"no frames: the media cannot be decoded now ({error.message})")
         note = None
-        times_s = np.concatenate([each.timestamps_s for each in shown])
+        if not self._are_recorded(taken, row):
+            note = f"these are not the {self._kind} that the model saw: the media changed since"
+        most = self._max_frames
         if self._windows is not None:
-            times_s = np.unique(times_s)  # several may show the same frame
-        if not _same_times(times_s, recorded):
-            note = "these are not the frames that the model saw: the media changed since"
-        most = max(1, self._max_frames // len(shown))
-        strips = [strip for f in shown for strip in make_strips(f.rgb, f.timestamps_s, most)]
-        return Shots(strips=tuple(strips), note=note)
+            most = max(1, most // len(row.shown))
+        sights = [make_sight(self._pictures(taken, part), most) for part in row.shown]
+        return Shots(sights=tuple(sights), note=note)
 
-    def _decode(self, value: object, span_s: Span) -> list[Frames]:
-        """The frames of each window, or of the whole; in a process of its own, as a job does."""
-        media = self._access.open(value)
+    def _decode(self, media: Sequence[object], span_s: Span, row: Parts) -> list[list[Frames]]:
+        """What each look, window or page of a row shows, in a process of its own, as a job does."""
+        shots = [
+            Shot(sampling=look.frames, fit=Thumbnail(self._frame_px, seen_px))
+            for look, seen_px in zip(self._looks, self._seen_px(row), strict=True)
+        ]
+        taken: list[list[Frames]] = []
         decoder = self._decoders.get()
-        shot = Shot(sampling=self._sampling, fit=self._fit)
         try:
-            windows = decoder.shoot_windows(media, [shot], windows=self._windows, span_s=span_s)
-            return [frames for window in windows for frames in window.media]
+            for number, value in enumerate(media):
+                windows = self._shoot(decoder, value, shots, span_s)
+                shown = [list(window.media) for window in windows]
+                if self._windows is None and number > 0:
+                    taken = [before + more for before, more in zip(taken, shown, strict=True)]
+                else:
+                    taken += shown
         finally:
             self._decoders.put(decoder)
+        return taken
+
+    def _shoot(
+        self, decoder: Decoder, value: object, shots: Sequence[Shot], span_s: Span
+    ) -> list[Window]:
+        media = self._access.open(value)
+        try:
+            return decoder.shoot_windows(media, shots, windows=self._windows, span_s=span_s)
+        finally:
             if not isinstance(media, bytes):
                 media.close()
+
+    def _seen_px(self, row: Parts) -> list[float | None]:
+        """The size of a frame for each look; windows and pages have one look."""
+        sizes = [part.seen_px for part in row.shown]
+        if self._windows is None:
+            return sizes
+        return [max((size for size in sizes if size is not None), default=None)]
+
+    @property
+    def _kind(self) -> str:
+        return "pages" if isinstance(self._windows, PageWindows) else "frames"
+
+    def _are_recorded(self, taken: Sequence[Sequence[Frames]], row: Parts) -> bool:
+        """Whether the media shows today what the output says that the model saw."""
+        if len(taken) != row.num_places:
+            return False
+        if self._windows is None:
+            return all(
+                _same_times(_times_s(taken[place]), part.times_s)
+                for part in row.shown
+                for place in part.places
+            )
+        if isinstance(self._windows, PageWindows):
+            facts = [page[0].facts for page in taken[:1] if page]
+            return not facts or (facts[0].width_px, facts[0].height_px) == row.media_px
+        shown = np.unique(_times_s([frames for window in taken for frames in window]))
+        return _same_times(shown, row.times_s)  # several windows may show the same frame
+
+    def _pictures(self, taken: Sequence[Sequence[Frames]], part: Part) -> Iterator[Picture]:
+        """What a part shows, each with its second or page."""
+        for place in part.places:
+            media = taken[place] if place < len(taken) else ()
+            for number, frames in enumerate(media, 1):
+                is_still = len(frames.rgb) == 1 and frames.facts.duration_s == 0.0
+                for rgb, time_s in zip(frames.rgb, frames.timestamps_s, strict=True):
+                    mark = f"{round(float(time_s), 2)} s"
+                    if self._kind == "pages":
+                        mark = f"page {place + 1}"
+                    elif is_still:
+                        mark = f"image {number}" if len(media) > 1 else ""
+                    yield rgb, mark
 
 
 def open_camera(
     output: Output,
+    parts: Mapping[str, Parts],
     *,
     input_uri: str | None,
     allowed_uris: tuple[str, ...],
@@ -167,42 +209,47 @@ def open_camera(
         raise ValueError(f"{output.path} does not say what its input was; name it with --input")
     try:
         columns = InputColumns(**output.recipe["columns"])
-        source = open_source(uri, columns, carry=())
+        is_unique = bool(output.recipe.get("make_ids_unique"))
+        source = open_source(uri, columns, carry=(), make_ids_unique=is_unique)
+        limits = limits_of(output.run)
         access = MediaAccess(
-            base=source.folder,
+            base=output.media_folder or source.folder,
             allowed_folders=tuple(_as_list(output.run.get("allow-folder"))),
             allowed_prefixes=(*_as_list(output.run.get("allow-uri")), *allowed_uris),
+            max_bytes=limits.max_bytes,
         )
-        return Camera(output, source, access, frame_px=frame_px, max_frames=max_frames)
+        return Camera(
+            output, parts, source, access, limits, frame_px=frame_px, max_frames=max_frames
+        )
     except (TypeError, KeyError) as error:
         raise ValueError(f"{output.path} has a recipe of another version: {error}") from error
 
 
-def make_strips(
-    rgb: NDArray[np.uint8], timestamps_s: NDArray[np.float64], max_frames: int
-) -> tuple[Strip, ...]:
-    """Frames [I, H, W, 3] as JPEG strips; of more than `max_frames`, so many evenly."""
-    chosen = np.arange(len(rgb))
-    if len(rgb) > max_frames:
-        chosen = np.unique(np.linspace(0, len(rgb) - 1, max_frames).round().astype(int))
-    strips = []
-    for first in range(0, len(chosen), _FRAMES_PER_STRIP):
-        here = chosen[first : first + _FRAMES_PER_STRIP]
-        file = io.BytesIO()
-        Image.fromarray(np.concatenate(rgb[here], axis=1)).save(
-            file, "JPEG", quality=_JPEG_QUALITY, optimize=True
-        )
-        times = tuple(round(float(time), 2) for time in timestamps_s[here])
-        strips.append(Strip(jpeg=file.getvalue(), times_s=times, width_px=rgb.shape[2]))
-    return tuple(strips)
+def limits_of(run: Mapping[str, Any]) -> MediaLimits:
+    """The limits on media that a run had, by its options; the usual ones where they are unknown.
+
+    Raises:
+        ValueError: they cannot work.
+    """
+    parser = Parser(prog="review")
+    parser.where = "_run.yaml: "
+    add_limits(parser.add_argument_group())
+    values = {name: value for name, value in run.items() if f"--{name}" in LIMITS}
+    return media_limits(parser.parse_args(as_arguments(parser, values)))
 
 
 def _value(rows: pa.Table, name: str | None, index: int) -> Any:
     return None if name is None else rows[name][index].as_py()
 
 
-def _same_times(taken_s: NDArray[np.float64], recorded_s: list[float]) -> bool:
-    return len(taken_s) == len(recorded_s) and bool(np.allclose(taken_s, recorded_s, atol=1e-6))
+def _times_s(media: Sequence[Frames]) -> NDArray[np.float64]:
+    return np.concatenate([np.empty(0), *(frames.timestamps_s for frames in media)])
+
+
+def _same_times(taken_s: NDArray[np.float64], recorded_s: Sequence[float] | None) -> bool:
+    if recorded_s is None or len(taken_s) != len(recorded_s):
+        return False
+    return bool(np.allclose(taken_s, recorded_s, atol=1e-6))
 
 
 def _as_list(value: Any) -> list[str]:
@@ -210,17 +257,3 @@ def _as_list(value: Any) -> list[str]:
     if value is None:
         return []
     return [str(each) for each in value] if isinstance(value, list) else [str(value)]
-
-
-def describe(recipe: Mapping[str, Any]) -> str:
-    """A recipe in one line, for the head of the page."""
-    frames = recipe.get("frames", {})
-    how_many = frames.get("num_frames") or f"{frames.get('fps')} fps, at most "
-    if not frames.get("num_frames"):
-        how_many = f"{how_many}{frames.get('max_frames')}"
-    sampling = recipe.get("sampling", {})
-    return (
-        f"{how_many} frames of at most {recipe.get('max_frame_tokens') or 'all'} tokens, "
-        f"timestamps {recipe.get('timestamps')}, temperature {sampling.get('temperature')}, "
-        f"max tokens {sampling.get('max_tokens')}"
-    )

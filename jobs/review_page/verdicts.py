@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.review_page.page import VERDICT_FORMAT
+from jobs.review_page.parts import prompt_of
 from jobs.review_page.rows import Output
 
 _KINDS = ("accept", "reject", "edit")
@@ -255,4 +256,4 @@ def _path_of(media: Any) -> str | None:
 
 def _prompt(output: Output, row: Mapping[str, Any]) -> str | None:
     own = row.get(output.recipe["columns"].get("prompt") or "")
-    return own or output.recipe.get("prompt")
+    return own or prompt_of(output.recipe)

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from jobs.settings import pipeline_config
 from jobs.sweep.grid import Cell
 from jobs.sweep.layouts import LETTERS, Dataset, Item, lettered
+from jobs.sweep.names import CLIPS
 from pipeline.config import PipelineConfig
 from pipeline.questions import Question, fill, template_fields
 from pipeline.schema import InputColumns
 from pipeline.storage import Store
 
-CLIPS = "_clips.parquet"
 _FIELDS = ("question", "options")  # that a prompt may name
 
 

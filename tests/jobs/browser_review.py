@@ -19,10 +19,15 @@ import pytest
 
 from jobs import review
 from jobs.review_page.page import Side, write_pages
+from jobs.review_page.parts import parts_of_rows
 from jobs.review_page.rows import read_output
-from jobs.review_page.shots import Shots, make_strips
-from tests.jobs.outputs import write_input, write_output
-from tests.jobs.test_review import CAPTIONS, HOSTILE
+from jobs.review_page.strips import Shots, make_sight
+from pipeline.instructions import Instructions
+from pipeline.questions import Question
+from pipeline.sampling import FrameSampling
+from pipeline.windows import TimeWindows
+from tests.jobs.outputs import write_answered, write_input, write_output
+from tests.jobs.test_review import CAPTIONS, HOSTILE, clips, documents, looked  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +173,50 @@ def test_two_outputs_side_by_side(watched, captions):
     assert loaded(page) == [(captions.parent / "page.html").as_uri()[:100]]
 
 
+def test_pages_stand_beside_their_text_and_the_document_is_folded(watched, tmp_path):
+    output = documents(tmp_path)
+    page = opened(watched, output)
+
+    first = page.locator("article").first
+    assert first.locator(".marks").all_inner_texts() == ["page 1", "page 2", "page 3"]
+    assert first.locator(".answers").all_inner_texts() == ["# <b>papers.parquet#0</b>"] * 3
+    picture = first.locator("img").first.bounding_box()
+    text = first.locator(".answers").first.bounding_box()
+    assert text["x"] > picture["x"] + picture["width"]
+    assert not first.locator(".caption").is_visible()
+    page.screenshot(path=tmp_path / "documents.png", full_page=True)
+    page.fill("#text", "papers.parquet#1</b>")
+    assert page.locator("article .id").all_inner_texts() == ["papers.parquet#1"]
+    page.keyboard.press("Escape")
+    page.keyboard.press("e")
+    assert page.input_value("textarea").count("# <b>papers.parquet#1</b>") == 2
+    assert loaded(page) == [(tmp_path / "page.html").as_uri()[:100]]
+
+
+def test_windows_and_prompts_show_their_own_frames(watched, clips, tmp_path):  # noqa: F811
+    windows = TimeWindows(length_s=1.0, overlap_s=0.5, merge="Sum up.")
+    asked = Instructions(windows=windows, frames=FrameSampling(num_frames=2))
+    opened(watched, write_answered(clips(instructions=asked), lambda request: HOSTILE))
+    parts = watched.locator("article").first.locator(".part")
+    assert [each.split("\n")[0] for each in parts.all_inner_texts()] == [
+        *("0.0 - 1.0 s", "0.5 - 1.5 s", "1.0 - 2.0 s")
+    ]
+    assert parts.nth(1).locator(".text").evaluate("e => e.textContent") == HOSTILE
+    watched.screenshot(path=tmp_path / "windows.png", full_page=True)
+
+    questions = (
+        Question(name="coarse", text="What?", look=looked(1, 2)),
+        Question(name="fine", text="What?", look=looked(4, 12)),
+    )
+    config = clips(instructions=Instructions(questions=questions), output=str(tmp_path / "asked"))
+    opened(watched, write_answered(config, lambda request: f"{request.num_tokens} tokens"))
+    images = watched.locator("article").first.locator(".part img")
+    sizes = [images.nth(n).evaluate("e => e.naturalWidth / e.naturalHeight") for n in range(2)]
+    assert sizes[1] > 3 * sizes[0]
+    watched.screenshot(path=tmp_path / "prompts.png", full_page=True)
+    assert watched.evaluate("typeof pwned") == "undefined"
+
+
 def test_ten_thousand_rows_are_usable(watched, captions):
     output = read_output(captions)
     (first,) = output.rows.slice(0, 1).to_pylist()
@@ -179,12 +228,11 @@ def test_ten_thousand_rows_are_usable(watched, captions):
     output = replace(output, rows=table, num_rows=10_000)
     noise = np.random.default_rng(0).integers(0, 255, (8, 9, 16, 3))
     rgb = np.kron(noise, np.ones((1, 8, 8, 1))).astype(np.uint8)  # [8, 72, 128, 3]
-    strips = make_strips(rgb, np.arange(8.0), 8)
-    shots = {row["row_id"]: Shots(strips=strips) for row in rows}
+    sight = make_sight([(frame, f"{number} s") for number, frame in enumerate(rgb)], 8)
+    parts = parts_of_rows(output, 16)
+    side = Side(output=output, parts=parts, shots=dict.fromkeys(parts, Shots(sights=(sight,))))
 
-    paths = write_pages(
-        captions.parent / "big.html", Side(output=output, shots=shots), None, 192 << 20
-    )
+    paths = write_pages(captions.parent / "big.html", side, None, 192 << 20)
     started = time.monotonic()
     watched.goto(paths[0].as_uri(), wait_until="load")
     loaded_s = time.monotonic() - started

@@ -1,6 +1,9 @@
 """Output directories as jobs write them, made here without a model."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +12,23 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs.checkpoints import DEMO
+from model.processor import Processor
+from parallel.worker import Request
 from pipeline.config import PipelineConfig, recipe_of
+from pipeline.fetch import MediaAccess
+from pipeline.generate import Generate
 from pipeline.instructions import Instructions
+from pipeline.ledger import Held
 from pipeline.limits import MediaError
+from pipeline.opening import open_input
+from pipeline.prepare import Prepare
 from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns
-from pipeline.source import open_source
+from pipeline.source import open_source, plan, read_piece
 from pipeline.video import decode_video
 from tests.clips import make_video
+from tests.pipeline.test_generate import Groups
+from tests.pipeline.test_generate import caption as completion
 
 
 def write_input(folder: Path, num_rows: int = 4) -> Path:
@@ -74,3 +86,35 @@ def _result(row, caption, config):
         "mean_logprob": -0.25,
         "min_logprob": float("-inf"),
     }
+
+
+def write_answered(config: PipelineConfig, say: Callable[[Request], str]) -> Path:
+    """What a run would have written, with `say` in place of the model."""
+    source = open_input(config)
+    media = MediaAccess(base=config.media_folder or source.folder)
+    processor = Processor.from_checkpoint(config.checkpoint)
+    asked = config.instructions
+    prepare = Prepare(processor, source.layout, asked, media.open)
+    groups = Groups(lambda request, _: replace(completion(request), text=say(request)))
+    generate = Generate(groups, config.sampling, asked.questions, asked.windows)
+
+    async def answered(rows: pa.Table) -> pa.Table:
+        (table,) = [each async for each in generate(rows)]
+        return table
+
+    prepared = [
+        prepare(rows)
+        for piece in plan(source, Held.nothing()).pieces
+        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=4)
+    ]
+    with ThreadPoolExecutor(1) as pool:  # a test in a browser has a loop in its own thread
+        tables = list(pool.map(lambda rows: asyncio.run(answered(rows)), prepared))
+    prepare.close()
+    recipe = recipe_of(config, source.layout)
+    table = pa.concat_tables(tables).select(source.layout.output.names)
+    output = Path(config.output)
+    output.mkdir(parents=True)
+    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    pq.write_table(table.cast(schema), output / "part-0-x.parquet")
+    (output / "_run.yaml").write_text(yaml.safe_dump({"input": config.input}))
+    return output

@@ -57,6 +57,8 @@ def test_each_document_is_one_row_and_the_same_command_continues(
     )
     assert set(a["truncated_pages"]) <= {1, 2, 3}
     assert [row["error_code"] for row in (c, d)] == ["media_encrypted", "media_null"]
+    assert review.main([str(output), "--page", str(tmp_path / "page.html")]) == 0
+    assert "without their frames" not in capfd.readouterr().out
 
 
 @pytest.mark.ray

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,12 +17,24 @@ import pytest
 from PIL import Image
 
 from jobs import review
-from jobs.review_page.page import VERDICT_FORMAT
+from jobs.checkpoints import DEMO
+from jobs.review_page.page import VERDICT_FORMAT, Side, write_pages
+from jobs.review_page.parts import parts_of_rows
 from jobs.review_page.rows import read_output
-from jobs.review_page.shots import make_strips
+from jobs.review_page.shots import limits_of
+from jobs.review_page.strips import Shots, Sight, Strip, make_sight
 from jobs.review_page.verdicts import clock, cue_text, file_name, span_end_s
+from pipeline.config import PipelineConfig
+from pipeline.instructions import Instructions
+from pipeline.limits import MediaLimits
+from pipeline.look import Look, Timestamps
+from pipeline.questions import Question
+from pipeline.sampling import FrameSampling
+from pipeline.schema import InputColumns
+from pipeline.windows import PageWindows, TimeWindows
 from tests.clips import make_video, number_of
-from tests.jobs.outputs import write_input, write_output
+from tests.jobs.outputs import write_answered, write_input, write_output
+from tests.pipeline.pdfs import encrypted, make_pdf
 
 HOSTILE = "</script><img src=x onerror='pwned=1'><!-- <script>pwned=1</script> & \u2028\u202e done"
 CAPTIONS = ("a plain caption", HOSTILE, "a red circle moves left", "")
@@ -61,6 +75,15 @@ class Page(HTMLParser):
         return json.loads(self.blocks["data"])
 
 
+def strips_of(row):
+    return [strip for part in row["parts"] for strip in part["strips"]]
+
+
+def marks_of(row):
+    """Below the pictures of each part."""
+    return [[m for strip in part["strips"] for m in strip["marks"]] for part in row["parts"]]
+
+
 def make_page(captions, *more):
     path = captions.parent / "page.html"
     assert review.main([str(captions), "--page", str(path), *map(str, more)]) == 0
@@ -76,11 +99,11 @@ def test_a_page_holds_every_row_with_the_frames_that_the_model_saw(captions, cap
     assert [row["prompt"] for row in rows] == [None, "What <b>moves</b>?", None, None]
     assert page.data["prompt"] == "Describe this video in detail."
     assert rows[3]["error_code"] == "media_corrupt"
-    assert rows[3]["strips"] == []
+    assert strips_of(rows[3]) == []
     assert rows[0]["min_logprob"] is None  # JSON has no infinity
     assert ["n", "2"] in rows[2]["more"]
-    (strip,) = rows[2]["strips"]
-    assert strip == {"times_s": [0.2, 0.7, 1.2, 1.7], "width_px": 64}
+    (strip,) = strips_of(rows[2])
+    assert strip == {"marks": ["0.2 s", "0.7 s", "1.2 s", "1.7 s"], "width_px": 64}
     image = Image.open(io.BytesIO(base64.b64decode(page.blocks["f2"])))
     assert image.size == (4 * 64, 48)
     numbers = [number_of(np.asarray(image)[:, 64 * k : 64 * k + 64]) for k in range(4)]
@@ -118,12 +141,168 @@ def test_two_outputs_stand_side_by_side_with_what_changed(captions):
     rows = page.data["rows"]
     assert [row["changed"] for row in rows] == [False, True, True, False]
     assert [row["other"]["caption"] for row in rows] == [*changed[:3], None]
-    assert rows[0]["num_frames"] == 4
-    assert rows[0]["other"]["num_frames"] == 8
+    assert rows[0]["parts"][0]["num_frames"] == 4
+    assert rows[0]["other"]["parts"][0]["num_frames"] == 8
     assert "f0" in page.blocks
     assert "g0" in page.blocks
     text = (captions.parent / "page.html").read_text()
     assert "changed in the recipe: frames.num_frames: 4 -&gt; 8" in text
+
+
+def documents(folder, **windows):
+    """An output of three documents: a PDF of three pages, a list of two, one with a password."""
+    papers = [[make_pdf(["One", "Two", "Three"])], [make_pdf(["A"]), make_pdf()], [encrypted()]]
+    pq.write_table(pa.table({"document": papers}), folder / "papers.parquet")
+    config = PipelineConfig(
+        input=str(folder / "papers.parquet"),
+        output=str(folder / "parsed"),
+        checkpoint=DEMO,
+        columns=InputColumns(video="document"),
+        instructions=Instructions(
+            prompt="Markdown?",
+            windows=PageWindows(answer_tokens=8, **windows),
+            timestamps="none",
+            max_frame_tokens=12,
+        ),
+    )
+    return write_answered(config, lambda request: f"# <b>{request.request_id}</b>")
+
+
+def test_documents_show_each_page_beside_its_text(tmp_path):
+    rows = make_page(documents(tmp_path)).data["rows"]
+
+    assert marks_of(rows[0]) == [["page 1"], ["page 2"], ["page 3"]]
+    assert marks_of(rows[1]) == [["page 1"], ["page 2"]]
+    assert rows[0]["parts"][2]["label"] == "page 3"
+    assert rows[0]["parts"][2]["answers"] == [[None, "# <b>papers.parquet#0</b>", None]]
+    assert rows[0]["are_pages"]
+    assert rows[0]["are_caption"]
+    width_px = strips_of(rows[0])[0]["width_px"]
+    assert width_px**2 * 842 / 595 == pytest.approx(12 * 28 * 28, rel=0.02)  # no finer than it saw
+    assert (rows[2]["parts"], rows[2]["error_code"]) == ([], "media_encrypted")
+    assert all(row["note"] is None for row in rows)
+    assert "pages" not in dict(rows[0]["more"])
+
+    few = make_page(tmp_path / "parsed", "--max-frames", 2).data["rows"][0]
+    assert marks_of(few) == [["page 1"], ["page 3"]]
+    assert few["num_parts"] == 3
+    assert not few["are_caption"]
+
+
+def test_pages_that_share_a_prompt_stand_together(tmp_path):
+    rows = make_page(documents(tmp_path, pages_per_prompt=2)).data["rows"]
+
+    assert marks_of(rows[0]) == [["page 1", "page 2"], ["page 3"]]
+    assert [part["label"] for part in rows[0]["parts"]] == ["pages 1 to 2", "page 3"]
+    assert rows[0]["parts"][0]["answers"] == [["page 1", "# <b>papers.parquet#0</b>", None]]
+
+
+def test_other_pages_than_the_model_saw_are_told(tmp_path):
+    output = documents(tmp_path)
+    changed = [[make_pdf(["One", "Two"])], [make_pdf(size=(400, 300)), make_pdf()], [encrypted()]]
+    pq.write_table(pa.table({"document": changed}), tmp_path / "papers.parquet")
+
+    rows = make_page(output).data["rows"]
+
+    note = "these are not the pages that the model saw: the media changed since"
+    assert [row["note"] for row in rows] == [note, note, None]
+    assert marks_of(rows[0]) == [["page 1"], ["page 2"], []]
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """The settings of a run over two clips of 2 s, the second one broken."""
+    videos = [make_video(numbers=range(20)), b"junk"]
+    table = pa.table({"video": videos, "asked": [["What?", "Who?"], ["What?"]]})
+    pq.write_table(table, tmp_path / "clips.parquet")
+    return partial(
+        PipelineConfig,
+        input=str(tmp_path / "clips.parquet"),
+        output=str(tmp_path / "captions"),
+        checkpoint=DEMO,
+    )
+
+
+@pytest.mark.parametrize("merge", [None, "Sum up."])
+def test_windows_have_their_frames_and_captions_by_window(clips, merge):
+    windows = TimeWindows(length_s=1.0, overlap_s=0.5, merge=merge)
+    asked = Instructions(windows=windows, frames=FrameSampling(num_frames=2))
+    output = write_answered(clips(instructions=asked), lambda request: "it moves")
+
+    first, second = make_page(output).data["rows"]
+
+    assert [part["label"] for part in first["parts"]] == [
+        *("0.0 - 1.0 s", "0.5 - 1.5 s", "1.0 - 2.0 s")
+    ]
+    assert marks_of(first)[1] == ["0.7 s", "1.2 s"]
+    assert all(part["answers"] == [[None, "it moves", None]] for part in first["parts"])
+    assert first["are_caption"] == (merge is None)
+    assert first["note"] is None
+    assert (second["parts"], second["error_code"]) == ([], "media_corrupt")
+
+
+def looked(frames, tokens, timestamps: Timestamps = "seconds"):
+    sampling = FrameSampling(num_frames=frames)
+    return Look(frames=sampling, timestamps=timestamps, max_frame_tokens=tokens)
+
+
+def test_prompts_that_see_a_row_in_different_ways_have_frames_of_their_own(clips):
+    questions = (
+        Question(name="caption", text="Describe.", look=looked(1, 2)),
+        Question(name="who", text="{asked}", over="asked", look=looked(4, 12)),
+        Question(name="mood", text="Describe.", look=looked(4, 12, "mm:ss")),
+    )
+    asked = Instructions(questions=questions)
+    columns = InputColumns(lists=("asked",))
+    output = write_answered(clips(instructions=asked, columns=columns), lambda request: "yes")
+
+    page = make_page(output)
+
+    first, second = page.data["rows"]
+    assert page.data["prompt"] == "caption, mood: Describe.\nwho: {asked}"
+    assert [part["label"] for part in first["parts"]] == [
+        "1 frame of at most 2 tokens",
+        "4 frames of at most 12 tokens",
+    ]
+    assert marks_of(first) == [["1.0 s"], ["0.2 s", "0.7 s", "1.2 s", "1.7 s"]]
+    coarse, fine = (part["strips"][0]["width_px"] for part in first["parts"])
+    assert coarse < fine
+    names = [[name for name, *_ in part["answers"]] for part in first["parts"]]
+    assert names == [["caption"], ["who 1", "who 2", "mood"]]
+    assert first["note"] is None
+    assert not {"mood", "who"} & dict(first["more"]).keys()
+    assert [part["strips"] for part in second["parts"]] == [[], []]
+    assert second["parts"][1]["answers"][0][2].startswith("media_corrupt: ")
+
+
+def test_a_run_of_a_sweep_finds_its_clips_and_their_folder(clips, tmp_path):
+    media, sweep = tmp_path / "media", tmp_path / "sweep"
+    for folder in (media, sweep):
+        folder.mkdir()
+    (media / "a.mp4").write_bytes(make_video(numbers=range(20)))
+    pq.write_table(pa.table({"video": ["a.mp4"]}), media / "test.parquet")
+    pq.write_table(pa.table({"video": ["a.mp4"]}), sweep / "_clips.parquet")
+    (sweep / "_run.yaml").write_text(f"input: {media / 'test.parquet'}\n")
+    config = clips(
+        input=str(sweep / "_clips.parquet"),
+        output=str(sweep / "_runs"),
+        media_folder=str(media),
+        instructions=Instructions(questions=(Question(name="cell_0", text="?"),)),
+    )
+    output = write_answered(config, lambda request: "A")
+    (output / "_run.yaml").unlink()  # a sweep has one for all its runs
+
+    (row,) = make_page(output).data["rows"]
+
+    assert row["note"] is None
+    assert row["parts"][0]["answers"] == [["cell_0", "A", None]]
+    assert len(marks_of(row)[0]) == 8
+
+
+def test_media_are_decoded_within_the_limits_of_the_run():
+    limits = limits_of({"max-pages": 5000, "max-rgb-bytes": "2G", "frames": 8})
+
+    assert limits == MediaLimits(max_pages=5000, max_rgb_bytes=2 << 30)
 
 
 def test_rows_say_when_their_media_is_gone_or_changed(captions, capsys):
@@ -141,27 +320,30 @@ def test_rows_say_when_their_media_is_gone_or_changed(captions, capsys):
     rows = make_page(captions).data["rows"]
     assert all("does not say what its input was; name it with --input" in r["note"] for r in rows)
     rows = make_page(captions, "--input", captions.parent / "clips.parquet").data["rows"]
-    assert len(rows[2]["strips"]) == 1
+    assert len(strips_of(rows[2])) == 1
     rows = make_page(captions, "--no-frames").data["rows"]
-    assert all(row["note"] is None and row["strips"] == [] for row in rows)
+    assert all(row["note"] is None and strips_of(row) == [] for row in rows)
 
 
 def test_a_large_output_is_cut_into_files_and_drawn_from(captions):
     sizes = make_page(captions).data["rows"]
     assert len(sizes) == 4
-    from jobs.review_page.page import Side, write_pages
-    from jobs.review_page.shots import Shots, Strip
-
     output = read_output(captions)
-    strip = Strip(jpeg=b"x" * 5000, times_s=(0.0,), width_px=9)
-    shots = {row_id: Shots(strips=(strip,)) for row_id in output.rows["row_id"].to_pylist()}
-    side = Side(output=output, shots=shots)
+    strip = Strip(jpeg=b"x" * 5000, marks=("0.0 s",), width_px=9)
+    parts = parts_of_rows(output, 16)
+    shots = dict.fromkeys(parts, Shots(sights=(Sight(strips=(strip,), num_frames=1),)))
+    side = Side(output=output, parts=parts, shots=shots)
 
     paths = write_pages(captions.parent / "big.html", side, None, max_bytes=15_000)
 
     assert [path.name for path in paths] == ["big.html", "big-2.html"]
     pages = [Page(path) for path in paths]
     assert [len(page.data["rows"]) for page in pages] == [2, 2]
+    captions_of = pa.array(["x" * 9000] * 4, pa.large_string())
+    column = output.rows.column_names.index("caption")
+    wordy = replace(output, rows=output.rows.set_column(column, "caption", captions_of))
+    side = Side(output=wordy, parts=parts, shots={})
+    assert len(write_pages(captions.parent / "wordy.html", side, None, max_bytes=15_000)) == 4
     assert {"href": "big-2.html"} in [attrs for tag, attrs in pages[0].tags if tag == "a"]
     drawn = [make_page(captions, "--max-rows", 2, "--seed", s).data["rows"] for s in (1, 1, 2, 3)]
     ids = [[row["id"] for row in rows] for rows in drawn]
@@ -172,15 +354,20 @@ def test_a_large_output_is_cut_into_files_and_drawn_from(captions):
     assert row["id"] == "clips.parquet#3"
 
 
-def test_strips_hold_eight_frames_and_at_most_so_many_as_asked():
-    rgb = np.zeros((40, 6, 10, 3), np.uint8)
+def test_strips_hold_pictures_of_one_size_and_at_most_so_many_as_asked():
+    small, large = np.zeros((6, 10, 3), np.uint8), np.zeros((60, 400, 3), np.uint8)
+    pictures = [(small, f"{number} s") for number in range(40)]
 
-    strips = make_strips(rgb, np.arange(40.0), max_frames=16)
+    strips = make_sight(pictures, 16).strips
 
-    times = [time for strip in strips for time in strip.times_s]
-    assert [len(strip.times_s) for strip in strips] == [8, 8]
-    assert (times[0], times[-1]) == (0.0, 39.0)
-    assert make_strips(rgb, np.arange(40.0), max_frames=64)[4].times_s[-1] == 39.0
+    marks = [mark for strip in strips for mark in strip.marks]
+    assert [len(strip.marks) for strip in strips] == [8, 8]
+    assert (marks[0], marks[-1]) == ("0 s", "39 s")
+    assert make_sight(pictures, 64).strips[4].marks[-1] == "39 s"
+    mixed = make_sight([*pictures[:2], *[(large, "page")] * 3, *pictures[:1]], 64).strips
+    assert [(strip.width_px, len(strip.marks)) for strip in mixed] == [
+        *((10, 2), (400, 2), (400, 1), (10, 1))
+    ]
 
 
 def write_verdicts(captions, lines, name="v.json", **changes):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import caption_videos, run_file, sweep_videos
+from jobs import caption_videos, review, run_file, sweep_videos
 from jobs.demo.quiz import write_quiz
 from jobs.sweep.layouts import lettered, read_items
 from model.processor import Processor
@@ -86,6 +86,11 @@ def test_a_sweep_is_scored_drawn_and_can_be_continued(quiz, tmp_path, ray_local,
     job = run_file.parse(caption_videos.make_parser, command[3:])
     assert job.frames in (1, 4)
     assert job.timestamps in ("none", "seconds")
+
+    page = tmp_path / "page.html"
+    assert review.main([str(output / "_runs"), "--page", str(page)]) == 0
+    assert "without their frames" not in capfd.readouterr().out
+    assert "4 frames of at most 256 tokens" in page.read_text()
 
     # Again: nothing is left to do, and the same is found.
     assert call(quiz, output, GRID, layout="choice") == 0

@@ -1,0 +1,253 @@
+"""The parts of a row: what each prompt showed and answered, as the output recorded it.
+
+    one prompt         one part
+    several prompts    a part for each way of showing the row; prompts that share one are in it
+    --window-s         a part for each window
+    a document         a part for each prompt, of one page or several
+
+Of very many parts the page shows some, evenly over the row.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from jobs.review_page.rows import Output
+from pipeline.look import Look
+from pipeline.questions import ANSWERS
+from pipeline.sampling import FrameSampling
+from pipeline.timeline import PAGE_WINDOWS_FIELD, PAGES_FIELD, TIMELINE_FIELD
+from pipeline.windows import PageWindows, TimeWindows, Windows
+
+Item = TypeVar("Item")
+_TOKEN_PX = 28 * 28  # a visual token is 2 x 2 patches of 14 x 14 pixels
+_Row = Mapping[str, Any]
+_Recipe = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A text, or why there is none."""
+
+    name: str | None = None  # of the prompt or the page, where a part has several
+    text: str | None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Frames or pages that the model saw together, and what it said of them."""
+
+    label: str | None = None  # None where the row has no other part
+    places: range  # of its look, its window or its pages among all of the row
+    answers: tuple[Answer, ...] = ()  # none where it is the caption of the row
+    times_s: Sequence[float] | None = None  # of the frames of a look
+    seen_px: float | None = None  # pixels of one frame as the model saw it, in the mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Those of one row that are shown."""
+
+    shown: tuple[Part, ...]
+    num_parts: int  # of the row
+    num_places: int  # looks, windows or pages of the row
+    times_s: Sequence[float] | None  # of the frames of all windows, each once
+    media_px: tuple[int | None, int | None]  # of the first video, image or page
+    are_pages: bool
+    are_caption: bool  # whether the caption of the row is their answers, one by one
+
+    @property
+    def were_seen(self) -> bool:
+        """Whether the row came as far as frames or pages."""
+        return any(part.times_s is None or len(part.times_s) > 0 for part in self.shown)
+
+
+def parts_of_rows(output: Output, most: int) -> dict[str, Parts]:
+    """The parts of each row by its id: all looks, `most` windows or prompts about pages.
+
+    Raises:
+        ValueError: the recipe is of another version.
+    """
+    try:
+        rows = output.rows.to_pylist()
+        return {row["row_id"]: _parts(row, output.recipe, most) for row in rows}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{output.path} has a recipe of another version: {error}") from error
+
+
+def _parts(row: _Row, recipe: _Recipe, most: int) -> Parts:
+    windows = windows_of(recipe)
+    if isinstance(windows, TimeWindows):
+        parts = list(_time_windows(row))
+    elif isinstance(windows, PageWindows):
+        parts = list(_page_windows(row))
+    else:
+        parts = list(_looks(row, recipe))
+    shown = parts if windows is None else evenly(parts, most)
+    is_merged = isinstance(windows, TimeWindows) and windows.merge is not None
+    return Parts(
+        shown=tuple(shown),
+        num_parts=len(parts),
+        num_places=parts[-1].places.stop if parts else 0,
+        times_s=row["frame_times_s"],
+        media_px=(row.get("media_width"), row.get("media_height")),
+        are_pages=isinstance(windows, PageWindows),
+        are_caption=windows is not None and not is_merged and len(shown) == len(parts),
+    )
+
+
+def windows_of(recipe: _Recipe) -> Windows | None:
+    """The windows of a run.
+
+    Raises:
+        TypeError: they are of another version.
+    """
+    fields = recipe.get("windows")
+    if not fields:
+        return None
+    return TimeWindows(**fields) if "length_s" in fields else PageWindows(**fields)
+
+
+def looks_of(recipe: _Recipe) -> list[Look]:
+    """The ways of showing a row that differ in more than the text of times, in their order."""
+    asked = [question.get("look") or recipe for question in recipe.get("questions", ())]
+    return list(dict.fromkeys(_seen(each) for each in asked or [recipe]))
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """All items; of more than `most` so many, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[int(place)] for place in np.linspace(0, len(items) - 1, most).round()]
+
+
+def prompt_of(recipe: _Recipe) -> str | None:
+    """What the rows were asked that have no prompt of their own; several prompts by their names."""
+    names: dict[str, list[str]] = {}
+    for question in recipe.get("questions", ()):
+        names.setdefault(question["text"], []).append(question["name"])
+    if not names:
+        return recipe.get("prompt")
+    return "\n".join(f"{', '.join(each)}: {text}" for text, each in names.items())
+
+
+def describe(recipe: _Recipe) -> str:
+    """A recipe in one line, for the head of the page."""
+    sampling, windows = recipe.get("sampling", {}), windows_of(recipe)
+    looks = [_described(look) for look in looks_of(recipe)]
+    shown = looks[0] if len(looks) == 1 else f"{len(looks)} looks"
+    if isinstance(windows, PageWindows):
+        many = windows.pages_per_prompt or "as many as fit"
+        tokens = recipe.get("max_frame_tokens") or "all"
+        shown = f"pages of at most {tokens} tokens, {many} a prompt"
+    elif isinstance(windows, TimeWindows):
+        shown = f"windows of {windows.length_s:g} s, each {shown}"
+    return (
+        f"{shown}, timestamps {recipe.get('timestamps')}, temperature "
+        f"{sampling.get('temperature')}, max tokens {sampling.get('max_tokens')}"
+    )
+
+
+def _described(look: Look) -> str:
+    frames = look.frames
+    many = "1 frame" if frames.num_frames == 1 else f"{frames.num_frames} frames"
+    if frames.at_s is not None:
+        many = f"frames at {', '.join(f'{at:g}' for at in frames.at_s)} s"
+    elif frames.fps is not None:
+        many = f"{frames.fps:g} fps, at most {frames.max_frames} frames"
+    if frames.keyframes_only:
+        many += " (keyframes)"
+    share = "" if look.max_row_tokens is None else f", {look.max_row_tokens} together"
+    return f"{many} of at most {look.max_frame_tokens or 'all'} tokens{share}"
+
+
+def _seen(fields: Mapping[str, Any]) -> Look:
+    """The look in a recipe, as far as pixels go."""
+    frames = dict(fields["frames"])
+    if frames.get("at_s") is not None:
+        frames["at_s"] = tuple(frames["at_s"])
+    look = Look(
+        frames=FrameSampling(**frames),
+        timestamps="none",
+        max_frame_tokens=fields["max_frame_tokens"],
+        max_row_tokens=fields.get("max_row_tokens"),
+    )
+    return replace(look, frames=look.affordable_frames)
+
+
+def _looks(row: _Row, recipe: _Recipe) -> Iterator[Part]:
+    """One for each look of the recipe, with the answers of its prompts."""
+    questions = {each["name"]: each for each in recipe.get("questions", ())}
+    looks = looks_of(recipe)
+    numbers: dict[str, int] = {}
+    answers: dict[Look, list[Answer]] = {look: [] for look in looks}
+    first: dict[Look, _Row] = {}
+    for details in row[ANSWERS] if questions else ():
+        name = details["question"]
+        look = _seen(questions[name].get("look") or recipe)
+        number = numbers[name] = numbers.get(name, -1) + 1
+        answers[look].append(_of_question(row, questions[name], number, details))
+        if look not in first or first[look].get("frame_times_s") is None:
+            first[look] = details
+    for place, look in enumerate(looks):
+        told = row if "frame_times_s" not in first.get(look, {}) else first[look]
+        yield Part(
+            label=_described(look) if len(looks) > 1 else None,
+            places=range(place, place + 1),
+            answers=tuple(answers[look]),
+            times_s=told["frame_times_s"] or (),
+            seen_px=_seen_px(told, len(told["frame_times_s"] or ())),
+        )
+
+
+def _of_question(
+    row: _Row, question: Mapping[str, Any], number: int, details: Mapping[str, Any]
+) -> Answer:
+    """The answer to a question, or to its text with this number."""
+    name, text = question["name"], row[question["name"]]
+    if question.get("over") is not None:
+        name, text = f"{name} {number + 1}", text[number]
+    return Answer(name=name, text=text, error=_error(details))
+
+
+def _time_windows(row: _Row) -> Iterator[Part]:
+    width_px, height_px = row.get("frame_width"), row.get("frame_height")
+    seen_px = None if width_px is None or height_px is None else width_px * height_px
+    for number, window in enumerate(row[TIMELINE_FIELD.name] or ()):
+        yield Part(
+            label=f"{window['start_s']:.1f} - {window['end_s']:.1f} s",
+            places=range(number, number + 1),
+            answers=(Answer(text=window["caption"], error=_error(window)),),
+            seen_px=seen_px,
+        )
+
+
+def _page_windows(row: _Row) -> Iterator[Part]:
+    """One for each prompt, with the text of each of its pages."""
+    texts = row[PAGES_FIELD.name]
+    for window in row[PAGE_WINDOWS_FIELD.name] or ():
+        first, last = window["first_page"], window["last_page"]
+        error = _error(window)
+        answers = [Answer(text=texts[first - 1], error=error)]
+        if last > first:
+            pages = range(first, last + 1)
+            answers = [Answer(name=f"page {page}", text=texts[page - 1]) for page in pages]
+            answers[0] = replace(answers[0], error=error)
+        yield Part(
+            label=f"page {first}" if first == last else f"pages {first} to {last}",
+            places=range(first - 1, last),
+            answers=tuple(each for each in answers if each.text is not None or each.error),
+            seen_px=_seen_px(window, last - first + 1),
+        )
+
+
+def _seen_px(told: _Row, num_frames: int) -> float | None:
+    num_tokens = told.get("num_visual_tokens")
+    return num_tokens * _TOKEN_PX / num_frames if num_tokens and num_frames else None
+
+
+def _error(details: Mapping[str, Any]) -> str | None:
+    return details["error"] and f"{details['error_code']}: {details['error']}"
