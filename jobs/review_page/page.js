@@ -82,14 +82,20 @@ function matches(row, wanted) {
 }
 
 function searched(row) {
-  row.searched ??= [row.id, row.prompt ?? data.prompt, row.reasoning, ...told(row), ...told(row.other)]
+  row.searched ??= [row.id, row.prompt ?? data.prompt, row.error, row.reasoning, ...told(row).values(), ...told(row.other).values()]
     .filter((text) => text).join("\n").toLowerCase();
   return row.searched;
 }
 
+// The texts of a row by what they are of, so that those of two outputs can be compared.
 function told(row) {
-  return row ? [row.caption, row.error, ...row.parts.flatMap((part) => part.answers.flat())] : [];
+  if (!row) return new Map();
+  const answers = row.parts.flatMap((part) => part.answers.map((answer) => [keyOf(part, answer), answer[1]]));
+  return new Map([["caption", row.caption], ...answers]);
 }
+
+// Prompts have the same names in two outputs whose looks differ; windows and pages have labels alone.
+function keyOf(part, [name]) { return `answer ${name ?? part.label}`; }
 
 const ORDERS = {
   input: null,
@@ -148,26 +154,28 @@ function card(row, index) {
   );
   if (data.other) {
     const right = row.other;
-    const [before, after] = changes(row.caption ?? "", right?.caption ?? "");
     node.append(make("div", "sides",
-      side(row, data.output, "f", before),
-      right ? side(right, data.other.output, "g", after) : make("div", "side", make("p", "note", "not in this output")),
+      side(row, data.output, "f", (_, key) => compared(row, key)[0].map(changed)),
+      right
+        ? side(right, data.other.output, "g", (_, key) => compared(row, key)[1].map(changed))
+        : make("div", "side", make("p", "note", "not in this output")),
     ));
   } else {
-    node.append(side(row, null, "f", [row.caption ?? ""]));
+    node.append(side(row, null, "f", (text) => [text]));
   }
   if (verdict?.verdict === "edit") node.append(labelled("edited", verdict.caption, "text caption"));
   node.append(view.editing === row.id ? editor(row) : actions(row));
   return node;
 }
 
-function side(row, name, prefix, caption) {
+// `marked` gives the nodes of a text, by its key in `told`: with what changed, if there are two outputs.
+function side(row, name, prefix, marked) {
   const node = make("div", "side");
   if (name) node.append(make("div", "label", name, row.status === "ok" ? "" : ` (${row.status})`));
-  node.append(parts(row, prefix));
+  node.append(parts(row, prefix, marked));
   if (row.note) node.append(make("div", "note", row.note));
   if (row.caption !== null) {
-    const text = make("div", "text caption", ...caption);
+    const text = make("div", "text caption", ...marked(row.caption, "caption"));
     if (row.are_caption && !name) node.append(folded("caption, all of it", text));
     else node.append(row.parts.some((part) => part.answers.length) ? make("div", "label", "caption") : "", text);
   }
@@ -192,12 +200,12 @@ function facts(row) {
 
 // What the model saw, prompt by prompt, with what it said of it.
 
-function parts(row, prefix) {
+function parts(row, prefix, marked) {
   const images = document.getElementById(`${prefix}${row.number}`)?.textContent.split(" ").values();
   const nodes = row.parts.map((part) => make("section", "part",
     part.label && part.label !== part.strips[0]?.marks.join() ? make("div", "label", part.label) : null,
     strips(part, images),
-    part.answers.length ? make("div", "answers", ...part.answers.map(answer)) : null,
+    part.answers.length ? make("div", "answers", ...part.answers.map((each) => answer(each, part, marked))) : null,
   ));
   if (nodes.length < row.num_parts) nodes.push(make("div", "facts", `${nodes.length} of ${row.num_parts} prompts of this row`));
   return make("div", row.are_pages ? "pages" : "", ...nodes);
@@ -219,10 +227,11 @@ function strips(part, images) {
   return box;
 }
 
-function answer([name, text, error]) {
+function answer(told, part, marked) {
+  const [name, text, error] = told;
   return make("div", "",
     name ? make("span", "label", name) : null,
-    text === null ? null : make("div", "text", text),
+    text === null ? null : make("div", "text", ...marked(text, keyOf(part, told))),
     error ? make("div", "text note", error) : null,
   );
 }
@@ -329,7 +338,17 @@ document.addEventListener("keydown", (event) => {
   does(row);
 });
 
-// What changed between two captions, word by word: the longest common subsequence stays unmarked.
+// What changed between two texts, word by word: the longest common subsequence stays unmarked.
+
+function compared(row, key) {
+  row.compared ??= new Map();
+  if (!row.compared.has(key)) {
+    row.compared.set(key, changes(told(row).get(key) ?? "", told(row.other).get(key) ?? ""));
+  }
+  return row.compared.get(key);
+}
+
+function changed(piece) { return typeof piece === "string" ? piece : make(piece[0], "", piece[1]); }
 
 function changes(left, right) {
   const a = left.match(/\s*\S+/g) ?? [];
@@ -351,9 +370,9 @@ function changes(left, right) {
       before.push(a[i++]);
       after.push(b[j++]);
     } else if (j >= b.length || (i < a.length && lengths[(i + 1) * wide + j] >= lengths[i * wide + j + 1])) {
-      before.push(make("del", "", a[i++]));
+      before.push(["del", a[i++]]);
     } else {
-      after.push(make("ins", "", b[j++]));
+      after.push(["ins", b[j++]]);
     }
   }
   return [before, after];

@@ -182,6 +182,7 @@ def _looks(row: _Row, recipe: _Recipe) -> Iterator[Part]:
     """One for each look of the recipe, with the answers of its prompts."""
     questions = {each["name"]: each for each in recipe.get("questions", ())}
     looks = looks_of(recipe)
+    settings = _settings(recipe)
     numbers: dict[str, int] = {}
     answers: dict[Look, list[Answer]] = {look: [] for look in looks}
     first: dict[Look, _Row] = {}
@@ -189,7 +190,7 @@ def _looks(row: _Row, recipe: _Recipe) -> Iterator[Part]:
         name = details["question"]
         look = _seen(questions[name].get("look") or recipe)
         number = numbers[name] = numbers.get(name, -1) + 1
-        answers[look].append(_of_question(row, questions[name], number, details))
+        answers[look].append(_of_question(row, questions[name], number, settings[name], details))
         if look not in first or first[look].get("frame_times_s") is None:
             first[look] = details
     for place, look in enumerate(looks):
@@ -203,14 +204,31 @@ def _looks(row: _Row, recipe: _Recipe) -> Iterator[Part]:
         )
 
 
+def _settings(recipe: _Recipe) -> dict[str, str]:
+    """In what the prompts of cells of a sweep differ, beside their frames and texts, by name."""
+    values = {
+        each["name"]: {
+            "timestamps": each["look"]["timestamps"],
+            **{name: each["sampling"][name] for name in ("temperature", "top_p", "n")},
+        }
+        for each in recipe.get("questions", ())
+        if each.get("look")
+    }
+    told = {each["name"]: "" for each in recipe.get("questions", ())}
+    for name in next(iter(values.values()), ()):
+        if len({str(each[name]) for each in values.values()}) > 1:
+            told |= {cell: f"{told[cell]}, {name} {each[name]}" for cell, each in values.items()}
+    return told
+
+
 def _of_question(
-    row: _Row, question: Mapping[str, Any], number: int, details: Mapping[str, Any]
+    row: _Row, question: Mapping[str, Any], number: int, settings: str, details: Mapping[str, Any]
 ) -> Answer:
     """The answer to a question, or to its text with this number."""
     name, text = question["name"], row[question["name"]]
     if question.get("over") is not None:
         name, text = f"{name} {number + 1}", text[number]
-    return Answer(name=name, text=text, error=_error(details))
+    return Answer(name=name + settings, text=text, error=_error(details))
 
 
 def _time_windows(row: _Row) -> Iterator[Part]:

@@ -193,6 +193,21 @@ def test_pages_stand_beside_their_text_and_the_document_is_folded(watched, tmp_p
     assert loaded(page) == [(tmp_path / "page.html").as_uri()[:100]]
 
 
+def test_what_changed_is_marked_page_by_page(watched, tmp_path):
+    output, pairs = documents(tmp_path), tmp_path / "pairs"
+    pairs.mkdir()
+    other = documents(pairs, say=lambda request: f"# <i>{request.request_id}</i>")
+    page = opened(watched, output, "--against", other)
+
+    first = page.locator("article").first
+    assert first.locator(".answers del").all_inner_texts() == [" <b>papers.parquet#0</b>"] * 3
+    assert first.locator(".answers ins").all_inner_texts() == [" <i>papers.parquet#0</i>"] * 3
+    assert first.locator(".caption").count() == 2
+    page.keyboard.press("a")
+    assert first.locator(".answers del").count() == 3
+    page.screenshot(path=tmp_path / "both.png", full_page=True)
+
+
 def test_windows_and_prompts_show_their_own_frames(watched, clips, tmp_path):  # noqa: F811
     windows = TimeWindows(length_s=1.0, overlap_s=0.5, merge="Sum up.")
     asked = Instructions(windows=windows, frames=FrameSampling(num_frames=2))

@@ -149,7 +149,7 @@ def test_two_outputs_stand_side_by_side_with_what_changed(captions):
     assert "changed in the recipe: frames.num_frames: 4 -&gt; 8" in text
 
 
-def documents(folder, **windows):
+def documents(folder, say=lambda request: f"# <b>{request.request_id}</b>", **windows):
     """An output of three documents: a PDF of three pages, a list of two, one with a password."""
     papers = [[make_pdf(["One", "Two", "Three"])], [make_pdf(["A"]), make_pdf()], [encrypted()]]
     pq.write_table(pa.table({"document": papers}), folder / "papers.parquet")
@@ -165,7 +165,7 @@ def documents(folder, **windows):
             max_frame_tokens=12,
         ),
     )
-    return write_answered(config, lambda request: f"# <b>{request.request_id}</b>")
+    return write_answered(config, say)
 
 
 def test_documents_show_each_page_beside_its_text(tmp_path):
@@ -268,7 +268,10 @@ def test_prompts_that_see_a_row_in_different_ways_have_frames_of_their_own(clips
     coarse, fine = (part["strips"][0]["width_px"] for part in first["parts"])
     assert coarse < fine
     names = [[name for name, *_ in part["answers"]] for part in first["parts"]]
-    assert names == [["caption"], ["who 1", "who 2", "mood"]]
+    assert names == [
+        ["caption, timestamps seconds"],
+        ["who 1, timestamps seconds", "who 2, timestamps seconds", "mood, timestamps mm:ss"],
+    ]
     assert first["note"] is None
     assert not {"mood", "who"} & dict(first["more"]).keys()
     assert [part["strips"] for part in second["parts"]] == [[], []]
