@@ -39,7 +39,7 @@ verdicts stays in that browser: download them.
   verdicts.parquet      all columns of the output, verdict, final_caption, judged_at
   captions.jsonl        row_id, video, prompt, verdict, caption, model_caption, frame_times_s
   label_studio.json     tasks with predictions and annotations; label_studio.xml is the interface
-  webvtt/*.vtt          each caption that stands, over its span
+  webvtt/*.vtt          each caption that stands, over its span; accepted lists window by window
 
 examples:
   python -m jobs.review captions

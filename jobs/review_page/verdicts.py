@@ -7,7 +7,7 @@ output, of its recipe, on a row that it has, and the only one on that row.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.review_page.page import VERDICT_FORMAT
-from jobs.review_page.parts import prompt_of
+from jobs.review_page.parts import prompt_of, windows_of
 from jobs.review_page.rows import Output
+from pipeline.timeline import TIMELINE_FIELD
+from pipeline.windows import TimeWindows
 
 _KINDS = ("accept", "reject", "edit")
 _ADDED = ("verdict", "final_caption", "judged_at")
@@ -209,20 +211,35 @@ def _region(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_vtt(output: Output, judged: Sequence[tuple[dict, Verdict]], directory: Path) -> Path:
-    """A WebVTT file for each row whose caption stands: the caption over the row's span."""
+    """A WebVTT file for each row whose caption stands."""
     directory.mkdir(exist_ok=True)
-    columns = output.recipe["columns"]
     for row, verdict in judged:
-        caption = final_caption(row, verdict)
-        times_s = row["frame_times_s"]
-        if not caption or not times_s:
-            continue
+        cues = [
+            f"{clock(start_s)} --> {clock(max(end_s, start_s + 0.001))}\n{cue_text(text)}"
+            for start_s, end_s, text in _cues(output, row, verdict)
+        ]
+        if cues:
+            path = directory / f"{file_name(row['row_id'])}.vtt"
+            path.write_text("\n\n".join(["WEBVTT", *cues]) + "\n", encoding="utf-8")
+    return directory
+
+
+def _cues(
+    output: Output, row: Mapping[str, Any], verdict: Verdict
+) -> Iterator[tuple[float, float, str]]:
+    """Start, end and text: the caption over the row's span, or a list of captions by window."""
+    windows, caption = windows_of(output.recipe), final_caption(row, verdict)
+    is_list = isinstance(windows, TimeWindows) and windows.merge is None
+    if is_list and verdict.kind == "accept":
+        for window in row[TIMELINE_FIELD.name] or ():
+            if window["caption"]:
+                yield window["start_s"], window["end_s"], window["caption"]
+        return
+    if caption and (times_s := row["frame_times_s"]):
+        columns = output.recipe["columns"]
         start_s = row.get(columns.get("start_s") or "") or 0.0
         end_s = row.get(columns.get("end_s") or "") or span_end_s(start_s, times_s)
-        cue = f"{clock(start_s)} --> {clock(max(end_s, start_s + 0.001))}\n{cue_text(caption)}"
-        path = directory / f"{file_name(row['row_id'])}.vtt"
-        path.write_text(f"WEBVTT\n\n{cue}\n", encoding="utf-8")
-    return directory
+        yield start_s, end_s, caption
 
 
 def span_end_s(start_s: float, times_s: Sequence[float]) -> float:

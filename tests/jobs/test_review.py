@@ -414,6 +414,23 @@ def test_verdicts_become_parquet_json_lines_label_studio_and_webvtt(captions, ca
     assert cue == "WEBVTT\n\n00:00:00.000 --> 00:00:01.900\nleft --&gt; right\n&amp; on\n"
 
 
+def test_accepted_windows_become_cues_of_their_own(clips, tmp_path):
+    windows = TimeWindows(length_s=1.0)
+    asked = Instructions(windows=windows, frames=FrameSampling(num_frames=2))
+    output = write_answered(clips(instructions=asked), lambda request: "a --> b")
+    cues = tmp_path / "reviewed" / "webvtt" / f"{file_name('clips.parquet#0')}.vtt"
+    apply = [str(output), "--export", str(tmp_path / "reviewed"), "--apply"]
+
+    assert review.main([*apply, str(write_verdicts(output, LINES[:1]))]) == 0
+    assert cues.read_text() == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\na --&gt; b\n\n"
+        "00:00:01.000 --> 00:00:02.000\na --&gt; b\n"
+    )
+    edited = [LINES[0] | {"verdict": "edit", "caption": "all"}]
+    assert review.main([*apply, str(write_verdicts(output, edited))]) == 0
+    assert cues.read_text() == "WEBVTT\n\n00:00:00.000 --> 00:00:01.900\nall\n"
+
+
 @pytest.mark.parametrize(
     ("lines", "changes", "message"),
     [
