@@ -5,6 +5,7 @@
 It limits itself. An exception that is not foreseen ends it, which its owner counts as a death.
 """
 
+import itertools
 import json
 import os
 import pickle
@@ -23,12 +24,14 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from model.allocator import give_back_freed_memory
 from model.prompt import PromptError
 from pipeline.limits import MediaError, MediaLimits
 from pipeline.media import shoot_windows
 from pipeline.windows import Window
 
 LENGTH = struct.Struct("<Q")  # of the message that follows, in bytes
+_TRIM_ROWS = 16  # after so many it gives back the memory that they have left
 NO_MEMORY = "no_memory"  # in place of an error code
 
 
@@ -43,7 +46,10 @@ def main(descriptor: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     base_bytes = _address_space_bytes()
     connection.sendall(LENGTH.pack(0))  # ready
-    while (received := _receive(connection)) is not None:
+    for number in itertools.count(1):
+        received = _receive(connection)
+        if received is None:
+            return
         request, media = received
         with media:
             answer, pixels = _answer(request, media, base_bytes)
@@ -51,6 +57,9 @@ def main(descriptor: int) -> None:
         connection.sendall(LENGTH.pack(len(text)) + text)
         for rgb in pixels:
             connection.sendall(rgb)
+        if number % _TRIM_ROWS == 0:
+            del pixels
+            give_back_freed_memory()
 
 
 def _answer(

@@ -15,10 +15,13 @@ PROMPT_COLUMNS = ("prompt_token_ids", "prompt_patches", "prompt_grid_hw")
 
 
 def encode_prompt(prompt: Prompt) -> dict[str, object]:
-    """The values of `prompt` in a row's prompt columns, without a copy."""
+    """The values of `prompt` in a row's prompt columns.
+
+    The pixels are copied, because pyarrow (26.0) never lets go of a memoryview in a list.
+    """
     return {
         "prompt_token_ids": prompt.token_ids,
-        "prompt_patches": np.ascontiguousarray(prompt.patches).data,
+        "prompt_patches": prompt.patches.tobytes(),
         "prompt_grid_hw": prompt.grid_hw.ravel(),
     }
 

@@ -1,7 +1,9 @@
 """Each row becomes a prompt or an error, and never stops the others."""
 
+import gc
 import io
 import tempfile
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +88,18 @@ def text_of(processor, row):
             in_image = False
             text += processor.tokenizer.decode([token_id])
     return text
+
+
+def test_pixels_are_freed_with_their_table(processor, clip):
+    rows = rows_of([clip, "what moves?"])
+    num_bytes = prepare(processor, rows).nbytes
+    tracemalloc.start()
+    for _ in range(8):
+        prepare(processor, rows)
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < num_bytes
 
 
 def test_a_row_becomes_a_prompt(processor, clip):
