@@ -151,7 +151,7 @@ def check_input(
     _check_type(
         schema,
         columns.video,
-        "video",
+        "media",
         _is_media,
         "string (a path or URI), binary (the media bytes), struct<bytes: binary, path: string>, or "
         "a list of one of these",

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jobs.review_page.rows import Output
+from jobs.review_page.rows import Output, as_json
 from pipeline.look import Look
 from pipeline.questions import ANSWERS
 from pipeline.sampling import FrameSampling
@@ -224,10 +224,13 @@ def _settings(recipe: _Recipe) -> dict[str, str]:
 def _of_question(
     row: _Row, question: Mapping[str, Any], number: int, settings: str, details: Mapping[str, Any]
 ) -> Answer:
-    """The answer to a question, or to its text with this number."""
-    name, text = question["name"], row[question["name"]]
+    """The answer to a question, or to its text with this number; a typed one as JSON."""
+    name, value = question["name"], row[question["name"]]
     if question.get("over") is not None:
-        name, text = f"{name} {number + 1}", text[number]
+        name, value = f"{name} {number + 1}", value[number]
+    if value is None:
+        value = details.get("text")  # what its column cannot hold
+    text = value if value is None or isinstance(value, str) else as_json(value)
     return Answer(name=name + settings, text=text, error=_error(details))
 
 

@@ -148,7 +148,9 @@ def with_a_schema_that_nothing_meets(place):
 
 def with_a_prompt_whose_schema_nothing_meets(place):
     with_no_prompts(place)
-    Path(place["--prompts"]).write_text("mood: Sad?\nkind:\n  text: Which?\n  schema: {enum: []}")
+    Path(place["--prompts"]).write_text(
+        "mood: Sad?\nkind:\n  text: Which?\n  as: json\n  schema: {enum: []}"
+    )
 
 
 def with_a_typo_in_the_prompts(place):
@@ -160,7 +162,7 @@ def with_a_typo_in_the_prompts(place):
     ("spoil", "more", "message"),
     [
         pytest.param(empty, [], "has no rows", id="empty Parquet"),
-        pytest.param(without_video, [], "no video column 'video'", id="no video column"),
+        pytest.param(without_video, [], "no media column 'video'", id="no video column"),
         pytest.param(without_a_tensor, [], "lacks|do(es)? not hold", id="missing tensor"),
         pytest.param(with_an_unknown_setting, [], "swish9", id="unknown config value"),
         pytest.param(with_an_impossible_schema, [], "Invalid type: strin", id="bad schema"),

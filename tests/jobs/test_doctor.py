@@ -178,7 +178,7 @@ def test_an_input_without_a_usable_row_is_bad(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--video-column", "clip"], "no video column 'clip'"),
+        (["--video-column", "clip"], "no media column 'clip'"),
         (["--model", "/nowhere"], "--model /nowhere: there is no such directory"),
         (["--temperature", "-1"], "temperature"),
     ],

@@ -24,6 +24,7 @@ from jobs.review_page.rows import read_output
 from jobs.review_page.shots import limits_of
 from jobs.review_page.strips import Shots, Sight, Strip, make_sight
 from jobs.review_page.verdicts import clock, cue_text, file_name, span_end_s
+from model.sequence import SamplingParams
 from pipeline.config import PipelineConfig
 from pipeline.instructions import Instructions
 from pipeline.limits import MediaLimits
@@ -276,6 +277,24 @@ def test_prompts_that_see_a_row_in_different_ways_have_frames_of_their_own(clips
     assert not {"mood", "who"} & dict(first["more"]).keys()
     assert [part["strips"] for part in second["parts"]] == [[], []]
     assert second["parts"][1]["answers"][0][2].startswith("media_corrupt: ")
+
+
+def test_typed_answers_are_shown_as_json_and_cut_ones_as_text(clips):
+    schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
+    sampling = SamplingParams(schema=schema)
+    questions = [
+        Question(name=name, text="?", sampling=sampling, is_typed=True) for name in ("good", "huge")
+    ]
+    config = clips(instructions=Instructions(questions=tuple(questions)))
+    answers = iter(['{"n": 7}', f'{{"n": {10**30}}}'])
+    output = write_answered(config, lambda request: next(answers))
+
+    first = make_page(output).data["rows"][0]
+
+    (_, good, none), (_, huge, error) = first["parts"][0]["answers"]
+    assert (good, none) == ('{"n": 7}', None)
+    assert huge == f'{{"n": {10**30}}}'
+    assert error.startswith("schema_failed: ")
 
 
 def test_a_run_of_a_sweep_finds_its_clips_and_their_folder(clips, tmp_path):

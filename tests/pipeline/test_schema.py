@@ -122,7 +122,7 @@ def test_an_id_column_named_row_id_becomes_the_output_row_id():
         pytest.param(
             {"clip": pa.string(), "n": pa.int64()},
             {},
-            r"no video column 'video'; its columns are clip \(string\), n \(int64\)",
+            r"no media column 'video'; its columns are clip \(string\), n \(int64\)",
             id="no video column",
         ),
         pytest.param(
@@ -170,7 +170,7 @@ def test_an_id_column_named_row_id_becomes_the_output_row_id():
         pytest.param(
             {"row_id": pa.string()},
             {"video": "row_id"},
-            "the video column must not be named row_id",
+            "the media column must not be named row_id",
             id="video column named row_id",
         ),
     ],
