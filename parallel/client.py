@@ -19,7 +19,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parallel.expert_load import ExpertLoad
-from parallel.group import MAX_CONCURRENCY, DeadGroupError, EngineGroup, GroupError, GroupSpec
+from parallel.group import EngineGroup
+from parallel.group_errors import DeadGroupError, GroupError
+from parallel.group_spec import GroupSpec
+from parallel.group_start import MAX_CONCURRENCY
 from parallel.supervisor import Client, GroupsStatus, Supervisor
 from parallel.worker import Outcome, Request
 

@@ -16,7 +16,8 @@ import numpy as np
 from model.blocks import BLOCK_SIZE
 from model.prompt import Prompt
 from model.sequence import Completion, SamplingParams
-from parallel.group import DeadGroupError, EngineGroup
+from parallel.group import EngineGroup
+from parallel.group_errors import DeadGroupError
 from parallel.worker import Outcome, Request
 
 _NUM_PROMPTS = 8

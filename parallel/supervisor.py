@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from parallel.expert_load import ExpertLoad, add
 from parallel.golden import GoldenPrompts
-from parallel.group import DeadGroupError, EngineGroup, GroupError, GroupSpec, NoRoomError
+from parallel.group import EngineGroup
+from parallel.group_errors import DeadGroupError, GroupError, NoRoomError
+from parallel.group_spec import GroupSpec
 from parallel.worker import Vitals
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ wait, and no remote call happens per step. A prompt that cannot be run is that r
 any other exception of the engine is the machine's, fails every request as `DeadEngineError`, and
 leaves a rank that refuses work until somebody replaces it.
 
-There is no Ray in here: `parallel.group` makes an actor of the class, tests use it as it is.
+There is no Ray in here: `parallel.group_start` makes an actor of the class, tests use it as it is.
 """
 
 import asyncio

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parallel.client import Groups
 from parallel.expert_load import ExpertLoad
-from parallel.group import GroupError
+from parallel.group_errors import GroupError
 from pipeline.costs import Cost, Costs, object_store, own_peak_bytes, peaks_here
 from pipeline.flow import Flow
 from pipeline.machines import rank_numbers

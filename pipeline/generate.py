@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from model.prompt import Prompt, PromptError
 from model.sequence import SamplingParams
-from parallel.group import DeadGroupError
+from parallel.group_errors import DeadGroupError
 from parallel.worker import Failure, Outcome, Request
 from pipeline.merge import Merger
 from pipeline.outcomes import result_of

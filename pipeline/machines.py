@@ -12,7 +12,7 @@ from parallel.choice import Exchange, explain
 from parallel.client import Groups
 from parallel.expert_load import ExpertLoad
 from parallel.golden import golden_requests
-from parallel.group import GroupSpec
+from parallel.group_spec import GroupSpec
 from parallel.placement import place
 from parallel.seat import Seat
 from parallel.supervisor import GroupsStatus

@@ -20,7 +20,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
-from parallel.group import GroupError
+from parallel.group_errors import GroupError
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.drain import drain, start_log

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ray.exceptions import RayError
 
-from parallel.group import GroupError
+from parallel.group_errors import GroupError
 from parallel.supervisor import GroupsStatus
 from pipeline.watch import Sight, Watch
 

@@ -11,7 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from parallel.client import Groups
-from parallel.group import GroupSpec
+from parallel.group_spec import GroupSpec
 from parallel.seat import Seat
 from tests.conftest import ROOT
 from tests.parallel.test_group import SlowEngine, answer, num_placement_groups

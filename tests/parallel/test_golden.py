@@ -7,7 +7,7 @@ import pytest
 
 from model.sequence import Completion
 from parallel.golden import GoldenPrompts, golden_requests
-from parallel.group import DeadGroupError
+from parallel.group_errors import DeadGroupError
 from parallel.worker import Failure
 
 REQUESTS = golden_requests(100)

@@ -17,7 +17,8 @@ from ray.util.placement_group import placement_group_table
 from model.prompt import Prompt
 from model.sequence import Completion, SamplingParams
 from parallel.client import Groups
-from parallel.group import DeadGroupError, GroupError, GroupSpec
+from parallel.group_errors import DeadGroupError, GroupError
+from parallel.group_spec import GroupSpec
 from parallel.worker import Request
 from tests.conftest import ROOT
 

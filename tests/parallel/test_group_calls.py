@@ -13,7 +13,8 @@ from ray.exceptions import (
     RaySystemError,
 )
 
-from parallel.group import DeadGroupError, EngineGroup
+from parallel.group import EngineGroup
+from parallel.group_errors import DeadGroupError
 from parallel.worker import DeadEngineError
 
 

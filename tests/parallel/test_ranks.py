@@ -18,7 +18,8 @@ from model.sequence import Completion, SamplingParams
 from parallel.choice import Exchange
 from parallel.client import Groups
 from parallel.golden import golden_requests
-from parallel.group import DeadGroupError, GroupError, GroupSpec
+from parallel.group_errors import DeadGroupError, GroupError
+from parallel.group_spec import GroupSpec
 from parallel.member import load_member
 from parallel.seat import Seat
 from parallel.worker import Request

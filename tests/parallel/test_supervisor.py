@@ -10,7 +10,8 @@ import pytest
 
 from parallel import supervisor as module
 from parallel.golden import golden_requests
-from parallel.group import DeadGroupError, GroupError, GroupSpec, NoRoomError
+from parallel.group_errors import DeadGroupError, GroupError, NoRoomError
+from parallel.group_spec import GroupSpec
 from parallel.supervisor import Client, Supervisor
 from parallel.worker import Vitals
 

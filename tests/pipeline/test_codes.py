@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from model.processor import Processor
-from parallel.group import DeadGroupError
+from parallel.group_errors import DeadGroupError
 from parallel.worker import Failure
 from pipeline.codes import ErrorCode
 from pipeline.decoder import Decoder

@@ -11,7 +11,7 @@ import pytest
 
 from model.prompt import Prompt
 from model.sequence import Completion, FinishReason, SamplingParams
-from parallel.group import DeadGroupError, GroupError
+from parallel.group_errors import DeadGroupError, GroupError
 from parallel.worker import Failure, Request
 from pipeline.generate import MAX_LONE_DEATHS, MAX_SHARED_DEATHS, Generate
 from pipeline.questions import Question, question_fields

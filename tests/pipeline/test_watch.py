@@ -6,7 +6,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from parallel.group import GroupError
+from parallel.group_errors import GroupError
 from parallel.supervisor import GroupsStatus
 from pipeline import metrics, progress
 from pipeline.progress import Lines, duration_text, engine_text, rest_text
