@@ -1,7 +1,7 @@
 """The stages of a run as one stream of Ray Data.
 
     read --> prepare --> generate --> (the driver commits)
-    tasks    actors      client of
+    tasks    actors      clients of
                          the groups
 
 Ray Data sees each batch of rows as one row of bytes (`seal`). It would cut and join blocks by their
@@ -14,6 +14,7 @@ Letters: K rows of a batch.
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ class Flow:
     read_rows: int  # that are read, and given to a preparer, together
     batch_rows: int
     batches_in_flight: int  # in the generate stage
+    num_clients: int  # of the ranks, which share these
     num_preparers: int  # at most
     max_queued_bytes: int  # of rows between the stages
     batches_ahead: int  # that one worker may have made before anybody takes them
@@ -74,6 +76,7 @@ class Flow:
             groups: who answers.
             starts: handle of a `StartLog` actor, told of rows before a stage works on them.
         """
+        batches_per_client = math.ceil(self.batches_in_flight / self.num_clients)
         with self._settings(), _quiet():
             rows = ray.data.read_datasource(
                 _Pieces(self.source, pieces, self.read_rows),
@@ -110,9 +113,9 @@ class Flow:
                 batch_format="pyarrow",
                 num_cpus=0,
                 compute=ActorPoolStrategy(
-                    size=1,
-                    max_concurrent_calls_per_actor=self.batches_in_flight,
-                    max_tasks_in_flight_per_actor=self.batches_in_flight,
+                    size=self.num_clients,
+                    max_concurrent_calls_per_actor=batches_per_client,
+                    max_tasks_in_flight_per_actor=batches_per_client,
                 ),
             )
             blocks: Iterator[Any] = iter(

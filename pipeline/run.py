@@ -48,6 +48,9 @@ _STORE_SHARE = 0.5  # of the object stores, for rows between the stages at most
 _QUEUED_SHARE = 4  # of the rows that keep the engines busy
 _READ_ROWS = 8  # given to a preparer together, where there are many
 _BATCHES_AHEAD = 16
+# A row costs a client 13 ms of a processor (BENCHMARKS.md), and more with more pixels; `jobs.plan`
+# expects of a GPU some 20 rows a second.
+_ENGINES_PER_CLIENT = 2
 _STORY = "_error.txt"
 _FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError, pa.ArrowException)
 
@@ -165,6 +168,7 @@ def _flow(
         read_rows=max(batch_rows, min(_READ_ROWS, what.num_todo // (4 * num_preparers))),
         batch_rows=batch_rows,
         batches_in_flight=max(2, min(wanted, max_queued_bytes // 2 // batch_bytes)),
+        num_clients=math.ceil(num_engines / _ENGINES_PER_CLIENT),
         num_preparers=num_preparers,
         max_queued_bytes=max_queued_bytes,
         batches_ahead=max(
