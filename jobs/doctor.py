@@ -23,6 +23,7 @@ if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
     sys.path.insert(0, str(_ROOT))
 
 _PROG = "doctor"
+_LAYOUTS = (1, 2, 4, 8)  # ranks of a group
 _JOBS = ("caption_videos", "describe_images", "parse_documents")  # modules of this folder
 
 _DESCRIPTION = """\
@@ -147,9 +148,6 @@ def _planned(plan: "Outlook") -> "Finding":
     counts = plan.counts
     text = f"{counts.new} rows new, {counts.done} done, {counts.failed} failed"
     return Finding("ok", "plan", f"{text}; {plan.num_todo} to do")
-
-
-_LAYOUTS = (1, 2, 4, 8)  # ranks of a group
 
 
 if __name__ == "__main__":

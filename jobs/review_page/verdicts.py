@@ -19,7 +19,7 @@ from jobs.review_page.page import VERDICT_FORMAT
 from jobs.review_page.parts import prompt_of, windows_of
 from jobs.review_page.rows import Output
 from pipeline.timeline import TIMELINE_FIELD
-from pipeline.windows import TimeWindows
+from pipeline.windows import PageWindows, TimeWindows
 
 _KINDS = ("accept", "reject", "edit")
 _ADDED = ("verdict", "final_caption", "judged_at")
@@ -161,9 +161,9 @@ def _write_lines(output: Output, judged: Sequence[tuple[dict, Verdict]], path: P
 
 _LABEL_CONFIG = """\
 <View>
-  <Video name="video" value="$video"/>
-  <TextArea name="caption" toName="video" editable="true"/>
-  <Choices name="verdict" toName="video">
+  <{tag} name="{name}" value="${name}"/>
+  <TextArea name="caption" toName="{name}" editable="true"/>
+  <Choices name="verdict" toName="{name}">
     <Choice value="accept"/><Choice value="reject"/><Choice value="edit"/>
   </Choices>
 </View>
@@ -175,20 +175,22 @@ def _write_label_studio(
 ) -> list[Path]:
     """Tasks to import into a project with the labelling interface that is written beside them.
 
-    The model's caption is a prediction, what stands is an annotation.
+    It shows videos, images or PDFs, by what the output is about. The model's caption is a
+    prediction, what stands is an annotation.
     Format: https://labelstud.io/guide/tasks, "Basic Label Studio JSON format".
     """
-    video = output.recipe["columns"].get("video")
+    column, tag = output.recipe["columns"].get("video"), _label_tag(output)
+    name = tag.lower()
     tasks = []
     for row, verdict in judged:
         data = {
             "row_id": row["row_id"],
-            "video": _path_of(row.get(video)),
+            name: _path_of(row.get(column)),
             "prompt": _prompt(output, row),
         }
-        choice = _region("verdict", "choices", {"choices": [verdict.kind]})
-        texts = [_caption_region(text) for text in [final_caption(row, verdict)] if text]
-        guesses = [_caption_region(row["caption"])] if row["caption"] else []
+        choice = _region(name, "verdict", "choices", {"choices": [verdict.kind]})
+        texts = [_caption_region(name, text) for text in [final_caption(row, verdict)] if text]
+        guesses = [_caption_region(name, row["caption"])] if row["caption"] else []
         tasks.append(
             {
                 "data": data,
@@ -198,16 +200,24 @@ def _write_label_studio(
         )
     path, config = directory / "label_studio.json", directory / "label_studio.xml"
     path.write_text(json.dumps(tasks, ensure_ascii=False, indent=1), encoding="utf-8")
-    config.write_text(_LABEL_CONFIG, encoding="utf-8")
+    config.write_text(_LABEL_CONFIG.format(tag=tag, name=name), encoding="utf-8")
     return [path, config]
 
 
-def _caption_region(text: str) -> dict[str, Any]:
-    return _region("caption", "textarea", {"text": [text]})
+def _label_tag(output: Output) -> str:
+    """The object tag of Label Studio for the media of an output."""
+    if isinstance(windows_of(output.recipe), PageWindows):
+        return "Pdf"
+    seconds = output.rows["media_duration_s"].drop_null().to_pylist()
+    return "Image" if seconds and not any(seconds) else "Video"
 
 
-def _region(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
-    return {"from_name": name, "to_name": "video", "type": kind, "value": value}
+def _caption_region(shown: str, text: str) -> dict[str, Any]:
+    return _region(shown, "caption", "textarea", {"text": [text]})
+
+
+def _region(shown: str, name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"from_name": name, "to_name": shown, "type": kind, "value": value}
 
 
 def _write_vtt(output: Output, judged: Sequence[tuple[dict, Verdict]], directory: Path) -> Path:

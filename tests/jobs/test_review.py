@@ -426,11 +426,25 @@ def test_verdicts_become_parquet_json_lines_label_studio_and_webvtt(captions, ca
     tasks = json.loads((to / "label_studio.json").read_text())
     assert tasks[0]["data"]["video"] == "0.mp4"
     assert tasks[0]["predictions"][0]["result"][0]["value"] == {"text": [CAPTIONS[0]]}
+    assert '<Video name="video" value="$video"/>' in (to / "label_studio.xml").read_text()
     assert [r["type"] for r in tasks[1]["annotations"][0]["result"]] == ["choices"]
     files = sorted((to / "webvtt").iterdir())
     assert len(files) == 2  # the rejected row has none
     cue = (to / "webvtt" / f"{file_name('clips.parquet#2')}.vtt").read_text()
     assert cue == "WEBVTT\n\n00:00:00.000 --> 00:00:01.900\nleft --&gt; right\n&amp; on\n"
+
+
+def test_documents_are_shown_as_such_by_label_studio(tmp_path):
+    output = documents(tmp_path)
+    row_id = read_output(output).rows["row_id"][0].as_py()
+    path = write_verdicts(output, [{"row_id": row_id, "verdict": "accept", "caption": None}])
+    to = tmp_path / "reviewed"
+
+    assert review.main([str(output), "--apply", str(path), "--export", str(to)]) == 0
+    assert '<Pdf name="pdf" value="$pdf"/>' in (to / "label_studio.xml").read_text()
+    (task,) = json.loads((to / "label_studio.json").read_text())
+    assert {"row_id", "pdf", "prompt"} == set(task["data"])
+    assert {each["to_name"] for each in task["annotations"][0]["result"]} == {"pdf"}
 
 
 def test_accepted_windows_become_cues_of_their_own(clips, tmp_path):
