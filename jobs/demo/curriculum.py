@@ -31,6 +31,7 @@ class Stage:
     choices: float = 0.3  # of the questions, how many offer answers to choose from
     options: tuple[int, ...] = (4,)  # how many answers these offer
     places: float = 0.5  # of the questions after a caption, how many ask for a place
+    attributes: float = 0.0  # of those about several shapes, how many ask which one has what
     told: float = 0.0  # of the conversations, how many are about a scene told in words
     told_questions: int = 4  # turns of these
 
@@ -75,10 +76,19 @@ _MORE = replace(
 _LAST = replace(
     _MORE,
     goals={},
-    until=10**9,
+    until=5000,
     num_frames=(4, 8, 8, 8, 8, 8, 8, 16),
     timestamps=0.75,
     num_questions=3,
     options=(2, 3, 4, 4, 4),
 )
-STAGES = (_WORDS, _FIRST, _MORE, _LAST)
+# Colour and shape of one among several, which a share of all questions was too few for.
+_WHICH = replace(
+    _LAST,
+    until=10**9,
+    difficulty=Difficulty(num_shapes=(0.3, 0.45, 0.25), event=0.4, text=0.6),
+    caption=0.45,
+    places=0.4,
+    attributes=0.4,
+)
+STAGES = (_WORDS, _FIRST, _MORE, _LAST, _WHICH)

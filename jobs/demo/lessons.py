@@ -29,7 +29,7 @@ from jobs.demo.scenes import (
     frame_times,
     random_scene,
 )
-from jobs.demo.turns import Turn, question_turn, turns_about
+from jobs.demo.turns import Turn, asked_attributes, question_turn, turns_about
 from model.images import image_size
 from model.processor import Item, Processor
 from model.prompt import Prompt
@@ -113,6 +113,9 @@ class Teacher:
         rng = np.random.default_rng((seed, 1))
         scene = random_scene(seed, stage.difficulty)
         pool = questions(scene)
+        attributes = asked_attributes(pool, scene)
+        if stage.attributes and attributes and rng.random() < stage.attributes:
+            pool = attributes
         chosen = rng.permutation(len(pool))[: stage.told_questions]
         turns = [question_turn(pool[index], stage, rng) for index in chosen]
         prompt = self.processor.prompt([f"{told(scene)}\n{turns[0].question}"])

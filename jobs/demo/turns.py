@@ -1,5 +1,6 @@
 """The turns of a lesson's conversation: the caption, and questions in words or with letters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,20 +41,42 @@ def turns_about(
     else:
         turns = [Turn(IMAGE_PROMPT, image_caption(scene), "caption")]
         pool = image_questions(scene, u)
-    if rng.random() < stage.caption:
-        asked = stage.num_questions
-        # What a caption has just said is not worth asking; places are not in it.
-        places = [question for question in pool if question.kind == "place"]
-    else:
-        turns, places, asked = [], [], stage.num_questions + 2
+    # What a caption has just said is not worth asking; places are not in it.
+    prefers_places = rng.random() < stage.caption
+    asked = stage.num_questions
+    if not prefers_places:
+        turns, asked = [], asked + 2
     for _ in range(min(asked, len(pool))):
-        chosen = places if places and rng.random() < stage.places else pool
-        question = chosen[rng.integers(len(chosen))]
+        question = _choose(pool, scene, stage, rng, prefers_places=prefers_places)
         pool.remove(question)
-        if question in places:
-            places.remove(question)
         turns.append(question_turn(question, stage, rng))
     return turns
+
+
+def _choose(
+    pool: Sequence[Question],
+    scene: Scene,
+    stage: Stage,
+    rng: np.random.Generator,
+    *,
+    prefers_places: bool,
+) -> Question:
+    """One of the questions that are left, of the kinds that the stage wants more of."""
+    attributes = asked_attributes(pool, scene)
+    places = [question for question in pool if prefers_places and question.kind == "place"]
+    chosen = pool
+    if stage.attributes and attributes and rng.random() < stage.attributes:
+        chosen = attributes
+    elif places and rng.random() < stage.places:
+        chosen = places
+    return chosen[int(rng.integers(len(chosen)))]
+
+
+def asked_attributes(pool: Sequence[Question], scene: Scene) -> list[Question]:
+    """The questions for colour or shape whose answer depends on which shape they name."""
+    if len(scene.shapes) == 1:
+        return []
+    return [question for question in pool if question.kind in ("shape", "colour")]
 
 
 def question_turn(question: Question, stage: Stage, rng: np.random.Generator) -> Turn:

@@ -7,7 +7,7 @@ import torch
 
 from jobs.demo.answer_hints import ANSWERS, NOT_AN_OPTION
 from jobs.demo.balance import LoadBalancer
-from jobs.demo.curriculum import Stage
+from jobs.demo.curriculum import STAGES, Stage
 from jobs.demo.export import export, write_empty_checkpoint
 from jobs.demo.hints import NAMES, hints_of
 from jobs.demo.language import (
@@ -33,6 +33,7 @@ from jobs.demo.scenes import (
     random_scene,
 )
 from jobs.demo.train import SNAPSHOT, Progress, TrainConfig, initialise, train
+from jobs.demo.turns import asked_attributes, turns_about
 from model.config import KimiVLConfig
 from model.engine import Engine
 from model.engine_config import EngineConfig
@@ -312,3 +313,15 @@ def test_orthogonal_brings_all_singular_values_near_one() -> None:
     values = torch.linalg.svdvals(orthogonal(stack))
     assert values.min() > 0.6
     assert values.max() < 1.3
+
+
+def test_a_stage_can_ask_which_of_several_shapes_has_what() -> None:
+    stage = replace(STAGES[-1], caption=0.0, attributes=1.0, choices=0.0)
+    for seed in range(20):
+        scene = random_scene(seed, Difficulty(num_shapes=(0.0, 1.0, 0.0), event=0.0))
+        kinds = [turn.kind for turn in turns_about(scene, None, stage, np.random.default_rng(seed))]
+        num_asked = len(asked_attributes(questions(scene), scene))
+        assert set(kinds[:num_asked]) <= {"q_shape", "q_colour"}
+        assert set(kinds[num_asked:]).isdisjoint({"q_shape", "q_colour"})
+    alone = random_scene(1, Difficulty(num_shapes=(1.0, 0.0, 0.0)))
+    assert asked_attributes(questions(alone), alone) == []
