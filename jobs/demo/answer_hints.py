@@ -7,9 +7,15 @@ place from which an answer is predicted, which answer is meant, and at the end o
 answer it is and which letter it has. One head reads the answer at both kinds of places, so that
 equal answers look alike to the last layer.
 
+Before any of that it has to know of which colour or shape it is asked; from answers alone it learns
+that where a question names both, and guesses where it names one of them. A stage may have that told
+as well, from an early layer at the place from which an answer is predicted.
+
 Letters: A places, D hidden size.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +38,7 @@ ANSWERS = tuple(
         )
     )
 )
-NOT_AN_OPTION = -100  # as in `F.cross_entropy`
+NOT_AN_OPTION = NOT_TOLD = -100  # as in `F.cross_entropy`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,38 @@ class AnswerHints:
     places: NDArray[np.int64]  # [A] tokens of the conversation, or rows of the batch
     answers: NDArray[np.int64]  # [A] in ANSWERS
     letters: NDArray[np.int64]  # [A] in LETTERS, or NOT_AN_OPTION
+    colours: NDArray[np.int64]  # [A] of which the question asks, 0 for none, or NOT_TOLD
+    shapes: NDArray[np.int64]  # [A] likewise
+
+    @staticmethod
+    def of_places(told: Sequence[tuple[int, int, int, int, int]]) -> "AnswerHints":
+        """(place, answer, letter, colour, shape) of each place."""
+        columns = np.array(told, np.int64).reshape(-1, 5).T
+        places, answers, letters, colours, shapes = columns
+        return AnswerHints(
+            places=places, answers=answers, letters=letters, colours=colours, shapes=shapes
+        )
+
+    @staticmethod
+    def joined(parts: "Sequence[AnswerHints]", starts: Sequence[int]) -> "AnswerHints":
+        """One after the other, the places of each part behind where it starts."""
+        return AnswerHints(
+            places=np.concatenate(
+                [part.places + start for part, start in zip(parts, starts, strict=True)]
+            ),
+            answers=np.concatenate([part.answers for part in parts]),
+            letters=np.concatenate([part.letters for part in parts]),
+            colours=np.concatenate([part.colours for part in parts]),
+            shapes=np.concatenate([part.shapes for part in parts]),
+        )
+
+
+def asked_about(question: str) -> tuple[int, int]:
+    """The colour and the shape that a question's first line names, counted from 1; 0 for none."""
+    words = re.findall("[a-z]+", question.partition("\n")[0])
+    colour = next((1 + number for number, name in enumerate(COLOURS) if name in words), 0)
+    shape = next((1 + number for number, name in enumerate(SHAPES) if name in words), 0)
+    return colour, shape
 
 
 class AnswerHeads(nn.Module):
@@ -51,6 +89,8 @@ class AnswerHeads(nn.Module):
         super().__init__()
         self.of_answer = nn.Linear(hidden_size, len(ANSWERS))
         self.of_letter = nn.Linear(hidden_size, len(LETTERS))
+        self.of_colour = nn.Linear(hidden_size, 1 + len(COLOURS))
+        self.of_shape = nn.Linear(hidden_size, 1 + len(SHAPES))
 
     def forward(self, hidden: Tensor, hints: AnswerHints) -> Tensor:
         """The loss of both readings from `hidden` [A, D] of the hints' places."""
@@ -65,3 +105,11 @@ class AnswerHeads(nn.Module):
             loss = loss + F.cross_entropy(answers[is_option], told[is_option])
             loss = loss + F.cross_entropy(self.of_letter(hidden[is_option]), letters[is_option])
         return loss
+
+    def asked(self, early: Tensor, hints: AnswerHints) -> Tensor:
+        """The loss of reading from `early` [A, D] what is asked about; some of it must be told."""
+        early = F.layer_norm(early, early.shape[-1:])
+        colours, shapes = torch.from_numpy(hints.colours), torch.from_numpy(hints.shapes)
+        return F.cross_entropy(self.of_colour(early), colours) + F.cross_entropy(
+            self.of_shape(early), shapes
+        )

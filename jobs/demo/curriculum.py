@@ -32,6 +32,7 @@ class Stage:
     options: tuple[int, ...] = (4,)  # how many answers these offer
     places: float = 0.5  # of the questions after a caption, how many ask for a place
     attributes: float = 0.0  # of those about several shapes, how many ask which one has what
+    tells_asked: bool = False  # whether hints tell of which colour or shape a question asks
     told: float = 0.0  # of the conversations, how many are about a scene told in words
     told_questions: int = 4  # turns of these
 
@@ -85,10 +86,12 @@ _LAST = replace(
 # Colour and shape of one among several, which a share of all questions was too few for.
 _WHICH = replace(
     _LAST,
-    until=10**9,
+    until=5900,
     difficulty=Difficulty(num_shapes=(0.3, 0.45, 0.25), event=0.4, text=0.6),
     caption=0.45,
     places=0.4,
     attributes=0.4,
 )
-STAGES = (_WORDS, _FIRST, _MORE, _LAST, _WHICH)
+# And that they were too few was not all.
+_ASKED = replace(_WHICH, until=10**9, rate=1.8, tells_asked=True)
+STAGES = (_WORDS, _FIRST, _MORE, _LAST, _WHICH, _ASKED)

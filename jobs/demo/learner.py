@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs.demo.answer_hints import AnswerHeads
+from jobs.demo.answer_hints import NOT_TOLD, AnswerHeads
 from jobs.demo.balance import LoadBalancer
 from jobs.demo.curriculum import Stage
 from jobs.demo.hints import LAYER, HintHeads
@@ -227,6 +227,9 @@ def _read(student: Student, batch: TokenBatch, lesson: Lesson) -> tuple[Tensor, 
     if len(asked.places):
         rows = outputs[-2][torch.from_numpy(asked.places)]
         loss = loss + ANSWER_HINT_WEIGHT * student.answer_heads(rows, asked)
+        if (asked.colours != NOT_TOLD).any():
+            early = outputs[LAYER][torch.from_numpy(asked.places)]
+            loss = loss + ANSWER_HINT_WEIGHT * student.answer_heads.asked(early, asked)
     if features is not None:
         assert batch.media_rows is not None
         seen, motion = student.heads(features, outputs[LAYER][batch.media_rows], lesson.hints)

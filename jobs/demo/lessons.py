@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.demo.answer_hints import ANSWERS, NOT_AN_OPTION, AnswerHints
+from jobs.demo.answer_hints import (
+    ANSWERS,
+    NOT_AN_OPTION,
+    NOT_TOLD,
+    AnswerHints,
+    asked_about,
+)
 from jobs.demo.curriculum import Stage
 from jobs.demo.hints import Hints, hints_of, no_hints
 from jobs.demo.language import questions, told
@@ -91,12 +97,7 @@ class Teacher:
             for index in range(num_conversations)
         ]
         made.sort(key=lambda one: one.prompt.grid_hw.tolist())  # equal grids together
-        starts = np.cumsum([0, *[len(one.token_ids) for one in made[:-1]]])
-        answer_hints = [
-            (one.answer_hints.places + start, one.answer_hints.answers, one.answer_hints.letters)
-            for one, start in zip(made, starts, strict=True)
-        ]
-        places, answers, letters = map(np.concatenate, zip(*answer_hints, strict=True))
+        starts = np.cumsum([0, *[len(one.token_ids) for one in made[:-1]]]).tolist()
         return Lesson(
             token_ids=[np.array(one.token_ids, np.int32) for one in made],
             targets=[np.array(one.targets, np.int32) for one in made],
@@ -104,7 +105,7 @@ class Teacher:
             patches=np.concatenate([one.prompt.patches for one in made]),
             grid_hw=np.concatenate([one.prompt.grid_hw for one in made]),
             hints=Hints.joined([one.hints for one in made]),
-            answer_hints=AnswerHints(places=places, answers=answers, letters=letters),
+            answer_hints=AnswerHints.joined([one.answer_hints for one in made], starts),
             num_clips=sum(len(one.prompt.grid_hw) > 0 for one in made),
         )
 
@@ -119,7 +120,7 @@ class Teacher:
         chosen = rng.permutation(len(pool))[: stage.told_questions]
         turns = [question_turn(pool[index], stage, rng) for index in chosen]
         prompt = self.processor.prompt([f"{told(scene)}\n{turns[0].question}"])
-        return self._joined(prompt, turns, no_hints())
+        return self._joined(prompt, turns, no_hints(), stage)
 
     def _about_clip(self, stage: Stage, seed: int) -> _Conversation:
         rng = np.random.default_rng((seed, 1))
@@ -137,48 +138,52 @@ class Teacher:
         style = "none" if is_image else timestamp_style(rng, stage.timestamps)
         content = with_timestamps(frames, u * scene.duration_s, style)
         prompt = self.processor.prompt([*content, turns[0].question])
-        return self._joined(prompt, turns, hints_of(scene, u, size.width_px, size.height_px))
+        hints = hints_of(scene, u, size.width_px, size.height_px)
+        return self._joined(prompt, turns, hints, stage)
 
-    def _joined(self, prompt: Prompt, turns: Sequence[Turn], hints: Hints) -> _Conversation:
+    def _joined(
+        self, prompt: Prompt, turns: Sequence[Turn], hints: Hints, stage: Stage
+    ) -> _Conversation:
         """The whole conversation, the places of its targets and what they are about."""
         encode = self.processor.tokenizer.encode
         token_ids: list[int] = prompt.token_ids.tolist()
         targets: list[int] = []
         kinds: list[int] = []
-        told: list[tuple[int, int, int]] = []
+        told: list[tuple[int, int, int, int, int]] = []
         for number, turn in enumerate(turns):
             start = len(token_ids) if number else 0
             if number:
                 token_ids += [*self._next_turn, *encode(turn.question), *self._answer]
-            told += self._answer_hints(token_ids, start, turn)
+            told += self._answer_hints(token_ids, start, turn, tells_asked=stage.tells_asked)
             answer = encode(turn.answer)
             targets += range(len(token_ids), len(token_ids) + len(answer) + 1)
             kinds += [*self._kinds(turn, answer), 0]
             token_ids += [*answer, *self._end]
-        places, answers, letters = np.array(told, np.int64).reshape(-1, 3).T
         return _Conversation(
             token_ids=token_ids,
             targets=targets,
             kinds=kinds,
             prompt=prompt,
             hints=hints,
-            answer_hints=AnswerHints(places=places, answers=answers, letters=letters),
+            answer_hints=AnswerHints.of_places(told),
         )
 
     def _answer_hints(
-        self, token_ids: Sequence[int], start: int, turn: Turn
-    ) -> list[tuple[int, int, int]]:
-        """(place, answer, letter) where a turn is answered, and at the line ends of its options."""
+        self, token_ids: Sequence[int], start: int, turn: Turn, *, tells_asked: bool
+    ) -> list[tuple[int, int, int, int, int]]:
+        """Hints where a turn is answered, and at the line ends of its options."""
         if not turn.meant:
             return []
         places = range(start, len(token_ids))
         ends = [place for place in places if token_ids[place] == self._line_end]
         ends = ends[len(ends) - len(turn.options) :]  # a line before may hold what is told
         options = [
-            (place, ANSWERS.index(option), letter)
+            (place, ANSWERS.index(option), letter, NOT_TOLD, NOT_TOLD)
             for letter, (place, option) in enumerate(zip(ends, turn.options, strict=True))
         ]
-        return [*options, (len(token_ids) - 1, ANSWERS.index(turn.meant), NOT_AN_OPTION)]
+        colour, shape = asked_about(turn.question) if tells_asked else (NOT_TOLD, NOT_TOLD)
+        answer = (len(token_ids) - 1, ANSWERS.index(turn.meant), NOT_AN_OPTION, colour, shape)
+        return [*options, answer]
 
     def _kinds(self, turn: Turn, answer: Sequence[int]) -> list[int]:
         if turn.kind != "caption":

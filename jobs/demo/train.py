@@ -41,7 +41,7 @@ class TrainConfig:
     """What a run depends on beside the curriculum."""
 
     seed: int = 0
-    steps: int = 7300  # the length of the run
+    steps: int = 7600  # the length of the run
     learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the heads
     matrix_rate: float = 0.003  # of Muon: all other matrices
     warmup_steps: int = 40
