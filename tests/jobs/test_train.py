@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.demo.answer_hints import ANSWERS, NOT_AN_OPTION
+from jobs.demo.answer_hints import ANSWERS, NOT_AN_OPTION, NOT_TOLD, asked_about
 from jobs.demo.balance import LoadBalancer
 from jobs.demo.curriculum import STAGES, Stage
 from jobs.demo.export import export, write_empty_checkpoint
@@ -243,6 +243,34 @@ def test_answer_hints_point_at_options_and_at_the_places_of_answers(
             assert decode(ids[place - 9 : place + 1].tolist()).endswith(line)
             num_options += 1
     assert num_options > 2 * num_letters > 0
+
+
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        pytest.param("Which shape is orange?", (2, 0), id="a colour"),
+        pytest.param("What colour is the cross?", (0, 4), id="a shape"),
+        pytest.param("Where is the red circle?\nA. blue square", (1, 1), id="no option"),
+        pytest.param("How many shapes are there?", (0, 0), id="neither"),
+    ],
+)
+def test_a_question_names_what_it_asks_about(question: str, asked: tuple[int, int]) -> None:
+    assert asked_about(question) == asked
+
+
+def test_what_is_asked_is_told_at_answers_where_the_stage_wants_it(
+    student: Student, empty_checkpoint: Path
+) -> None:
+    teacher = Teacher(empty_checkpoint)
+    untold = teacher.lesson(STAGE, 6, 0).answer_hints
+    lesson = teacher.lesson(replace(STAGE, tells_asked=True), 6, 0)
+    told = lesson.answer_hints
+    is_answer = told.letters == NOT_AN_OPTION
+    assert (untold.colours == NOT_TOLD).all()
+    assert ((told.colours != NOT_TOLD) == is_answer).all()
+    assert ((told.shapes != NOT_TOLD) == is_answer).all()
+    backward(student, lesson)
+    assert student.answer_heads.of_colour.weight.grad is not None
 
 
 def test_every_question_has_an_answer_that_hints_know() -> None:
