@@ -21,7 +21,7 @@ from jobs.options import Parser
 from jobs.run_file import overlay, read_mapping
 
 # How the model runs: cells that differ here cannot be answered by the same ranks.
-MACHINE = ("expert-parallel", "groups", "dispatch")
+MACHINE = ("expert-parallel", "groups", "dispatch", "wire-dtype")
 _FRAMES = ("frames", "fps")  # exclude each other
 # Those that change fastest come last, so that cells with the same frames are neighbours.
 _AXES = (

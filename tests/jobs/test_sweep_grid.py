@@ -61,9 +61,10 @@ def test_one_cell_and_the_prompt_of_the_layout(cells):
 
 
 def test_machine_layouts_are_runs_of_their_own(cells):
-    made, _ = cells("expert-parallel: [1, 2]\nframes: [1, 2]")
+    made, _ = cells("expert-parallel: [1, 2]\nwire-dtype: float8\nframes: [1, 2]")
 
-    assert [cell.machine for cell in made] == [(1, None, None)] * 2 + [(2, None, None)] * 2
+    one, two = (1, None, None, "float8"), (2, None, None, "float8")
+    assert [cell.machine for cell in made] == [one, one, two, two]
 
 
 @pytest.mark.parametrize(
