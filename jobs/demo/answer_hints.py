@@ -54,8 +54,7 @@ class AnswerHints:
     @staticmethod
     def of_places(told: Sequence[tuple[int, int, int, int, int]]) -> "AnswerHints":
         """(place, answer, letter, colour, shape) of each place."""
-        columns = np.array(told, np.int64).reshape(-1, 5).T
-        places, answers, letters, colours, shapes = columns
+        places, answers, letters, colours, shapes = np.array(told, np.int64).reshape(-1, 5).T
         return AnswerHints(
             places=places, answers=answers, letters=letters, colours=colours, shapes=shapes
         )
@@ -63,10 +62,9 @@ class AnswerHints:
     @staticmethod
     def joined(parts: "Sequence[AnswerHints]", starts: Sequence[int]) -> "AnswerHints":
         """One after the other, the places of each part behind where it starts."""
+        places = [part.places + start for part, start in zip(parts, starts, strict=True)]
         return AnswerHints(
-            places=np.concatenate(
-                [part.places + start for part, start in zip(parts, starts, strict=True)]
-            ),
+            places=np.concatenate(places),
             answers=np.concatenate([part.answers for part in parts]),
             letters=np.concatenate([part.letters for part in parts]),
             colours=np.concatenate([part.colours for part in parts]),
