@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -57,6 +61,19 @@ def test_clips_depend_on_the_seed_and_their_number_alone(tmp_path, clips):
 
     assert written(3, 3) == clips[:3]
     assert written(3, 4) != clips[:3]
+
+
+def test_clips_do_not_depend_on_what_memory_held_before(tmp_path, clips):
+    """glibc fills what it hands out, and what it takes back, with what MALLOC_PERTURB_ says."""
+    script = (
+        "import sys; from pathlib import Path; from jobs.demo.clips import write_clips; "
+        "write_clips(Path(sys.argv[1]), 1, 3)"
+    )
+    for number in ("1", "255"):
+        path = tmp_path / f"{number}.parquet"
+        command = [sys.executable, "-c", script, str(path)]
+        subprocess.run(command, env=os.environ | {"MALLOC_PERTURB_": number}, check=True)
+        assert pq.read_table(path).to_pylist() == clips[:1]
 
 
 def test_a_moving_shape_moves_as_the_truth_says(tmp_path):
