@@ -51,7 +51,7 @@ from pipeline.source import open_source
 from pipeline.storage import LocalStore
 
 _SAMPLE_S = 0.5
-_ROWS = {"ceiling": 3000, "slow": 2000, "resume": 100_000, "overlap": 600}
+_ROWS = {"ceiling": 3000, "slow": 2000, "resume": 100_000, "overlap": 1500}
 _FEW = 64  # rows
 _KINDS = {  # of processes, by their command lines
     "rank": re.compile(rb"^ray::Rank"),

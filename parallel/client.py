@@ -2,16 +2,18 @@
 
     groups = Groups.start(spec, num_groups=4, max_group_failures=16)      # driver
     async with groups.lease(num_tokens) as lease:                         # any process
-        outcomes = await lease.generate(requests)
+        answers = await lease.generate([requests])
     groups.close()                                                        # driver
 
 Prompts and completions travel between client and rank; the supervisor sees leases only.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
 import ray
@@ -36,20 +38,42 @@ class Lease:
     groups: "Groups"
     group: EngineGroup
 
-    async def generate(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Answer requests on one rank, in their order.
+    async def generate(
+        self, sets: Sequence[Sequence[Request]]
+    ) -> list[list[Outcome | DeadGroupError]]:
+        """Answer requests, those of a set on the same rank, with one call of each rank.
+
+        Returns:
+            The answers in their order; in place of those that a dead rank took along its death,
+            which the supervisor knows of: lease again.
 
         Raises:
-            DeadGroupError: the group is gone, which the supervisor knows now; lease again.
             GroupError: the job must stop.
         """
-        num_tokens = sum(request.num_tokens for request in requests)
-        with self.groups.least_loaded_rank(self.group, num_tokens) as rank:
-            try:
-                return await self.group.generate(self.groups.client.process_id, requests, rank)
-            except DeadGroupError as death:
-                await self.groups.report_failure(self.group, str(death))
-                raise
+        sets_of: dict[int, list[int]] = {}
+        with ExitStack() as loads:
+            for number, requests in enumerate(sets):
+                num_tokens = sum(request.num_tokens for request in requests)
+                load = self.groups.least_loaded_rank(self.group, num_tokens)
+                sets_of.setdefault(loads.enter_context(load), []).append(number)
+            answers = await asyncio.gather(
+                *(
+                    self._ask(rank, [request for number in numbers for request in sets[number]])
+                    for rank, numbers in sets_of.items()
+                )
+            )
+        answered: dict[int, list[Outcome | DeadGroupError]] = {}
+        for numbers, of_rank in zip(sets_of.values(), map(iter, answers), strict=True):
+            for number in numbers:
+                answered[number] = list(islice(of_rank, len(sets[number])))
+        return [answered[number] for number in range(len(sets))]
+
+    async def _ask(self, rank: int, requests: Sequence[Request]) -> list[Outcome | DeadGroupError]:
+        try:
+            return [*await self.group.generate(self.groups.client.process_id, requests, rank)]
+        except DeadGroupError as death:
+            await self.groups.report_failure(self.group, str(death))
+            return [death] * len(requests)
 
 
 class Groups:

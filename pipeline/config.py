@@ -8,6 +8,7 @@ from typing import Literal
 from model.engine_config import EngineConfig
 from model.sequence import SamplingParams
 from parallel.choice import Exchange
+from pipeline.batching import Batching
 from pipeline.instructions import Instructions
 from pipeline.recipe import Recipe, checkpoint_fingerprint
 from pipeline.schema import ErrorCode, InputColumns, Layout
@@ -55,7 +56,7 @@ class PipelineConfig:
     retry_failed: tuple[ErrorCode, ...] = ()  # rows with these codes are tried again
     new_recipe: bool = False  # set the rows of another recipe aside
     keep_order: bool = False  # of the input in the output
-    rows_per_batch: int | None = None  # that travel together; None: as few as can be
+    rows_per_batch: int | None = None  # that travel together; None: as `batching` finds best
     run_yaml: str | None = None  # the options of the command, to keep beside the output
 
     def __post_init__(self) -> None:
@@ -85,16 +86,14 @@ class PipelineConfig:
             num_tokens *= _WINDOWS_OF_A_ROW
         return num_tokens * 4 * _PATCH_BYTES
 
-    def batch_rows(self, num_engines: int) -> int:
-        """Rows that are prepared and answered together.
-
-        One alone where that is fast enough, since rows of a batch wait for the slowest of them:
-        Ray Data moves some tens of batches a second, whatever is in them.
-        """
+    def batching(self, num_engines: int) -> Batching:
+        """How many rows are prepared and answered together."""
         if self.rows_per_batch is not None:
-            return self.rows_per_batch
-        wanted = math.ceil(self.rows_in_flight(num_engines) / _MAX_BATCHES)
-        return max(1, min(wanted, _MAX_BATCH_ROWS, _MAX_BATCH_BYTES // self.row_bytes))
+            return Batching(num_rows=self.rows_per_batch, num_small_rows=self.rows_per_batch)
+        most = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // self.row_bytes))
+        wanted = min(most, math.ceil(self.rows_in_flight(num_engines) / _MAX_BATCHES))
+        has_windows = self.instructions.windows is not None  # how many, the size does not tell
+        return Batching(num_rows=wanted, num_small_rows=wanted if has_windows else most)
 
     def rows_in_flight(self, num_engines: int) -> int:
         """Twice what the engines can run, so that they never wait for rows."""

@@ -100,7 +100,9 @@ def _video_stream(container: InputContainer) -> VideoStream:
     """The default video stream, else the first; a cover picture is none."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        found = ", ".join(sorted({stream.type for stream in container.streams}))
+        if not found:  # some cut headers are read in this way at times, and at times not at all
+            raise MediaError(ErrorCode.MEDIA_CORRUPT, "the file holds no stream of any kind")
         raise MediaError(ErrorCode.NO_VIDEO_STREAM, f"no video stream; the file holds {found}")
     stream = max(streams, key=lambda each: bool(each.disposition & Disposition.default))
     name = stream.codec_context.name if stream.codec_context else "unknown"

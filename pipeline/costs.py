@@ -24,6 +24,7 @@ class Cost:
 
     stage: str
     seconds: float = 0.0
+    num_rows: int = 0
     num_bytes: int = 0  # read
     peak_bytes: int = 0  # of the memory of its process so far
 
@@ -33,6 +34,7 @@ class StageCost:
     """What one stage did in a run."""
 
     seconds: float = 0.0  # summed over the processes, so of a stage with many more than the run's
+    row_seconds: float = 0.0  # the seconds of each row, which those of a batch share
     num_bytes: int = 0
 
 
@@ -48,6 +50,7 @@ class Costs:
         for cost in costs:
             stage = self.stages.setdefault(cost.stage, StageCost())
             stage.seconds += cost.seconds
+            stage.row_seconds += cost.seconds * cost.num_rows
             stage.num_bytes += cost.num_bytes
             self.note_peak(cost.stage, cost.peak_bytes)
 

@@ -102,7 +102,7 @@ def drain(
             longest_pause_s=longest_pause_s,
             sight=watch.sight(),
             num_preparers=flow.num_preparers,
-            max_batches=flow.batches_in_flight,
+            max_rows=flow.rows_in_flight,
         )
 
 
@@ -114,7 +114,7 @@ def _results(
         yield from flow.results(what.pieces, groups, starts)
     if what.alone:
         ray.get(starts.work_alone.remote())
-        yield from replace(flow, read_rows=1, batch_rows=1).results(what.alone, groups, starts)
+        yield from replace(flow, read_rows=1).results(what.alone, groups, starts)
 
 
 @contextmanager

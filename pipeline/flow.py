@@ -8,8 +8,6 @@ Ray Data sees each batch of rows as one row of bytes (`seal`). It would cut and 
 size; sealed, a batch stays the unit of work, of retry and of output from its read to its part, a
 retried task gives as many blocks as the first one, and no column type of the input has to survive a
 conversion. What a stage asks of Ray is fractional, so that a cluster of one CPU can run them all.
-
-Letters: K rows of a batch.
 """
 
 import json
@@ -33,6 +31,7 @@ from ray.data.block import BlockMetadata
 from model.processor import Processor
 from model.sequence import SamplingParams
 from parallel.client import Groups
+from pipeline.batching import Batching, Room
 from pipeline.costs import Cost, Counted, measured
 from pipeline.generate import Generate
 from pipeline.instructions import Instructions
@@ -50,7 +49,7 @@ _MAX_READERS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """What the stages need to know; `batch_rows` is K, of the stages after prepare."""
+    """What the stages need to know."""
 
     source: Source
     checkpoint: Path
@@ -58,8 +57,8 @@ class Flow:
     open_media: Callable[[object], bytes | BinaryIO]
     sampling: SamplingParams
     read_rows: int  # that are read, and given to a preparer, together
-    batch_rows: int
-    batches_in_flight: int  # in the generate stage
+    batching: Batching  # of the stages after prepare
+    rows_in_flight: int  # at the engines
     num_clients: int  # of the ranks, which share these
     num_preparers: int  # at most
     max_queued_bytes: int  # of rows between the stages
@@ -76,7 +75,8 @@ class Flow:
             groups: who answers.
             starts: handle of a `StartLog` actor, told of rows before a stage works on them.
         """
-        batches_per_client = math.ceil(self.batches_in_flight / self.num_clients)
+        rows_per_client = math.ceil(self.rows_in_flight / self.num_clients)
+        batches_per_client = math.ceil(rows_per_client / self.batching.num_rows)
         with self._settings(), _quiet():
             rows = ray.data.read_datasource(
                 _Pieces(self.source, pieces, self.read_rows),
@@ -93,7 +93,7 @@ class Flow:
                     self.instructions,
                     self.open_media,
                     self.sampling.seed,
-                    self.batch_rows,
+                    self.batching,
                 ),
                 batch_size=None,
                 batch_format="pyarrow",
@@ -108,6 +108,7 @@ class Flow:
                     self.checkpoint,
                     self.instructions,
                     self.sampling,
+                    rows_per_client,
                 ),
                 batch_size=None,
                 batch_format="pyarrow",
@@ -135,6 +136,7 @@ class Flow:
             # Ray Data looks at its workers ten times a second; with the two blocks that it lets
             # them be ahead, each would give twenty batches a second at most.
             context._max_num_blocks_in_streaming_gen_buffer = self.batches_ahead
+            context.memory_usage_poll_interval_s = None  # a thread for each task; nobody asks
             context.enable_progress_bars = False
             context.print_on_execution_start = False
             context.execution_no_progress_timeout_s = (
@@ -227,9 +229,10 @@ class _Preparer:
         instructions: Instructions,
         open_media: Callable[[object], bytes | BinaryIO],
         seed: int,
-        batch_rows: int,
+        batching: Batching,
     ) -> None:
-        self._batch_rows = batch_rows
+        self._batching = batching
+        self._media_column = layout.columns.video
         self._starts = starts
         processor = Processor.from_checkpoint(checkpoint)
         self._open = Counted(open_media)
@@ -240,14 +243,16 @@ class _Preparer:
         rows, costs = unseal(block), costs_of(block)
         ids = rows["row_id"].combine_chunks()
         ray.get(self._starts.start.remote(ids))
-        for start in range(0, rows.num_rows, self._batch_rows):
+        num_left = rows.num_rows
+        for batch in self._batching.cut(rows, self._media_column):
             with measured("prepare") as cost:
                 before = self._open.num_bytes
-                batch = self._prepare(rows.slice(start, self._batch_rows))
+                prepared = self._prepare(batch)
                 cost.num_bytes = self._open.num_bytes - before
-            if start + self._batch_rows >= rows.num_rows:
+            num_left -= batch.num_rows
+            if not num_left:
                 self._starts.end.remote(ids)
-            yield seal(batch, [*costs, cost])
+            yield seal(prepared, [*costs, cost])
             costs = []
 
 
@@ -259,20 +264,24 @@ class _Generator:
         checkpoint: Path,
         instructions: Instructions,
         sampling: SamplingParams,
+        rows_in_flight: int,
     ) -> None:
         self._starts = starts
+        self._room = Room(rows_in_flight)
         windows, merger = instructions.windows, None
         if isinstance(windows, TimeWindows) and windows.merge is not None:
             merger = Merger(Processor.from_checkpoint(checkpoint), windows.merge, sampling)
         self._generate = Generate(groups, sampling, instructions.questions, windows, merger)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        with measured("generate") as cost:
-            rows = unseal(block)
-            ids = rows["row_id"].combine_chunks()
-            await self._starts.start.remote(ids)
-            (rows,) = [rows async for rows in self._generate(rows)]
-            self._starts.end.remote(ids)
+        rows = unseal(block)
+        ids = rows["row_id"].combine_chunks()
+        async with self._room.hold(rows.num_rows):
+            with measured("generate") as cost:
+                await self._starts.start.remote(ids)
+                (rows,) = [rows async for rows in self._generate(rows)]
+                self._starts.end.remote(ids)
+                cost.num_rows = rows.num_rows
         yield seal(rows, [*costs_of(block), cost])
 
 

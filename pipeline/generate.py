@@ -35,8 +35,10 @@ _MAX_BACKOFF_S = 30.0
 class Lease(Protocol):
     """As `parallel.client.Lease`."""
 
-    async def generate(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Answer on one rank, or raise `DeadGroupError` when somebody else must."""
+    async def generate(
+        self, sets: Sequence[Sequence[Request]]
+    ) -> list[list[Outcome | DeadGroupError]]:
+        """Answer each set on one rank; a death means that somebody else must."""
         ...
 
 
@@ -154,14 +156,14 @@ class Generate:
         self, requests: Mapping[int, Request], *, alone: bool = False
     ) -> dict[int, Outcome | DeadGroupError]:
         num_tokens = sum(request.num_tokens for request in requests.values())
+        sets = _with_same_pixels(requests)
         async with self._groups.lease(num_tokens, alone=alone) as lease:
-            answers = await asyncio.gather(
-                *(
-                    _answers_or_deaths(lease, {row: requests[row] for row in rows})
-                    for rows in _with_same_pixels(requests)
-                )
-            )
-        return {row: answer for each in answers for row, answer in each.items()}
+            answers = await lease.generate([[requests[row] for row in rows] for rows in sets])
+        return {
+            row: answer
+            for rows, of_set in zip(sets, answers, strict=True)
+            for row, answer in zip(rows, of_set, strict=True)
+        }
 
     async def _back_off(self, num_tries: int) -> None:
         await asyncio.sleep(min(_MAX_BACKOFF_S, self._backoff_s * 2 ** (num_tries - 1)))
@@ -182,15 +184,6 @@ def _with_same_pixels(requests: Mapping[int, Request]) -> list[list[int]]:
             groups.append([row])
         last = request
     return groups
-
-
-async def _answers_or_deaths(
-    lease: Lease, requests: Mapping[int, Request]
-) -> dict[int, Outcome | DeadGroupError]:
-    try:
-        return dict(zip(requests, await lease.generate([*requests.values()]), strict=True))
-    except DeadGroupError as death:
-        return dict.fromkeys(requests, death)
 
 
 def _poison(death: DeadGroupError) -> Failure:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from pipeline.codes import Status
-from pipeline.costs import Costs
+from pipeline.costs import Costs, StageCost
 from pipeline.watch import Sight
 
 
@@ -21,27 +21,24 @@ class Usage:
     longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
     sight: Sight | None = None  # the last one; None where nothing was to do
     num_preparers: int = 0  # workers that prepare rows, at most
-    max_batches: int = 0  # that may be at the engines at a time
+    max_rows: int = 0  # that may be at the engines at a time
 
     @property
     def prepare_busy(self) -> float:
         """The share of their time in which the workers of prepare had work."""
-        return self._mean("prepare") / max(1, self.num_preparers)
+        found = self.costs.stages.get("prepare", StageCost())
+        return found.seconds / max(self.seconds, 1e-9) / max(1, self.num_preparers)
 
     @property
-    def mean_batches(self) -> float:
-        """How many batches were at the engines, on average."""
-        return self._mean("generate")
+    def mean_rows(self) -> float:
+        """How many rows were at the engines, on average."""
+        found = self.costs.stages.get("generate", StageCost())
+        return found.row_seconds / max(self.seconds, 1e-9)
 
     @property
     def slower_stage(self) -> str:
         """What the other stages waited for, `prepare` or `generate`."""
-        return "prepare" if self.mean_batches < self.max_batches / 2 else "generate"
-
-    def _mean(self, stage: str) -> float:
-        """The mean number of batches in a stage: their seconds in it, by those of the run."""
-        found = self.costs.stages.get(stage)
-        return found.seconds / max(self.seconds, 1e-9) if found else 0.0
+        return "prepare" if self.mean_rows < self.max_rows / 2 else "generate"
 
 
 @dataclass(frozen=True)
@@ -127,8 +124,8 @@ class Report:
             "group_failures": list(self.usage.group_failures),
             "longest_pause_s": self.usage.longest_pause_s,
             "prepare_busy": round(self.usage.prepare_busy, 3),
-            "mean_batches_at_engines": round(self.usage.mean_batches, 2),
-            "max_batches_at_engines": self.usage.max_batches,
+            "mean_rows_at_engines": round(self.usage.mean_rows, 2),
+            "max_rows_at_engines": self.usage.max_rows,
             "slower_stage": self.usage.slower_stage,
             **self.usage.costs.as_json(),
         }
@@ -170,7 +167,7 @@ class Report:
             f"{written} MB written, {spilled} MB spilled by the object store",
             f"{self.usage.slower_stage} was the slower stage: prepare was busy "
             f"{self.usage.prepare_busy:.0%} of the time of {self.usage.num_preparers} workers, "
-            f"the engines had {self.usage.mean_batches:.1f} of {self.usage.max_batches} batches",
+            f"the engines had {self.usage.mean_rows:.1f} of {self.usage.max_rows} rows",
         ]
 
 

@@ -149,25 +149,28 @@ def _flow(
 ) -> Flow:
     resources = ray.cluster_resources()
     num_engines = machines.num_groups * machines.num_ranks
-    batch_rows = config.batch_rows(num_engines)
-    batch_bytes = batch_rows * config.row_bytes
+    batching = config.batching(num_engines)
     rows_in_flight = config.rows_in_flight(num_engines)
-    wanted = math.ceil(rows_in_flight / batch_rows)
     # All that is between the stages fits into this, so that nothing is spilled to disk.
     store_bytes = resources.get("object_store_memory", 1 << 30)
+    batch_bytes = batching.num_small_rows * config.row_bytes
     max_queued_bytes = int(
         min(store_bytes * _STORE_SHARE, _QUEUED_SHARE * rows_in_flight * config.row_bytes)
     )
-    num_preparers = max(1, math.ceil(min(resources.get("CPU", 1) - 1, what.num_todo / batch_rows)))
+    num_preparers = max(
+        1, math.ceil(min(resources.get("CPU", 1) - 1, what.num_todo / batching.num_rows))
+    )
     return Flow(
         source=source,
         checkpoint=config.checkpoint,
         instructions=config.instructions,
         open_media=media.open,
         sampling=config.sampling,
-        read_rows=max(batch_rows, min(_READ_ROWS, what.num_todo // (4 * num_preparers))),
-        batch_rows=batch_rows,
-        batches_in_flight=max(2, min(wanted, max_queued_bytes // 2 // batch_bytes)),
+        read_rows=max(batching.num_rows, min(_READ_ROWS, what.num_todo // (4 * num_preparers))),
+        batching=batching,
+        rows_in_flight=max(
+            2 * batching.num_rows, min(rows_in_flight, max_queued_bytes // 2 // config.row_bytes)
+        ),
         num_clients=math.ceil(num_engines / _ENGINES_PER_CLIENT),
         num_preparers=num_preparers,
         max_queued_bytes=max_queued_bytes,

@@ -95,6 +95,7 @@ def add_data(group: argparse._ArgumentGroup, media: str) -> None:
         "--rows-per-batch",
         type=positive_or("auto"),
         metavar="N",
-        help="rows that travel together, and wait for the slowest of them; default: auto, 1 for "
-        "one copy of the model and up to 8 for many",
+        help="rows that travel together, and wait for the slowest of them; default: auto, up to 8 "
+        "whose media in the table have 1 MiB together, and of others 1 for one copy of the model "
+        "and up to 8 for many",
     )

@@ -91,10 +91,9 @@ def spec(factory: Callable[[], Any] = SlowEngine, **changes) -> GroupSpec:
 async def answer(groups: Groups, num_tokens: int = 1, token_id: int = 1) -> int:
     """The id of the process that answered, after as many groups as it took."""
     while True:
-        try:
-            async with groups.lease(num_tokens) as lease:
-                (outcome,) = await lease.generate([request(num_tokens, token_id)])
-        except DeadGroupError:
+        async with groups.lease(num_tokens) as lease:
+            ((outcome,),) = await lease.generate([[request(num_tokens, token_id)]])
+        if isinstance(outcome, DeadGroupError):
             continue
         assert isinstance(outcome, Completion)
         return int(outcome.text)

@@ -97,10 +97,9 @@ def rank_stats(groups: Groups, num_groups: int = 1):
 
 async def answer(groups: Groups, request: Request) -> tuple[int, ...]:
     while True:
-        try:
-            async with groups.lease(request.num_tokens) as lease:
-                (outcome,) = await lease.generate([request])
-        except DeadGroupError:
+        async with groups.lease(request.num_tokens) as lease:
+            ((outcome,),) = await lease.generate([[request]])
+        if isinstance(outcome, DeadGroupError):
             continue
         assert isinstance(outcome, Completion)
         return outcome.token_ids

@@ -12,7 +12,7 @@ import pytest
 from model.prompt import Prompt
 from model.sequence import Completion, FinishReason, SamplingParams
 from parallel.group_errors import DeadGroupError, GroupError
-from parallel.worker import Failure, Request
+from parallel.worker import Failure, Outcome, Request
 from pipeline.generate import MAX_LONE_DEATHS, MAX_SHARED_DEATHS, Generate
 from pipeline.questions import Question, question_fields
 from pipeline.schema import PREPARED_FIELDS, RESULT_FIELDS
@@ -27,7 +27,7 @@ class Groups:
     def __init__(self, answer):
         self.answer = answer
         self.leases = []  # (row ids, tokens, alone), in order
-        self.calls = []  # row ids that went to one rank together
+        self.sets = []  # row ids that went to one rank together
         self.is_exclusive = False
 
     @asynccontextmanager
@@ -45,11 +45,17 @@ class Lease:
         self.groups = groups
         self.rows = []
 
-    async def generate(self, requests):
-        self.rows += [request.request_id for request in requests]
-        self.groups.calls.append([request.request_id for request in requests])
-        await asyncio.sleep(0)  # all rows of the batch are in flight before the first answer
-        return [self.groups.answer(request, self) for request in requests]
+    async def generate(self, sets):
+        for requests in sets:
+            self.rows += [request.request_id for request in requests]
+            self.groups.sets.append([request.request_id for request in requests])
+        return [self.answers(requests) for requests in sets]
+
+    def answers(self, requests) -> list[Outcome | DeadGroupError]:
+        try:
+            return [self.groups.answer(request, self) for request in requests]
+        except DeadGroupError as death:
+            return [death] * len(requests)
 
 
 def without_pixels(batch: pa.Table, *rows: int) -> pa.Table:
@@ -359,7 +365,7 @@ def test_prompts_about_the_same_pixels_go_to_one_rank_together():
     out = generate(groups, without_pixels(batch, 1, 2))
 
     assert out["caption"].null_count == 1
-    assert groups.calls == [["row 0", "row 1", "row 2"], ["row 4"], ["row 5"], ["row 6"]]
+    assert groups.sets == [["row 0", "row 1", "row 2"], ["row 4"], ["row 5"], ["row 6"]]
     assert seen["row 0"] is seen["row 1"] is seen["row 2"]  # so that they are sent once
     assert np.array_equal(seen["row 0"], shown.patches)
 

@@ -8,8 +8,9 @@ from pipeline.report import Report, Tally, Usage
 
 def report(*, prepare_s=1.0, generate_s=1.0, **changes):
     costs = Costs()
-    costs.add([Cost("prepare", prepare_s, 2_000_000, 50_000_000), Cost("generate", generate_s)])
-    usage = Usage(10.0, costs, num_preparers=2, max_batches=8)
+    prepared = Cost("prepare", prepare_s, num_bytes=2_000_000, peak_bytes=50_000_000)
+    costs.add([prepared, Cost("generate", generate_s / 2, num_rows=2)])
+    usage = Usage(10.0, costs, num_preparers=2, max_rows=8)
     fields = {
         "rows_in": 6,
         "rows_done_before": 0,
@@ -54,7 +55,7 @@ def test_rows_in_are_done_and_failed_by_code_with_those_of_earlier_runs():
             "prepare",
             "prepare was busy 95% of the time of 2 workers, the engines had 0.5",
         ),
-        (2.0, 79.0, "generate", "busy 10% of the time of 2 workers, the engines had 7.9 of 8 batc"),
+        (2.0, 79.0, "generate", "busy 10% of the time of 2 workers, the engines had 7.9 of 8 rows"),
     ],
 )
 def test_a_slow_decoder_and_a_slow_engine_are_told_apart(prepare_s, generate_s, slower, line):

@@ -19,6 +19,7 @@ from model.config import CheckpointError
 from model.sequence import SamplingParams
 from parallel.choice import Exchange
 from pipeline import ledger
+from pipeline.batching import Batching
 from pipeline.config import recipe_of
 from pipeline.costs import Cost
 from pipeline.flow import costs_of, seal, unseal
@@ -32,6 +33,7 @@ from pipeline.schema import ErrorCode, InputColumns
 from pipeline.source import open_source, plan
 from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS, write_starts
 from pipeline.storage import LocalStore
+from pipeline.windows import TimeWindows
 from tests.pipeline.runs import answer_without_ray, small_config, store_of
 from tests.tiny import tiny_checkpoint
 
@@ -367,25 +369,33 @@ def test_wrong_configurations_are_refused(config, wrong, message):
 
 
 @pytest.mark.parametrize(
-    ("num_groups", "num_frames", "max_frame_tokens", "expected"),
+    ("num_groups", "num_frames", "max_frame_tokens", "num_rows", "num_small_rows"),
     [
-        pytest.param(1, 2, 4, 1, id="one copy of the model"),
-        pytest.param(4, 2, 4, 4, id="four"),
-        pytest.param(100, 2, 4, 8, id="many"),
-        pytest.param(100, 8, 1024, 3, id="many, and 19 MB a row"),
-        pytest.param(100, 128, None, 1, id="many, and 300 MB a row"),
+        pytest.param(1, 2, 4, 1, 8, id="one copy of the model"),
+        pytest.param(4, 2, 4, 4, 8, id="four"),
+        pytest.param(100, 2, 4, 8, 8, id="many"),
+        pytest.param(1, 8, 1024, 1, 3, id="19 MB a row"),
+        pytest.param(100, 8, 1024, 3, 3, id="many, and 19 MB a row"),
+        pytest.param(100, 128, None, 1, 1, id="many, and 300 MB a row"),
     ],
 )
 def test_rows_travel_alone_where_that_is_fast_enough(
-    config, num_groups, num_frames, max_frame_tokens, expected
+    config, num_groups, num_frames, max_frame_tokens, num_rows, num_small_rows
 ):
     instructions = Instructions(
         frames=FrameSampling(num_frames=num_frames), max_frame_tokens=max_frame_tokens
     )
     config = replace(config, instructions=instructions)
 
-    assert config.batch_rows(num_groups) == expected
-    assert replace(config, rows_per_batch=5).batch_rows(num_groups) == 5
+    assert config.batching(num_groups) == Batching(num_rows=num_rows, num_small_rows=num_small_rows)
+    asked = replace(config, rows_per_batch=5)
+    assert asked.batching(num_groups) == Batching(num_rows=5, num_small_rows=5)
+
+
+def test_rows_with_an_unknown_number_of_windows_travel_alone(config):
+    instructions = replace(config.instructions, windows=TimeWindows(length_s=1.0))
+    config = replace(config, instructions=instructions)
+    assert config.batching(1) == Batching(num_rows=1, num_small_rows=1)
 
 
 def test_a_fingerprint_sees_every_file_that_matters(checkpoint, tmp_path):
