@@ -88,6 +88,7 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     draw_chart(samples, Path(options.chart))
     middle = [each for each in samples if 0.2 <= each.seconds / samples[-1].seconds <= 0.95]
     half = len(middle) // 2
+    spilled = report.usage.spilled_bytes
     return {
         "rows": report.rows_written,
         "seconds": round(report.seconds, 1),
@@ -96,7 +97,7 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "mb_first_half": _means_mb(middle[:half]),
         "mb_second_half": _means_mb(middle[half:]),
         "store_mb_most": round(max(each.num_bytes["object store"] for each in samples) / 1e6),
-        "spilled_mb": round(report.usage.spilled_bytes / 1e6),
+        "spilled_mb": None if spilled is None else round(spilled / 1e6),
     }
 
 
@@ -228,6 +229,8 @@ def _watch(samples: list[Sample], ended: threading.Event) -> None:
     while not ended.wait(_SAMPLE_S):
         if ray.is_initialized():
             store = object_store(ray.get_runtime_context().gcs_address)
+            if store is None:
+                continue
             memory = {"object store": store.used_bytes, **_memory_by_kind()}
             samples.append(Sample(time.monotonic() - started_s, memory))
 

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import grpc
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
+_ANSWER_S = 10.0  # for a node, which asks all others
 # In the command line of what is not measured from inside.
 _SIGNS = {"rank": b"ray::Rank", "decoder": b"pipeline.decoder_process"}
 
@@ -133,7 +135,17 @@ class ObjectStore:
     spilled_bytes: int  # to disk, since it started
 
 
-def object_store(gcs_address: str) -> ObjectStore:
-    """Look at the object stores of a cluster."""
-    stats = get_memory_info_reply(get_state_from_address(gcs_address)).store_stats
-    return ObjectStore(stats.object_store_bytes_used, stats.spilled_bytes_total)
+def object_store(gcs_address: str) -> ObjectStore | None:
+    """Look at the object stores of a cluster; None if no node answers."""
+    state = get_state_from_address(gcs_address)
+    for node in state.node_table():
+        if not node["Alive"]:
+            continue
+        address, port = node["NodeManagerAddress"], node["NodeManagerPort"]
+        try:
+            reply = get_memory_info_reply(state, address, port, timeout_seconds=_ANSWER_S)
+        except grpc.RpcError:  # a killed node is called alive for some seconds
+            continue
+        stats = reply.store_stats
+        return ObjectStore(stats.object_store_bytes_used, stats.spilled_bytes_total)
+    return None

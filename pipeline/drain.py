@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from parallel.client import Groups
 from parallel.expert_load import ExpertLoad
 from parallel.group_errors import GroupError
-from pipeline.costs import Cost, Costs, object_store, own_peak_bytes, peaks_here
+from pipeline.costs import Cost, Costs, ObjectStore, object_store, own_peak_bytes, peaks_here
 from pipeline.flow import Flow
 from pipeline.machines import rank_numbers
 from pipeline.metrics import Metrics
@@ -61,7 +61,7 @@ def drain(
     """
     costs = Costs()
     gcs_address = ray.get_runtime_context().gcs_address
-    spilled_before = object_store(gcs_address).spilled_bytes
+    store_before = object_store(gcs_address)
     for rows in give_up(flow.source, what):
         committer.add(rows)
     with closing(start_groups()) as groups, _load_recorded(groups, record):
@@ -96,7 +96,7 @@ def drain(
         return Usage(
             time.monotonic() - started,
             costs,
-            object_store(gcs_address).spilled_bytes - spilled_before,
+            _spilled(store_before, object_store(gcs_address)),
             ranks=rank_numbers(status),
             group_failures=status.failures,
             longest_pause_s=longest_pause_s,
@@ -104,6 +104,12 @@ def drain(
             num_preparers=flow.num_preparers,
             max_rows=flow.rows_in_flight,
         )
+
+
+def _spilled(before: ObjectStore | None, after: ObjectStore | None) -> int | None:
+    if before is None or after is None:
+        return None
+    return after.spilled_bytes - before.spilled_bytes
 
 
 def _results(

@@ -14,7 +14,7 @@ class Usage:
 
     seconds: float = 0.0  # from the first group being ready to the last commit
     costs: Costs = field(default_factory=Costs)
-    spilled_bytes: int = 0  # by the object stores
+    spilled_bytes: int | None = 0  # by the object stores; None where they did not answer
     machines: str = ""  # groups, ranks and device, and why; empty where nothing was to do
     ranks: Mapping[str, float] = field(default_factory=dict)  # as `machines.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
@@ -161,7 +161,9 @@ class Report:
                 f"{'' if stage is None or not stage.num_bytes else _mb(stage.num_bytes):>10}"
                 f"{'' if peak is None else _mb(peak):>10}"
             )
-        written, spilled = _mb(self.num_bytes_written), _mb(self.usage.spilled_bytes)
+        written, spilled = _mb(self.num_bytes_written), "an unknown number of"
+        if self.usage.spilled_bytes is not None:
+            spilled = _mb(self.usage.spilled_bytes)
         return [
             *lines,
             f"{written} MB written, {spilled} MB spilled by the object store",

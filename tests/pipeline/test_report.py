@@ -1,5 +1,7 @@
 """What a run says about itself."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.costs import Cost, Costs
@@ -68,3 +70,11 @@ def test_a_slow_decoder_and_a_slow_engine_are_told_apart(prepare_s, generate_s, 
 def test_a_run_without_work_has_no_table():
     found = report(rows_written=0, rows_done_before=6, statuses={}, error_codes={})
     assert str(found).splitlines()[-1] == "nothing to do: all rows are done"
+
+
+def test_what_the_object_stores_did_not_tell_is_not_called_nothing():
+    found = report()
+    assert "0.0 MB spilled" in str(found)
+    unknown = replace(found, usage=replace(found.usage, spilled_bytes=None))
+    assert "an unknown number of MB spilled" in str(unknown)
+    assert unknown.as_json()["spilled_bytes"] is None
