@@ -40,6 +40,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME")  # an interpreter may not start without
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _START_TIMEOUT_S = 120.0
+_MAX_STARTS = 3  # in a row; what is killed before it decodes tells nothing of a row or machine
 _WAIT_S = 60.0  # for the file, beside as many seconds as decoding may compute
 _MAX_TEXT_BYTES = 16 << 20  # of an answer without its pixels
 
@@ -130,7 +131,7 @@ class Decoder:
 
     def _try(self, request: bytes, descriptor: int) -> list[Window]:
         """Ask the process, which is kept only if it answers."""
-        process, self._process = self._process or _Process(), None
+        process, self._process = self._process or _started(), None
         try:
             answer = process.ask(request, descriptor, self._limits)
         except BaseException:
@@ -154,8 +155,28 @@ class _DeathError(Exception):
         self.is_memory = is_memory
 
 
+def _started() -> "_Process":
+    """A process that is ready.
+
+    Raises:
+        RuntimeError: there is none to be had.
+    """
+    try:
+        for _ in range(_MAX_STARTS - 1):
+            with suppress(_DeathError):
+                return _Process()
+        return _Process()
+    except (TimeoutError, _DeathError) as error:
+        raise RuntimeError(f"the decoding process does not start: it {error}") from error
+
+
 class _Process:
-    """One decoding process and the socket to it."""
+    """One decoding process and the socket to it.
+
+    Raises:
+        _DeathError: it died before it was ready.
+        TimeoutError: it was not ready in time.
+    """
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -174,9 +195,9 @@ class _Process:
         self._finalizer = weakref.finalize(self, _end, self._popen, self._socket)
         try:
             self._receive_length(time.monotonic() + _START_TIMEOUT_S)
-        except (TimeoutError, _DeathError) as error:
+        except (TimeoutError, _DeathError):
             self.close()
-            raise RuntimeError(f"the decoding process does not start: it {error}") from error
+            raise
 
     def ask(
         self, request: bytes, descriptor: int, limits: MediaLimits

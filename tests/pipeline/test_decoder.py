@@ -200,6 +200,24 @@ def _is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+def test_a_process_that_is_killed_while_it_starts_is_started_again(clip, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+
+    def start(command, **options):
+        started.append(popen(command, **options))
+        if len(started) < 3:
+            started[-1].kill()
+        return started[-1]
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    decoder = Decoder()
+    assert len(decoder.decode(clip, FOUR).rgb) == 4
+    decoder.close()
+    assert [process.wait() for process in started[:2]] == [-signal.SIGKILL] * 2
+    assert len(started) == 3
+
+
 def test_a_process_that_cannot_start_is_no_error_of_a_row(clip, monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(RuntimeError, match="does not start: it ended with exit code 1"):
