@@ -162,6 +162,9 @@ def _start_local() -> None:
     """Start a Ray that only this process and its children can use."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning
+    # Ray would have all workers give way to the driver, engines too, and no process can take that
+    # back; only what prepares rows should (`pipeline.processes`).
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # A token of our own: Ray would leave one in ~/.ray/auth_token, and with that file there the
     # next `ray start` asks for tokens that the next `ray job submit` does not send.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:

@@ -30,6 +30,7 @@ class GroupSpec:
     num_cpus_per_rank: float = 1.0
     num_gpus_per_rank: float = 0.0
     placement: Placement = "STRICT_PACK"  # all ranks on one node
+    company_s: float = 0.0  # as for `Rank`; of no effect where ranks step together
     resources_timeout_s: float = 120.0  # for nodes with room
     start_timeout_s: float = 1800.0  # for the engines to load
     exchange_timeout_s: float = 120.0  # for the slowest rank, in every exchange

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from model.prompt import Prompt, PromptError
@@ -129,10 +129,16 @@ class Rank:
     callers --generate--> inbox --> engine thread: take, add, step ... --> futures --> callers
 
     Construction returns at once and loads in the background: await `ready` to know that it worked.
+
+    Args:
+        engine_factory: makes the engine, in its thread.
+        company_s: how long an idle engine lets the first request wait for others, since a step for
+            one takes nearly as long as a step for several.
     """
 
-    def __init__(self, engine_factory: Callable[[], Engine]) -> None:
+    def __init__(self, engine_factory: Callable[[], Engine], company_s: float = 0.0) -> None:
         self._factory = engine_factory
+        self._company_s = company_s
         self._inbox: SimpleQueue[_Job | _Cancel | _AskLoad | _Close] = SimpleQueue()
         self._jobs: dict[str, _Job] = {}  # in the engine; touched by its thread alone
         self._numbers = itertools.count()
@@ -225,8 +231,15 @@ class Rank:
 
     def _take(self, engine: Engine) -> bool:
         """Do what the inbox says, waiting there while the engine is idle; False is the end."""
-        while not engine.has_work or not self._inbox.empty():
-            match self._inbox.get():
+        begin_at = 0.0  # on the monotonic clock
+        while True:
+            is_idle = not engine.has_work
+            wait_s = None if is_idle else max(0.0, begin_at - time.monotonic())
+            try:
+                wish = self._inbox.get(timeout=wait_s)
+            except Empty:
+                return True
+            match wish:
                 case _Job() as job:
                     self._add(engine, job)
                 case _Cancel() as cancel:
@@ -235,7 +248,8 @@ class Rank:
                     self._tell_load(engine, ask)
                 case _Close():
                     return False
-        return True
+            if is_idle:
+                begin_at = time.monotonic() + self._company_s
 
     def _add(self, engine: Engine, job: _Job) -> None:
         # From here on the caller cannot cancel the future behind this thread's back.

@@ -6,8 +6,8 @@ added up by the driver.
 
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -15,9 +15,10 @@ from typing import BinaryIO
 import grpc
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
+from pipeline.processes import peak_bytes_of
+
 _ANSWER_S = 10.0  # for a node, which asks all others
-# In the command line of what is not measured from inside.
-_SIGNS = {"rank": b"ray::Rank", "decoder": b"pipeline.decoder_process"}
+_RANK = b"ray::Rank"  # in a command line
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Cost:
     num_rows: int = 0
     num_bytes: int = 0  # read
     peak_bytes: int = 0  # of the memory of its process so far
+    decoder_peak_bytes: int = 0  # of that of its decoding process
 
 
 @dataclass
@@ -55,16 +57,12 @@ class Costs:
             stage.row_seconds += cost.seconds * cost.num_rows
             stage.num_bytes += cost.num_bytes
             self.note_peak(cost.stage, cost.peak_bytes)
+            self.note_peak("decoder", cost.decoder_peak_bytes)
 
     def note_peak(self, kind: str, num_bytes: int) -> None:
         """Note how much memory a process of some kind has had."""
         if num_bytes:
             self.peak_bytes[kind] = max(num_bytes, self.peak_bytes.get(kind, 0))
-
-    def note_peaks(self, peaks: Mapping[str, int]) -> None:
-        """Note several."""
-        for kind, num_bytes in peaks.items():
-            self.note_peak(kind, num_bytes)
 
     def as_json(self) -> dict[str, object]:
         """For `_report.json`."""
@@ -109,22 +107,14 @@ class Counted:
         return opened
 
 
-def peaks_here() -> dict[str, int]:
-    """The most memory that a rank, and a decoder, on this machine has had resident."""
-    peaks: dict[str, int] = {}
+def rank_peak_bytes() -> int:
+    """The most memory that a rank on this machine has had resident; 0 without one."""
+    peaks = [0]
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = process.joinpath("cmdline").read_bytes()
-            status = process.joinpath("status").read_text()
-        except OSError:
-            continue  # it ended
-        for kind, sign in _SIGNS.items():
-            if sign in command:
-                peak = [
-                    int(line.split()[1]) << 10 for line in status.splitlines() if "VmHWM" in line
-                ]
-                peaks[kind] = max([peaks.get(kind, 0), *peak])
-    return peaks
+        with suppress(OSError):  # it has ended, or is hidden
+            if _RANK in process.joinpath("cmdline").read_bytes():
+                peaks.append(peak_bytes_of(int(process.name)))
+    return max(peaks)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from pipeline.codes import ErrorCode
 from pipeline.decoder_process import LENGTH, NO_MEMORY
 from pipeline.frames import Frames, MediaFacts
 from pipeline.limits import DEFAULT_LIMITS, MediaError, MediaLimits, refuse
+from pipeline.processes import peak_bytes_of
 from pipeline.sampling import FrameSampling
 from pipeline.view import Fit, Shot
 from pipeline.windows import Span, Window, Windows
@@ -123,6 +124,11 @@ class Decoder:
         message = f"two decoding processes died with it; the second {death}"
         raise MediaError(ErrorCode.DECODER_DIED, message)
 
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the process has had resident so far; 0 where there is none."""
+        return 0 if self._process is None else self._process.peak_bytes
+
     def close(self) -> None:
         """End the process; the next row starts another."""
         if self._process is not None:
@@ -198,6 +204,11 @@ class _Process:
         except (TimeoutError, _DeathError):
             self.close()
             raise
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that it has had resident; 0 when it has ended."""
+        return peak_bytes_of(self._popen.pid)
 
     def ask(
         self, request: bytes, descriptor: int, limits: MediaLimits

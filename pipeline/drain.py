@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from parallel.client import Groups
 from parallel.expert_load import ExpertLoad
 from parallel.group_errors import GroupError
-from pipeline.costs import Cost, Costs, ObjectStore, object_store, own_peak_bytes, peaks_here
+from pipeline.costs import Cost, Costs, ObjectStore, object_store, own_peak_bytes, rank_peak_bytes
 from pipeline.flow import Flow
 from pipeline.machines import rank_numbers
 from pipeline.metrics import Metrics
@@ -78,8 +78,8 @@ def drain(
                     longest_pause_s = max(longest_pause_s, latest - earlier)
                     committer.add(rows)
                     costs.add(cost)
-                    if latest - looked_s >= _LOOK_S:  # decoders do not live to the end
-                        costs.note_peaks(peaks_here())
+                    if latest - looked_s >= _LOOK_S:  # a rank may die
+                        costs.note_peak("rank", rank_peak_bytes())
                         looked_s = latest
                     watch.add(rows)
         except OSError:
@@ -90,7 +90,7 @@ def drain(
             committer.commit()  # also what was done before a failure or Ctrl-C
             raise
         committer.commit()
-        costs.note_peaks(peaks_here())
+        costs.note_peak("rank", rank_peak_bytes())
         costs.note_peak("driver", own_peak_bytes())
         status = groups.status()
         return Usage(

@@ -33,10 +33,12 @@ from model.sequence import SamplingParams
 from parallel.client import Groups
 from pipeline.batching import Batching, Room
 from pipeline.costs import Cost, Counted, measured
+from pipeline.decoder import Decoder
 from pipeline.generate import Generate
 from pipeline.instructions import Instructions
 from pipeline.merge import Merger
 from pipeline.prepare import Prepare
+from pipeline.processes import give_way
 from pipeline.schema import Layout
 from pipeline.source import Piece, Source, read_piece
 from pipeline.windows import TimeWindows
@@ -231,12 +233,14 @@ class _Preparer:
         seed: int,
         batching: Batching,
     ) -> None:
+        give_way()
         self._batching = batching
         self._media_column = layout.columns.video
         self._starts = starts
         processor = Processor.from_checkpoint(checkpoint)
         self._open = Counted(open_media)
-        self._prepare = Prepare(processor, layout, instructions, self._open, seed)
+        self._decoder = Decoder(instructions.limits)
+        self._prepare = Prepare(processor, layout, instructions, self._open, seed, self._decoder)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Give batches as they are ready, so that the first need not wait for the last."""
@@ -249,6 +253,7 @@ class _Preparer:
                 before = self._open.num_bytes
                 prepared = self._prepare(batch)
                 cost.num_bytes = self._open.num_bytes - before
+                cost.decoder_peak_bytes = self._decoder.peak_bytes
             num_left -= batch.num_rows
             if not num_left:
                 self._starts.end.remote(ids)

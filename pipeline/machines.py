@@ -23,6 +23,8 @@ from pipeline.expert_load import read_load
 # Checkpoint, budgets, exchange, and the rank's seat where there are several -> its engine.
 EngineFactory = Callable[[Path, EngineConfig, Exchange, Seat | None], Engine]
 
+_COMPANY_S = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
@@ -167,6 +169,8 @@ def start_groups(
         num_cpus_per_rank=0.25,  # of Ray's accounts; torch uses the engine's `num_threads`
         num_gpus_per_rank=1.0 if machines.device == "cuda" else 0.0,
         placement=config.placement,
+        # On CPUs an engine that answers rows one by one takes them from what prepares the next.
+        company_s=_COMPANY_S if machines.device == "cpu" else 0.0,
         topologies=topologies,
         golden=tuple(golden_requests(tokenizer.num_ordinary)),
     )

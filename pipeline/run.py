@@ -158,7 +158,7 @@ def _flow(
         min(store_bytes * _STORE_SHARE, _QUEUED_SHARE * rows_in_flight * config.row_bytes)
     )
     num_preparers = max(
-        1, math.ceil(min(resources.get("CPU", 1) - 1, what.num_todo / batching.num_rows))
+        1, math.ceil(min(resources.get("CPU", 1), what.num_todo / batching.num_rows))
     )
     return Flow(
         source=source,

@@ -84,6 +84,7 @@ def on_rank(
     *,
     gate_is_open: bool = True,
     break_at_step: int | None = None,
+    company_s: float = 0.0,
 ) -> None:
     """Call `use(rank, engine)` in an event loop; close the rank whatever happens."""
     gate = threading.Event()
@@ -92,7 +93,7 @@ def on_rank(
         gate.set()
 
     async def main() -> None:
-        rank = Rank(lambda: engine)
+        rank = Rank(lambda: engine, company_s)
         try:
             await rank.ready()
             await asyncio.wait_for(use(rank, engine), 10)
@@ -121,6 +122,17 @@ def test_many_callers_share_the_steps_and_each_gets_its_own_answers_in_order():
         assert len(engine.batch_sizes) < sum(n + 51 for n in range(40)) / 10
 
     on_rank(use)
+
+
+def test_the_first_request_of_an_idle_engine_waits_for_company():
+    async def use(rank, engine):
+        first = asyncio.ensure_future(rank.generate("client", [request(2)]))
+        await until(lambda: engine.left)
+        second = await rank.generate("client", [request(3)])
+        assert [(await first)[0].text, second[0].text] == ["2", "3"]
+        assert engine.batch_sizes == [2, 2, 1]
+
+    on_rank(use, company_s=2.0)
 
 
 def test_a_bad_prompt_fails_alone():

@@ -74,6 +74,14 @@ def test_rows_share_a_process_until_it_is_replaced(clip):
     assert pids[2] not in (None, pids[0])
 
 
+def test_its_memory_is_told_while_it_lives(decoder, clip):
+    assert decoder.peak_bytes == 0
+    decoder.decode(clip, FOUR)
+    assert 10e6 < decoder.peak_bytes < 1e9
+    decoder.close()
+    assert decoder.peak_bytes == 0
+
+
 def test_a_bad_row_does_not_cost_the_process(decoder, clip):
     decoder.decode(clip, FOUR)
     pid = pid_of(decoder)

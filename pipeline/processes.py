@@ -1,0 +1,32 @@
+"""What processes that share a machine take of it: who computes first, and how much memory."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_MORE_NICE = 10  # a tenth of the share of others, where all want to compute
+_MOST_NICE = 19  # of setpriority(2)
+
+
+def give_way() -> None:
+    """Let others go before this process, once, and before all that it starts from then on.
+
+    What prepares rows has a process for each processor, so that none is idle where decoding is the
+    slower half. The engines, which compute themselves or feed a GPU, must not wait for it. It still
+    gets a share of a machine that is busy with other work, or decoding would time out.
+    """
+    for task in Path("/proc/self/task").iterdir():  # threads, each of a niceness of its own
+        thread = int(task.name)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            niceness = os.getpriority(os.PRIO_PROCESS, thread) + _MORE_NICE
+            os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _MOST_NICE))
+
+
+def peak_bytes_of(process_id: int) -> int:
+    """The most memory that a process on this machine has had resident; 0 when it has ended."""
+    try:
+        status = Path(f"/proc/{process_id}/status").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return sum(map(int, peaks)) << 10  # a zombie has none
