@@ -146,6 +146,9 @@ class Flow:
             )  # captions may be long, engines slow to load
             context.raise_original_map_exception = True  # else its message would be lost
             context.issue_detectors_config.detectors = []
+            # A preparer that waits for the engines is kept: to start another later takes seconds of
+            # a processor, and would happen over and over.
+            context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
             context.execution_options.preserve_order = self.keep_order
             context.execution_options.resource_limits = ExecutionResources.for_limits(
                 object_store_memory=self.max_queued_bytes
