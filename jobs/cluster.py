@@ -29,7 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]  # of the packages, for `import` on t
 
 _ANSWER_TIMEOUT_S = 10.0
 _NUM_TRIES = 2  # to talk to a cluster; each takes up to 40 s
-_KEEP_IDLE_MS = 60_000
 
 # Each of these makes Ray unpickle, that is run, what a Parquet file brings along.
 _UNSAFE_SETTINGS = (
@@ -166,9 +165,6 @@ def _start_local() -> None:
     # Ray would have all workers give way to the driver, engines too, and no process can take that
     # back; only what prepares rows should (`pipeline.processes`).
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray would end what reads rows after a second without work, and start another for the next row
-    # group, which imports for seconds at the cost of the engines. Idle ones cost a little for ever.
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_KEEP_IDLE_MS))
     # A token of our own: Ray would leave one in ~/.ray/auth_token, and with that file there the
     # next `ray start` asks for tokens that the next `ray job submit` does not send.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
