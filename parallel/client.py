@@ -9,9 +9,10 @@ Prompts and completions travel between client and rank; the supervisor sees leas
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self
@@ -29,6 +30,8 @@ from parallel.supervisor import Client, GroupsStatus, Supervisor
 from parallel.worker import Outcome, Request
 
 _CLOSE_TIMEOUT_S = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,21 @@ class Groups:
             return ray.get(self._supervisor.expert_load.remote())
 
     def close(self) -> None:
-        """Stop all groups and remove their placement groups; closing twice is no error."""
-        with suppress(RayActorError, GetTimeoutError):
+        """Stop all groups and remove their placement groups; closing twice is no error.
+
+        A supervisor that does not answer is killed, and the ranks with it; what they had reserved
+        is then free when this driver ends, and a warning says so.
+        """
+        try:
             ray.get(self._supervisor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
+        except RayActorError:
+            pass  # it is gone
+        except GetTimeoutError:
+            logger.warning(
+                "the supervisor of the groups did not close them in %g s and is killed; what they "
+                "had reserved stays so until this driver ends",
+                _CLOSE_TIMEOUT_S,
+            )
         ray.kill(self._supervisor)
 
     @asynccontextmanager

@@ -68,9 +68,8 @@ class GoldenPrompts:
     async def _ask(self, group: EngineGroup, rank: int) -> None:
         who = f"group {group.group_id} (generation {group.generation}), rank {rank}"
         try:
-            outcomes = await asyncio.wait_for(
-                group.generate("golden prompts", self._requests, rank), self._timeout_s
-            )
+            async with asyncio.timeout(self._timeout_s):
+                outcomes = await group.generate("golden prompts", self._requests, rank)
         except TimeoutError:
             raise DeadGroupError(
                 f"{who}: no answer to the golden prompts in {self._timeout_s:g} s"

@@ -101,7 +101,8 @@ class EngineGroup:
         vitals: list[Vitals] = []
         for rank, answer in enumerate(answers):
             try:
-                vitals.append(await asyncio.wait_for(answer, spec.heartbeat_timeout_s))
+                async with asyncio.timeout(spec.heartbeat_timeout_s):
+                    vitals.append(await answer)
             except TimeoutError:
                 silence = f"silent for {spec.heartbeat_timeout_s:g} s; its process hangs"
                 raise DeadGroupError(self._death(rank, silence)) from None

@@ -70,6 +70,9 @@ class Supervisor:
           +-- report_failure (a new generation, until there were too many failures)
 
     Everything runs on one event loop, so state changes only between awaits and needs no locks.
+
+    Time limits are `asyncio.timeout`s: `asyncio.wait_for` of Python 3.11 forgets that its task was
+    cancelled when the answer comes at the same moment, and `close` would then wait for ever.
     """
 
     def __init__(self, spec: GroupSpec, num_groups: int, max_group_failures: int) -> None:
@@ -227,7 +230,8 @@ class Supervisor:
     async def _look_at_load(self, group: EngineGroup) -> None:
         """Note what the experts of a group have computed so far, if it answers."""
         with suppress(DeadGroupError, TimeoutError):
-            load = await asyncio.wait_for(group.expert_load(), self._spec.heartbeat_timeout_s)
+            async with asyncio.timeout(self._spec.heartbeat_timeout_s):
+                load = await group.expert_load()
             self._loads[group.group_id, group.generation] = load
 
     async def _ask_golden(self, slot: _Slot, group: EngineGroup) -> None:

@@ -16,6 +16,7 @@ from ray.util.placement_group import placement_group_table
 
 from model.prompt import Prompt
 from model.sequence import Completion, SamplingParams
+from parallel import client
 from parallel.client import Groups
 from parallel.group_errors import DeadGroupError, GroupError
 from parallel.group_spec import GroupSpec
@@ -184,6 +185,15 @@ def test_a_rank_dies_with_its_supervisor():
     ray.kill(groups._supervisor)
     with pytest.raises(GroupError, match="supervisor of the groups is gone"):
         asyncio.run(answer(groups))
+    assert eventually(lambda: not is_running(pid))
+
+
+def test_closing_tells_when_the_supervisor_does_not_answer(monkeypatch, caplog):
+    groups = Groups.start(spec(), num_groups=1, max_group_failures=5)
+    pid = asyncio.run(answer(groups))
+    monkeypatch.setattr(client, "_CLOSE_TIMEOUT_S", 0.0)
+    groups.close()
+    assert "did not close them in 0 s" in caplog.text
     assert eventually(lambda: not is_running(pid))
 
 

@@ -15,7 +15,8 @@ from ray.exceptions import (
 
 from parallel.group import EngineGroup
 from parallel.group_errors import DeadGroupError
-from parallel.worker import DeadEngineError
+from parallel.group_spec import GroupSpec
+from parallel.worker import DeadEngineError, Vitals
 
 
 class Answer:
@@ -60,3 +61,19 @@ def test_what_is_wrong_with_the_program_is_no_death_of_a_group():
 def test_the_load_of_a_group_that_is_gone_cannot_be_had():
     with pytest.raises(DeadGroupError, match="rank 0"):
         asyncio.run(group_of(ActorDiedError()).expert_load())
+
+
+def test_a_look_that_is_cancelled_at_the_moment_of_the_answer_ends():
+    async def main():
+        answer = asyncio.get_running_loop().create_future()
+        rank = SimpleNamespace(vitals=SimpleNamespace(remote=lambda: answer))
+        group = EngineGroup(3, 1, cast("Any", None), (rank,))
+        spec = GroupSpec(engine_factory=lambda _: pytest.fail("nobody loads an engine here"))
+        look = asyncio.ensure_future(group.check(spec))
+        await asyncio.sleep(0)
+        answer.set_result(Vitals(busy_s=0.0, stats={}))
+        look.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await look
+
+    asyncio.run(main())
