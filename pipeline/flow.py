@@ -17,6 +17,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,13 +41,16 @@ from pipeline.merge import Merger
 from pipeline.prepare import Prepare
 from pipeline.processes import give_way
 from pipeline.schema import Layout
-from pipeline.source import Piece, Source, read_piece
+from pipeline.source import Piece, Source, joined, read_piece
 from pipeline.windows import TimeWindows
 
 # Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
 _READ_CPUS = 0.2
 _PREPARE_CPUS = 0.25
 _MAX_READERS = 2
+# Of a task. Ray ends workers that wait for the next task, and starting others takes seconds of a
+# processor; but more rows would have to be read again when a node is lost.
+_ROWS_PER_READ = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +83,13 @@ class Flow:
         """
         rows_per_client = math.ceil(self.rows_in_flight / self.num_clients)
         batches_per_client = math.ceil(rows_per_client / self.batching.num_rows)
+        reads = joined(pieces, _ROWS_PER_READ)
         with self._settings(), _quiet():
             rows = ray.data.read_datasource(
-                _Pieces(self.source, pieces, self.read_rows),
+                _Rows(self.source, reads, self.read_rows),
                 num_cpus=_READ_CPUS,
-                concurrency=min(_MAX_READERS, len(pieces)),
-                override_num_blocks=len(pieces),
+                concurrency=min(_MAX_READERS, len(reads)),
+                override_num_blocks=len(reads),
             )
             rows = rows.map_batches(
                 _Preparer,
@@ -183,10 +188,10 @@ def costs_of(block: pa.Table) -> list[Cost]:
     return [Cost(**cost) for cost in json.loads(block["costs"][0].as_py())]
 
 
-class _Pieces(Datasource):
-    def __init__(self, source: Source, pieces: Sequence[Piece], max_rows: int) -> None:
+class _Rows(Datasource):
+    def __init__(self, source: Source, reads: Sequence[Sequence[Piece]], max_rows: int) -> None:
         self._source = source
-        self._pieces = pieces
+        self._reads = reads
         self._max_rows = max_rows
 
     def get_name(self) -> str:
@@ -203,16 +208,18 @@ class _Pieces(Datasource):
     ) -> list[ReadTask]:
         source = self._source
         return [
-            _read_task(source.filesystem, source.layout, piece, self._max_rows)
-            for piece in self._pieces
+            _read_task(source.filesystem, source.layout, pieces, self._max_rows)
+            for pieces in self._reads
         ]
 
 
 def _read_task(
-    filesystem: pafs.FileSystem, layout: Layout, piece: Piece, max_rows: int
+    filesystem: pafs.FileSystem, layout: Layout, pieces: Sequence[Piece], max_rows: int
 ) -> ReadTask:
     def read() -> Iterator[pa.Table]:
-        slices = read_piece(filesystem, layout, piece, max_rows=max_rows)
+        slices = chain.from_iterable(
+            read_piece(filesystem, layout, piece, max_rows=max_rows) for piece in pieces
+        )
         while True:
             with measured("read") as cost:
                 rows = next(slices, None)

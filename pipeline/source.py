@@ -193,6 +193,19 @@ def _piece(
     )
 
 
+def joined(pieces: Sequence[Piece], num_rows: int) -> list[list[Piece]]:
+    """Runs of pieces with at most `num_rows` rows to do; one that has more is a run of its own."""
+    runs: list[list[Piece]] = []
+    num_left = 0
+    for piece in pieces:
+        if not runs or piece.num_todo > num_left:
+            runs.append([])
+            num_left = num_rows
+        runs[-1].append(piece)
+        num_left -= piece.num_todo
+    return runs
+
+
 def read_piece(
     filesystem: pafs.FileSystem, layout: Layout, piece: Piece, *, max_rows: int
 ) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.ledger import Held, hash_ids
 from pipeline.schema import InputColumns
-from pipeline.source import Plan, open_source, plan, read_piece
+from pipeline.source import Plan, joined, open_source, plan, read_piece
 
 ALL = InputColumns()
 BY_KEY = InputColumns(id="key")
@@ -61,6 +61,25 @@ def test_slices_have_at_most_the_asked_rows(tmp_path):
     tables = read(source, plan(source, Held.nothing()), max_rows=3)
 
     assert [table.num_rows for table in tables] == [3, 3, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "expected"),
+    [
+        pytest.param(1, [[4], [4], [2]], id="large row groups"),
+        pytest.param(7, [[4], [4, 2]], id="as many as fit"),
+        pytest.param(8, [[4, 4], [2]], id="to the row"),
+        pytest.param(99, [[4, 4, 2]], id="all"),
+    ],
+)
+def test_small_row_groups_are_read_together_in_their_order(tmp_path, num_rows, expected):
+    source = open_source(str(write(tmp_path / "x.parquet", 10)), ALL)
+    pieces = plan(source, Held.nothing()).pieces
+
+    runs = joined(pieces, num_rows)
+
+    assert [[piece.num_todo for piece in run] for run in runs] == expected
+    assert [piece for run in runs for piece in run] == list(pieces)
 
 
 def test_big_media_make_small_slices(tmp_path):
