@@ -37,10 +37,11 @@ from jobs.bench.paced import run_with
 from jobs.checkpoints import DEMO
 from jobs.demo.clips import encode, write_clips
 from jobs.processes import command_line, descendants, private_bytes
+from model.allocator import own_peak_bytes
 from model.engine_config import EngineConfig
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
-from pipeline.costs import object_store, own_peak_bytes
+from pipeline.costs import object_store
 from pipeline.instructions import Instructions
 from pipeline.recipe import claim_output
 from pipeline.run import run

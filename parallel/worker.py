@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from model.allocator import own_peak_bytes
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
 from parallel.expert_load import ExpertLoad
@@ -94,7 +95,8 @@ class Vitals:
     """What a rank says of itself while it lives."""
 
     busy_s: float  # since the engine was last seen between two steps
-    stats: Mapping[str, float] = field(default_factory=dict)  # of the engine, and of `RankTimes`
+    # Of the engine and of `RankTimes`, and `peak_bytes`, the most memory that it has had resident.
+    stats: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +188,8 @@ class Rank:
         busy_s = 0.0 if since is None else time.monotonic() - since
         if engine is None:
             return Vitals(busy_s=busy_s)
-        return Vitals(busy_s=busy_s, stats={**engine.stats(), **self._times.numbers()})
+        own = {"peak_bytes": float(own_peak_bytes())}
+        return Vitals(busy_s=busy_s, stats={**engine.stats(), **self._times.numbers(), **own})
 
     async def expert_load(self) -> ExpertLoad:
         """As `Engine.expert_load`, once the current step is over.

@@ -4,21 +4,18 @@ Each stage measures itself where it runs; the numbers travel with the rows (`flo
 added up by the driver.
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
 import grpc
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from pipeline.processes import peak_bytes_of
+from model.allocator import own_peak_bytes
 
 _ANSWER_S = 10.0  # for a node, which asks all others
-_RANK = b"ray::Rank"  # in a command line
 
 
 @dataclass
@@ -84,11 +81,6 @@ def measured(stage: str) -> Iterator[Cost]:
         cost.peak_bytes = own_peak_bytes()
 
 
-def own_peak_bytes() -> int:
-    """The most memory that this process has had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 class Counted:
     """Opens media as the function that it wraps, and counts how large they are."""
 
@@ -105,16 +97,6 @@ class Counted:
             self.num_bytes += opened.seek(0, 2)
             opened.seek(0)
         return opened
-
-
-def rank_peak_bytes() -> int:
-    """The most memory that a rank on this machine has had resident; 0 without one."""
-    peaks = [0]
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or is hidden
-            if _RANK in process.joinpath("cmdline").read_bytes():
-                peaks.append(peak_bytes_of(int(process.name)))
-    return max(peaks)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The driver's loop: rows flow, and are committed as they come."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -12,10 +11,11 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from model.allocator import own_peak_bytes
 from parallel.client import Groups
 from parallel.expert_load import ExpertLoad
 from parallel.group_errors import GroupError
-from pipeline.costs import Cost, Costs, ObjectStore, object_store, own_peak_bytes, rank_peak_bytes
+from pipeline.costs import Cost, Costs, ObjectStore, object_store
 from pipeline.flow import Flow
 from pipeline.machines import rank_numbers
 from pipeline.metrics import Metrics
@@ -29,7 +29,6 @@ from pipeline.storage import Store
 from pipeline.watch import Watch
 from pipeline.watching import watched
 
-_LOOK_S = 5.0  # between looks at the memory of processes
 _CLOSE_TIMEOUT_S = 30.0
 
 
@@ -70,7 +69,6 @@ def drain(
         shows = (open_display(show=show_progress), Metrics(output))
         started = latest = time.monotonic()
         longest_pause_s = 0.0
-        looked_s = -math.inf
         try:
             with committer.on_time(), watched(watch, groups, committer, shows):
                 for rows, cost in _results(flow, what, groups, starts):
@@ -78,9 +76,6 @@ def drain(
                     longest_pause_s = max(longest_pause_s, latest - earlier)
                     committer.add(rows)
                     costs.add(cost)
-                    if latest - looked_s >= _LOOK_S:  # a rank may die
-                        costs.note_peak("rank", rank_peak_bytes())
-                        looked_s = latest
                     watch.add(rows)
         except OSError:
             with suppress(OSError):  # the disk may be full; the first error is the one to tell
@@ -90,7 +85,7 @@ def drain(
             committer.commit()  # also what was done before a failure or Ctrl-C
             raise
         committer.commit()
-        costs.note_peak("rank", rank_peak_bytes())
+        costs.note_peak("rank", watch.rank_peak_bytes)
         costs.note_peak("driver", own_peak_bytes())
         status = groups.status()
         return Usage(

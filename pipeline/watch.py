@@ -139,6 +139,7 @@ class Watch:
         self._statuses: Counter[str] = Counter()
         self._codes: Counter[str] = Counter()
         self._ranks: dict[tuple[int, int], _Rank] = {}
+        self.rank_peak_bytes = 0  # the most memory that a rank has had resident, when looked at
         self._marks: deque[tuple[float, int, float, int]] = deque([(clock(), 0, 0.0, 0)])
 
     def add(self, rows: pa.Table) -> None:
@@ -157,6 +158,8 @@ class Watch:
         with self._lock:
             for group, numbers in ranks.items():
                 for rank, stats in enumerate(numbers):
+                    peak_bytes = int(stats.get("peak_bytes", 0))
+                    self.rank_peak_bytes = max(self.rank_peak_bytes, peak_bytes)
                     if "ready_s" in stats:
                         seen = self._ranks.setdefault((group, rank), _Rank())
                         seen.look(stats, self._clock(), written_s)

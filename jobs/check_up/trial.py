@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from jobs.check_up.finding import Finding, Level
 from jobs.check_up.sampled_rows import SampledRow
 from jobs.check_up.weights import DTYPE_BYTES
+from model.allocator import own_peak_bytes
 from model.blocks import BLOCK_SIZE
 from model.cache import cache_width
 from model.config import TextConfig
 from model.engine_config import EngineConfig
 from pipeline.config import PipelineConfig
-from pipeline.costs import own_peak_bytes
 from pipeline.machines import load_engine
 from pipeline.progress import duration_text
 

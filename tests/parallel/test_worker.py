@@ -228,6 +228,7 @@ def test_the_time_of_a_rank_is_stepping_with_requests_or_not():
         assert during["stepping_s"] <= after["stepping_s"] == later["stepping_s"]
         assert later["ready_s"] >= after["ready_s"] + 0.019
         assert later["left"] == 0
+        assert 20e6 < during["peak_bytes"] <= later["peak_bytes"] < 10e9
 
     on_rank(use, gate_is_open=False)
 

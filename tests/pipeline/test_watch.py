@@ -264,6 +264,12 @@ def test_the_report_begins_with_the_engines_time(watch, clock):
     assert "engine time used 30%; 10.0 s: 2 rows/s, 20 video-s/s, 14 generated" in str(report)
 
 
+def test_the_largest_memory_is_that_of_any_rank_though_it_has_died(watch):
+    watch.look({0: [stats(1, 1, 1) | {"peak_bytes": 5e9}], 1: [stats(1, 1, 1)]}, 0.0)
+    watch.look({0: [stats(1, 1, 1) | {"peak_bytes": 2e9}] * 2, 1: [{"peak_bytes": 4e9}]}, 0.0)
+    assert watch.rank_peak_bytes == 5_000_000_000
+
+
 def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(watch):
     seen = threading.Event()
     closed = []
