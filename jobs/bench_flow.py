@@ -54,6 +54,7 @@ from pipeline.storage import LocalStore
 _SAMPLE_S = 0.5
 _ROWS = {"ceiling": 3000, "slow": 2000, "resume": 100_000, "overlap": 1500}
 _FEW = 64  # rows
+_CAPTIONS = 4  # of a row, where there are several
 _KINDS = {  # of processes, by their command lines
     "rank": re.compile(rb"^ray::Rank"),
     "prepare": re.compile(rb"_Preparer"),
@@ -103,10 +104,14 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def overlap(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """The demo's clips, and a tenth as many minutes of 720p."""
+    """The demo's clips, some with several captions of each, and a tenth as many minutes of 720p."""
     num_rows = options.rows // 10
+    num_several = options.rows // _CAPTIONS
     short = write_clips(folder / "short.parquet", options.rows + _FEW, seed=0)
     found: dict[str, object] = {"demo_clips": measure_overlap(short, _FEW)}
+    if num_several:
+        several = write_clips(folder / "several.parquet", num_several + _FEW, seed=0)
+        found[f"demo_clips_{_CAPTIONS}_captions"] = measure_overlap(several, _FEW, _CAPTIONS)
     if num_rows:
         minutes = write_input(folder / "minutes.parquet", minute_clip(), num_rows + _FEW // 4)
         found["minutes_of_720p"] = measure_overlap(minutes, _FEW // 4)

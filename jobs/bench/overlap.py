@@ -31,16 +31,21 @@ from pipeline.source import open_source, plan, read_piece
 from pipeline.wire import decode_prompt
 
 _STARTS = 3  # they differ by a second
+_TEMPERATURE = 0.7
 
 
-def measure_overlap(source: Path, num_few: int) -> dict[str, object]:
+def measure_overlap(source: Path, num_few: int, num_captions: int = 1) -> dict[str, object]:
     """Seconds of the halves alone and of the whole, and by how much it takes longer.
 
     Args:
         source: Parquet with a column `video`.
         num_few: rows of the short run, which are left out of all that is told.
+        num_captions: of each row; several are sampled, so that the engine is busy for longer.
     """
-    config = _config(source)
+    sampling = SamplingParams(max_tokens=96)
+    if num_captions > 1:
+        sampling = replace(sampling, n=num_captions, temperature=_TEMPERATURE)
+    config = replace(_config(source), sampling=sampling)
     prepare_s, prompts = _prepare_alone(config)
     prepare_s *= 1 - num_few / len(prompts)
     engine_s = _engine_alone(config, prompts[num_few:])
@@ -69,7 +74,6 @@ def _config(source: Path) -> PipelineConfig:
         checkpoint=DEMO,
         carry=(),
         instructions=Instructions(frames=FrameSampling(num_frames=8)),
-        sampling=SamplingParams(max_tokens=96),
         engine=EngineConfig(cache_gib=0.5),
         device="cpu",
     )
