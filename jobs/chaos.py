@@ -32,8 +32,9 @@ import pyarrow.parquet as pq
 
 from jobs.demo.clips import write_clips
 from jobs.options import positive
-from jobs.processes import descendants, find, is_alive, kill
+from jobs.processes import find, is_alive, kill
 from jobs.simulated_nodes import Nodes, simulated_nodes
+from pipeline.processes import descendants
 
 SIGNS = {
     "rank": re.compile(rb"^ray::Rank"),

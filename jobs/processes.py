@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from pipeline.processes import command_line, descendants
 
 
 def run_ranks(processes: Sequence[BaseProcess]) -> None:
@@ -18,15 +20,6 @@ def run_ranks(processes: Sequence[BaseProcess]) -> None:
         process.join()
         if process.exitcode:
             sys.exit(f"a rank ended with {process.exitcode}")
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """The processes that a process started, and theirs."""
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in map(int, (task / "children").read_text().split()):
-                yield child
-                yield from descendants(child)
 
 
 def find(pid: int, sign: re.Pattern[bytes]) -> list[int]:
@@ -55,10 +48,3 @@ def private_bytes(pid: int) -> int:
         pages = Path(f"/proc/{pid}/statm").read_text().split()
         return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
     return 0
-
-
-def command_line(pid: int) -> bytes:
-    """Its arguments, each with a zero behind it; nothing where it has ended."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""

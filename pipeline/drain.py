@@ -1,7 +1,7 @@
 """The driver's loop: rows flow, and are committed as they come."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.source import Plan, Source, read_piece
 from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS, StartLog, write_starts
 from pipeline.storage import Store
 from pipeline.watch import Watch
-from pipeline.watching import watched
+from pipeline.watching import Shows, watched
 
 _CLOSE_TIMEOUT_S = 30.0
 
@@ -39,6 +39,7 @@ def drain(
     start_groups: Callable[[], Groups],
     starts: Any,
     record: Callable[[ExpertLoad], None],
+    room: Sequence[Shows],
     *,
     output: str,
     show_progress: bool,
@@ -52,6 +53,7 @@ def drain(
         start_groups: called once.
         starts: handle of the `StartLog` actor.
         record: keeps what the experts computed, also of a run that does not come to its end.
+        room: who else is to know how the run goes, such as `EngineRoom`.
         output: its name, in the metrics.
         show_progress: show on standard error how the run goes.
 
@@ -66,7 +68,7 @@ def drain(
     with closing(start_groups()) as groups, _load_recorded(groups, record):
         num_done = what.num_done + len(what.hopeless)
         watch = Watch(what.num_rows, num_done, flow.source.layout.columns)
-        shows = (open_display(show=show_progress), Metrics(output))
+        shows = (open_display(show=show_progress), Metrics(output), *room)
         started = latest = time.monotonic()
         longest_pause_s = 0.0
         try:

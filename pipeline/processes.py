@@ -1,6 +1,7 @@
-"""What processes that share a machine take of it: who computes first, and how much memory."""
+"""Processes of this machine: who computes first, which belong together, who holds memory."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,22 @@ def give_way() -> None:
         with suppress(ProcessLookupError):  # it has ended meanwhile
             niceness = os.getpriority(os.PRIO_PROCESS, thread) + _MORE_NICE
             os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _MOST_NICE))
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that a process started, and theirs."""
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                yield child
+                yield from descendants(child)
+
+
+def command_line(pid: int) -> bytes:
+    """Its arguments, each with a zero behind it; nothing where it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def peak_bytes_of(process_id: int) -> int:

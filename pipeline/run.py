@@ -24,6 +24,7 @@ from parallel.group_errors import GroupError
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.drain import drain, start_log
+from pipeline.engine_room import EngineRoom
 from pipeline.expert_load import record_load
 from pipeline.fetch import MediaAccess
 from pipeline.flow import Flow
@@ -133,6 +134,7 @@ def run(
                     start,
                     log,
                     record,
+                    [EngineRoom(config.engine.num_threads)] if machines.device == "cpu" else [],
                     output=store.uri,
                     show_progress=show_progress,
                 )

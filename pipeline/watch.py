@@ -57,6 +57,7 @@ class Sight:
     statuses: Mapping[str, int]
     error_codes: Mapping[str, int]
     ranks: tuple[Waits, ...]
+    idle_share: float | None = None  # of the ranks' time between their last two looks
 
     def as_json(self) -> dict[str, object]:
         """For `_report.json`: what is not in it otherwise, the engine's time first."""
@@ -86,6 +87,7 @@ class _Rank:
     peers_s: float = 0.0
     writer_s: float = 0.0
     needed_s: float | None = None  # where the engine tells
+    idle_share: float = 1.0  # of the time between the last two looks
     latest: Mapping[str, float] | None = None  # of the process that is it now
     seen_at: float = 0.0  # by the clock of the watch
     written_s: float = 0.0  # by the driver, up to then
@@ -103,6 +105,7 @@ class _Rank:
         idle_s = max(0.0, ready_s - (stats["stepping_s"] - before["stepping_s"]))
         share = (written_s - self.written_s) / max(now - self.seen_at, 1e-9)
         writer_s = idle_s * min(1.0, share)
+        self.idle_share = idle_s / ready_s if ready_s else 1.0
         self.ready_s += ready_s
         self.data_s += idle_s - writer_s
         self.writer_s += writer_s
@@ -196,7 +199,12 @@ class Watch:
                 for (group, number), rank in sorted(self._ranks.items())
                 if rank.ready_s
             ),
+            idle_share=self._idle_share(),
         )
+
+    def _idle_share(self) -> float | None:
+        shares = [rank.idle_share for rank in self._ranks.values()]
+        return sum(shares) / len(shares) if shares else None
 
     def _engine_time_used(self) -> float | None:
         known = [rank for rank in self._ranks.values() if rank.needed_s is not None]

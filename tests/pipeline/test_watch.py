@@ -97,6 +97,16 @@ def test_the_time_of_a_rank_is_what_it_waited_for_and_what_it_computed(watch, cl
     assert sight.engine_time_used == pytest.approx(12 / 20)
 
 
+def test_how_idle_ranks_are_is_that_of_the_last_looks(watch):
+    assert watch.sight().idle_share is None
+    watch.look({0: [stats(0, 0, 0)]}, 0.0)  # loaded this moment
+    assert watch.sight().idle_share == 1.0
+    watch.look({0: [stats(10, 2, 2)]}, 0.0)
+    assert watch.sight().idle_share == pytest.approx(0.8)
+    watch.look({0: [stats(12, 4, 4)], 1: [stats(4, 2, 2)]}, 0.0)
+    assert watch.sight().idle_share == pytest.approx((0.0 + 0.5) / 2)
+
+
 def test_idle_time_while_the_driver_writes_is_the_writers(watch, clock):
     clock.now += 10
     watch.look({0: [stats(10, 10, 10)]}, written_s=2.0)
