@@ -39,7 +39,7 @@ def drain(
     start_groups: Callable[[], Groups],
     starts: Any,
     record: Callable[[ExpertLoad], None],
-    room: Sequence[Shows],
+    also: Sequence[Shows],
     *,
     output: str,
     show_progress: bool,
@@ -53,7 +53,7 @@ def drain(
         start_groups: called once.
         starts: handle of the `StartLog` actor.
         record: keeps what the experts computed, also of a run that does not come to its end.
-        room: who else is to know how the run goes, such as `EngineRoom`.
+        also: who is to know how the run goes, beside the display and the metrics.
         output: its name, in the metrics.
         show_progress: show on standard error how the run goes.
 
@@ -68,7 +68,7 @@ def drain(
     with closing(start_groups()) as groups, _load_recorded(groups, record):
         num_done = what.num_done + len(what.hopeless)
         watch = Watch(what.num_rows, num_done, flow.source.layout.columns)
-        shows = (open_display(show=show_progress), Metrics(output), *room)
+        shows = (open_display(show=show_progress), Metrics(output), *also)
         started = latest = time.monotonic()
         longest_pause_s = 0.0
         try:
