@@ -1,14 +1,14 @@
 """`GroupSpec`: what every group of a run is made of, its patience, and the seats of its ranks."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import ray
 
 from parallel.seat import Address, Seat
 from parallel.topology import Topology
-from parallel.worker import Engine, Request
+from parallel.worker import Company, Engine, Request
 
 if TYPE_CHECKING:
     from parallel.rendezvous import Meeting
@@ -30,7 +30,7 @@ class GroupSpec:
     num_cpus_per_rank: float = 1.0
     num_gpus_per_rank: float = 0.0
     placement: Placement = "STRICT_PACK"  # all ranks on one node
-    company_s: float = 0.0  # as for `Rank`; of no effect where ranks step together
+    company: Company = field(default_factory=Company)  # as for `Rank`
     resources_timeout_s: float = 120.0  # for nodes with room
     start_timeout_s: float = 1800.0  # for the engines to load
     exchange_timeout_s: float = 120.0  # for the slowest rank, in every exchange

@@ -48,7 +48,7 @@ async def start_ranks(
                 num_gpus=spec.num_gpus_per_rank,
                 max_concurrency=MAX_CONCURRENCY,
                 scheduling_strategy=place,
-            ).remote(partial(spec.engine_factory, seat), spec.company_s)
+            ).remote(partial(spec.engine_factory, seat), spec.company)
             undo.callback(ray.kill, rank)
             ranks.append(rank)
         await _until_ready(spec, group_id, ranks, reservation)

@@ -15,7 +15,7 @@ class RankTimes:
     stepping_since: float | None = None  # the step that runs now, if it is such a one
 
     def numbers(self) -> dict[str, float]:
-        """`ready_s`, and of it `stepping_s`; the rest it had nothing to do."""
+        """`ready_s`, and of it `stepping_s`; the rest it waited for requests."""
         now = time.monotonic()
         since = self.stepping_since
         running_s = 0.0 if since is None else now - since

@@ -99,6 +99,18 @@ class Vitals:
     stats: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Company:
+    """How many requests are begun together, since a step takes hardly longer for some than for one.
+
+    They are held back, whatever the engine does meanwhile, until there are enough of them or the
+    first has waited long enough. The default holds nothing back.
+    """
+
+    num_sequences: int = 1  # that are enough
+    patience_s: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     key: str  # unique in this rank, whatever callers repeat
@@ -134,15 +146,16 @@ class Rank:
 
     Args:
         engine_factory: makes the engine, in its thread.
-        company_s: how long an idle engine lets the first request wait for others, since a step for
-            one takes nearly as long as a step for several.
+        company: what requests wait for before they are begun.
     """
 
-    def __init__(self, engine_factory: Callable[[], Engine], company_s: float = 0.0) -> None:
+    def __init__(self, engine_factory: Callable[[], Engine], company: Company = Company()) -> None:
         self._factory = engine_factory
-        self._company_s = company_s
+        self._company = company
         self._inbox: SimpleQueue[_Job | _Cancel | _AskLoad | _Close] = SimpleQueue()
-        self._jobs: dict[str, _Job] = {}  # in the engine; touched by its thread alone
+        self._jobs: dict[str, _Job] = {}  # unanswered; touched by the engine's thread alone
+        self._held: list[_Job] = []  # of them, those that the engine does not know yet
+        self._begin_at = 0.0  # when it will, on the monotonic clock
         self._numbers = itertools.count()
         self._lock = threading.Lock()  # between the end of the engine and new requests
         self._failure: str | None = None
@@ -226,7 +239,7 @@ class Rank:
         self._times.ready_at = time.monotonic()
         while self._take(engine):
             self._busy_since = time.monotonic()
-            with self._times.step(has_requests=bool(self._jobs)):
+            with self._times.step(has_requests=len(self._jobs) > len(self._held)):
                 for key, outcome in engine.step():
                     self._jobs.pop(key).future.set_result(_outcome(outcome))
             self._busy_since = None
@@ -234,31 +247,46 @@ class Rank:
 
     def _take(self, engine: Engine) -> bool:
         """Do what the inbox says, waiting there while the engine is idle; False is the end."""
-        begin_at = 0.0  # on the monotonic clock
         while True:
-            is_idle = not engine.has_work
-            wait_s = None if is_idle else max(0.0, begin_at - time.monotonic())
+            wait_s = 0.0 if engine.has_work else self._patience_left_s()
             try:
                 wish = self._inbox.get(timeout=wait_s)
             except Empty:
-                return True
+                break
             match wish:
                 case _Job() as job:
-                    self._add(engine, job)
+                    self._hold(job)
                 case _Cancel() as cancel:
                     self._cancel(engine, cancel)
                 case _AskLoad() as ask:
                     self._tell_load(engine, ask)
                 case _Close():
                     return False
-            if is_idle:
-                begin_at = time.monotonic() + self._company_s
+        if self._patience_left_s() == 0:
+            for job in self._held:
+                self._begin(engine, job)
+            self._held.clear()
+        return True
 
-    def _add(self, engine: Engine, job: _Job) -> None:
+    def _patience_left_s(self) -> float | None:
+        """How much longer requests are held; None where there are none."""
+        if not self._held:
+            return None
+        num_sequences = sum(job.request.params.n for job in self._held)
+        if num_sequences >= self._company.num_sequences:
+            return 0.0
+        return max(0.0, self._begin_at - time.monotonic())
+
+    def _hold(self, job: _Job) -> None:
         # From here on the caller cannot cancel the future behind this thread's back.
         if not job.future.set_running_or_notify_cancel():
             return
+        if not self._held:
+            self._begin_at = time.monotonic() + self._company.patience_s
         self._jobs[job.key] = job
+        self._held.append(job)
+
+    def _begin(self, engine: Engine, job: _Job) -> None:
         try:
             engine.add(job.key, job.request.prompt, job.request.params)
         except PromptError as error:
@@ -266,6 +294,7 @@ class Rank:
             job.future.set_result(_outcome(error))
 
     def _cancel(self, engine: Engine, cancel: _Cancel) -> None:
+        self._held = [job for job in self._held if not cancel.concerns(job)]
         for job in [job for job in self._jobs.values() if cancel.concerns(job)]:
             engine.cancel(job.key)
             del self._jobs[job.key]

@@ -16,14 +16,15 @@ from parallel.group_spec import GroupSpec
 from parallel.placement import place
 from parallel.seat import Seat
 from parallel.supervisor import GroupsStatus
-from parallel.worker import Engine
+from parallel.worker import Company, Engine
 from pipeline.config import PipelineConfig
 from pipeline.expert_load import read_load
 
 # Checkpoint, budgets, exchange, and the rank's seat where there are several -> its engine.
 EngineFactory = Callable[[Path, EngineConfig, Exchange, Seat | None], Engine]
 
-_COMPANY_S = 0.5
+# On CPUs an engine that answers rows one by one takes them from what prepares the next.
+_COMPANY = Company(num_sequences=16, patience_s=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,7 @@ def start_groups(
     machines: Machines,
     load: ExpertLoad | None,
     engine_factory: EngineFactory,
+    rows_in_flight: int,
 ) -> Groups:
     """Start what was chosen; returns when the first group is ready.
 
@@ -153,6 +155,7 @@ def start_groups(
         machines: what was chosen.
         load: as `wanted_load`.
         engine_factory: makes the engine of each rank.
+        rows_in_flight: the most that all engines together are given at a time.
 
     Raises:
         ValueError: there is no room for the copies of experts.
@@ -169,14 +172,22 @@ def start_groups(
         num_cpus_per_rank=0.25,  # of Ray's accounts; torch uses the engine's `num_threads`
         num_gpus_per_rank=1.0 if machines.device == "cuda" else 0.0,
         placement=config.placement,
-        # On CPUs an engine that answers rows one by one takes them from what prepares the next.
-        company_s=_COMPANY_S if machines.device == "cpu" else 0.0,
+        company=_company(config, machines, rows_in_flight),
         topologies=topologies,
         golden=tuple(golden_requests(tokenizer.num_ordinary)),
     )
     return Groups.start(
         spec, num_groups=machines.num_groups, max_group_failures=config.max_group_failures
     )
+
+
+def _company(config: PipelineConfig, machines: Machines, rows_in_flight: int) -> Company:
+    """So that what is held back is never what a busy engine lacks."""
+    if machines.device != "cpu":
+        return Company()
+    given = rows_in_flight * config.sampling.n // (machines.num_groups * machines.num_ranks)
+    most = max(1, min(given, config.engine.max_batch_size) // 2)
+    return replace(_COMPANY, num_sequences=min(_COMPANY.num_sequences, most))
 
 
 def rank_numbers(status: GroupsStatus) -> Mapping[str, float]:

@@ -125,7 +125,9 @@ def run(
                 if show_progress:
                     tqdm.write(str(machines), file=sys.stderr)
                 flow = _flow(config, machines, source, media, what)
-                start = partial(start_groups, config, machines, load, engine_factory)
+                start = partial(
+                    start_groups, config, machines, load, engine_factory, flow.rows_in_flight
+                )
                 record = partial(record_load, store, checkpoint=recipe.fields["checkpoint"])
                 usage = drain(
                     flow,

@@ -9,7 +9,7 @@ import pytest
 
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
-from parallel.worker import DeadEngineError, Failure, Rank, Request
+from parallel.worker import Company, DeadEngineError, Failure, Rank, Request
 
 
 class CountingEngine:
@@ -70,13 +70,15 @@ def completion(num_tokens: int) -> Completion:
     )
 
 
-def request(num_tokens: int, token_id: int = 1) -> Request:
+def request(num_tokens: int, token_id: int = 1, num_samples: int = 1) -> Request:
     prompt = Prompt(
         token_ids=np.array([token_id], np.int32),
         patches=np.zeros((0, 3, 14, 14), np.uint8),
         grid_hw=np.zeros((0, 2), np.int32),
     )
-    return Request(request_id="row", prompt=prompt, params=SamplingParams(max_tokens=num_tokens))
+    temperature = 0.0 if num_samples == 1 else 1.0
+    params = SamplingParams(max_tokens=num_tokens, n=num_samples, temperature=temperature)
+    return Request(request_id="row", prompt=prompt, params=params)
 
 
 def on_rank(
@@ -84,7 +86,7 @@ def on_rank(
     *,
     gate_is_open: bool = True,
     break_at_step: int | None = None,
-    company_s: float = 0.0,
+    company: Company | None = None,
 ) -> None:
     """Call `use(rank, engine)` in an event loop; close the rank whatever happens."""
     gate = threading.Event()
@@ -93,7 +95,7 @@ def on_rank(
         gate.set()
 
     async def main() -> None:
-        rank = Rank(lambda: engine, company_s)
+        rank = Rank(lambda: engine, company or Company())
         try:
             await rank.ready()
             await asyncio.wait_for(use(rank, engine), 10)
@@ -124,15 +126,59 @@ def test_many_callers_share_the_steps_and_each_gets_its_own_answers_in_order():
     on_rank(use)
 
 
-def test_the_first_request_of_an_idle_engine_waits_for_company():
+def test_requests_are_held_until_there_are_enough():
     async def use(rank, engine):
-        first = asyncio.ensure_future(rank.generate("client", [request(2)]))
-        await until(lambda: engine.left)
-        second = await rank.generate("client", [request(3)])
-        assert [(await first)[0].text, second[0].text] == ["2", "3"]
-        assert engine.batch_sizes == [2, 2, 1]
+        calls = [asyncio.ensure_future(rank.generate("client", [request(n)])) for n in (2, 30)]
+        await until(lambda: len(engine.left) == 2)  # and the step waits at the gate
+        calls.append(asyncio.ensure_future(rank.generate("client", [request(4)])))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(*calls[:2])
+        calls.append(asyncio.ensure_future(rank.generate("client", [request(5)])))
+        answers = await asyncio.gather(*calls)
+        assert [answer.text for (answer,) in answers] == ["2", "30", "4", "5"]
+        assert engine.batch_sizes == [2, 2, *[1] * 28, 2, 2, 2, 2, 1]
 
-    on_rank(use, company_s=2.0)
+    on_rank(use, gate_is_open=False, company=Company(num_sequences=2, patience_s=60.0))
+
+
+def test_a_request_for_several_samples_is_company_enough():
+    async def use(rank, engine):
+        await rank.generate("client", [request(1, num_samples=2)])
+        assert engine.batch_sizes == [1]
+
+    on_rank(use, company=Company(num_sequences=2, patience_s=60.0))
+
+
+def test_a_request_without_company_begins_alone_in_the_end():
+    async def use(rank, engine):
+        await rank.generate("client", [request(2)])
+        assert engine.batch_sizes == [1, 1]
+
+    on_rank(use, company=Company(num_sequences=2, patience_s=0.05))
+
+
+def test_a_call_that_is_cancelled_while_it_is_held_never_gets_to_the_engine():
+    async def use(rank, engine):
+        call = asyncio.ensure_future(rank.generate("client", [request(1000)]))
+        await until(lambda: rank._held)
+        call.cancel()
+        await until(lambda: not rank._held)
+        await rank.generate("client", [request(1)] * 2)
+        assert engine.batch_sizes == [2]
+
+    on_rank(use, company=Company(num_sequences=2, patience_s=60.0))
+
+
+def test_closing_fails_what_is_held():
+    async def use(rank, engine):
+        call = asyncio.ensure_future(rank.generate("client", [request(1)]))
+        await until(lambda: rank._held)
+        await rank.close()
+        with pytest.raises(DeadEngineError, match="the rank was closed"):
+            await call
+
+    on_rank(use, company=Company(num_sequences=2, patience_s=60.0))
 
 
 def test_a_bad_prompt_fails_alone():
