@@ -24,6 +24,7 @@ _MOST_PROMPTS = 16  # of one row: a long document has hundreds
 class Trial:
     """What the engine did."""
 
+    num_threads: int  # of the processors that rows are prepared on; 0 on a GPU
     num_rows: int
     num_prompts: int  # of these rows, not always all
     num_generated_tokens: int
@@ -56,6 +57,7 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
             for _, outcome in engine.step():
                 num_tokens += getattr(outcome, "num_generated_tokens", 0)
     return Trial(
+        num_threads=0 if has_gpu else config.engine.num_threads,
         num_rows=len(rows),
         num_prompts=num_prompts,
         num_generated_tokens=num_tokens,
@@ -103,8 +105,9 @@ def forecast(
 ) -> Iterator[Finding]:
     """How long the job takes, and how many tokens, if all rows are like the sample.
 
-    Decoding and answering overlap, so the slower of them counts. The engine answers a few rows at a
-    time here and `--batch-size` in a job, which is faster: take the time as the most.
+    Decoding and answering overlap, so the slower of them counts, or what both do on the same
+    processors. The engine answers a few rows at a time here and `--batch-size` in a job, which is
+    faster: take the time as the most.
 
     Args:
         trial: what the engine did; at least one prompt.
@@ -115,10 +118,14 @@ def forecast(
     """
     decode_s = sum(row.seconds for row in rows) / len(rows)
     prompts_per_row = sum(len(row.asked) for row in rows) / len(rows)
-    answer_s = trial.seconds / trial.num_prompts * prompts_per_row / num_groups
-    prepare_s = decode_s / max(1, num_cpus - 1)
-    seconds = num_rows * max(answer_s, prepare_s)
-    slower = "answering" if answer_s > prepare_s else "decoding"
+    engine_s = trial.seconds / trial.num_prompts * prompts_per_row
+    bounds = {
+        "answering": engine_s / num_groups,
+        "decoding": decode_s / num_cpus,
+        "the processors, which both need": (decode_s + trial.num_threads * engine_s) / num_cpus,
+    }
+    slower = max(bounds, key=lambda name: bounds[name])  # the first of equals
+    seconds = num_rows * bounds[slower]
     yield Finding(
         "ok",
         "forecast",

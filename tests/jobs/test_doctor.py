@@ -3,16 +3,20 @@
 import io
 import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from jobs import doctor, parse_documents, run_file
-from jobs.check_up import attacks, weights
+from jobs.check_up import attacks, trial, weights
+from jobs.check_up.sampled_rows import SampledRow
 from jobs.checkpoints import DEMO
 from model.engine_config import EngineConfig
 from model.processor import Processor
+from model.prompt import Prompt
+from model.sequence import SamplingParams
 from tests.clips import make_video
 from tests.pipeline.pdfs import encrypted, make_pdf
 
@@ -223,3 +227,34 @@ def test_a_rank_holds_the_shared_part_whole_and_its_share_of_the_experts():
     found = list(weights.findings(footprint, EngineConfig(cache_gib=1e6), (2, 4)))
     assert found[-1].level == "BAD"
     assert "1000001.5 needed for a rank of 2" in found[-1].text
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "decode_s", "engine_s", "expected"),
+    [
+        (0, 2.0, 0.4, "50 s with 1 group(s), bound by decoding"),
+        (0, 2.0, 0.6, "60 s with 1 group(s), bound by answering"),
+        (1, 2.0, 1.0, "100 s with 1 group(s), bound by answering"),
+        (1, 2.0, 0.4, "60 s with 1 group(s), bound by the processors, which both need"),
+    ],
+)
+def test_the_forecast_counts_the_slower_half_or_what_both_do_on_the_same_processors(
+    num_threads, decode_s, engine_s, expected
+):
+    text, image = np.zeros(1, np.int32), np.zeros((0, 3, 14, 14), np.uint8)
+    prompt = Prompt(token_ids=text, patches=image, grid_hw=np.zeros((0, 2), np.int32))
+    asked = ((prompt, SamplingParams()),)
+    row = SampledRow(row_id="a", seconds=decode_s, asked=asked, error_code=None, error=None)
+    done = trial.Trial(
+        num_threads=num_threads,
+        num_rows=2,
+        num_prompts=2,
+        num_generated_tokens=2,
+        seconds=2 * engine_s,
+        load_s=1.0,
+        peak_gib=1.0,
+    )
+
+    first, _ = trial.forecast(done, [row, row], num_rows=100, num_groups=1, num_cpus=4)
+
+    assert f"100 rows take at most about {expected}" in first.text
