@@ -2,10 +2,11 @@
 
 Prepare and engine run alone, each in this process on one thread, over the same rows; then the
 pipeline runs both. What starting takes (Ray, groups, workers) is told apart from what the rows
-take: the pipeline also runs over a few rows, and the difference is what the others took. The
-engine runs before and after, since machines that others share are fast and slow by turns.
+take: the pipeline also runs over a few rows, and the difference is what the others took. Engine and
+pipeline run by turns, since machines that others share are fast and slow by turns.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -25,12 +26,14 @@ from pipeline.instructions import Instructions
 from pipeline.ledger import Held
 from pipeline.machines import load_engine
 from pipeline.prepare import Prepare
+from pipeline.report import Report
 from pipeline.run import run
 from pipeline.sampling import FrameSampling
 from pipeline.source import open_source, plan, read_piece
 from pipeline.wire import decode_prompt
 
 _STARTS = 3  # they differ by a second
+_TURNS = 2
 _TEMPERATURE = 0.7
 
 
@@ -48,23 +51,32 @@ def measure_overlap(source: Path, num_few: int, num_captions: int = 1) -> dict[s
     config = replace(_config(source), sampling=sampling)
     prepare_s, prompts = _prepare_alone(config)
     prepare_s *= 1 - num_few / len(prompts)
-    engine_s = _engine_alone(config, prompts[num_few:])
-    few_s = []
-    for number in range(_STARTS):
-        few = replace(config, limit=num_few, output=f"{config.output}-few-{number}")
-        few_s.append(run(few, connect=connect, show_progress=False).seconds)
-    whole = run(config, connect=connect, show_progress=False)
-    rows_s = whole.seconds - statistics.median(few_s)
-    engine_s = (engine_s + _engine_alone(config, prompts[num_few:])) / 2
+    few = [_whole(config, f"few-{number}", limit=num_few) for number in range(_STARTS)]
+    start_s = statistics.median(report.seconds for report in few)
+    engine_alone_s, whole = [_engine_alone(config, prompts[num_few:])], []
+    for number in range(_TURNS):
+        whole.append(_whole(config, f"whole-{number}"))
+        engine_alone_s.append(_engine_alone(config, prompts[num_few:]))
+    # Each run of the whole lies between two of the engine.
+    engine_s = statistics.mean(map(statistics.mean, itertools.pairwise(engine_alone_s)))
+    whole_s = [report.seconds - start_s for report in whole]
+    rows_s = statistics.mean(whole_s)
     return {
         "rows": len(prompts) - num_few,
         "prepare_s": round(prepare_s, 2),
         "engine_s": round(engine_s, 2),
         "whole_s": round(rows_s, 2),
         "of_the_slower": round(rows_s / max(prepare_s, engine_s), 3),
-        "with_the_start_s": round(whole.seconds, 2),
-        "slower_stage": whole.usage.slower_stage,
+        "each_engine_s": [round(each, 2) for each in engine_alone_s],
+        "each_whole_s": [round(each, 2) for each in whole_s],
+        "start_s": round(start_s, 2),
+        "slower_stage": whole[-1].usage.slower_stage,
     }
+
+
+def _whole(config: PipelineConfig, name: str, limit: int | None = None) -> Report:
+    named = replace(config, limit=limit, output=f"{config.output}-{name}")
+    return run(named, connect=connect, show_progress=False)
 
 
 def _config(source: Path) -> PipelineConfig:
