@@ -6,7 +6,7 @@ The job captions generated clips, some of them broken, once undisturbed. Then it
 another output, on a simulated cluster of several nodes, while kill -9 hits ranks, decoding
 processes, workers that prepare rows, the client of the ranks, whole nodes, and the driver, whose
 command is then typed again. A reader looks at the output meanwhile. With `--nodes 0` each driver
-has a Ray of its own, and all of that must be gone soon after the driver.
+has a Ray of its own, and all of that must be gone a minute and a half after the driver.
 The last line is one JSON object; the exit code is 1 if anything differs.
 """
 
@@ -48,7 +48,9 @@ _BROKEN_EVERY = 20  # rows
 _BLOWS_END = 0.8  # of the rows, so that all fall while there is work
 _LOOK_S = 0.1
 _FIND_S = 2.0  # for a victim to appear; what has done its part of a run is gone
-_END_S = 60.0  # in which what belongs to a killed driver must be gone
+# In which what belongs to a killed driver must be gone: Ray's two agents of a node try for 60 s to
+# tell a server that is dead too.
+_END_S = 90.0
 
 
 @dataclass(frozen=True, order=True)
