@@ -7,7 +7,7 @@ rows, everything computes everywhere.
 """
 
 import os
-from collections.abc import Set
+from collections.abc import Container, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,8 +21,9 @@ _RANK = b"ray::Rank"  # in a command line
 class EngineRoom:
     """Makes room, and takes it back, on the driver's machine and among the driver's descendants.
 
-    So only a Ray that the driver started itself is touched. Ranks may compute everywhere. Where
-    they need all processors, nothing changes.
+    So only a Ray that the driver started itself is touched, and nothing that somebody has bound to
+    processors of his own choice. Ranks may compute everywhere. Where they need all processors,
+    nothing changes.
 
     Args:
         num_threads: of each engine.
@@ -31,17 +32,17 @@ class EngineRoom:
     def __init__(self, num_threads: int) -> None:
         self._num_threads = num_threads
         self._all = os.sched_getaffinity(0)
-        self._is_made = False
+        self._rest = self._all  # where all but ranks compute
 
     def show(self, sight: Sight) -> None:
         """Decide again, and move processes that have started since."""
         make = sight.idle_share is not None and sight.idle_share <= _MOST_IDLE
-        if make or self._is_made:
+        if make or self._rest != self._all:
             self._move(make=make)
 
     def close(self, sight: Sight) -> None:
         """Let every process compute everywhere."""
-        if self._is_made:
+        if self._rest != self._all:
             self._move(make=False)
 
     def _move(self, *, make: bool) -> None:
@@ -52,16 +53,17 @@ class EngineRoom:
         if make and num_left > 0:
             rest = set(sorted(self._all)[:num_left])  # the first often serve the devices
         for each in processes:
-            _compute_on(self._all if each in ranks else rest, each)
-        self._is_made = rest != self._all
+            _compute_on(self._all if each in ranks else rest, each, (self._all, self._rest))
+        self._rest = rest
 
 
-def _compute_on(processors: Set[int], process: int) -> None:
-    """Move all threads of a process; those that it starts meanwhile too."""
-    moved: set[str] = set()
+def _compute_on(processors: Set[int], process: int, instead_of: Container[Set[int]]) -> None:
+    """Move all threads of a process that compute there; those that it starts meanwhile too."""
+    seen: set[str] = set()
     with suppress(OSError):  # it has ended
-        while threads := {path.name for path in Path(f"/proc/{process}/task").iterdir()} - moved:
-            for thread in threads:
+        while threads := {path.name for path in Path(f"/proc/{process}/task").iterdir()} - seen:
+            for thread in map(int, threads):
                 with suppress(OSError):  # likewise
-                    os.sched_setaffinity(int(thread), processors)
-            moved |= threads
+                    if os.sched_getaffinity(thread) in instead_of:
+                        os.sched_setaffinity(thread, processors)
+            seen |= threads

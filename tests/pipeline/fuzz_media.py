@@ -23,7 +23,7 @@ from pipeline.decoder import Decoder
 from pipeline.fetch import MediaAccess
 from pipeline.limits import MediaError, MediaLimits
 from pipeline.sampling import FrameSampling
-from tests.pipeline import test_media, test_pictures
+from tests.pipeline import test_pictures, videos
 
 LIMITS = MediaLimits(max_decode_s=2.0, max_decode_bytes=512 << 20, max_pixels=1 << 22)
 _FIVE = FrameSampling(num_frames=5)
@@ -32,7 +32,7 @@ _EXTENSIONS = (".mp4", ".mkv", ".m3u8", ".jpg", ".png", ".sdp", "")
 
 def seeds() -> dict[str, bytes]:
     """Whole media, one of each kind."""
-    found = {kind: test_media.video(kind) for kind in test_media.KINDS}
+    found = {kind: videos.video(kind) for kind in videos.KINDS}
     for kind in test_pictures.FORMATS:
         found[kind] = test_pictures.picture(kind, size=(90, 70))
     for kind in ("GIF", "WEBP", "PNG"):

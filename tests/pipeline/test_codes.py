@@ -20,7 +20,7 @@ from pipeline.schema import InputColumns, check_input
 from tests.clips import make_audio, make_video
 from tests.pipeline.fits import Misbehave
 from tests.pipeline.test_generate import Groups, generate, make_prompt, prepared
-from tests.pipeline.test_media import listener, playlist, sdp  # noqa: F401, a fixture
+from tests.pipeline.test_media_refused import listener, playlist, sdp  # noqa: F401, a fixture
 from tests.pipeline.test_pictures import bomb
 from tests.tiny import tiny_checkpoint
 

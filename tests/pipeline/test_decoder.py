@@ -21,7 +21,7 @@ from pipeline.sampling import FrameSampling
 from pipeline.video import decode_video
 from tests.clips import make_audio, make_video, real_clips
 from tests.pipeline.fits import Misbehave
-from tests.pipeline.test_media import ATTACKS, empty_picture, listener  # noqa: F401, a fixture
+from tests.pipeline.test_media_refused import ATTACKS, empty_picture, listener  # noqa: F401, a fixture
 from tests.pipeline.test_pictures import bomb
 
 FOUR = FrameSampling(num_frames=4)

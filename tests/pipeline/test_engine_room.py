@@ -76,6 +76,21 @@ def test_the_end_of_a_run_takes_the_room_back(start):
     assert processors(preparer) == processors(os.getpid()) == ALL
 
 
+def test_what_somebody_bound_to_processors_stays_there(start):
+    room, bound = EngineRoom(num_threads=1), start("theirs")
+    start("ray::Rank.generate")
+    last = {max(ALL)}
+    for thread in Path(f"/proc/{bound}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), last)
+
+    room.show(sight(0.0))
+    assert processors(os.getpid()) == BUT_LAST
+    assert processors(bound) == last
+    room.close(sight(0.0))
+    assert processors(os.getpid()) == ALL
+    assert processors(bound) == last
+
+
 def test_engines_that_need_all_processors_are_left_alone(start):
     room, preparer = EngineRoom(num_threads=len(ALL)), start("preparer")
     start("ray::Rank.generate")

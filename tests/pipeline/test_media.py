@@ -1,28 +1,33 @@
+"""The frames of a video are those of sequential decoding, upright and square, with their facts."""
+
 import io
 import math
 import pickle
-import socket
 import struct
-import time
 from fractions import Fraction
-from functools import cache
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from av.stream import Disposition
-from PIL import Image
 
 from pipeline.frames import Frames, MediaFacts
-from pipeline.limits import MediaError, MediaLimits
+from pipeline.limits import MediaError
 from pipeline.sampling import FrameSampling
 from pipeline.schema import ErrorCode
 from pipeline.video import decode_video
-from tests.clips import make_audio, make_video, number_of, real_clips
+from tests.clips import make_video, number_of, real_clips
+from tests.pipeline.videos import (
+    EIGHT,
+    EVERY,
+    KINDS,
+    NUM_FRAMES,
+    RATE,
+    numbers,
+    refusal,
+    sequential,
+    video,
+)
 
-RATE = 10
-NUM_FRAMES = 48
 FACTS = MediaFacts(
     duration_s=1.0,
     fps=1.0,
@@ -34,70 +39,6 @@ FACTS = MediaFacts(
     is_interlaced=False,
     num_decode_errors=0,
 )
-EVERY = FrameSampling(num_frames=NUM_FRAMES)
-EIGHT = FrameSampling(num_frames=8)
-QUIET_X265 = {"x265-params": "log-level=none:pools=1:frame-threads=1:keyint=12"}
-ALT_REF = {"auto-alt-ref": "1", "lag-in-frames": "12"}
-AV1 = {"preset": "10", "crf": "20", "svtav1-params": "lp=1:keyint=12"}
-
-# container, codec, encoder options
-KINDS = {
-    "h264 in mp4": ("mp4", "libx264", {}),
-    "h264 with open groups in mp4": ("mp4", "libx264", {"x264-params": "open-gop=1:bframes=3"}),
-    "h264 in mov": ("mov", "libx264", {}),
-    "h264 in mkv": ("matroska", "libx264", {}),
-    "h264 in ts": ("mpegts", "libx264", {}),
-    "h264 in flv": ("flv", "libx264", {}),
-    "h264 in avi": ("avi", "libx264", {}),
-    "hevc in mp4": ("mp4", "libx265", QUIET_X265),
-    "hevc in mkv": ("matroska", "libx265", QUIET_X265),
-    "hevc in ts": ("mpegts", "libx265", QUIET_X265),
-    "vp8 in webm": ("webm", "libvpx", ALT_REF),
-    "vp9 in webm": ("webm", "libvpx-vp9", ALT_REF),
-    "vp9 in mp4": ("mp4", "libvpx-vp9", ALT_REF),
-    "av1 in mp4": ("mp4", "libsvtav1", AV1),
-    "av1 in webm": ("webm", "libsvtav1", AV1),
-    "mpeg4 in avi": ("avi", "mpeg4", {}),
-    "mpeg4 in mp4": ("mp4", "mpeg4", {}),
-    "mpeg2 in ps": ("mpeg", "mpeg2video", {}),
-    "mpeg2 in ts": ("mpegts", "mpeg2video", {}),
-    "mjpeg in avi": ("avi", "mjpeg", {}),
-}
-
-
-@cache
-def video(kind: str) -> bytes:
-    container, codec, options = KINDS[kind]
-    return make_video(container, codec, options=options, numbers=range(NUM_FRAMES))
-
-
-@cache
-def sequential(kind: str) -> list[np.ndarray]:
-    """The slow twin: every frame of a video in the order of display."""
-    with av.open(io.BytesIO(video(kind)), mode="r") as container:
-        frames = container.decode(video=0)
-        return [f.reformat(format="rgb24", interpolation="BICUBIC").to_ndarray() for f in frames]
-
-
-def numbers(frames: Frames) -> list[int]:
-    return [number_of(rgb) for rgb in frames.rgb]
-
-
-def refusal(source, sampling=EIGHT, **options) -> MediaError:
-    with pytest.raises(MediaError) as caught:
-        decode_video(source, sampling, **options)
-    return caught.value
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_sockets():
-    """Python opens none here; for FFmpeg's see the tests with a listener."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("a connection"))
-        yield
-
-
-# What comes out
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -375,321 +316,6 @@ def test_a_container_that_is_wrong_about_its_keyframes_is_not_believed():
         wrong = source.replace(b"stss", b"free")
         expected = decode_video(source, FrameSampling(num_frames=4))
         assert np.array_equal(decode_video(wrong, FrameSampling(num_frames=4)).rgb, expected.rgb)
-
-
-# What is refused
-
-
-def playlist(target: str) -> bytes:
-    return f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n".encode()
-
-
-def image(kind: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), "red").save(file, kind)
-    return file.getvalue()
-
-
-def sdp(port: int) -> bytes:
-    return (
-        "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
-        f"m=video {port} RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
-    ).encode()
-
-
-class Named(io.BytesIO):
-    """A file object whose name would make FFmpeg take it for a playlist."""
-
-    name = "x.m3u8"
-
-
-@pytest.fixture
-def listener():
-    """The port of a server that nobody may talk to."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setblocking(False)
-        yield server.getsockname()[1]
-        with pytest.raises(BlockingIOError):
-            server.accept()
-
-
-ATTACKS = {
-    "playlist of a file": lambda folder, port: playlist(f"{folder}/clip.ts"),
-    "playlist of a file URI": lambda folder, port: playlist(f"file://{folder}/clip.ts"),
-    "playlist of a relative file": lambda folder, port: playlist("clip.ts"),
-    "playlist of a server": lambda folder, port: playlist(f"http://127.0.0.1:{port}/clip.ts"),
-    "concat list": lambda folder, port: b"ffconcat version 1.0\nfile clip.ts\n",
-    "concat list of a server": lambda folder, port: (
-        f"ffconcat version 1.0\nfile http://127.0.0.1:{port}/clip.ts\n".encode()
-    ),
-    "session description": lambda folder, port: sdp(port),
-    "dash manifest": lambda folder, port: (
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
-        '<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>'
-        f"http://127.0.0.1:{port}/</BaseURL></Representation></AdaptationSet></Period></MPD>"
-    ).encode(),
-    "png": lambda folder, port: image("PNG"),
-    "jpeg": lambda folder, port: image("JPEG"),
-    "gif": lambda folder, port: image("GIF"),
-    "text": lambda folder, port: b"This is not a video.\n" * 50,
-    "nothing": lambda folder, port: b"",
-    "zeros": lambda folder, port: bytes(100_000),
-    "noise": lambda folder, port: np.random.default_rng(0).bytes(100_000),
-}
-
-
-@pytest.mark.parametrize("wrap", [bytes, io.BytesIO, Named], ids=["bytes", "file", "named file"])
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_attacks_read_no_file_and_open_no_socket(attack, wrap, tmp_path, monkeypatch, listener):
-    (tmp_path / "clip.ts").write_bytes(video("h264 in ts"))
-    monkeypatch.chdir(tmp_path)
-    start = time.monotonic()
-    error = refusal(wrap(ATTACKS[attack](tmp_path, listener)))
-    assert time.monotonic() - start < 1.0
-    assert error.code in (ErrorCode.MEDIA_UNSUPPORTED, ErrorCode.MEDIA_CORRUPT)
-    if attack in ("png", "jpeg", "gif", "session description", "concat list"):
-        assert error.code == ErrorCode.MEDIA_UNSUPPORTED
-
-
-def test_the_attacks_would_work_on_a_careless_reader(tmp_path, monkeypatch):
-    (tmp_path / "clip.ts").write_bytes(video("h264 in ts"))
-    monkeypatch.chdir(tmp_path)
-    with av.open(io.BytesIO(ATTACKS["concat list"](tmp_path, 0))) as container:
-        assert container.streams.video
-    with av.open(Named(playlist(f"{tmp_path}/clip.ts"))) as container:
-        assert container.streams.video
-
-
-def test_a_file_without_video():
-    for container in ("mp4", "matroska"):
-        assert refusal(make_audio(container)).code == ErrorCode.NO_VIDEO_STREAM
-
-
-def test_a_cover_picture_is_no_video():
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        cover = output.add_stream("mjpeg", rate=1)
-        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
-        value = Disposition.attached_pic.value  # PyAV 17 takes a number alone
-        cover.disposition = value  # pyright: ignore[reportAttributeAccessIssue]
-        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
-        output.mux(cover.encode(frame))
-        output.mux(cover.encode(None))
-    assert refusal(file.getvalue()).code == ErrorCode.NO_VIDEO_STREAM
-
-
-def test_a_codec_that_is_not_on_the_list():
-    error = refusal(make_video("matroska", "ffv1"))
-    assert error.code == ErrorCode.MEDIA_UNSUPPORTED
-    assert "ffv1" in error.message
-
-
-def empty_picture(container: str, side_px: int) -> bytes:
-    """A small file that decodes to a picture of any size."""
-    file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
-        stream = output.add_stream("mjpeg" if container == "avi" else "libx264", rate=1)
-        stream.width = stream.height = side_px
-        stream.pix_fmt = "yuvj420p" if container == "avi" else "yuv420p"
-        stream.options = {} if container == "avi" else {"preset": "ultrafast"}
-        frame = av.VideoFrame(side_px, side_px, stream.pix_fmt)
-        frame.pts = 0
-        output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("source", "limits", "message"),
-    [
-        pytest.param(
-            lambda: empty_picture("mp4", 8192), {}, "8192 x 8192 pixels", id="pixels"
-        ),
-        pytest.param(
-            lambda: empty_picture("avi", 8192), {}, "8192 x 8192 pixels", id="pixels of a jpeg"
-        ),
-        pytest.param(
-            lambda: video("h264 in mp4"), {"max_bytes": 1000}, "--max-media-bytes", id="bytes"
-        ),
-        pytest.param(
-            lambda: video("h264 in mp4"), {"max_stream_frames": 10}, "--max-stream-frames",
-            id="frames",
-        ),
-        pytest.param(
-            lambda: make_video("matroska", numbers=[0, 1], times_s=[0.0, 100_000.0]),
-            {},
-            "--max-duration-s",
-            id="duration",
-        ),
-        pytest.param(
-            lambda: video("h264 in mp4"), {"max_rgb_bytes": 8 * 64 * 48 * 3 - 1}, "--max-rgb-bytes",
-            id="memory of the frames",
-        ),
-    ],
-)  # fmt: skip
-def test_limits(source, limits, message):
-    error = refusal(source(), limits=MediaLimits(**limits))
-    assert error.code == ErrorCode.MEDIA_TOO_LARGE
-    assert message in error.message
-    with pytest.raises(ValueError, match="max_pixels must be positive, got nan"):
-        MediaLimits(max_pixels=math.nan)  # pyright: ignore[reportArgumentType]
-
-
-def test_a_stream_that_grows_over_the_limit_stops_there():
-    times_s = [2 + number / RATE for number in range(10)]
-    bomb = make_video("mpegts", numbers=range(10), times_s=times_s, size=(256, 256))
-    source = make_video("mpegts", numbers=range(20)) + bomb
-    frames = decode_video(source, FrameSampling(num_frames=40), limits=MediaLimits(max_pixels=4000))
-    assert numbers(frames) == list(range(20))
-
-
-@pytest.mark.parametrize(
-    ("span_s", "code"),
-    [
-        pytest.param((-1.0, 2.0), ErrorCode.BAD_SPAN, id="negative start"),
-        pytest.param((2.0, 2.0), ErrorCode.BAD_SPAN, id="empty"),
-        pytest.param((3.0, 2.0), ErrorCode.BAD_SPAN, id="backwards"),
-        pytest.param((math.nan, 2.0), ErrorCode.BAD_SPAN, id="start is not a number"),
-        pytest.param((1.0, math.nan), ErrorCode.BAD_SPAN, id="end is not a number"),
-        pytest.param((math.inf, None), ErrorCode.BAD_SPAN, id="infinite start"),
-        pytest.param((None, -math.inf), ErrorCode.BAD_SPAN, id="infinite end"),
-        pytest.param((4.8, 6.0), ErrorCode.NO_FRAMES, id="after the end"),
-    ],
-)
-def test_spans_that_are_none(span_s, code):
-    assert refusal(video("h264 in mp4"), span_s=span_s).code == code
-
-
-def test_a_span_is_cut_at_the_end_of_the_video():
-    for end_s in (100.0, math.inf, None):
-        frames = decode_video(
-            video("h264 in mp4"), FrameSampling(num_frames=3), span_s=(4.5, end_s)
-        )
-        assert numbers(frames) == [45, 46, 47]
-    assert numbers(decode_video(video("h264 in mp4"), EIGHT, span_s=(None, 0.3))) == [0, 1, 2]
-
-
-# Damage
-
-
-HEADER_IN_FRONT = {"movflags": "faststart"}
-FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
-
-
-@pytest.mark.parametrize(
-    ("container", "options"),
-    [
-        pytest.param("mp4", HEADER_IN_FRONT, id="mp4 with its header in front"),
-        pytest.param("mp4", FRAGMENTED, id="fragmented mp4"),
-        pytest.param("matroska", {}, id="mkv"),
-        pytest.param("mpegts", {}, id="ts"),
-        pytest.param("avi", {}, id="avi"),
-        pytest.param("flv", {}, id="flv"),
-    ],
-)
-def test_a_cut_video_gives_the_frames_that_are_left(container, options):
-    whole = make_video(container, numbers=range(NUM_FRAMES), container_options=options)
-    frames = decode_video(whole[: len(whole) * 6 // 10], EIGHT)
-    assert len(frames.rgb) == 8
-    if container == "mp4":  # the others do not say how long they should be
-        assert frames.facts.num_decode_errors > 0 or options == FRAGMENTED
-    shown = numbers(frames)[:-1]  # the last one may be cut in two
-    assert shown == sorted(set(shown))
-    assert frames.timestamps_s[:-1] * RATE == pytest.approx(np.array(shown), abs=0.02)
-    assert 10 < shown[-1] < 40
-
-
-def test_an_mp4_cut_before_its_header_is_corrupt():
-    whole = video("h264 in mp4")
-    assert refusal(whole[: len(whole) // 2]).code == ErrorCode.MEDIA_CORRUPT
-
-
-def test_a_stream_cut_at_its_head_begins_with_the_first_frame_that_decodes():
-    whole = video("h264 in ts")
-    frames = decode_video(whole[188 * 20 :], FrameSampling(num_frames=1000))
-    shown = numbers(frames)
-    assert shown == list(range(shown[0], NUM_FRAMES))
-    assert shown[0] in (12, 24)  # a keyframe
-    assert frames.timestamps_s[0] == 0.0
-
-
-@pytest.mark.parametrize("kind", ["h264 in mp4", "h264 in ts", "hevc in mkv", "mpeg4 in avi"])
-@pytest.mark.parametrize("seed", range(5))
-def test_damaged_bytes_give_frames_or_a_media_error(kind, seed):
-    rng = np.random.default_rng(seed)
-    damaged = np.frombuffer(video(kind), dtype=np.uint8).copy()
-    where = rng.integers(0, len(damaged), len(damaged) // (5 * 4**seed))
-    damaged[where] = rng.integers(0, 256, len(where))
-    try:
-        frames = decode_video(damaged.tobytes(), EIGHT, limits=MediaLimits(max_pixels=1 << 20))
-    except MediaError:
-        return
-    assert 1 <= len(frames.rgb) <= 8
-
-
-@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
-def test_frames_in_the_middle_that_are_noise_cost_only_themselves(container):
-    whole = bytearray(make_video(container, numbers=range(NUM_FRAMES), num_b_frames=0))
-    middle = len(whole) // 2
-    whole[middle : middle + 300] = bytes(300)
-    frames = decode_video(bytes(whole), EVERY)
-    assert frames.facts.num_decode_errors > 0
-    shown = numbers(frames)
-    assert len(shown) >= 30
-    assert {0, 47} <= set(shown)
-
-
-def test_a_file_whose_frames_are_all_noise_is_corrupt():
-    whole = bytearray(make_video(container_options=HEADER_IN_FRONT))
-    start = whole.index(b"mdat") + 4
-    whole[start:] = b"\xff" * (len(whole) - start)
-    assert refusal(bytes(whole)).code == ErrorCode.MEDIA_CORRUPT
-
-
-def test_a_header_without_frames_has_none():
-    whole = make_video(container_options=FRAGMENTED)
-    assert refusal(whole[: whole.index(b"moof") - 4]).code == ErrorCode.NO_FRAMES
-
-
-def test_metadata_that_is_not_utf8_is_no_matter():
-    whole = make_video("matroska", title="caption XXXX")
-    assert len(decode_video(whole.replace(b"XXXX", b"\xe9\xff\xfe\xe9"), EIGHT).rgb) == 8
-
-
-# Sources
-
-
-class Flaky(io.BytesIO):
-    """A file that can be read up to the middle."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self.tell() > len(self.getvalue()) // 2:
-            raise OSError(5, "Input/output error")
-        return super().read(size)
-
-
-def test_a_file_that_cannot_be_read_to_the_end_is_unreadable():
-    error = refusal(Flaky(real_clips()["bigbuckbunny"].read_bytes()))
-    assert error.code == ErrorCode.MEDIA_UNREADABLE
-    assert "Input/output error" in error.message
-
-
-def test_a_file_that_returns_more_than_asked_for_is_no_danger():
-    class Generous(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            return super().read(size) + bytes(1 << 20)
-
-    assert numbers(decode_video(Generous(video("h264 in mp4")), EVERY)) == list(range(NUM_FRAMES))
-
-
-def test_decoding_keeps_no_file_open():
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    for kind in ("h264 in mp4", "h264 in ts"):
-        decode_video(video(kind), EIGHT, span_s=(3.0, 4.0))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-# The types
 
 
 def test_media_errors_survive_pickling():
