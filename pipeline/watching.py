@@ -1,4 +1,4 @@
-"""Looks at a run every two seconds, beside the driver's loop, and shows what it sees."""
+"""Looks at a run every second, beside the driver's loop, and shows what it sees."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from parallel.group_errors import GroupError
 from parallel.supervisor import GroupsStatus
 from pipeline.watch import Sight, Watch
 
-_LOOK_S = 2.0  # as often as the groups look at their ranks
+_LOOK_S = 1.0  # as often as the groups look at their ranks
 _JOIN_S = 10.0
 
 
