@@ -101,9 +101,9 @@ class Vitals:
 
 @dataclass(frozen=True, kw_only=True)
 class Company:
-    """How many requests are begun together, since a step takes hardly longer for some than for one.
+    """What requests wait for, since a step takes hardly longer for some than for one.
 
-    They are held back, whatever the engine does meanwhile, until there are enough of them or the
+    They are held back until enough are unanswered, with those that the engine works on, or the
     first has waited long enough. The default holds nothing back.
     """
 
@@ -272,7 +272,7 @@ class Rank:
         """How much longer requests are held; None where there are none."""
         if not self._held:
             return None
-        num_sequences = sum(job.request.params.n for job in self._held)
+        num_sequences = sum(job.request.params.n for job in self._jobs.values())
         if num_sequences >= self._company.num_sequences:
             return 0.0
         return max(0.0, self._begin_at - time.monotonic())

@@ -182,7 +182,7 @@ def start_groups(
 
 
 def _company(config: PipelineConfig, machines: Machines, rows_in_flight: int) -> Company:
-    """So that what is held back is never what a busy engine lacks."""
+    """No more than the engines will be given, or each request would wait for nothing."""
     if machines.device != "cpu":
         return Company()
     given = rows_in_flight * config.sampling.n // (machines.num_groups * machines.num_ranks)

@@ -126,18 +126,31 @@ def test_many_callers_share_the_steps_and_each_gets_its_own_answers_in_order():
     on_rank(use)
 
 
-def test_requests_are_held_until_there_are_enough():
+def test_requests_are_held_until_enough_are_unanswered():
+    async def use(rank, engine):
+        calls = [asyncio.ensure_future(rank.generate("client", [request(n)])) for n in (1, 1, 30)]
+        await until(lambda: len(engine.left) == 3)  # and the step waits at the gate
+        calls.append(asyncio.ensure_future(rank.generate("client", [request(4)])))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(*calls[:3])
+        calls += [asyncio.ensure_future(rank.generate("client", [request(n)])) for n in (5, 6)]
+        answers = await asyncio.gather(*calls)
+        assert [answer.text for (answer,) in answers] == ["1", "1", "30", "4", "5", "6"]
+        assert engine.batch_sizes == [3, *[1] * 29, 3, 3, 3, 3, 2, 1]
+
+    on_rank(use, gate_is_open=False, company=Company(num_sequences=3, patience_s=60.0))
+
+
+def test_a_request_joins_what_is_company_enough():
     async def use(rank, engine):
         calls = [asyncio.ensure_future(rank.generate("client", [request(n)])) for n in (2, 30)]
         await until(lambda: len(engine.left) == 2)  # and the step waits at the gate
         calls.append(asyncio.ensure_future(rank.generate("client", [request(4)])))
         await asyncio.sleep(0)
         engine.gate.set()
-        await asyncio.gather(*calls[:2])
-        calls.append(asyncio.ensure_future(rank.generate("client", [request(5)])))
-        answers = await asyncio.gather(*calls)
-        assert [answer.text for (answer,) in answers] == ["2", "30", "4", "5"]
-        assert engine.batch_sizes == [2, 2, *[1] * 28, 2, 2, 2, 2, 1]
+        await asyncio.gather(*calls)
+        assert engine.batch_sizes == [2, 3, 2, 2, 2, *[1] * 25]
 
     on_rank(use, gate_is_open=False, company=Company(num_sequences=2, patience_s=60.0))
 
