@@ -22,7 +22,7 @@ from pipeline.view import Shot
 from pipeline.windows import PageWindows
 from tests.clips import make_video
 from tests.pipeline.pdfs import A4, ATTACKS, encrypted, make_pdf
-from tests.pipeline.test_media import listener  # noqa: F401, a fixture
+from tests.pipeline.test_media_refused import listener  # noqa: F401, a fixture
 
 IN_OPEN, IN_NONBLOCK = 0x20, os.O_NONBLOCK
 SHOT = Shot(sampling=FrameSampling())
