@@ -22,7 +22,7 @@ class EngineRoom:
     """Makes room, and takes it back, on the driver's machine and among the driver's descendants.
 
     So only a Ray that the driver started itself is touched, and nothing that somebody has bound to
-    processors of his own choice. Ranks may compute everywhere. Where they need all processors,
+    processors by choice. Ranks may compute everywhere. Where they need all processors,
     nothing changes.
 
     Args:

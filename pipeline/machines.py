@@ -182,7 +182,7 @@ def start_groups(
 
 
 def _company(config: PipelineConfig, machines: Machines, rows_in_flight: int) -> Company:
-    """No more than the engines will be given, or each request would wait for nothing."""
+    """Half of what an engine can have at most, or requests would wait for what never comes."""
     if machines.device != "cpu":
         return Company()
     given = rows_in_flight * config.sampling.n // (machines.num_groups * machines.num_ranks)

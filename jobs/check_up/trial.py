@@ -24,7 +24,7 @@ _MOST_PROMPTS = 16  # of one row: a long document has hundreds
 class Trial:
     """What the engine did."""
 
-    num_threads: int  # of the processors that rows are prepared on; 0 on a GPU
+    num_threads: int  # on processors that also prepare rows; 0 on a GPU
     num_rows: int
     num_prompts: int  # of these rows, not always all
     num_generated_tokens: int

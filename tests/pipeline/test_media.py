@@ -22,6 +22,7 @@ from tests.pipeline.videos import (
     KINDS,
     NUM_FRAMES,
     RATE,
+    no_sockets,  # noqa: F401, a fixture
     numbers,
     refusal,
     sequential,

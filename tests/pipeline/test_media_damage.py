@@ -16,6 +16,7 @@ from tests.pipeline.videos import (
     EVERY,
     NUM_FRAMES,
     RATE,
+    no_sockets,  # noqa: F401, a fixture
     numbers,
     refusal,
     video,

@@ -19,18 +19,11 @@ from tests.clips import make_audio, make_video
 from tests.pipeline.videos import (
     EIGHT,
     RATE,
+    no_sockets,  # noqa: F401, a fixture
     numbers,
     refusal,
     video,
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_sockets():
-    """Python opens none here; for FFmpeg's see the tests with a listener."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("a connection"))
-        yield
 
 
 def playlist(target: str) -> bytes:

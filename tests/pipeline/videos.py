@@ -1,6 +1,7 @@
 """Videos of all kinds that are read, each frame of which tells its number, and their slow twin."""
 
 import io
+import socket
 from functools import cache
 
 import av
@@ -68,3 +69,11 @@ def refusal(source, sampling=EIGHT, **options) -> MediaError:
     with pytest.raises(MediaError) as caught:
         decode_video(source, sampling, **options)
     return caught.value
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_sockets():
+    """Python opens none here; for FFmpeg's see the tests with a listener."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("a connection"))
+        yield
