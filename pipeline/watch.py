@@ -159,6 +159,9 @@ class Watch:
     def look(self, ranks: Mapping[int, Sequence[Mapping[str, float]]], written_s: float) -> None:
         """Take note of the numbers of all ranks, by group, and the seconds of writing so far."""
         with self._lock:
+            for (group, _), gone in self._ranks.items():
+                if group not in ranks:
+                    gone.idle_share = 1.0
             for group, numbers in ranks.items():
                 for rank, stats in enumerate(numbers):
                     peak_bytes = int(stats.get("peak_bytes", 0))

@@ -105,6 +105,8 @@ def test_how_idle_ranks_are_is_that_of_the_last_looks(watch):
     assert watch.sight().idle_share == pytest.approx(0.8)
     watch.look({0: [stats(12, 4, 4)], 1: [stats(4, 2, 2)]}, 0.0)
     assert watch.sight().idle_share == pytest.approx((0.0 + 0.5) / 2)
+    watch.look({1: [stats(6, 4, 4)]}, 0.0)  # the first group has died
+    assert watch.sight().idle_share == pytest.approx((1.0 + 0.0) / 2)
 
 
 def test_idle_time_while_the_driver_writes_is_the_writers(watch, clock):
