@@ -60,7 +60,9 @@ class Naming:
                         batch_size=_IDS_PER_BATCH, row_groups=[row_group], columns=[self.column]
                     )
                     chunks = [batch.column(0).cast(pa.string()) for batch in batches]
-                    yield pa.chunked_array(chunks, type=pa.string()).combine_chunks()
+                    ids = pa.chunked_array(chunks, type=pa.string()).combine_chunks()
+                    ids.validate(full=True)  # files may hold text that is not UTF-8
+                    yield ids
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"the ids of {file.path} cannot be read: {error}") from error
 

@@ -161,7 +161,7 @@ def check_input(
     for role, name in (("start", columns.start_s), ("end", columns.end_s)):
         _check_type(schema, name, role, _is_number, "integer or floating point seconds")
 
-    names = list(schema.names if carry is None else carry)
+    names = dict.fromkeys(schema.names if carry is None else carry)
     repeated = {name for name in schema.names if schema.names.count(name) > 1}
     carried = []
     for name in names:
@@ -206,7 +206,7 @@ def check_input(
 
 
 def plain_type(field: pa.Field) -> pa.DataType:
-    """The type of `field` with its dictionaries decoded.
+    """The type of `field` as `unify.plain` makes it.
 
     Raises:
         ValueError: the type cannot be passed through; the message names the column.

@@ -63,7 +63,11 @@ def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """A type with its dictionaries decoded, at any depth."""
+    """A type with its dictionaries decoded, at any depth, and without views, which few take."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
     if pa.types.is_dictionary(kind):
         return plain(kind.value_type)
     if pa.types.is_struct(kind):

@@ -207,6 +207,22 @@ def test_a_result_column_that_is_asked_for_stands_last_and_takes_its_name():
     assert output.field(len(output) - 1) == SAMPLES_FIELD
 
 
+def test_a_column_that_is_chosen_twice_is_written_once():
+    schema = pa.schema([("video", pa.string()), ("n", pa.int8())])
+
+    assert check_input(schema, InputColumns(), carry=("n", "video", "n")).carried.names == [
+        "n",
+        "video",
+    ]
+
+
+def test_views_become_plain_columns():
+    schema = pa.schema([("video", pa.string_view()), ("tags", pa.list_(pa.binary_view()))])
+
+    layout = check_input(schema, InputColumns())
+    assert layout.carried.types == [pa.large_string(), pa.list_(pa.large_binary())]
+
+
 def test_repeated_column_names_are_refused():
     schema = pa.schema([("video", pa.string()), ("a", pa.int8()), ("a", pa.int8())])
 

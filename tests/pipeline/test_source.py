@@ -267,6 +267,15 @@ def test_null_ids_are_refused_with_their_place(tmp_path):
         plan(source, Held.nothing())
 
 
+def test_ids_that_are_no_text_are_refused_with_their_file(tmp_path):
+    keys = pa.Array.from_buffers(pa.string(), 2, pa.array([b"p", b"caf\xe9"]).buffers())
+    write(tmp_path / "a.parquet", 2, key=keys)
+    source = open_source(str(tmp_path), BY_KEY)
+
+    with pytest.raises(ValueError, match=r"ids of .*a.parquet cannot be read: .*UTF8"):
+        plan(source, Held.nothing())
+
+
 def test_different_ids_with_one_hash_are_not_mistaken_for_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.ledger.hash_array", lambda values, **_: values.astype(str) > "q")
     write(tmp_path / "a.parquet", 2, key=["p", "q"])
@@ -354,6 +363,18 @@ def test_files_that_differ_a_little_are_read_as_one(tmp_path):
     assert [row["n"] for row in rows] == [1, 1 << 40]
     assert [row["d"] for row in rows] == ["x", "y"]
     assert [row["extra"] for row in rows] == [None, {"k": [1.5]}]
+
+
+def test_views_are_read_as_plain_columns(tmp_path):
+    names = pa.array(["p", "q"], pa.string_view())
+    videos = pa.array(["0.mp4", "1.mp4"], pa.string_view())
+    write(tmp_path / "a.parquet", 2, key=names, video=videos, data=names.cast(pa.binary_view()))
+    source = open_source(str(tmp_path), BY_KEY)
+
+    rows = pa.concat_tables(read(source, plan(source, Held.nothing())))
+    carried = source.layout.carry(rows).take(pa.array([1]))  # views cannot
+    assert rows["row_id"].to_pylist() == ["p", "q"]
+    assert carried.to_pylist() == [{"video": "1.mp4", "key": "q", "data": b"q"}]
 
 
 def test_media_bytes_are_wide(tmp_path):
