@@ -9,10 +9,9 @@ rows would be lost.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -74,13 +73,19 @@ def _held_bytes(media: pa.ChunkedArray, index: int) -> int:
     row = media.slice(index, 1)
     if row.nbytes > _SMALL_BYTES:
         return row.nbytes  # too large to look at for no reason
-    return row.nbytes + _SMALL_BYTES * _is_elsewhere(row[0].as_py())
+    return row.nbytes + _SMALL_BYTES * _is_elsewhere(row[0])
 
 
-def _is_elsewhere(media: Any) -> bool:
-    """Whether any of a row's media is a path or URI, as `pipeline.fetch` reads them."""
-    if isinstance(media, list):
-        return any(map(_is_elsewhere, media))
-    if isinstance(media, Mapping):
-        return media.get("bytes") is None and media.get("path") is not None
-    return isinstance(media, str)
+def _is_elsewhere(media: pa.Scalar) -> bool:
+    """Whether any of a row's media is a path or URI, as `pipeline.fetch` reads them.
+
+    What a path says is not looked at: it may be no text.
+    """
+    if not media.is_valid:
+        return False
+    if isinstance(media, pa.ListScalar | pa.LargeListScalar):
+        return any(map(_is_elsewhere, media.values))
+    if isinstance(media, pa.StructScalar):
+        has = {name: name in media and media[name].is_valid for name in ("bytes", "path")}
+        return has["path"] and not has["bytes"]
+    return isinstance(media, pa.StringScalar | pa.LargeStringScalar)

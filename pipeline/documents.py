@@ -101,7 +101,7 @@ def _fitted_one(size_pt: tuple[float, float], fit: Fit | None, limits: MediaLimi
         raise MediaError(
             ErrorCode.MEDIA_CORRUPT, f"the page measures {size_pt[0]} x {size_pt[1]} points"
         )
-    if size_pt[0] * size_pt[1] > limits.max_pixels:
+    if math.prod(max(1.0, side) for side in size_pt) > limits.max_pixels:
         what = (
             f"the page measures {size_pt[0]:.0f} x {size_pt[1]:.0f} points, each a pixel at least"
         )

@@ -72,34 +72,48 @@ class Prepare:
         Returns:
             As many rows: `row_id`, the carried columns and the `PREPARED_FIELDS`; or a row for each
             part, with its number in `PART_FIELD` and that of its question in `QUESTION_FIELD`, or
-            what it shows in `WINDOW_FIELD`.
+            what it shows in `WINDOW_FIELD`. Carried columns are null but for the first part.
         """
-        prepared = [self._prepare(row) for row in self._used(rows)]
-        carried = self._layout.carry(rows)
-        carried = pa.Table.from_arrays(
-            [rows["row_id"], *carried.columns],
-            schema=pa.schema([rows.schema.field("row_id"), *carried.schema]),
-        )
+        prepared = [self._prepare(self._used(rows, index)) for index in range(rows.num_rows)]
+        ids, carried = rows["row_id"], self._layout.carry(rows)
         fields = [*PREPARED_FIELDS]
         if self._instructions.questions or self._instructions.windows:
-            copies = np.arange(rows.num_rows).repeat([len(parts) for parts in prepared])
-            carried = carried.take(pa.array(copies))
+            of_part = np.arange(rows.num_rows).repeat([len(parts) for parts in prepared])
+            is_first = np.diff(of_part, prepend=-1) > 0
+            ids = ids.take(pa.array(of_part))
+            carried = carried.take(pa.array(of_part, mask=~is_first))  # may be the media's bytes
             fields += [PART_FIELD, QUESTION_FIELD if self._instructions.questions else WINDOW_FIELD]
         columns = [
             pa.array([part.get(field.name) for parts in prepared for part in parts], field.type)
             for field in fields
         ]
-        return pa.Table.from_arrays(
-            [*carried.columns, *columns], schema=pa.schema([*carried.schema, *fields])
-        )
+        schema = pa.schema([rows.schema.field("row_id"), *carried.schema, *fields])
+        return pa.Table.from_arrays([ids, *carried.columns, *columns], schema=schema)
 
     def close(self) -> None:
         """End the decoding process; another table would start a new one."""
         self._viewer.close()
 
-    def _used(self, rows: pa.Table) -> Iterator[dict[str, Any]]:
-        """The values of each row by their role, one row in memory at a time."""
+    def _used(self, rows: pa.Table, index: int) -> dict[str, Any]:
+        """The values of a row by their role; `error` is why one that is null there cannot be read.
+
+        Parquet does not check that text is UTF-8.
+        """
         columns = self._layout.columns
+        error: MediaError | PromptError | None = None
+
+        def value(name: str) -> Any:
+            nonlocal error
+            try:
+                return rows[name][index].as_py()
+            except UnicodeDecodeError as no_text:
+                what = f"the text in column {name!r} is not UTF-8: {no_text}"
+                if name == columns.video:
+                    error = MediaError(ErrorCode.MEDIA_UNREADABLE, what)
+                else:
+                    error = PromptError(ErrorCode.BAD_PROMPT.value, what)
+                return None
+
         roles = {
             "row_id": "row_id",
             "video": columns.video,
@@ -107,16 +121,16 @@ class Prepare:
             "start_s": columns.start_s,
             "end_s": columns.end_s,
         }
-        for index in range(rows.num_rows):
-            used = {role: name and rows[name][index].as_py() for role, name in roles.items()}
-            fields = {name: rows[name][index].as_py() for name in (*columns.fields, *columns.lists)}
-            yield {**used, "fields": fields}
+        used = {role: name and value(name) for role, name in roles.items()}
+        fields = {name: value(name) for name in (*columns.fields, *columns.lists)}
+        return {**used, "fields": fields, "error": error}
 
     def _prepare(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The row's prompt; or its parts, where the first to show some frames has the pixels."""
         looks = self._instructions.looks
         if not self._instructions.questions:
             try:
+                _require_text(row)
                 text = self._text(row["prompt"])
                 if self._instructions.windows is not None:
                     return self._ask_windows(row, text)
@@ -127,8 +141,9 @@ class Prepare:
             return [self._ask(row["row_id"], looks[0], media, items, lambda: text)]
         asked = list(self._asked(row))
         try:
+            _require_text(row)
             taken = self._viewer.frames(row, looks)
-        except MediaError as error:
+        except (MediaError, PromptError) as error:
             prepared = [_failure(error) for _ in asked]
         else:
             prepared = [
@@ -242,6 +257,11 @@ class _Asked:
     text: Callable[[], str]  # raises PromptError
 
 
+def _require_text(row: Mapping[str, Any]) -> None:
+    if row["error"] is not None:
+        raise row["error"]
+
+
 def _share_pixels(parts: Sequence[dict[str, Any]], shown: Sequence[Sequence[Frames]]) -> None:
     """Leave pixels out that are those of the nearest part before that has some; add the facts."""
     last: Sequence[Frames] | None = None
@@ -274,7 +294,7 @@ def _failure(error: MediaError | PromptError) -> dict[str, Any]:
     return {
         "status": Status.ERROR.value,
         "error_code": ErrorCode(error.code).value,
-        "error": error.message,
+        "error": error.message.encode(errors="replace").decode(),  # it may quote a file's name
     }
 
 

@@ -36,6 +36,7 @@ def batches(media, kind=LARGE_BINARY, *, num_rows=1, num_small_rows=4):
         pytest.param([LARGE[: 1 << 19]] * 3, LARGE_BINARY, [[0], [1], [2]], id="too much in all"),
         pytest.param([None, None], LARGE_BINARY, [[0, 1]], id="null"),
         pytest.param(["a.mp4", "b.mp4"], pa.string(), [[0], [1]], id="paths"),
+        pytest.param([["a.mp4"], ["b"], []], pa.list_(pa.string()), [[0], [1], [2]], id="lists"),
         pytest.param(
             [{"bytes": SMALL, "path": "a"}, {"bytes": SMALL, "path": None}],
             STRUCT,
@@ -55,6 +56,14 @@ def batches(media, kind=LARGE_BINARY, *, num_rows=1, num_small_rows=4):
 )
 def test_rows_share_a_batch_while_their_media_are_small(media, kind, expected):
     assert batches(media, kind) == expected
+
+
+def test_paths_need_not_be_text():
+    paths = pa.array([b"caf\xe9.mp4", b"b.mp4"])
+    table = pa.table({"m": pa.Array.from_buffers(pa.string(), 2, paths.buffers())})
+
+    found = Batching(num_rows=1, num_small_rows=4).cut(table, "m")
+    assert [part.num_rows for part in found] == [1, 1]
 
 
 def test_large_rows_share_a_batch_where_there_are_very_many():

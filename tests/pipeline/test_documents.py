@@ -94,6 +94,14 @@ def test_limits_name_their_flags():
     assert "(--max-pixels)" in page.error.message
 
 
+def test_a_page_as_thin_as_a_hair_is_too_large_all_the_same():
+    thin = make_pdf(size=(3e9, 0.01))
+    (page,) = decode_document(thin, fit=lambda *_: (28, 28), limits=MediaLimits())
+
+    assert page.error is not None
+    assert page.error.code == ErrorCode.MEDIA_TOO_LARGE
+
+
 def test_a_page_that_cannot_be_drawn_leaves_the_others():
     def picky(width_px, height_px, num_frames):
         raise PromptError("bad_prompt", f"no {width_px}")

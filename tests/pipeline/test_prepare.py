@@ -248,6 +248,37 @@ def test_every_bad_row_is_answered_and_the_good_ones_go_on(processor, clip):
         assert (row["prompt_token_ids"] is None) == (row["seed"] is None) == is_bad
 
 
+def no_text(*values):
+    """A column of text that Parquet would read, whatever its bytes are."""
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values).buffers())
+
+
+def test_text_that_is_not_utf8_is_an_error_of_its_row(processor, clip):
+    paths = pa.table({"video": no_text(b"good.mp4", b"caf\xe9.mp4")})
+    rows = prepare(processor, paths, columns=InputColumns(), opener=lambda _: clip)
+    assert rows["error_code"].to_pylist() == [None, "media_unreadable"]
+    assert "the text in column 'video' is not UTF-8: " in rows["error"][1].as_py()
+
+    prompts = rows_of([clip], [clip]).set_column(1, "ask", no_text(b"\xff", b"What is it?"))
+    rows = prepare(processor, prompts)
+    assert rows["error_code"].to_pylist() == ["bad_prompt", None]
+    assert "the text in column 'ask' is not UTF-8: " in rows["error"][0].as_py()
+
+    columns = InputColumns(start_s="from", end_s="to", fields=("title",))
+    titles = rows_of([clip], [clip]).append_column("title", no_text(b"\xff", b"a film"))
+    rows = prepare(processor, titles, columns=columns, questions=ASKED)
+    assert rows["error_code"].to_pylist() == ["bad_prompt", "bad_prompt", None, None]
+    assert rows["prompt_question"].to_pylist() == [0, 1, 0, 1]
+
+
+def test_an_error_may_quote_a_name_that_is_no_text(processor):
+    def opener(value):
+        raise MediaError(ErrorCode.MEDIA_UNREADABLE, "there is no caf\udce9.mp4")
+
+    rows = prepare(processor, rows_of([b"x"]), opener=opener)
+    assert rows["error"].to_pylist() == ["there is no caf?.mp4"]
+
+
 def test_limits_are_given_to_the_decoder(processor, clip):
     rows = prepare(processor, rows_of([clip]), limits=MediaLimits(max_duration_s=1.0))
 
@@ -322,7 +353,7 @@ def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
     assert together["prompt_question"].to_pylist() == [0, 1] * 3
     codes = [None, None, "media_corrupt", "media_corrupt", "bad_prompt", None]
     assert together["error_code"].to_pylist() == codes
-    assert together["title"].to_pylist() == ["a film", "a film", "b", "b", None, None]
+    assert together["title"].to_pylist() == ["a film", None, "b", None, None, None]
     assert [value is not None for value in together["prompt_patches"].to_pylist()] == [
         *(True, False),  # the second question sees the pixels of the first
         *(False, False),
@@ -338,6 +369,18 @@ def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
     seeds = together["seed"].to_pylist()
     assert seeds[0] == row_seed(0, "r0/mood")
     assert len({*seeds} - {None}) == 3
+
+
+def test_media_that_are_kept_stand_once_beside_all_parts(processor, clip):
+    rows = rows_of([clip], [b"junk"])
+    layout = check_input(rows.schema, InputColumns(), keep_media=True)
+    nine = tuple(Question(name=f"q{number}", text="How many?") for number in range(9))
+    asked = Instructions(frames=FOUR, questions=nine)
+    stage = Prepare(processor, layout, asked, fetch, decoder=DECODER)
+    parts = stage(rows.cast(layout.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
+
+    assert parts["video"].to_pylist() == [clip, *[None] * 8, b"junk", *[None] * 8]
+    assert parts["row_id"].to_pylist() == ["r0"] * 9 + ["r1"] * 9
 
 
 def look(num_frames, tokens, timestamps: Timestamps = "seconds"):
