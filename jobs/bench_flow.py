@@ -36,14 +36,14 @@ from jobs.bench.overlap import measure_overlap
 from jobs.bench.paced import run_with
 from jobs.checkpoints import DEMO
 from jobs.demo.clips import encode, write_clips
-from jobs.processes import private_bytes
+from jobs.processes import command_line, private_bytes
 from model.allocator import own_peak_bytes
 from model.engine_config import EngineConfig
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.costs import object_store
 from pipeline.instructions import Instructions
-from pipeline.processes import command_line, descendants
+from pipeline.processes import descendants
 from pipeline.recipe import claim_output
 from pipeline.run import run
 from pipeline.sampling import FrameSampling

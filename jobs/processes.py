@@ -9,7 +9,7 @@ from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from pipeline.processes import command_line, descendants
+from pipeline.processes import descendants
 
 
 def run_ranks(processes: Sequence[BaseProcess]) -> None:
@@ -25,6 +25,13 @@ def run_ranks(processes: Sequence[BaseProcess]) -> None:
 def find(pid: int, sign: re.Pattern[bytes]) -> list[int]:
     """The descendants of a process whose command line holds a sign."""
     return [each for each in descendants(pid) if sign.search(command_line(each))]
+
+
+def command_line(pid: int) -> bytes:
+    """Its arguments, each with a zero behind it; nothing where it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def is_alive(pid: int) -> bool:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -26,6 +27,8 @@ from parallel.expert_load import ExpertLoad
 from parallel.rank_times import RankTimes
 
 logger = logging.getLogger(__name__)
+
+ENGINE_THREAD = "engine"  # what the system calls a thread of an engine, as in `top -H`
 
 
 class Engine(Protocol):
@@ -233,6 +236,8 @@ class Rank:
 
     def _run(self) -> None:
         """The engine thread: ends when told to, or with the exception that broke the engine."""
+        own_name = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
+        own_name.write_text(ENGINE_THREAD)  # those that this one starts have it too
         # Built here because each thread has its own current device.
         engine = self._engine = self._factory()
         self._loaded.set_result(None)

@@ -32,13 +32,6 @@ def descendants(pid: int) -> Iterator[int]:
                 yield from descendants(child)
 
 
-def command_line(pid: int) -> bytes:
-    """Its arguments, each with a zero behind it; nothing where it has ended."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
-
-
 def peak_bytes_of(process_id: int) -> int:
     """The most memory that a process on this machine has had resident; 0 when it has ended."""
     try:

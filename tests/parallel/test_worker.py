@@ -3,13 +3,14 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model.prompt import Prompt, PromptError
 from model.sequence import Completion, SamplingParams
-from parallel.worker import Company, DeadEngineError, Failure, Rank, Request
+from parallel.worker import ENGINE_THREAD, Company, DeadEngineError, Failure, Rank, Request
 
 
 class CountingEngine:
@@ -220,6 +221,31 @@ def test_an_exception_of_the_engine_fails_everybody_and_the_rank_stays_dead():
             await rank.generate("client", [request(1)])
 
     on_rank(use, break_at_step=3)
+
+
+def test_the_threads_of_an_engine_are_told_from_others_by_their_name():
+    names = []
+
+    def note_name():
+        thread = threading.get_native_id()
+        names.append(Path(f"/proc/self/task/{thread}/comm").read_text().strip())
+
+    def factory():
+        note_name()
+        helper = threading.Thread(target=note_name)
+        helper.start()
+        helper.join()
+        return CountingEngine(threading.Event())
+
+    async def load():
+        rank = Rank(factory)
+        await rank.ready()
+        await rank.close()
+
+    note_name()
+    asyncio.run(load())
+    own, engine, helper = names
+    assert engine == helper == ENGINE_THREAD != own
 
 
 def test_what_the_factory_raises_comes_out_of_ready():

@@ -8,24 +8,32 @@ from pathlib import Path
 
 import pytest
 
+from parallel.worker import ENGINE_THREAD
 from pipeline.engine_room import EngineRoom
 from pipeline.schema import InputColumns
 from pipeline.watch import Watch
 
-_WAIT = "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print(flush=True)"
+# Waits in a second thread, which has the name that is its argument.
+_WAIT = """
+import sys, threading
+def wait():
+    open(f"/proc/self/task/{threading.get_native_id()}/comm", "w").write(sys.argv[1])
+    print(flush=True)
+    sys.stdin.read()
+threading.Thread(target=wait).start()
+"""
 ALL = os.sched_getaffinity(0)
 BUT_LAST = set(sorted(ALL)[:-1]) or ALL  # one processor cannot be given away
 
 
 @pytest.fixture
 def start():
-    """Starts processes that wait, with two threads, under some name."""
+    """Starts processes that wait, whose second thread has some name."""
     started = []
 
-    def start(name):
+    def start(thread="other"):
         process = subprocess.Popen(
-            [name, "-c", _WAIT],
-            executable=sys.executable,
+            [sys.executable, "-c", _WAIT, thread],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -39,10 +47,13 @@ def start():
         process.communicate()
 
 
-def processors(pid):
-    """Those of all threads of a process."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    (found,) = {frozenset(os.sched_getaffinity(int(thread.name))) for thread in threads}
+def processors(pid, *, of_engine=False):
+    """Those of the threads of a process: of its engine, or of all others."""
+    (found,) = {
+        frozenset(os.sched_getaffinity(int(thread.name)))
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+        if ((thread / "comm").read_text() == f"{ENGINE_THREAD}\n") == of_engine
+    }
     return found
 
 
@@ -50,26 +61,37 @@ def sight(idle_share):
     return replace(Watch(10, 0, InputColumns()).sight(), idle_share=idle_share)
 
 
-def test_all_but_ranks_make_room_while_the_engines_are_busy(start):
-    rank, preparer = start("ray::Rank.generate"), start("ray::MapWorker(MapBatches(_Preparer))")
+def test_all_but_engines_make_room_while_these_are_busy(start):
+    rank, preparer = start(ENGINE_THREAD), start()
     room = EngineRoom(num_threads=1)
 
     room.show(sight(None))
     assert processors(preparer) == processors(os.getpid()) == ALL
     room.show(sight(0.05))
-    late = start("ray::IDLE")
+    late = start()
     assert processors(preparer) == processors(os.getpid()) == processors(late) == BUT_LAST
-    new_rank = start("ray::Rank.generate")  # in place of a dead one, by Ray that made room
-    room.show(sight(0.05))
-    assert processors(rank) == processors(new_rank) == ALL
+    assert processors(rank) == BUT_LAST  # what receives and answers there
+    assert processors(rank, of_engine=True) == ALL
 
     room.show(sight(0.5))
     assert processors(preparer) == processors(late) == processors(os.getpid()) == ALL
+    assert processors(rank) == processors(rank, of_engine=True) == ALL
+
+
+def test_an_engine_that_is_new_may_compute_everywhere(start):
+    room = EngineRoom(num_threads=1)
+    start(ENGINE_THREAD)
+    room.show(sight(0.05))
+    new = start(ENGINE_THREAD)  # in place of a dead one, by Ray that made room
+    assert processors(new, of_engine=True) == BUT_LAST
+    room.show(sight(0.05))
+    assert processors(new, of_engine=True) == ALL
+    room.close(sight(0.05))
 
 
 def test_the_end_of_a_run_takes_the_room_back(start):
-    room, preparer = EngineRoom(num_threads=1), start("preparer")
-    start("ray::Rank.generate")
+    room, preparer = EngineRoom(num_threads=1), start()
+    start(ENGINE_THREAD)
     room.show(sight(0.0))
     assert processors(preparer) == BUT_LAST
     room.close(sight(0.0))
@@ -77,8 +99,8 @@ def test_the_end_of_a_run_takes_the_room_back(start):
 
 
 def test_what_somebody_bound_to_processors_stays_there(start):
-    room, bound = EngineRoom(num_threads=1), start("theirs")
-    start("ray::Rank.generate")
+    room, bound = EngineRoom(num_threads=1), start()
+    start(ENGINE_THREAD)
     last = {max(ALL)}
     for thread in Path(f"/proc/{bound}/task").iterdir():
         os.sched_setaffinity(int(thread.name), last)
@@ -92,7 +114,7 @@ def test_what_somebody_bound_to_processors_stays_there(start):
 
 
 def test_engines_that_need_all_processors_are_left_alone(start):
-    room, preparer = EngineRoom(num_threads=len(ALL)), start("preparer")
-    start("ray::Rank.generate")
+    room, preparer = EngineRoom(num_threads=len(ALL)), start()
+    start(ENGINE_THREAD)
     room.show(sight(0.0))
     assert processors(preparer) == processors(os.getpid()) == ALL
