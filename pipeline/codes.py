@@ -31,5 +31,5 @@ class ErrorCode(StrEnum):
     BAD_PROMPT = "bad_prompt"
     PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the context holds
     SCHEMA_FAILED = "schema_failed"  # its grammar gave up, or its column cannot hold the answer
-    POISON_ROW = "poison_row"  # groups died with it, the last one with nothing else in flight
+    POISON_ROW = "poison_row"  # groups, preparers or runs died with it, at last with it alone
     ENGINE_ERROR = "engine_error"

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -37,11 +37,13 @@ from pipeline.costs import Cost, Counted, measured
 from pipeline.decoder import Decoder
 from pipeline.generate import Generate
 from pipeline.instructions import Instructions
+from pipeline.limits import MediaError
 from pipeline.merge import Merger
 from pipeline.prepare import Prepare
 from pipeline.processes import give_way
-from pipeline.schema import Layout
+from pipeline.schema import ErrorCode, Layout
 from pipeline.source import Piece, Source, joined, read_piece
+from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS
 from pipeline.windows import TimeWindows
 
 # Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
@@ -51,6 +53,11 @@ _MAX_READERS = 2
 # Of a task. Ray ends workers that wait for the next task, and starting others takes seconds of a
 # processor; but more rows would have to be read again when a node is lost.
 _ROWS_PER_READ = 256
+_DEADLY = MediaError(
+    ErrorCode.POISON_ROW,
+    f"{MAX_STARTS} processes died while they prepared this row, the last "
+    f"{MAX_STARTS - MAX_SHARED_STARTS} of them with no other",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,12 +263,16 @@ class _Preparer:
         """Give batches as they are ready, so that the first need not wait for the last."""
         rows, costs = unseal(block), costs_of(block)
         ids = rows["row_id"].combine_chunks()
-        ray.get(self._starts.start.remote(ids))
+        prepare = self._prepare
+        if self._start(ids) >= MAX_SHARED_STARTS:
+            self._starts.end.remote(ids)
+            prepare = self._one_by_one
         num_left = rows.num_rows
+        # Batches are the same whenever a task is tried again: Ray may have taken the first ones.
         for batch in self._batching.cut(rows, self._media_column):
             with measured("prepare") as cost:
                 before = self._open.num_bytes
-                prepared = self._prepare(batch)
+                prepared = prepare(batch)
                 cost.num_bytes = self._open.num_bytes - before
                 cost.decoder_peak_bytes = self._decoder.peak_bytes
             num_left -= batch.num_rows
@@ -269,6 +280,21 @@ class _Preparer:
                 self._starts.end.remote(ids)
             yield seal(prepared, [*costs, cost])
             costs = []
+
+    def _one_by_one(self, batch: pa.Table) -> pa.Table:
+        """As `Prepare`, with one row being worked on at a time, to find the one that is deadly."""
+        prepared = []
+        for index in range(batch.num_rows):
+            row = batch.slice(index, 1)
+            ids = row["row_id"].combine_chunks()
+            is_deadly = self._start(ids) >= MAX_STARTS
+            prepared.append(self._prepare(row, _DEADLY if is_deadly else None))
+            self._starts.end.remote(ids)
+        return pa.concat_tables(prepared)
+
+    def _start(self, ids: pa.Array) -> int:
+        """How many processes have died in this run that prepared one of the rows, at most."""
+        return cast(int, ray.get(self._starts.start.remote(ids)))
 
 
 class _Generator:

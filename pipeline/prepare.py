@@ -66,15 +66,19 @@ class Prepare:
         self._seed = seed
         self._viewer = Viewer(processor, fetch, decoder or Decoder(instructions.limits))
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def __call__(self, rows: pa.Table, error: MediaError | None = None) -> pa.Table:
         """Prepare a table of `row_id` and the layout's `read` columns.
+
+        Args:
+            rows: the table.
+            error: give all of them up for it.
 
         Returns:
             As many rows: `row_id`, the carried columns and the `PREPARED_FIELDS`; or a row for each
             part, with its number in `PART_FIELD` and that of its question in `QUESTION_FIELD`, or
             what it shows in `WINDOW_FIELD`. Carried columns are null but for the first part.
         """
-        prepared = [self._prepare(self._used(rows, index)) for index in range(rows.num_rows)]
+        prepared = [self._prepare(self._used(rows, index, error)) for index in range(rows.num_rows)]
         ids, carried = rows["row_id"], self._layout.carry(rows)
         fields = [*PREPARED_FIELDS]
         if self._instructions.questions or self._instructions.windows:
@@ -94,13 +98,14 @@ class Prepare:
         """End the decoding process; another table would start a new one."""
         self._viewer.close()
 
-    def _used(self, rows: pa.Table, index: int) -> dict[str, Any]:
-        """The values of a row by their role; `error` is why one that is null there cannot be read.
+    def _used(
+        self, rows: pa.Table, index: int, error: MediaError | PromptError | None
+    ) -> dict[str, Any]:
+        """The values of a row by their role, with an error where it shall not or cannot be used.
 
-        Parquet does not check that text is UTF-8.
+        Parquet does not check that text is UTF-8; what is not is null there.
         """
         columns = self._layout.columns
-        error: MediaError | PromptError | None = None
 
         def value(name: str) -> Any:
             nonlocal error
@@ -109,9 +114,9 @@ class Prepare:
             except UnicodeDecodeError as no_text:
                 what = f"the text in column {name!r} is not UTF-8: {no_text}"
                 if name == columns.video:
-                    error = MediaError(ErrorCode.MEDIA_UNREADABLE, what)
+                    error = error or MediaError(ErrorCode.MEDIA_UNREADABLE, what)
                 else:
-                    error = PromptError(ErrorCode.BAD_PROMPT.value, what)
+                    error = error or PromptError(ErrorCode.BAD_PROMPT.value, what)
                 return None
 
         roles = {
@@ -130,7 +135,7 @@ class Prepare:
         looks = self._instructions.looks
         if not self._instructions.questions:
             try:
-                _require_text(row)
+                _require_usable(row)
                 text = self._text(row["prompt"])
                 if self._instructions.windows is not None:
                     return self._ask_windows(row, text)
@@ -141,7 +146,7 @@ class Prepare:
             return [self._ask(row["row_id"], looks[0], media, items, lambda: text)]
         asked = list(self._asked(row))
         try:
-            _require_text(row)
+            _require_usable(row)
             taken = self._viewer.frames(row, looks)
         except (MediaError, PromptError) as error:
             prepared = [_failure(error) for _ in asked]
@@ -257,7 +262,7 @@ class _Asked:
     text: Callable[[], str]  # raises PromptError
 
 
-def _require_text(row: Mapping[str, Any]) -> None:
+def _require_usable(row: Mapping[str, Any]) -> None:
     if row["error"] is not None:
         raise row["error"]
 

@@ -3,11 +3,13 @@
 A run that is killed leaves the rows that a stage was working on in `_starts.json`, with how often
 that has happened; rows that wait between the stages, or for their commit, are not among them. A row
 that was there too often is tried with nothing else being worked on (`MAX_SHARED_STARTS`), and after
-that no more (`MAX_STARTS`).
+that no more (`MAX_STARTS`). The same goes, within a run, for rows on which a process works that
+dies by itself, such as of too little memory: Ray starts it again without end.
 """
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -33,13 +35,17 @@ class StartLog:
         self._store = store
         self._before = dict(before)
         self._working: set[int] = set()  # hashes of rows
+        self._deaths: Counter[int] = Counter()  # in this run, of processes, by the rows they had
         self._is_alone = self._is_closed = False
         self._changed = asyncio.Condition()
         self._writing = asyncio.Lock()
         self._num_changes = self._num_written = 0
 
-    async def start(self, ids: pa.Array) -> None:
+    async def start(self, ids: pa.Array) -> int:
         """Count rows of which a stage has work; when this returns the counts outlive a crash.
+
+        Returns:
+            How many processes have died in this run that worked on one of the rows, at most.
 
         Raises:
             RuntimeError: the run has ended.
@@ -49,6 +55,7 @@ class StartLog:
         async with self._changed:
             # Rows that are there already were those of a task that died; Ray tries it again.
             await self._changed.wait_for(lambda: not self._is_alone or self._working <= hashes)
+            self._deaths.update(self._working & hashes)
             self._working |= hashes
         self._num_changes += 1
         mine = self._num_changes
@@ -59,6 +66,7 @@ class StartLog:
                 newest, counts = self._num_changes, self._counts()
                 await asyncio.to_thread(write_starts, self._store, counts)
                 self._num_written = newest
+        return max((self._deaths[each] for each in hashes), default=0)
 
     async def end(self, ids: pa.Array) -> None:
         """Forget rows that a stage is through with; the file learns it with the next start."""

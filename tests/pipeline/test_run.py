@@ -1,8 +1,10 @@
 """A run as a whole: what it refuses, what it continues, what it reports."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import time
 import urllib.request
 from contextlib import nullcontext
@@ -22,6 +24,7 @@ from pipeline import ledger
 from pipeline.batching import Batching
 from pipeline.config import recipe_of
 from pipeline.costs import Cost
+from pipeline.fetch import MediaAccess
 from pipeline.flow import costs_of, seal, unseal
 from pipeline.instructions import Instructions
 from pipeline.lock import lock_output
@@ -171,6 +174,24 @@ def test_a_row_that_killed_runs_is_tried_alone_and_another_is_given_up(config, r
     assert rows["clips.parquet#3"]["n"] == 3
     assert rows["clips.parquet#2"]["caption"] is not None
     assert not (Path(config.output) / "_starts.json").exists()
+
+
+@pytest.mark.ray
+def test_a_row_that_kills_what_prepares_it_is_given_up_and_no_other(config, ray_local, monkeypatch):
+    class Deadly(MediaAccess):
+        def open(self, media):
+            if media == "4.mp4":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return MediaAccess.open(self, media)
+
+    monkeypatch.setattr("pipeline.run.MediaAccess", Deadly)
+
+    report = run(config, connect=nullcontext, show_progress=False)
+
+    assert report.error_codes == {"poison_row": 1}
+    rows = rows_of(config)
+    assert "6 processes died while they prepared this row" in rows["clips.parquet#4"]["error"]
+    assert {row["status"] for key, row in rows.items() if key != "clips.parquet#4"} == {"truncated"}
 
 
 def durations(config):

@@ -32,6 +32,18 @@ def test_a_killed_run_leaves_the_rows_that_it_was_working_on(store):
     assert read_starts(store, IdSet()) == dict.fromkeys(keys("b", "c"), 1)
 
 
+def test_processes_that_died_with_a_row_are_counted_within_the_run(store):
+    async def run():
+        log = StartLog(store, {})
+        deaths = [await log.start(pa.array(["a", "b"])) for _ in range(3)]
+        await log.end(pa.array(["a", "b"]))
+        deaths += [await log.start(pa.array(ids)) for ids in (["a"], ["a", "c"], ["b"], ["c"])]
+        return [*deaths, await log.start(pa.array([], pa.string()))]
+
+    assert asyncio.run(run()) == [0, 1, 2, *(2, 3, 2, 1), 0]
+    assert set(read_starts(store, IdSet()).values()) == {1}  # the run itself was killed once
+
+
 def test_counts_grow_from_run_to_run_and_stay_for_rows_that_wait(store):
     async def run(*ids):
         log = StartLog(store, read_starts(store, IdSet()))
