@@ -15,7 +15,6 @@ import os
 import re
 import stat
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ import pyarrow.fs as pafs
 from huggingface_hub.errors import HTTPError as HubError
 
 from pipeline.codes import ErrorCode
-from pipeline.download import download
+from pipeline.download import Deadline, download
 from pipeline.limits import DEFAULT_LIMITS, MediaError, refuse
 from pipeline.storage import open_filesystem
 
@@ -41,7 +40,7 @@ _SPOOL_BYTES = 64 << 20  # more goes to disk
 _CHUNK_BYTES = 4 << 20
 # Every other row would fail too: no room or memory, too many open files.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_MAX_COPY_S = 1800.0  # for one object, however slowly it trickles
+_MAX_COPY_S = 1800.0  # for one object, from the connection to its last byte
 _open_filesystem = lru_cache(maxsize=64)(open_filesystem)  # with its connections
 
 
@@ -151,10 +150,11 @@ class MediaAccess:
 
     def _open_remote(self, uri: str) -> BinaryIO:
         prefix = self._allowing(uri)
+        deadline = Deadline(_MAX_COPY_S)
         if uri.startswith(_HTTP):
             attempts = {"num_attempts": self.num_attempts, "backoff_s": self.backoff_s}
-            with download(uri, self._allowing, **attempts) as response:
-                return self._copy(cast(BinaryIO, response), response.length, uri)
+            with download(uri, self._allowing, deadline, **attempts) as response:
+                return self._copy(cast(BinaryIO, response), response.length, uri, deadline)
         filesystem, folder = _open_filesystem(prefix)
         path = folder.rstrip("/") + uri[len(_folder(prefix)) :]
         info = filesystem.get_file_info(path)
@@ -163,7 +163,7 @@ class MediaAccess:
         if info.type != pafs.FileType.File:
             raise OSError("it is no file")
         with filesystem.open_input_stream(path, compression=None) as stream:
-            return self._copy(cast(BinaryIO, stream), info.size, uri)
+            return self._copy(cast(BinaryIO, stream), info.size, uri, deadline)
 
     def _allowing(self, uri: str) -> str:
         """The allowed prefix below which a URI lies."""
@@ -178,18 +178,18 @@ class MediaAccess:
             f"--allow-uri {uri.partition('://')[0]}://{host:.100}/folder",
         )
 
-    def _copy(self, stream: BinaryIO, num_bytes: int | None, name: str) -> BinaryIO:
+    def _copy(
+        self, stream: BinaryIO, num_bytes: int | None, name: str, deadline: Deadline
+    ) -> BinaryIO:
         """Copy a stream, which says how long it is or not, to a temporary file."""
         self._check_size(num_bytes or 0, name)
-        deadline = time.monotonic() + _MAX_COPY_S
         is_small = num_bytes is not None and num_bytes <= _SPOOL_BYTES
         with ExitStack() as on_error:
             file = on_error.enter_context(_in_memory() if is_small else _on_disk())
             while chunk := stream.read(_CHUNK_BYTES):
                 file.write(chunk)
                 self._check_size(file.tell(), name)
-                if time.monotonic() > deadline:
-                    raise OSError(f"it takes longer than {_MAX_COPY_S:.0f} s")
+                deadline.left_s()  # raises when none is
             if num_bytes is not None and file.tell() < num_bytes:
                 raise OSError(f"it ends after {file.tell()} of {num_bytes} bytes")
             file.seek(0)

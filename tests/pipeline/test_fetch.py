@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import fsspec
 import pytest
@@ -373,6 +374,10 @@ class Server(BaseHTTPRequestHandler):
             self.send_response(503)
             self.send_header("Retry-After", "0")
             self.end_headers()
+        elif self.path == "/in/later":
+            self.send_response(503)
+            self.send_header("Retry-After", "20")
+            self.end_headers()
         elif self.path == "/in/broken" and paths.count(self.path) < 3:
             self.close_connection = True  # without an answer
         elif self.path in ("/in/busy", "/in/broken"):
@@ -478,6 +483,56 @@ def test_a_public_server_cannot_redirect_into_a_private_network(url, server, mon
     assert error.code == ErrorCode.URI_NOT_ALLOWED
     assert "private address 127.0.0.1" in error.message
     assert server.paths == ["/in/moved"]  # the second connection asked for nothing
+
+
+class Dripping(BaseRequestHandler):
+    """Sends the server's `beginning`, then its `drip` over and over for three seconds."""
+
+    def handle(self):
+        beginning, drip = self.server.says  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            self.request.sendall(beginning)
+            for _ in range(60):
+                time.sleep(0.05)
+                self.request.sendall(drip)
+        except OSError:
+            return
+
+
+@pytest.mark.parametrize(
+    ("scheme", "beginning", "drip"),
+    [
+        pytest.param("http", b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x", id="body"),
+        pytest.param("http", b"HTTP/1.1 200 OK\r\n\r\n", b"x", id="body of any length"),
+        pytest.param(
+            "http", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0", id="chunk size"
+        ),
+        pytest.param("http", b"HTTP/1.1 200 OK\r\nServer: ", b"x", id="header"),
+        pytest.param("http", b"", b"HTTP/1.1 100 Continue\r\n\r\n", id="endless 100 Continue"),
+        pytest.param("https", b"\x16\x03\x03\x40\x00", b"\x02", id="TLS handshake"),
+    ],
+)
+def test_a_server_that_trickles_is_left_at_the_deadline(scheme, beginning, drip, monkeypatch):
+    monkeypatch.setattr("pipeline.fetch._MAX_COPY_S", 0.25)
+    with ThreadingTCPServer(("127.0.0.1", 0), Dripping) as running:
+        running.says = (beginning, drip)  # pyright: ignore[reportAttributeAccessIssue]
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            prefix = f"{scheme}://127.0.0.1:{running.server_address[1]}/in"
+            error = refusal(f"{prefix}/x.mp4", MediaAccess(allowed_prefixes=(prefix,)))
+        finally:
+            running.shutdown()
+            thread.join()
+    assert error.code == ErrorCode.MEDIA_UNREADABLE
+    assert error.message == f"{prefix}/x.mp4: it takes longer than 0.25 s"
+
+
+def test_no_wait_before_another_attempt_outlasts_the_deadline(url, monkeypatch):
+    monkeypatch.setattr("pipeline.fetch._MAX_COPY_S", 0.25)
+    error = refusal(f"{url}/later", MediaAccess(allowed_prefixes=(url,)))
+    assert error.code == ErrorCode.MEDIA_UNREADABLE
+    assert error.message == f"{url}/later: it takes longer than 0.25 s"
 
 
 def test_a_server_that_is_not_there_is_unreadable():
