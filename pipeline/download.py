@@ -209,7 +209,7 @@ class _Timed(io.RawIOBase):
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows a redirect only to where a row could have pointed itself."""
+    """Follows a redirect only to where a row could have pointed itself, and reads none of it."""
 
     def __init__(self, check: Callable[[str], object]) -> None:
         self._check = check
@@ -217,9 +217,6 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
-        try:
-            self._check(newurl)
-        except MediaError:
-            fp.close()
-            raise
+        fp.close()  # else its body would be read into memory, whole
+        self._check(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

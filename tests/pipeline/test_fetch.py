@@ -359,6 +359,7 @@ class Server(BaseHTTPRequestHandler):
         port = self.server.server_port  # pyright: ignore[reportAttributeAccessIssue]
         redirects = {
             "/in/moved": f"http://127.0.0.1:{port}/in/clip.mp4",
+            "/in/chatty": f"http://127.0.0.1:{port}/in/clip.mp4",
             "/in/escape": f"http://127.0.0.1:{port}/secret.mp4",
             "/in/other-host": f"http://localhost:{port}/in/clip.mp4",
             "/in/file": "file:///etc/passwd",
@@ -368,6 +369,8 @@ class Server(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", redirects[self.path])
             self.end_headers()
+            if self.path == "/in/chatty":
+                self.talk(pause_s=0.01)
         elif self.path in ("/in/clip.mp4", "/in/clip.mp4?signed=1"):
             self.answer(CLIP, len(CLIP))
         elif self.path == "/in/busy" and paths.count(self.path) < 3:
@@ -389,11 +392,7 @@ class Server(BaseHTTPRequestHandler):
         elif self.path == "/in/endless":
             self.send_response(200)
             self.end_headers()
-            try:
-                while True:
-                    self.wfile.write(bytes(1 << 16))
-            except OSError:
-                return
+            self.talk()
         else:
             self.send_error(403 if self.path == "/in/forbidden" else 404)
 
@@ -402,6 +401,15 @@ class Server(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(body)
+
+    def talk(self, pause_s: float = 0.0) -> None:
+        """Send bytes until nobody listens."""
+        try:
+            while True:
+                self.wfile.write(bytes(1 << 16))
+                time.sleep(pause_s)
+        except OSError:
+            return
 
     def log_message(self, format, *args):  # noqa: A002
         pass
@@ -428,6 +436,11 @@ def test_http_below_an_allowed_prefix(url):
     assert read(f"{url}/clip.mp4", access) == CLIP
     assert read(f"{url}/clip.mp4?signed=1", access) == CLIP
     assert read(f"{url}/moved", access) == CLIP
+
+
+def test_the_body_of_a_redirect_is_not_read(url, monkeypatch):
+    monkeypatch.setattr("pipeline.fetch._MAX_COPY_S", 1.0)
+    assert read(f"{url}/chatty", MediaAccess(allowed_prefixes=(url,))) == CLIP
 
 
 @pytest.mark.parametrize(
