@@ -29,6 +29,8 @@ LOCK = "_lock"
 BEAT_S = 5.0
 STALE_AFTER_S = 30.0
 _SETTLE_S = 1.0  # in which two drivers that start together both have written
+_NUM_READS = 5  # of a lock without a name, before it counts as released
+_READ_AGAIN_S = 0.05
 _STORE_ERRORS = (OSError, pa.ArrowException)
 
 
@@ -39,7 +41,7 @@ class Lock:
         self._store = store
         self._owner = owner
         self._is_shared = is_shared  # no kernel guards it
-        self._beaten_s = time.monotonic()
+        self._beaten_s = _now_s()
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="lock", daemon=True)
 
@@ -49,13 +51,18 @@ class Lock:
         Raises:
             OSError: somebody did, or may have, since this driver could not beat for so long.
         """
-        owner = _parse(self._store.read(LOCK))
-        if owner.get("token") not in (None, self._owner["token"]):
+        owner = self._read_owner()
+        if not owner:
+            raise OSError(
+                f"{self._store.uri} was taken over by a job that has ended, since this one seemed "
+                "dead"
+            )
+        if owner.get("token") != self._owner["token"]:
             raise OSError(
                 f"{self._store.uri} was taken over by process {owner.get('pid')} on "
                 f"{owner.get('host')}, since this one seemed dead; let that one finish"
             )
-        if self._is_shared and time.monotonic() - self._beaten_s > STALE_AFTER_S:
+        if self._is_shared and _now_s() - self._beaten_s > STALE_AFTER_S:
             raise OSError(f"{self._store.uri} could not be written to for {STALE_AFTER_S:g} s")
 
     def start(self) -> None:
@@ -67,6 +74,14 @@ class Lock:
         self._ended.set()
         self._heart.join()
 
+    def _read_owner(self) -> dict[str, Any]:
+        """Who stands in the lock; nobody only if that stays so, since a beat writes in place."""
+        for _ in range(_NUM_READS - 1):
+            if owner := _parse(self._store.read(LOCK)):
+                return owner
+            time.sleep(_READ_AGAIN_S)
+        return _parse(self._store.read(LOCK))
+
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
             with suppress(*_STORE_ERRORS):  # tried again; `check` knows how long it has failed
@@ -74,7 +89,7 @@ class Lock:
                     return
                 self._owner["beat"] += 1
                 _write(self._store, self._owner)
-                self._beaten_s = time.monotonic()
+                self._beaten_s = _now_s()
 
 
 @contextmanager
@@ -187,6 +202,11 @@ def _try_kernel(descriptor: int) -> bool | None:
             raise
         return None
     return True
+
+
+def _now_s() -> float:
+    """Seconds that go on while the machine is suspended, as they do for those who watch it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _parse(content: bytes | None) -> dict[str, Any]:

@@ -145,19 +145,45 @@ def test_an_owner_beats(store):
             time.sleep(0.01)
 
 
-def test_who_lost_the_output_may_not_write_to_it(store):
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        pytest.param(ELSEWHERE, "process 7 on elsewhere", id="to one that runs"),
+        pytest.param({}, "a job that has ended", id="to one that released it since"),
+    ],
+)
+def test_who_lost_the_output_may_not_write_to_it(store, other, name):
     with lock_output(store) as lock:
         lock.check()
-        put(store, ELSEWHERE)
-        with pytest.raises(OSError, match="was taken over by process 7 on elsewhere"):
+        put(store, other)
+        with pytest.raises(OSError, match=f"was taken over by {name}"):
             lock.check()
-    assert owner_of(store) == ELSEWHERE  # and leaves the other's lock alone
+    assert owner_of(store) == other  # and leaves the other's lock alone
+
+
+def test_a_beat_that_is_half_written_is_no_loss(store, monkeypatch):
+    with lock_output(store) as lock:
+        mine = owner_of(store)
+        monkeypatch.setattr(lock_module.time, "sleep", lambda _seconds: put(store, mine))
+        store.write(LOCK, b'{"host": ')
+        lock.check()
 
 
 def test_who_cannot_beat_may_have_lost_the_output(objects, monkeypatch):
     with lock_output(objects) as lock:
         monkeypatch.setattr(lock_module, "STALE_AFTER_S", 0.0)
         with pytest.raises(OSError, match="could not be written to"):
+            lock.check()
+
+
+def test_who_was_suspended_may_have_lost_the_output(objects, monkeypatch):
+    def later(clock, now=time.clock_gettime):
+        return now(clock) + (60.0 if clock == time.CLOCK_BOOTTIME else 0.0)
+
+    with lock_output(objects) as lock:
+        lock.check()
+        monkeypatch.setattr("time.clock_gettime", later)
+        with pytest.raises(OSError, match="could not be written to for 30 s"):
             lock.check()
 
 
