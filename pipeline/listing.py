@@ -52,9 +52,10 @@ def list_files(uri: str) -> Listing:
         raise ValueError(f"cannot open {uri}: {error}") from error
     if not found:
         raise ValueError(f"{uri} names no Parquet file")
+    is_remote = "://" in uri and not uri.startswith("file://")
     return Listing(
         filesystem,
-        f"{head}{settings}" if "://" in uri else folder,
+        f"{head}{settings}" if is_remote else folder,
         tuple(sorted(found)),
     )
 

@@ -10,6 +10,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.fetch import MediaAccess
 from pipeline.ledger import Held, hash_ids
 from pipeline.schema import InputColumns
 from pipeline.source import Plan, joined, open_source, plan, read_piece
@@ -221,8 +222,8 @@ def test_a_file_with_a_bracket_in_its_name_is_that_file(tmp_path):
         pytest.param("in", "ROOT/in", id="a directory"),
         pytest.param("in/*.parquet", "ROOT/in", id="a pattern"),
         pytest.param("*/*.parquet", "ROOT", id="a pattern of directories"),
-        pytest.param("file://ROOT/in/a.parquet", "file://ROOT/in", id="a URI of a file"),
-        pytest.param("file://ROOT/in/*.parquet", "file://ROOT/in", id="a URI pattern"),
+        pytest.param("file://ROOT/in/a.parquet", "ROOT/in", id="a URI of a file"),
+        pytest.param("file://ROOT/in/*.parquet", "ROOT/in", id="a URI pattern"),
     ],
 )
 def test_relative_media_paths_belong_to_the_folder_of_the_input(tmp_path, monkeypatch, uri, folder):
@@ -232,6 +233,17 @@ def test_relative_media_paths_belong_to_the_folder_of_the_input(tmp_path, monkey
     source = open_source(uri.replace("ROOT", str(tmp_path)), ALL)
 
     assert source.folder == folder.replace("ROOT", str(tmp_path))
+
+
+def test_media_beside_an_input_named_by_a_file_uri_are_read(tmp_path):
+    path = write(tmp_path / "a b" / "x.parquet", 1)
+    (tmp_path / "a b" / "0.mp4").write_bytes(b"clip")
+
+    media = MediaAccess(base=open_source(path.as_uri(), ALL).folder).open("0.mp4")
+
+    assert not isinstance(media, bytes)
+    with media:
+        assert media.read() == b"clip"
 
 
 def test_ids_come_from_the_id_column(tmp_path):
