@@ -19,6 +19,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
@@ -138,6 +139,13 @@ class Processor:
             patches=np.concatenate([no_patches, *(patches for patches, _ in cuts)]),
             grid_hw=np.array([grid_hw for _, grid_hw in cuts], np.int32).reshape(-1, 2),
         )
+
+    @cached_property
+    def max_images(self) -> int:
+        """No prompt has room for more images than this, however small they are."""
+        one, two = self._layout(["text", "image"]), self._layout(["text", "image", "image"])
+        num_tokens = max(1, len(two) - len(one))  # of an image with a single visual token
+        return (self.config.text.max_position_embeddings - 1) // num_tokens
 
     def _item_ids(self, item: Item, max_frame_tokens: int | None) -> list[int]:
         if isinstance(item, str):

@@ -25,7 +25,7 @@ class MediaError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """What one video or picture may cost before it is refused.
+    """What one video or picture may cost, and the frames of all media of a row.
 
     All give `media_too_large` but `max_decode_s`, which gives `decode_timeout`. The last two are
     kept by `pipeline.decoder`, the others also where decoding runs in the calling process.
@@ -37,7 +37,7 @@ class MediaLimits:
     max_stream_frames: int = 2_000_000
     max_pages: int = 1000  # of a picture or a document
     max_windows: int = 256  # of a video that is cut into windows
-    max_rgb_bytes: int = 768 << 20  # of all chosen frames at their final size
+    max_rgb_bytes: int = 768 << 20  # of all chosen frames of a row at their final size
     max_decode_s: float = 600.0  # of CPU time; waiting for the file may take as long again
     max_decode_bytes: int = 1 << 30  # of memory, with the chosen frames
 
@@ -82,6 +82,11 @@ class MediaLimits:
             what = f"{num_frames} frames of {width_px} x {height_px} pixels take {num_bytes} bytes"
             refuse(what + beside, self.max_rgb_bytes, "--max-rgb-bytes")
         return num_bytes
+
+    def check_rgb_of_row(self, num_bytes: int, what: str) -> None:
+        """Refuse what several media of a row take together."""
+        if num_bytes > self.max_rgb_bytes:
+            refuse(f"{what} take {num_bytes} bytes", self.max_rgb_bytes, "--max-rgb-bytes")
 
 
 DEFAULT_LIMITS = MediaLimits()

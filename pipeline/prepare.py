@@ -132,14 +132,14 @@ class Prepare:
 
     def _prepare(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The row's prompt; or its parts, where the first to show some frames has the pixels."""
-        looks = self._instructions.looks
+        looks, limits = self._instructions.looks, self._instructions.limits
         if not self._instructions.questions:
             try:
                 _require_usable(row)
                 text = self._text(row["prompt"])
                 if self._instructions.windows is not None:
                     return self._ask_windows(row, text)
-                (media,) = self._viewer.frames(row, looks).values()
+                (media,) = self._viewer.frames(row, looks, limits).values()
             except (MediaError, PromptError) as error:
                 return [_failure(error) | {PART_FIELD.name: 0}]
             items = shown(media, looks[0].timestamps)
@@ -147,7 +147,7 @@ class Prepare:
         asked = list(self._asked(row))
         try:
             _require_usable(row)
-            taken = self._viewer.frames(row, looks)
+            taken = self._viewer.frames(row, looks, limits)
         except (MediaError, PromptError) as error:
             prepared = [_failure(error) for _ in asked]
         else:

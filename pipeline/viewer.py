@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
 from model.processor import Processor
+from model.prompt import PromptError
 from pipeline.codes import ErrorCode
 from pipeline.decoder import Decoder
 from pipeline.fit import FitFrames
@@ -36,20 +37,29 @@ class Viewer:
         self._fetch = fetch
         self._decoder = decoder
 
-    def frames(self, row: Mapping[str, Any], looks: Sequence[Look]) -> dict[Look, list[Frames]]:
+    def frames(
+        self, row: Mapping[str, Any], looks: Sequence[Look], limits: MediaLimits
+    ) -> dict[Look, list[Frames]]:
         """For each look the frames of each of a row's media, which share the row's tokens evenly.
 
         Looks that take the same frames at the same size have the same objects.
 
         Raises:
-            MediaError: one of them cannot be used.
+            MediaError: one of them cannot be used, or they take too much memory together.
+            PromptError: they are more than any prompt can show; none of them is opened.
         """
         media = _as_list(row["video"])
+        self._check_num_media(len(media))
         shot_of = {look: self._shot(look, len(media)) for look in looks}
         shots = list(dict.fromkeys(shot_of.values()))
         span_s = (row["start_s"], row["end_s"])
         shoot = partial(self._decoder.shoot, shots=shots, span_s=span_s)
-        taken = [self._opened(each, shoot) for each in media]
+        taken: list[list[Frames]] = []  # of each of the media, by shot
+        num_bytes = 0
+        for number, each in enumerate(media, 1):
+            taken.append(self._opened(each, shoot))
+            num_bytes += sum(frames.rgb.nbytes for frames in taken[-1])
+            limits.check_rgb_of_row(num_bytes, f"the frames of {number} media")
         shown = dict(zip(shots, (list(each) for each in zip(*taken, strict=True)), strict=True))
         return {look: shown[shot] for look, shot in shot_of.items()}
 
@@ -78,15 +88,23 @@ class Viewer:
             if num_pages > limits.max_pages and len(media) > 1:
                 refuse(f"the row has {num_pages} pages", limits.max_pages, "--max-pages")
             num_bytes += sum(frames.rgb.nbytes for window in new for frames in window.media)
-            if num_bytes > limits.max_rgb_bytes:
-                what = f"{num_pages} pages take {num_bytes} bytes"
-                refuse(what, limits.max_rgb_bytes, "--max-rgb-bytes")
+            limits.check_rgb_of_row(num_bytes, f"{num_pages} pages")
             found += new if len(media) == 1 else [window.moved(len(found)) for window in new]
         return found
 
     def close(self) -> None:
         """End the decoding process; another row would start a new one."""
         self._decoder.close()
+
+    def _check_num_media(self, num_media: int) -> None:
+        """Refuse a list that is too long even if each of its media is one small picture."""
+        most = self._processor.max_images
+        if num_media > most:
+            raise PromptError(
+                "prompt_too_long",
+                f"the row has {num_media} media, and a prompt has room for {most} images at most; "
+                "give it fewer",
+            )
 
     def _shot(self, look: Look, num_media: int) -> Shot:
         max_row_tokens = look.max_row_tokens

@@ -229,6 +229,20 @@ def test_too_many_frames_are_refused_before_they_are_resized(processor, monkeypa
     assert caught.value.code == "prompt_too_long"
 
 
+def test_no_prompt_has_room_for_more_images_than_the_processor_says(processor):
+    text = dataclasses.replace(processor.config.text, max_position_embeddings=100)
+    config = dataclasses.replace(processor.config, text=text)
+    small = Processor(config, processor.tokenizer, CHAT_TEMPLATE)
+    images = [image(1, 1)] * (small.max_images + 1)
+
+    for between in ([], ["0.0s "]):
+        with pytest.raises(PromptError, match="must leave room for an answer"):
+            small.prompt([item for each in images for item in (*between, each)])
+    num_around = len(small.prompt([image(1, 1)]).token_ids) - 5
+    assert small.max_images == 99 // 5  # a pad, and four tokens of the template around it
+    assert len(small.prompt(images[: (99 - num_around) // 5]).token_ids) < 100
+
+
 @pytest.mark.parametrize("name", [*PUBLISHED_NAMES.values(), "<|reserved_token_163590|>"])
 def test_text_can_never_become_a_control_token(processor, name):
     def control_tokens(text, system):

@@ -504,3 +504,46 @@ def test_the_images_of_a_row_share_its_tokens(processor):
     ).to_pylist()
 
     assert 80 <= one["num_visual_tokens"] <= 100
+
+
+def test_the_images_of_a_row_share_the_limit_on_memory_and_no_more_of_them_are_opened(processor):
+    table = pa.table({"video": [[png(1)] * 600, [png(2)] * 3]})
+    opened = []
+
+    def opener(value):
+        opened.append(value)
+        return fetch(value)
+
+    rows = prepare(
+        processor,
+        table,
+        columns=InputColumns(),
+        opener=opener,
+        limits=MediaLimits(max_rgb_bytes=3 * 28 * 56 * 3),
+    )
+
+    assert rows["error_code"].to_pylist() == ["media_too_large", None]
+    assert rows["error"][0].as_py() == (
+        "the frames of 4 media take 18816 bytes, the limit is 14112 (--max-rgb-bytes)"
+    )
+    assert len(opened) == 4 + 3
+
+
+@pytest.mark.parametrize("questions", [pytest.param((), id="one"), pytest.param(ASKED, id="many")])
+def test_more_images_than_any_prompt_can_show_are_refused_before_one_is_opened(
+    processor, questions
+):
+    most = processor.max_images
+    table = pa.table({"video": [[b""] * (most + 1)], "title": ["a film"]})
+    columns = InputColumns(fields=("title",) if questions else ())
+
+    def opener(_value):
+        raise AssertionError("nothing is opened")
+
+    rows = prepare(processor, table, columns=columns, opener=opener, questions=questions)
+
+    assert set(rows["error_code"].to_pylist()) == {"prompt_too_long"}
+    assert rows["error"][0].as_py() == (
+        f"the row has {most + 1} media, and a prompt has room for {most} images at most; "
+        "give it fewer"
+    )
