@@ -114,11 +114,14 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
     return hash_array(values, categorize=False)  # pyright: ignore[reportCallIssue]
 
 
+def is_part(name: str) -> bool:
+    """Whether a file of an output is a part, by its name."""
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
 def committed_parts(store: Store) -> list[str]:
     """The names of the parts of an output, which are all whole, in the order of their making."""
-    return [
-        name for name in store.names() if name.startswith("part-") and name.endswith(".parquet")
-    ]
+    return [name for name in store.names() if is_part(name)]
 
 
 def read_held(

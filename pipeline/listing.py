@@ -1,5 +1,6 @@
 """Which Parquet files an input names, on any filesystem that pyarrow or fsspec knows."""
 
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -7,7 +8,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.storage import open_filesystem
+from pipeline.ledger import is_part
+from pipeline.storage import open_filesystem, open_store
 
 _SUFFIXES = (".parquet", ".pq")
 
@@ -21,16 +23,19 @@ class Listing:
     files: tuple[tuple[str, str], ...]  # (name below the folder, path on the filesystem)
 
 
-def list_files(uri: str) -> Listing:
+def list_files(uri: str, *, output: str | None = None) -> Listing:
     """Find the files of an input.
 
     Args:
         uri: a file, a directory whose Parquet files are meant, or a glob pattern (`**` crosses
             directories); names that begin with `_` or `.` are left out of the latter two. A path,
             or a URI, which may end in a query for the filesystem's settings.
+        output: where the results go, which may be the same directory or one below. Its parts are
+            left out: they are no input, else each run would answer the rows of the one before.
 
     Raises:
-        ValueError: there is nothing, or it cannot be listed.
+        ValueError: there is nothing, or it cannot be listed; or a file may be a part of the output
+            or not.
     """
     place, _, query = uri.partition("?") if "://" in uri else (uri, "", "")
     settings = f"?{query}" if query else ""
@@ -52,6 +57,13 @@ def list_files(uri: str) -> Listing:
         raise ValueError(f"cannot open {uri}: {error}") from error
     if not found:
         raise ValueError(f"{uri} names no Parquet file")
+    if output is not None:
+        found = _without_parts(filesystem, found, output)
+    if not found:
+        raise ValueError(
+            f"{uri} names no Parquet file but the parts of the output {output}; name the files to "
+            "caption, or another --output"
+        )
     is_remote = "://" in uri and not uri.startswith("file://")
     return Listing(
         filesystem,
@@ -83,6 +95,38 @@ def _below(filesystem: pafs.FileSystem, root: str, pattern: str) -> list[tuple[s
         if not any(part.startswith(("_", ".")) for part in name.split("/"))
         and (_matches(name, pattern) if pattern else name.endswith(_SUFFIXES))
     ]
+
+
+def _without_parts(
+    filesystem: pafs.FileSystem, found: list[tuple[str, str]], output: str
+) -> list[tuple[str, str]]:
+    """Leave out what stands directly in an output and has the name of a part.
+
+    Raises:
+        ValueError: the output cannot be opened, or it may be another one of the same name.
+    """
+    other, part = open_store(output).path_of("part")
+    if filesystem.type_name != other.type_name:
+        return found
+    folder = _folder(other, part)
+    own = {
+        path
+        for _, path in found
+        if is_part(PurePosixPath(path).name) and _folder(filesystem, path) == folder
+    }
+    if own and not filesystem.equals(other):  # such as buckets of one name on two servers
+        raise ValueError(
+            f"{min(own)} of the input may be a part of the output {output} or not, since the two "
+            "have different settings; give both the same ones, or use another --output"
+        )
+    return [(name, path) for name, path in found if path not in own]
+
+
+def _folder(filesystem: pafs.FileSystem, path: str) -> str:
+    """The folder of a file; on disks the one that links lead to."""
+    folder = path.rpartition("/")[0]
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    return os.path.realpath(folder) if is_local else folder.strip("/")
 
 
 def _matches(name: str, pattern: str) -> bool:

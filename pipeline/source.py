@@ -80,6 +80,7 @@ def open_source(
     keep_media: bool = False,
     extra: Sequence[pa.Field] = (),
     make_ids_unique: bool = False,
+    output: str | None = None,
 ) -> Source:
     """Find the files of an input and make one schema of theirs.
 
@@ -90,12 +91,13 @@ def open_source(
         keep_media: write media bytes too.
         extra: result columns beside the usual ones.
         make_ids_unique: give rows whose id is null or stands there already an id of their own.
+        output: as for `list_files`.
 
     Raises:
         ValueError: there is no such file, a file is not Parquet, there are no rows, a column is
             missing or wrong, or differs too much between files; the message names the file.
     """
-    listing = list_files(uri)
+    listing = list_files(uri, output=output)
     filesystem, found = listing.filesystem, listing.files
     with ThreadPoolExecutor(16) as pool:  # a footer is a round trip or two on object stores
         footers = list(pool.map(lambda item: _footer(filesystem, item[1]), found))

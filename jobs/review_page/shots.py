@@ -210,7 +210,9 @@ def open_camera(
     try:
         columns = InputColumns(**output.recipe["columns"])
         is_unique = bool(output.recipe.get("make_ids_unique"))
-        source = open_source(uri, columns, carry=(), make_ids_unique=is_unique)
+        source = open_source(
+            uri, columns, carry=(), make_ids_unique=is_unique, output=str(output.path)
+        )
         limits = limits_of(output.run)
         access = MediaAccess(
             base=output.media_folder or source.folder,

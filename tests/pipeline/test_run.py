@@ -288,6 +288,15 @@ def test_a_finished_output_needs_no_ray(config):
     ]
 
 
+def test_an_output_below_its_input_is_continued_with_the_same_rows(config):
+    config = replace(config, output=f"{config.input}/captions")
+    answer_without_ray(config, range(6))
+
+    report = run(config, connect=never, show_progress=False)
+
+    assert (report.rows_in, report.rows_done_before, report.rows_written) == (6, 6, 0)
+
+
 def test_another_recipe_is_refused_and_each_difference_is_named(config):
     answer_without_ray(config, range(3))
     other = replace(
