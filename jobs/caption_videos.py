@@ -57,6 +57,7 @@ files in the output directory:
   _report.json          what the last run did
   _error.txt            why the last run failed, in full
   _starts.json          what a killed run was working on
+  _files.json           with --make-ids-unique: the files whose rows have names
   _old-*/               rows of another recipe (--new-recipe)
 
 examples:

@@ -1,7 +1,7 @@
 """What an output already holds: the ids of committed rows, and which of them may be tried again.
 
 An output is one flat folder: `part-*.parquet` (committed, whole), `_recipe.json`, `_report.json`,
-`_starts.json`, `_lock`. Readers skip names that begin with `_`.
+`_starts.json`, `_files.json`, `_lock`. Readers skip names that begin with `_`.
 """
 
 from collections import Counter

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import ledger
 from pipeline.config import PipelineConfig, recipe_of
+from pipeline.file_list import in_known_order
 from pipeline.machines import choose_machines, wanted_load
 from pipeline.opening import open_checkpoint, open_input
 from pipeline.recipe import differences, stored_fields
@@ -132,6 +133,8 @@ def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
     parts = ledger.committed_parts(store)
     recipe = recipe_of(config, source.layout)
     changes = tuple(_changes(store, recipe.plain_fields)) if parts else ()
+    if not changes:
+        source = in_known_order(source, store, parts)
     statuses, codes = ledger.count_results(store, parts)
     # Rows of another recipe are not of this run, whatever became of them.
     counts = _count(config, source, store, [] if changes else parts, has_failed=bool(codes))

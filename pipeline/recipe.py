@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.expert_load import LOAD_FILE, LOAD_PICTURE
+from pipeline.file_list import FILES
 from pipeline.ledger import committed_parts
 from pipeline.storage import Store
 
@@ -96,7 +97,7 @@ def _refusal(store: Store, stored: Any, fields: Any) -> str:
 def _set_aside(store: Store, parts: list[str]) -> None:
     """Move all that was made under the old recipe away; the recipe last, as it is the sign."""
     folder = f"_old-{time.strftime('%Y%m%d-%H%M%S')}"
-    beside = ("_report.json", "_starts.json", LOAD_FILE, LOAD_PICTURE, _FILE)
+    beside = ("_report.json", "_starts.json", FILES, LOAD_FILE, LOAD_PICTURE, _FILE)
     rest = [name for name in beside if store.read(name) is not None]
     for name in (*parts, *rest):
         store.move(name, folder)

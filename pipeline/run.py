@@ -27,6 +27,7 @@ from pipeline.drain import drain, start_log
 from pipeline.engine_room import EngineRoom
 from pipeline.expert_load import record_load
 from pipeline.fetch import MediaAccess
+from pipeline.file_list import in_known_order, note_files
 from pipeline.flow import Flow
 from pipeline.lock import lock_output
 from pipeline.machines import (
@@ -96,9 +97,11 @@ def run(
         recipe = recipe_of(config, source.layout)
         schema = source.layout.output.with_metadata(recipe.parquet_metadata)
         claim_output(store, recipe, new_recipe=config.new_recipe)
+        parts = ledger.committed_parts(store)
+        source = in_known_order(source, store, parts)
+        note_files(source, store)
         if config.run_yaml is not None:
             store.write("_run.yaml", config.run_yaml.encode())
-        parts = ledger.committed_parts(store)
         held = ledger.read_held(store, parts, schema, retry=config.retry_failed)
         starts = read_starts(store, held.done)
         what = plan(source, held, limit=config.limit, starts=starts)

@@ -23,11 +23,13 @@ from jobs.review_page.thumbnail import Thumbnail
 from jobs.run_file import as_arguments
 from pipeline.decoder import Decoder
 from pipeline.fetch import MediaAccess
+from pipeline.file_list import in_known_order
 from pipeline.frames import Frames
-from pipeline.ledger import Held, IdSet
+from pipeline.ledger import Held, IdSet, committed_parts
 from pipeline.limits import MediaError, MediaLimits
 from pipeline.schema import InputColumns
 from pipeline.source import Source, open_source, plan, read_piece
+from pipeline.storage import LocalStore
 from pipeline.view import Shot
 from pipeline.windows import PageWindows, Span, Window
 
@@ -213,6 +215,8 @@ def open_camera(
         source = open_source(
             uri, columns, carry=(), make_ids_unique=is_unique, output=str(output.path)
         )
+        store = LocalStore(output.path)
+        source = in_known_order(source, store, committed_parts(store))
         limits = limits_of(output.run)
         access = MediaAccess(
             base=output.media_folder or source.folder,
