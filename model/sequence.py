@@ -66,6 +66,9 @@ class SamplingParams:
             raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
         if "" in self.stop:
             raise ValueError("a stop string must not be empty")
+        for text in self.stop:
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(f"a stop string must be text that UTF-8 can write, got {text!r}")
         if self.schema is not None and (self.stop or self.stop_token_ids):
             raise ValueError("a schema says where the answer ends; leave out stop")
         if self.thinking and self.schema is None:

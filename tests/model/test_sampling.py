@@ -118,6 +118,7 @@ def test_a_tiny_temperature_does_not_overflow():
         {"loop_guard": -1},
         {"seed": -1},
         {"stop": ("",)},
+        {"stop": ("fine", "caf\udce9")},
     ],
 )
 def test_settings_out_of_range_are_refused(change):
