@@ -22,6 +22,7 @@ from model import varlen
 from model.context import PIECE_LEN, Pieces
 
 TILE_LEN = 8192  # tokens of context that are read at once
+MAX_SCORES = 1 << 25  # that plain products make at once; three float32 copies are 384 MiB
 
 # Memories [..., L, width] of the cache -> keys and values [..., L, heads, width], equally wide.
 Heads = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -78,16 +79,34 @@ def attend_plainly(
     is_causal: bool = False,
     mask: Tensor | None = None,
 ) -> Attended:
-    """As `attend`, in products that every device has."""
-    scores = query @ key.mT  # [B, H, n, L]
+    """As `attend`, in products that every device has; a bounded number of scores at once."""
+    num_rows = max(1, MAX_SCORES // max(1, key.shape[:-1].numel()))
+    if mask is not None:
+        mask = mask.expand(*query.shape[:-1], key.shape[-2])
+    found: list[Attended] = []
+    for number, rows in enumerate(query.split(num_rows, dim=-2)):
+        first = number * num_rows
+        bias = None if mask is None else mask[..., first : first + num_rows, :]
+        scores = _scores(rows, key, scale, bias, first if is_causal else None)
+        lse = scores.logsumexp(-1)
+        weights = (scores - lse[..., None]).exp().type_as(value)
+        found.append(Attended(weights @ value, lse))
+    output = torch.cat([each.output for each in found], dim=-2)
+    return Attended(output, torch.cat([each.lse for each in found], dim=-1))
+
+
+def _scores(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, first: int | None
+) -> Tensor:
+    """[B, H, n, L]; the queries stand from `first` on and see no later key, all keys if None."""
+    scores = query @ key.mT
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
     if mask is not None:
         scores = scores + mask
-    if is_causal:
-        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
-        scores = scores.masked_fill(ahead, -torch.inf)
-    lse = scores.logsumexp(-1)
-    return Attended((scores - lse[..., None]).exp().type_as(value) @ value, lse)
+    if first is not None:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device)
+        scores = scores.masked_fill(ahead.triu(first + 1), -torch.inf)
+    return scores
 
 
 def attend_packed(

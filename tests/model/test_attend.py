@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import attend as attend_module
 from model.attend import attend, attend_packed, attend_past, attend_pieces, attend_plainly
 from model.blocks import BLOCK_SIZE
 from model.context import PIECE_LEN, pieces_of, slots_of
@@ -36,6 +38,40 @@ def test_the_fused_kernel_equals_plain_products(dtype, is_causal):
     tolerance = 0.02 if dtype == torch.bfloat16 else 1e-6
     torch.testing.assert_close(fused.output, plain.output, rtol=0, atol=tolerance)
     torch.testing.assert_close(fused.lse, plain.lse, rtol=0, atol=tolerance, check_dtype=True)
+
+
+@pytest.mark.parametrize("most", [1, 125, 6 * 20 * 7, 1 << 25], ids=str)
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("rows_of_mask", [None, 1, 20], ids=["no mask", "one", "each"])
+def test_plain_products_cut_into_pieces_equal_the_whole(monkeypatch, most, is_causal, rows_of_mask):
+    query, key, value = (random(2, 3, 20, 8, seed=seed) for seed in range(3))
+    mask = None if rows_of_mask is None else random(2, 1, rows_of_mask, 20, seed=3)
+    whole = attend_plainly(query, key, value, SCALE, is_causal=is_causal, mask=mask)
+    monkeypatch.setattr(attend_module, "MAX_SCORES", most)
+    found = attend_plainly(query, key, value, SCALE, is_causal=is_causal, mask=mask)
+    torch.testing.assert_close(found.output, whole.output)
+    torch.testing.assert_close(found.lse, whole.lse)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements that any tensor has which is made within it."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.num_elements = max(self.num_elements, made.numel())
+        return made
+
+
+def test_a_chunk_and_a_tile_of_its_past_make_a_bounded_number_of_scores_at_once():
+    chunk, tile = (torch.empty(1, 16, n, 192, device="meta") for n in (8000, 8192))
+    with Largest() as largest:
+        found = attend_plainly(chunk, tile, tile, SCALE)
+    assert found.output.shape == (1, 16, 8000, 192)
+    assert found.lse.shape == (1, 16, 8000)
+    assert largest.num_elements == 1 << 25
 
 
 def test_two_parts_of_a_context_join_to_the_whole():
