@@ -158,9 +158,11 @@ def start_groups(
         rows_in_flight: the most that all engines together are given at a time.
 
     Raises:
-        ValueError: there is no room for the copies of experts.
+        ValueError: there is no room for the copies of experts, or ranks would promise the same
+            memory to their caches.
         GroupError: no group could be started; nothing is left behind.
     """
+    _check_cache(config.engine, machines)
     engine = replace(config.engine, device=machines.device)
     topologies = None
     if load is not None and machines.num_ranks > 1:
@@ -179,6 +181,21 @@ def start_groups(
     return Groups.start(
         spec, num_groups=machines.num_groups, max_group_failures=config.max_group_failures
     )
+
+
+def _check_cache(engine: EngineConfig, machines: Machines) -> None:
+    """Refuse what would promise memory more than once.
+
+    Dividing would not do: Ray places ranks anew after each failure, and what a rank finds free has
+    in it the weights that others have yet to read and the blocks that they have yet to write.
+    """
+    num_ranks = machines.num_groups * machines.num_ranks
+    if engine.cache_fraction is not None and machines.device == "cpu" and num_ranks > 1:
+        raise ValueError(
+            f"cache_fraction={engine.cache_fraction:g}, but {num_ranks} ranks on CPUs may "
+            "share a machine, and each would take its fraction of the same memory; give each "
+            "cache a size by --cache-gib"
+        )
 
 
 def _company(config: PipelineConfig, machines: Machines, rows_in_flight: int) -> Company:

@@ -91,6 +91,6 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         "--cache-fraction",
         type=float,
         metavar="F",
-        help="or this fraction of what is free once the weights are loaded; copies that share a "
-        "machine share what is free",
+        help="or this fraction of what is free once the weights are loaded: of each rank's GPU, or "
+        "of the machine of a single rank on CPUs",
     )

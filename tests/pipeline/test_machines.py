@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from model.config import CheckpointError
+from model.engine_config import EngineConfig
 from parallel.supervisor import GroupsStatus
 from pipeline.config import PipelineConfig
-from pipeline.machines import check_ranks, choose_machines, rank_numbers
+from pipeline.machines import check_ranks, choose_machines, load_engine, rank_numbers, start_groups
 
 
 def config(**changes) -> PipelineConfig:
@@ -37,6 +39,26 @@ def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_
 
 def test_a_network_without_experts_keeps_one_rank():
     assert choose_machines(config(num_groups=1), 8, num_experts=0).num_ranks == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_ranks"),
+    [({"num_groups": 2}, 2), ({"expert_parallel": 4}, 4), ({"num_groups": 3, "device": "cpu"}, 3)],
+)
+def test_ranks_on_cpus_do_not_take_fractions_of_the_same_memory(asked, num_ranks):
+    wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
+    machines = choose_machines(wanted, 0, num_experts=64)
+    with pytest.raises(ValueError, match=rf"cache_fraction=0.5, but {num_ranks} ranks.*cache-gib"):
+        start_groups(wanted, machines, None, load_engine, rows_in_flight=8)
+
+
+@pytest.mark.parametrize(("asked", "num_gpus"), [({}, 0), ({"num_groups": 2}, 8)])
+def test_a_rank_alone_or_with_a_gpu_may_take_a_fraction(asked, num_gpus):
+    wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
+    machines = choose_machines(wanted, num_gpus, num_experts=64)
+    # Refused for another reason: the checkpoint "here" does not exist.
+    with pytest.raises(CheckpointError, match="here"):
+        start_groups(wanted, machines, None, load_engine, rows_in_flight=8)
 
 
 @pytest.mark.parametrize("num_experts", [0, 64])
