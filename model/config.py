@@ -5,11 +5,24 @@
 a network that silently ignores a setting gives captions that are silently wrong.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
+
+from model.json_values import (
+    is_finite,
+    is_integer,
+    read_json,
+    refuse_missing,
+    refuse_unknown,
+    require,
+    require_false,
+    require_positive,
+    require_types,
+    section,
+    within,
+)
 
 IM_END_TOKEN_ID = 163586  # <|im_end|>; part of the stop set of the whole family
 
@@ -23,10 +36,9 @@ _INERT = frozenset(
     _attn_implementation_autoset
     """.split()
 )
-
-
-class CheckpointError(ValueError):
-    """The checkpoint cannot be used as it is; the message names the file and the key or tensor."""
+_INERT_OF_IMAGES = frozenset(
+    "auto_map image_processor_type feature_extractor_type processor_class num_pooled_tokens".split()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,26 +78,30 @@ class TextConfig:
     routed_scaling_factor: float
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self,
             "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
             "num_key_value_heads max_position_embeddings rms_norm_eps rope_theta "
             "moe_layer_freq v_head_dim qk_rope_head_dim".split(),
         )
-        _require(self.scoring_func in ("sigmoid", "softmax"), "scoring_func", self.scoring_func)
-        _require(
+        require(self.scoring_func in ("sigmoid", "softmax"), "scoring_func", self.scoring_func)
+        require(
             self.topk_method in ("noaux_tc", "greedy", "group_limited_greedy"),
             "topk_method",
             self.topk_method,
         )
-        _require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim)
+        require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim)
+        require(self.qk_nope_head_dim >= 0, "qk_nope_head_dim", self.qk_nope_head_dim)
+        require(self.n_routed_experts >= 0, "n_routed_experts", self.n_routed_experts)
         if self.kv_lora_rank is None:
             heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-            _require(self.q_lora_rank is None, "q_lora_rank", self.q_lora_rank)
-            _require(heads % kv_heads == 0, "num_key_value_heads", kv_heads)
+            require(self.q_lora_rank is None, "q_lora_rank", self.q_lora_rank)
+            require(heads % kv_heads == 0, "num_key_value_heads", kv_heads)
         else:
-            _require(self.kv_lora_rank > 0, "kv_lora_rank", self.kv_lora_rank)
-            _require(
+            require(self.kv_lora_rank > 0, "kv_lora_rank", self.kv_lora_rank)
+            low_rank = self.q_lora_rank
+            require(low_rank is None or low_rank > 0, "q_lora_rank", low_rank)
+            require(
                 self.num_key_value_heads == self.num_attention_heads,
                 "num_key_value_heads",
                 self.num_key_value_heads,
@@ -94,19 +110,19 @@ class TextConfig:
             self._check_experts()
 
     def _check_experts(self) -> None:
-        _require_positive(
+        require_positive(
             self, ["moe_intermediate_size", "n_routed_experts", "num_experts_per_tok", "n_group"]
         )
         experts, groups = self.n_routed_experts, self.n_group
-        _require(experts % groups == 0, "n_group", groups)
-        _require(0 < self.topk_group <= groups, "topk_group", self.topk_group)
-        _require(self.n_shared_experts >= 0, "n_shared_experts", self.n_shared_experts)
+        require(experts % groups == 0, "n_group", groups)
+        require(0 < self.topk_group <= groups, "topk_group", self.topk_group)
+        require(self.n_shared_experts >= 0, "n_shared_experts", self.n_shared_experts)
         selectable = experts // groups * self.topk_group
-        _require(
+        require(
             self.num_experts_per_tok <= selectable, "num_experts_per_tok", self.num_experts_per_tok
         )
         if self.topk_method == "greedy":
-            _require(groups == 1, "n_group", groups)
+            require(groups == 1, "n_group", groups)
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer number `layer` has routed experts, as `DeepseekV3DecoderLayer` decides."""
@@ -143,13 +159,13 @@ class VisionConfig:
     merge_kernel_size: tuple[int, int] = (2, 2)
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self, [field.name for field in fields(self) if field.name != "merge_kernel_size"]
         )
-        _require(self.merge_kernel_size == (2, 2), "merge_kernel_size", self.merge_kernel_size)
-        _require(self.hidden_size % self.num_attention_heads == 0, "hidden_size", self.hidden_size)
+        require(self.merge_kernel_size == (2, 2), "merge_kernel_size", self.merge_kernel_size)
+        require(self.hidden_size % self.num_attention_heads == 0, "hidden_size", self.hidden_size)
         # Each head is split into pairs that turn by column and pairs that turn by row.
-        _require(self.head_dim % 4 == 0, "hidden_size", self.hidden_size)
+        require(self.head_dim % 4 == 0, "hidden_size", self.hidden_size)
 
     @property
     def head_dim(self) -> int:
@@ -168,10 +184,11 @@ class ImageConfig:
     merge_size: int = 2
 
     def __post_init__(self) -> None:
-        _require_positive(self, ["in_token_limit", "patch_size"])
-        _require(self.merge_size == 2, "merge_kernel_size", self.merge_size)
-        _require(len(self.image_mean) == 3, "image_mean", self.image_mean)
-        _require(len(self.image_std) == 3 and all(self.image_std), "image_std", self.image_std)
+        require_positive(self, ["in_token_limit", "patch_size"])
+        require(self.merge_size == 2, "merge_kernel_size", self.merge_size)
+        require(len(self.image_mean) == 3, "image_mean", self.image_mean)
+        std = self.image_std
+        require(len(std) == 3 and all(each > 0 for each in std), "image_std", std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,13 +203,15 @@ class KimiVLConfig:
     dtype: str  # of the stored weights: "bfloat16", "float16" or "float32"
 
     def __post_init__(self) -> None:
-        _require(
-            0 <= self.media_token_id < self.text.vocab_size,
-            "media_placeholder_token_id",
-            self.media_token_id,
+        pad = self.media_token_id
+        is_token = is_integer(pad) and 0 <= pad < self.text.vocab_size
+        require(is_token, "config.json: media_placeholder_token_id", pad)
+        require(self.dtype in ("bfloat16", "float16", "float32"), "torch_dtype", self.dtype)
+        require(
+            self.image.patch_size == self.vision.patch_size,
+            "preprocessor_config.json: patch_size",
+            self.image.patch_size,
         )
-        _require(self.dtype in ("bfloat16", "float16", "float32"), "torch_dtype", self.dtype)
-        _require(self.image.patch_size == self.vision.patch_size, "patch_size", self.vision)
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> Self:
@@ -200,68 +219,66 @@ class KimiVLConfig:
 
         Raises:
             CheckpointError: a file is missing or not JSON, a key is missing, or a key or value is
-                not implemented; the message names it.
+                not implemented; the message names it and its file.
         """
         config = read_json(directory / "config.json")
         image = read_json(directory / "preprocessor_config.json")
         generation_file = directory / "generation_config.json"
         generation = read_json(generation_file) if generation_file.exists() else {}
-        try:
+        with within(f"{directory}"):
             return cls._from_dicts(config, image, generation)
-        except CheckpointError as error:
-            raise CheckpointError(f"{directory}: {error}") from error
 
     @classmethod
     def _from_dicts(
         cls, config: Mapping[str, Any], image: Mapping[str, Any], generation: Mapping[str, Any]
     ) -> Self:
-        text = _section(config, "text_config")
-        top_level = "text_config vision_config media_placeholder_token_id vocab_size".split()
-        _refuse_unknown("config.json", config, [*top_level, "tie_word_embeddings"])
-        _require(
-            config.get("model_type", "kimi_vl") == "kimi_vl", "model_type", config.get("model_type")
-        )
-        _require_false(config, "tie_word_embeddings")
-        text_config = _text_config(text)
+        with within("config.json"):
+            _check_top_level(config)
+            text, vision = section(config, "text_config"), section(config, "vision_config")
+            stored = config.get("torch_dtype") or config.get("dtype") or text.get("torch_dtype")
+        with within("text_config of config.json"):
+            text_config = _text_config(text)
+            ends = _named_ends(text)
+        with within("vision_config of config.json"):
+            vision_config = _vision_config(vision)
+        with within("preprocessor_config.json"):
+            image_config = _image_config(image)
+        with within("generation_config.json"):
+            ends |= _named_ends(generation)
         vocab_size = config.get("vocab_size", text_config.vocab_size)
-        _require(vocab_size == text_config.vocab_size, "vocab_size", vocab_size)
-        stored = config.get("torch_dtype") or config.get("dtype") or text.get("torch_dtype")
+        require(vocab_size == text_config.vocab_size, "config.json: vocab_size", vocab_size)
+        if vocab_size > IM_END_TOKEN_ID:
+            ends.add(IM_END_TOKEN_ID)
         return cls(
             text=text_config,
-            vision=_vision_config(_section(config, "vision_config")),
-            image=_image_config(image),
+            vision=vision_config,
+            image=image_config,
             media_token_id=config.get("media_placeholder_token_id", 163605),
-            stop_token_ids=_stop_token_ids(text, generation, text_config.vocab_size),
+            stop_token_ids=tuple(sorted(ends)),
             dtype=stored or "bfloat16",
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a checkpoint file, or raise `CheckpointError` naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a checkpoint?") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return cast("dict[str, Any]", value)
+def _check_top_level(config: Mapping[str, Any]) -> None:
+    top_level = "text_config vision_config media_placeholder_token_id vocab_size".split()
+    refuse_unknown(config, [*_INERT, *top_level, "tie_word_embeddings"])
+    kind = config.get("model_type", "kimi_vl")
+    require(kind == "kimi_vl", "model_type", kind)
+    require_false(config, "tie_word_embeddings")
 
 
 def _text_config(text: Mapping[str, Any]) -> TextConfig:
     names = {field.name for field in fields(TextConfig)}
     checked = "hidden_act attention_bias rope_scaling tie_word_embeddings head_dim use_mla".split()
-    _refuse_unknown("text_config", text, [*names, *checked])
-    _require(text.get("hidden_act", "silu") == "silu", "hidden_act", text.get("hidden_act"))
-    _require(text.get("rope_scaling") is None, "rope_scaling", text.get("rope_scaling"))
-    _require_false(text, "attention_bias", "tie_word_embeddings")
+    refuse_unknown(text, [*_INERT, *names, *checked])
+    require(text.get("hidden_act", "silu") == "silu", "hidden_act", text.get("hidden_act"))
+    require(text.get("rope_scaling") is None, "rope_scaling", text.get("rope_scaling"))
+    require_false(text, "attention_bias", "tie_word_embeddings")
     has_latent = text.get("kv_lora_rank") is not None
-    _require(text.get("use_mla", has_latent) == has_latent, "use_mla", text.get("use_mla"))
+    require(text.get("use_mla", has_latent) == has_latent, "use_mla", text.get("use_mla"))
     defaults: dict[str, Any] = {
         "kv_lora_rank": None,
         "q_lora_rank": None,
-        "num_key_value_heads": text.get("num_attention_heads"),
         "n_group": 1,
         "topk_group": 1,
         "moe_layer_freq": 1,
@@ -271,101 +288,71 @@ def _text_config(text: Mapping[str, Any]) -> TextConfig:
     zeros = ("n_shared_experts", "n_routed_experts", "n_group", "topk_group")
     values = {**defaults, **{name: text[name] for name in names if name in text}}
     values |= {name: defaults.get(name, 0) for name in zeros if values.get(name) is None}
+    of_heads = {"v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"}
+    refuse_missing(values, names - {"num_key_value_heads"} - (set() if has_latent else of_heads))
+    values.setdefault("num_key_value_heads", values["num_attention_heads"])
+    require_types(TextConfig, values)
     if has_latent:
-        _require("head_dim" not in text, "head_dim", text.get("head_dim"))
+        require("head_dim" not in text, "head_dim", text.get("head_dim"))
     else:
-        head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        head_dim = _head_dim(text)
         values |= {"v_head_dim": head_dim, "qk_nope_head_dim": 0, "qk_rope_head_dim": head_dim}
-    missing = sorted(names - values.keys())
-    if missing:
-        raise CheckpointError(f"text_config lacks {', '.join(missing)}")
-    _require_types(TextConfig, values)
     return TextConfig(**values)
 
 
+def _head_dim(text: Mapping[str, Any]) -> int:
+    """Of plain heads: as named, or the hidden size divided by their number."""
+    num_heads = text["num_attention_heads"]
+    require(num_heads > 0, "num_attention_heads", num_heads)
+    head_dim = text.get("head_dim") or text["hidden_size"] // num_heads
+    require(is_integer(head_dim), "head_dim", head_dim)
+    return head_dim
+
+
 def _vision_config(vision: Mapping[str, Any]) -> VisionConfig:
-    names = [field.name for field in fields(VisionConfig)]
-    _refuse_unknown("vision_config", vision, names)
-    _require(
-        vision.get("model_type", "moonvit") == "moonvit", "model_type", vision.get("model_type")
-    )
-    values: dict[str, Any] = {name: vision[name] for name in names if name in vision}
-    if "merge_kernel_size" in values:
-        values["merge_kernel_size"] = tuple(values["merge_kernel_size"])
-    _require_types(VisionConfig, values)
+    names = {field.name for field in fields(VisionConfig)}
+    refuse_unknown(vision, [*_INERT, *names])
+    kind = vision.get("model_type", "moonvit")
+    require(kind == "moonvit", "model_type", kind)
+    _check_merge(vision)
+    sizes = names - {"merge_kernel_size"}
+    values = {name: vision[name] for name in sizes if name in vision}
+    require_types(VisionConfig, values)
     return VisionConfig(**values)
 
 
 def _image_config(image: Mapping[str, Any]) -> ImageConfig:
-    missing = {"in_token_limit", "image_mean", "image_std"} - image.keys()
-    if missing:
-        raise CheckpointError(f"preprocessor_config.json lacks {', '.join(sorted(missing))}")
+    needed = ("in_token_limit", "image_mean", "image_std")
+    known = (*needed, "patch_size", "merge_kernel_size", "pad_input")
+    refuse_unknown(image, [*_INERT_OF_IMAGES, *known])
+    refuse_missing(image, needed)
     # Cropping instead of padding exists in the published class and in no published checkpoint.
-    _require(image.get("pad_input") is True, "pad_input", image.get("pad_input"))
-    _require(
-        list(image.get("merge_kernel_size", [2, 2])) == [2, 2],
-        "merge_kernel_size",
-        image.get("merge_kernel_size"),
-    )
-    return ImageConfig(
-        in_token_limit=image["in_token_limit"],
-        image_mean=tuple(image["image_mean"]),
-        image_std=tuple(image["image_std"]),
-        patch_size=image.get("patch_size", 14),
-    )
+    require(image.get("pad_input") is True, "pad_input", image.get("pad_input"))
+    _check_merge(image)
+    values = {
+        "in_token_limit": image["in_token_limit"],
+        "image_mean": _numbers(image, "image_mean"),
+        "image_std": _numbers(image, "image_std"),
+        "patch_size": image.get("patch_size", 14),
+    }
+    require_types(ImageConfig, values)
+    return ImageConfig(**values)
 
 
-def _stop_token_ids(
-    text: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int
-) -> tuple[int, ...]:
-    """The union of what the files name as the end, and `<|im_end|>` where the vocabulary has it."""
-    ids: set[int] = {IM_END_TOKEN_ID} if vocab_size > IM_END_TOKEN_ID else set()
-    for source in (text, generation):
-        named = source.get("eos_token_id")
-        ids.update(named if isinstance(named, list) else [] if named is None else [named])
-    return tuple(sorted(ids))
+def _check_merge(config: Mapping[str, Any]) -> None:
+    merge = config.get("merge_kernel_size", [2, 2])
+    require(merge == [2, 2], "merge_kernel_size", merge)
 
 
-def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = config.get(key)
-    if not isinstance(section, dict):
-        raise CheckpointError(f"config.json needs an object {key!r}, got {section!r}")
-    return cast("Mapping[str, Any]", section)
+def _numbers(config: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    value = config[key]
+    require(isinstance(value, list) and all(map(is_finite, value)), key, value)
+    return tuple(value)
 
 
-def _refuse_unknown(where: str, config: Mapping[str, Any], known: Iterable[str]) -> None:
-    unknown = sorted(config.keys() - _INERT - set(known))
-    if unknown:
-        raise CheckpointError(
-            f"{where} has {', '.join(f'{key}={config[key]!r}' for key in unknown)}, which is not "
-            "implemented; remove the key if you know that it does not change the network"
-        )
-
-
-def _require(condition: bool, key: str, value: object) -> None:
-    if not condition:
-        raise CheckpointError(
-            f"{key}={value!r} is not implemented or does not fit the other values"
-        )
-
-
-def _require_false(config: Mapping[str, Any], *keys: str) -> None:
-    for key in keys:
-        _require(not config.get(key, False), key, config.get(key))
-
-
-def _require_positive(config: object, keys: Iterable[str]) -> None:
-    for key in keys:
-        _require(getattr(config, key) > 0, key, getattr(config, key))
-
-
-def _require_types(config_class: type, values: Mapping[str, Any]) -> None:
-    """Refuse a string where a number belongs, before arithmetic fails on it without a name."""
-    for field in fields(config_class):
-        value = values.get(field.name)
-        if field.type is bool or str(field.type) == "bool":
-            _require(isinstance(value, bool), field.name, value)
-        elif field.type is int and field.name in values:
-            _require(isinstance(value, int) and not isinstance(value, bool), field.name, value)
-        elif field.type is float:
-            _require(isinstance(value, int | float), field.name, value)
+def _named_ends(config: Mapping[str, Any]) -> set[int]:
+    """What one of the files names as the tokens that end a text: one, several or none."""
+    named = config.get("eos_token_id")
+    ends = named if isinstance(named, list) else [] if named is None else [named]
+    require(all(is_integer(each) and each >= 0 for each in ends), "eos_token_id", named)
+    return set(ends)

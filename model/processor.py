@@ -29,8 +29,9 @@ from jinja2 import StrictUndefined, Template, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 
-from model.config import CheckpointError, KimiVLConfig, read_json
+from model.config import KimiVLConfig
 from model.images import image_patches, image_size, require_rgb
+from model.json_values import CheckpointError, read_json
 from model.prompt import Prompt, PromptError
 from model.tokenizer import Tokenizer
 

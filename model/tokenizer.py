@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import tiktoken
 
-from model.config import CheckpointError, read_json
+from model.json_values import CheckpointError, read_json
 
 # How text is split before byte pairs are merged, as `TikTokenTokenizer.pat_str` in
 # tokenization_moonshot.py; `&&` is the intersection of character classes.

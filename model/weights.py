@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.config import CheckpointError, KimiVLConfig, read_json
+from model.config import KimiVLConfig
+from model.json_values import CheckpointError, read_json
 from model.kimi_vl import KimiVL
 from model.memory import require_room
 from model.moe import MoE, Router, Shares

@@ -1,9 +1,11 @@
 import json
+import math
 
 import pytest
 
-from model.config import CheckpointError, KimiVLConfig
+from model.config import KimiVLConfig
 from model.engine_config import EngineConfig
+from model.json_values import CheckpointError
 from tests.tiny import write_published_configs
 
 
@@ -55,6 +57,90 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, named):
         KimiVLConfig.from_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        pytest.param({"kv_lora_rank": "512"}, "kv_lora_rank='512'", id="a string for the latent"),
+        pytest.param({"kv_lora_rank": 32.0}, "kv_lora_rank=32.0", id="a fraction for the latent"),
+        pytest.param({"q_lora_rank": "x"}, "q_lora_rank='x'", id="a string for the query"),
+        pytest.param({"q_lora_rank": -8}, "q_lora_rank=-8", id="a negative width"),
+        pytest.param({"qk_nope_head_dim": -8}, "qk_nope_head_dim=-8", id="a negative part"),
+        pytest.param({"num_attention_heads": 0}, "num_attention_heads=0", id="no heads"),
+        pytest.param({"rope_theta": math.inf}, "rope_theta=inf", id="infinite theta"),
+        pytest.param({"rope_theta": True}, "rope_theta=True", id="a claim for a number"),
+        pytest.param({"rope_theta": 10**400}, "rope_theta=1000", id="too large for a float"),
+        pytest.param({"routed_scaling_factor": math.nan}, "factor=nan", id="no factor"),
+        pytest.param({"eos_token_id": "163586"}, "eos_token_id='163586'", id="a string for an id"),
+        pytest.param({"eos_token_id": [True]}, r"eos_token_id=\[True\]", id="a claim for an id"),
+        pytest.param(
+            {"kv_lora_rank": None, "num_attention_heads": 0}, "num_attention_heads=0", id="plain"
+        ),
+        pytest.param({"kv_lora_rank": None, "head_dim": "8"}, "head_dim='8'", id="plain width"),
+        pytest.param(
+            {"kv_lora_rank": None, "hidden_size": "8"}, "hidden_size='8'", id="plain hidden size"
+        ),
+    ],
+)
+def test_numbers_of_the_decoder_are_checked(tmp_path, change, named):
+    write_published_configs(tmp_path, **change)
+    with pytest.raises(CheckpointError, match=f"text_config of config.json: .*{named}"):
+        KimiVLConfig.from_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "change", "named"),
+    [
+        ("preprocessor_config.json", {"in_token_limit": "4096"}, "in_token_limit='4096'"),
+        ("preprocessor_config.json", {"in_token_limit": None}, "in_token_limit=None"),
+        ("preprocessor_config.json", {"image_mean": 0.5}, "image_mean=0.5"),
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5]}, r"image_mean=\(0.5, 0.5\)"),
+        ("preprocessor_config.json", {"image_mean": [math.inf] * 3}, r"image_mean=\[inf"),
+        ("preprocessor_config.json", {"image_std": ["0.5"] * 3}, r"image_std=\['0.5'"),
+        ("preprocessor_config.json", {"image_std": [math.nan] * 3}, r"image_std=\[nan"),
+        ("preprocessor_config.json", {"image_std": [0.5, 0, 0.5]}, r"image_std=\(0.5, 0, 0.5\)"),
+        ("preprocessor_config.json", {"merge_kernel_size": 2}, "merge_kernel_size=2"),
+        ("preprocessor_config.json", {"patch_size": 16}, "patch_size=16"),
+        ("preprocessor_config.json", {"do_rescale": False}, "do_rescale=False"),
+        (
+            "preprocessor_config.json",
+            {"rescale_factor": 1.0, "resample": 2},
+            "resample=2, rescale_factor=1.0",
+        ),
+        ("config.json", {"media_placeholder_token_id": None}, "media_placeholder_token_id=None"),
+        (
+            "config.json",
+            {"media_placeholder_token_id": 163840},
+            "media_placeholder_token_id=163840",
+        ),
+        ("config.json", {"vocab_size": "163840"}, "vocab_size='163840'"),
+        ("config.json", {"text_config": 7}, "an object 'text_config' is needed, got 7"),
+        ("config.json", {"vision_config": {"merge_kernel_size": 2}}, "merge_kernel_size=2"),
+        ("config.json", {"vision_config": {"num_attention_heads": 0}}, "num_attention_heads=0"),
+        ("generation_config.json", {"eos_token_id": [7, "8"]}, r"eos_token_id=\[7, '8'\]"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_file_and_key(tmp_path, file_name, change, named):
+    write_published_configs(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{}")
+    edit(tmp_path, file_name, **change)
+    with pytest.raises(CheckpointError, match=f"{file_name}: {named}") as error:
+        KimiVLConfig.from_checkpoint(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_keys_that_say_nothing_of_the_images_are_read_over(tmp_path):
+    write_published_configs(tmp_path)
+    expected = KimiVLConfig.from_checkpoint(tmp_path)
+    edit(
+        tmp_path,
+        "preprocessor_config.json",
+        auto_map={"AutoImageProcessor": "image_processing_kimi_vl.KimiVLImageProcessor"},
+        image_processor_type="KimiVLImageProcessor",
+        num_pooled_tokens=1024,
+    )
+    assert KimiVLConfig.from_checkpoint(tmp_path) == expected
+
+
 def test_other_files_are_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         KimiVLConfig.from_checkpoint(tmp_path)
@@ -79,7 +165,9 @@ def test_a_missing_key_is_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     del config["text_config"]["rope_theta"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="rope_theta"):
+    with pytest.raises(
+        CheckpointError, match=r"text_config of config\.json: rope_theta is missing"
+    ):
         KimiVLConfig.from_checkpoint(tmp_path)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from model.batch import whole_sequences
-from model.config import CheckpointError
 from model.engine import Engine
 from model.engine_config import EngineConfig
+from model.json_values import CheckpointError
 from model.kimi_vl import KimiVL
 from model.prompt import Prompt, PromptError
 from model.sequence import SamplingParams

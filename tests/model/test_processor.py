@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jobs.demo.vocabulary import CHAT_TEMPLATE
-from model.config import CheckpointError, ImageConfig, KimiVLConfig
+from model.config import ImageConfig, KimiVLConfig
 from model.images import image_patches, image_size
+from model.json_values import CheckpointError
 from model.processor import Processor
 from model.prompt import PromptError
 from model.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ import pytest
 import regex
 
 from jobs.demo.vocabulary import SPECIAL_NAMES, train_merges, write_tokenizer
-from model.config import CheckpointError
+from model.json_values import CheckpointError
 from model.tokenizer import PAT_STR, Tokenizer
 
 NUM_BASE = 163_584

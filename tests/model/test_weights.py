@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import model.weights
 from jobs.demo.random_checkpoint import TEXT
-from model.config import CheckpointError, KimiVLConfig
+from model.config import KimiVLConfig
+from model.json_values import CheckpointError
 from model.kimi_vl import KimiVL
 from model.moe import LocalDispatcher, Share
 from model.weights import check_checkpoint, destinations, load_model, stored_tensors

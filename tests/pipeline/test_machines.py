@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from model.config import CheckpointError
 from model.engine_config import EngineConfig
+from model.json_values import CheckpointError
 from parallel.supervisor import GroupsStatus
 from pipeline.config import PipelineConfig
 from pipeline.machines import check_ranks, choose_machines, load_engine, rank_numbers, start_groups

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from model.config import CheckpointError
+from model.json_values import CheckpointError
 from model.sequence import SamplingParams
 from parallel.choice import Exchange
 from pipeline import ledger

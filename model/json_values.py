@@ -1,0 +1,112 @@
+"""Values of a checkpoint's JSON files, refused by file, key and value where they cannot work.
+
+A check says the key and the value; whoever reads a file or a part of it says which, by `within`.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+
+class CheckpointError(ValueError):
+    """The checkpoint cannot be used as it is; the message names the file and the key or tensor."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a checkpoint file, or raise `CheckpointError` naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; is {path.parent} a checkpoint?") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return cast("dict[str, Any]", value)
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Say in the message of a `CheckpointError` where it was found."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}") from error
+
+
+def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object under `key`."""
+    value = config.get(key)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"an object {key!r} is needed, got {value!r}")
+    return cast("Mapping[str, Any]", value)
+
+
+def refuse_unknown(config: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse keys that are not known, because they may change the network."""
+    unknown = sorted(config.keys() - set(known))
+    if unknown:
+        raise CheckpointError(
+            f"{', '.join(f'{key}={config[key]!r}' for key in unknown)} is not implemented; "
+            "remove the key if you know that it does not change the network"
+        )
+
+
+def refuse_missing(config: Mapping[str, Any], needed: Iterable[str]) -> None:
+    """Refuse a file without these keys."""
+    missing = sorted(set(needed) - config.keys())
+    if missing:
+        raise CheckpointError(f"{', '.join(missing)} is missing")
+
+
+def require(condition: bool, key: str, value: object) -> None:
+    """Refuse the value of a key unless the condition holds."""
+    if not condition:
+        raise CheckpointError(
+            f"{key}={value!r} is not implemented or does not fit the other values"
+        )
+
+
+def require_false(config: Mapping[str, Any], *keys: str) -> None:
+    """Refuse these keys where they are set."""
+    for key in keys:
+        require(not config.get(key, False), key, config.get(key))
+
+
+def require_positive(config: object, keys: Iterable[str]) -> None:
+    """Refuse attributes that are not above zero."""
+    for key in keys:
+        require(getattr(config, key) > 0, key, getattr(config, key))
+
+
+def require_types(config_class: type, values: Mapping[str, Any]) -> None:
+    """Refuse a string where a number belongs, before arithmetic fails on it without a name."""
+    checks = {int: is_integer, float: is_finite, bool: is_bool}
+    for field in fields(config_class):
+        if field.name in values:
+            value = values[field.name]
+            is_none = field.type == int | None and value is None
+            check = checks.get(int if field.type == int | None else field.type)
+            require(check is None or is_none or check(value), field.name, value)
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value is a number without a fraction, written as such."""
+    return isinstance(value, int) and not is_bool(value)
+
+
+def is_bool(value: object) -> bool:
+    """Whether a value is true or false; Python takes these for integers too."""
+    return isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number, and neither NaN nor too large for a float."""
+    try:
+        return isinstance(value, int | float) and not is_bool(value) and math.isfinite(value)
+    except OverflowError:
+        return False
