@@ -130,8 +130,7 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     yield from sampled_rows.findings(rows, source.num_rows)
     good = [row for row in rows if row.asked]
     if good:
-        dtype = footprint.config.dtype if config.engine.dtype == "auto" else config.engine.dtype
-        yield trial.cache_finding(good, footprint.config.text, dtype, config.engine)
+        yield trial.cache_finding(good, footprint.config.text, footprint.dtype, config.engine)
     if options.answers and good:
         done = trial.run_trial(config, good[: options.answers])
         num_groups, num_cpus = config.num_groups or 1, os.cpu_count() or 1

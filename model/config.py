@@ -200,13 +200,11 @@ class KimiVLConfig:
     image: ImageConfig
     media_token_id: int
     stop_token_ids: tuple[int, ...]
-    dtype: str  # of the stored weights: "bfloat16", "float16" or "float32"
 
     def __post_init__(self) -> None:
         pad = self.media_token_id
         is_token = is_integer(pad) and 0 <= pad < self.text.vocab_size
         require(is_token, "config.json: media_placeholder_token_id", pad)
-        require(self.dtype in ("bfloat16", "float16", "float32"), "torch_dtype", self.dtype)
         require(
             self.image.patch_size == self.vision.patch_size,
             "preprocessor_config.json: patch_size",
@@ -235,7 +233,6 @@ class KimiVLConfig:
         with within("config.json"):
             _check_top_level(config)
             text, vision = section(config, "text_config"), section(config, "vision_config")
-            stored = config.get("torch_dtype") or config.get("dtype") or text.get("torch_dtype")
         with within("text_config of config.json"):
             text_config = _text_config(text)
             ends = _named_ends(text)
@@ -255,7 +252,6 @@ class KimiVLConfig:
             image=image_config,
             media_token_id=config.get("media_placeholder_token_id", 163605),
             stop_token_ids=tuple(sorted(ends)),
-            dtype=stored or "bfloat16",
         )
 
 

@@ -29,7 +29,8 @@ INDEX_FILE = "model.safetensors.index.json"
 # Stale buffers of the published files; the frequencies are computed in float32 from the config.
 IGNORED = re.compile(r"language_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 STACKED = re.compile(r"(?P<experts>.*\.mlp\.experts)\.(?P<stack>gate_up_proj|down_proj)")
-READABLE_DTYPES = ("BF16", "F16", "F32")
+READABLE_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+EMBEDDING = "language_model.model.embed_tokens.weight"  # every checkpoint has it
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def load_model(
 
     Args:
         directory: of the checkpoint.
-        dtype: of the weights; None keeps the stored one.
+        dtype: of the weights; None keeps the stored one, the embedding's where they differ.
         device: None is the CPU.
         shares: as for `KimiVL`.
 
@@ -90,9 +91,8 @@ def load_model(
     stored = stored_tensors(directory)
     where = destinations(config)
     _match(stored, where, directory)
-    stored_dtype: torch.dtype = getattr(torch, config.dtype)
     device = device or torch.device("cpu")
-    model = empty_model(config, dtype or stored_dtype, device, shares)
+    model = empty_model(config, dtype or READABLE_DTYPES[stored[EMBEDDING].dtype], device, shares)
     parameters = dict(model.named_parameters())
     held = _held(model)
     wanted = {

@@ -107,7 +107,6 @@ def tiny_config(
         image=ImageConfig(in_token_limit=64, image_mean=HALF, image_std=HALF),
         media_token_id=319,
         stop_token_ids=(318,),
-        dtype="float32",
     )
 
 

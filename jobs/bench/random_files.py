@@ -45,7 +45,7 @@ def _random(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _write_configs(directory: Path, config: KimiVLConfig) -> None:
     values = {
         "model_type": "kimi_vl",
-        "torch_dtype": config.dtype,
+        "torch_dtype": "bfloat16",
         "media_placeholder_token_id": config.media_token_id,
         "vocab_size": config.text.vocab_size,
         "text_config": asdict(config.text),

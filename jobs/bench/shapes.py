@@ -64,7 +64,6 @@ def _config(text: TextConfig, vision: VisionConfig) -> KimiVLConfig:
         image=ImageConfig(in_token_limit=4096, image_mean=half, image_std=half),
         media_token_id=text.vocab_size - 1,
         stop_token_ids=(),
-        dtype="bfloat16",
     )
 
 

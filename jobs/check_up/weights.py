@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.check_up.finding import Finding
 from model.config import KimiVLConfig
 from model.engine_config import EngineConfig
-from model.weights import check_checkpoint, destinations, stored_tensors
+from model.weights import EMBEDDING, check_checkpoint, destinations, stored_tensors
 
 _GIB = 1 << 30
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "bfloat16": 2, "float16": 2, "float32": 4}
@@ -22,6 +22,7 @@ class Footprint:
     """The weights of a checkpoint in the dtype that an engine uses."""
 
     config: KimiVLConfig
+    dtype: str  # as asked for, or as stored
     num_tensors: int
     num_parameters: int
     shared_bytes: int  # whole on every rank
@@ -42,6 +43,7 @@ def read_footprint(directory: Path, dtype: str) -> Footprint:
     config = check_checkpoint(directory)
     stored = stored_tensors(directory)
     wanted = destinations(config)
+    dtype = stored[EMBEDDING].dtype if dtype == "auto" else dtype  # as `load_model` decides
     sizes = {True: 0, False: 0}
     num_parameters = 0
     for name, tensor in stored.items():
@@ -50,9 +52,10 @@ def read_footprint(directory: Path, dtype: str) -> Footprint:
         count = prod(tensor.shape)
         num_parameters += count
         is_routed = re.search(r"\.mlp\.experts\.", name) is not None
-        sizes[is_routed] += count * DTYPE_BYTES[tensor.dtype if dtype == "auto" else dtype]
+        sizes[is_routed] += count * DTYPE_BYTES[dtype]
     return Footprint(
         config=config,
+        dtype=dtype,
         num_tensors=len(stored),
         num_parameters=num_parameters,
         shared_bytes=sizes[False],

@@ -217,12 +217,13 @@ def test_a_knock_at_the_port_is_counted():
 
 def test_a_rank_holds_the_shared_part_whole_and_its_share_of_the_experts():
     footprint = weights.read_footprint(DEMO, "auto")
+    assert footprint.dtype == "BF16"
     files = sum(file.stat().st_size for file in DEMO.glob("*.safetensors"))
 
     assert footprint.rank_bytes(1) == pytest.approx(files, rel=0.02)  # but for the headers
     halves = footprint.rank_bytes(2) - footprint.shared_bytes
     assert halves == footprint.expert_bytes // 2
-    wide = weights.read_footprint(DEMO, "float32")  # a few small tensors are float32 as stored
+    wide = weights.read_footprint(DEMO, "float32")
     assert wide.rank_bytes(4) == pytest.approx(2 * footprint.rank_bytes(4), rel=1e-4)
     found = list(weights.findings(footprint, EngineConfig(cache_gib=1e6), (2, 4)))
     assert found[-1].level == "BAD"

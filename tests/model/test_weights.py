@@ -107,6 +107,23 @@ def test_layers_may_hold_different_experts_in_any_order(tmp_path):
             assert torch.equal(parameter, whole[name][list(held[layer])]), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("claimed", [None, "bfloat16", "float32"])
+def test_unless_asked_weights_keep_the_dtype_of_their_files(tmp_path, dtype, claimed):
+    tiny_checkpoint(tmp_path, dtype=dtype, num_shards=1)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part.pop("torch_dtype")
+        if claimed is not None:
+            part["torch_dtype"] = claimed
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    network = load_model(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert network.dtype == dtype
+    for name in ("vision_tower.patch_embed.proj.weight", "language_model.lm_head.weight"):
+        assert torch.equal(network.get_parameter(name), stored[name]), name
+
+
 def test_weights_are_loaded_in_the_asked_dtype_and_the_router_bias_in_float32(tmp_path):
     tiny_checkpoint(tmp_path, dtype=torch.bfloat16)
     assert load_model(tmp_path).dtype == torch.bfloat16
