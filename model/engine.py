@@ -277,6 +277,11 @@ class Engine:
                 "bad_prompt",
                 f"{num_pads} media pads for {prompt.num_vision_tokens} vision tokens",
             )
+        side_px, wanted_px = prompt.patches.shape[-1], self.model.config.vision.patch_size
+        if len(prompt.patches) and side_px != wanted_px:
+            raise PromptError(
+                "bad_prompt", f"patches must be {wanted_px} pixels wide, got {side_px}"
+            )
 
     def _take_tokens(
         self, sequences: Seq[Sequence], logits: Tensor

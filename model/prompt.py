@@ -48,10 +48,18 @@ class Prompt:
             raise PromptError("bad_prompt", f"grid_hw must be [I, 2], got {self.grid_hw.shape}")
         if (self.grid_hw <= 0).any() or (self.grid_hw % 2).any():
             raise PromptError("bad_prompt", f"grid sides must be even: {self.grid_hw.tolist()}")
-        if self.patches.ndim != 4 or len(self.patches) != self.num_patches:
+        self._check_patches()
+
+    def _check_patches(self) -> None:
+        shape, dtype = self.patches.shape, self.patches.dtype
+        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or dtype != np.uint8:
+            raise PromptError(
+                "bad_prompt", f"patches must be uint8 [P, 3, side, side], got {dtype} {shape}"
+            )
+        if len(self.patches) != self.num_patches:
             raise PromptError(
                 "bad_prompt",
-                f"the grids ask for {self.num_patches} patches, got {self.patches.shape}",
+                f"the grids ask for {self.num_patches} patches, got {len(self.patches)}",
             )
 
     @property

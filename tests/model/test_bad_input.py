@@ -1,6 +1,7 @@
 """Odd and broken input: it works or says why not, and its neighbours never notice."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,34 @@ def test_arrays_that_are_no_prompt_are_refused(token_ids, num_patches, grid_hw, 
             grid_hw=np.array(grid_hw, np.int32).reshape(-1, 2),
         )
     assert error.value.code == "bad_prompt"
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [
+        pytest.param(np.zeros((4, 3 * 14 * 14), np.uint8), id="flat"),
+        pytest.param(np.zeros((4, 1, 14, 14), np.uint8), id="grey"),
+        pytest.param(np.zeros((4, 14, 14, 3), np.uint8), id="channels last"),
+        pytest.param(np.zeros((4, 3, 14, 28), np.uint8), id="not square"),
+        pytest.param(np.zeros((4, *PATCH), np.float32), id="floats"),
+        pytest.param(np.zeros((4, *PATCH), np.int8), id="signed"),
+    ],
+)
+def test_patches_that_are_no_pixels_are_refused(patches):
+    with pytest.raises(PromptError, match=r"must be uint8 \[P, 3, side, side\], got") as error:
+        Prompt(
+            token_ids=np.ones(1, np.int32), patches=patches, grid_hw=np.array([[2, 2]], np.int32)
+        )
+    assert error.value.code == "bad_prompt"
+
+
+def test_patches_of_another_network_are_refused(engine, processor):
+    prompt = processor.prompt([picture(28, 28), "what is it?"])
+    odd = replace(prompt, patches=np.zeros((4, 3, 16, 16), np.uint8))
+    found = beside_neighbours(engine, processor, odd, SamplingParams())
+    assert isinstance(found, PromptError)
+    assert found.code == "bad_prompt"
+    assert found.message == "patches must be 14 pixels wide, got 16"
 
 
 def test_no_frames_leave_a_prompt_of_text(engine, processor):
