@@ -38,9 +38,7 @@ def load_member(
         ValueError: its experts cannot be divided over the ranks.
         DistError: another rank did not come in time.
     """
-    device = torch.device(config.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = _own_device(config)
     text = KimiVLConfig.from_checkpoint(checkpoint).text
     if not text.n_routed_experts:
         raise ValueError(f"{checkpoint} has no routed experts to divide; use one rank")
@@ -49,6 +47,16 @@ def load_member(
     member = load_share(checkpoint, config, topologies, membership.group, exchange)
     membership.wait_until_all_loaded()
     return member
+
+
+def _own_device(config: EngineConfig) -> torch.device:
+    """The device of this process; a GPU with its number, which NCCL asks for."""
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        if device.index is None:  # Ray shows a rank its own GPU alone
+            device = torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_device(device)
+    return device
 
 
 def load_share(
