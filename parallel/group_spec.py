@@ -1,5 +1,6 @@
 """`GroupSpec`: what every group of a run is made of, its patience, and the seats of its ranks."""
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -72,14 +73,16 @@ class GroupSpec:
         return Meeting(ray.util.get_node_ip_address())
 
     def seats(self, group_id: int, generation: int, address: Address | None) -> list[Seat | None]:
-        """The place of each rank; None for a rank that is alone."""
+        """The place of each rank, for one try to start; None for a rank that is alone."""
         if address is None:
             assert self.num_ranks == 1
             return [None]
+        attempt = secrets.token_hex(4)
         return [
             Seat(
                 address=address,
                 generation=f"group-{group_id}-generation-{generation}",
+                attempt=attempt,
                 rank=rank,
                 num_ranks=self.num_ranks,
                 join_timeout_s=self.start_timeout_s,

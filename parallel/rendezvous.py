@@ -1,7 +1,8 @@
 """How the ranks of a group find each other: a store at an address that travels through Ray.
 
-The store belongs to whoever starts groups and outlives them. Each generation of each group has a
-prefix of its own in it, so that a late rank of a dead generation can never join the living.
+The store belongs to whoever starts groups and outlives them. Each try to start a generation of a
+group has a prefix of its own in it, so that a rank of a dead generation, or of a try that failed,
+can never join the living.
 """
 
 from datetime import timedelta
@@ -34,7 +35,7 @@ class Membership:
         patience = timedelta(seconds=seat.join_timeout_s)
         # The time-out here too: without it a rank that dies while others join holds them for long.
         store = dist.TCPStore(address.host, address.port, None, is_master=False, timeout=patience)
-        self._store = dist.PrefixStore(seat.generation, store)
+        self._store = dist.PrefixStore(f"{seat.generation}-{seat.attempt}", store)
         on_gpu = device.type == "cuda"
         self._meet("started")
         dist.init_process_group(

@@ -19,9 +19,10 @@ class Seat:
     """A rank's place in one generation of a group."""
 
     address: Address
-    generation: str  # such as "group-0-generation-2"; a prefix of its own in the store
+    generation: str  # such as "group-0-generation-2"
     rank: int
     num_ranks: int
     join_timeout_s: float  # for the slowest rank to start, and again for it to load
     exchange_timeout_s: float  # for the slowest rank in any exchange afterwards
+    attempt: str = ""  # to start it; what one that failed left in the store is not of the next
     topologies: Mapping[int, Topology] | None = None  # by layer; None: equal shares, in order
