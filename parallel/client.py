@@ -18,12 +18,12 @@ from itertools import islice
 from typing import Any, Self
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parallel.expert_load import ExpertLoad
 from parallel.group import EngineGroup
-from parallel.group_errors import DeadGroupError, GroupError
+from parallel.group_errors import GONE, DeadGroupError, GroupError
 from parallel.group_spec import GroupSpec
 from parallel.group_start import MAX_CONCURRENCY
 from parallel.supervisor import Client, GroupsStatus, Supervisor
@@ -131,7 +131,7 @@ class Groups:
         """
         try:
             ray.get(self._supervisor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
-        except RayActorError:
+        except GONE:
             pass  # it is gone
         except GetTimeoutError:
             logger.warning(
@@ -188,7 +188,7 @@ def _plain_errors() -> Iterator[None]:
     """Turn what Ray raises for a call of the supervisor into `GroupError`."""
     try:
         yield
-    except RayActorError as error:
+    except GONE as error:
         raise GroupError(
             "the supervisor of the groups is gone, with its node or because its process was "
             "killed; run the same command again to continue"

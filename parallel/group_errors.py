@@ -5,11 +5,18 @@ NoRoomError     nothing was free for a group in time
 DeadGroupError    this generation of one group is gone; its supervisor rebuilds it
 """
 
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 
 from parallel.worker import DeadEngineError
 
-GONE = (RayActorError, NodeDiedError, ObjectLostError)  # a rank, its node, or an answer on it
+# A process (also killed by Ray, which then says no RayActorError), its node, or an answer on it.
+GONE = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 
 
 class GroupError(RuntimeError):

@@ -10,6 +10,7 @@ Drivers and clients reach it through `parallel.client`.
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from parallel.expert_load import ExpertLoad, add
 from parallel.golden import GoldenPrompts
 from parallel.group import EngineGroup
-from parallel.group_errors import DeadGroupError, GroupError, NoRoomError
+from parallel.group_errors import DeadGroupError, GroupError, NoRoomError, reason_of
 from parallel.group_spec import GroupSpec
 from parallel.worker import Vitals
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _RETRY_AFTER_S = 2.0  # a start that failed
 _LOOK_AT_LOAD_S = 30.0  # what a group counted since the last look dies with it
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,16 @@ class Supervisor:
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself keeps only weak references
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end_task)
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        """Stop the job when a task broke: whoever waits for what it would have done must know."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            logger.error("the supervisor of the groups failed", exc_info=error)
+            self._stop(f"{type(error).__name__}: {reason_of(error)}")
+            self._soon(self._notify())
 
     async def _build(self, slot: _Slot, dead: EngineGroup | None) -> None:
         """Bring `slot` a running group, the successor of `dead` if there is one."""

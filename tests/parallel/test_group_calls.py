@@ -9,6 +9,7 @@ from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     NodeDiedError,
+    OutOfMemoryError,
     OwnerDiedError,
     RaySystemError,
 )
@@ -41,6 +42,7 @@ def group_of(error: Exception) -> EngineGroup:
     [
         pytest.param(DeadEngineError("no memory on the device"), id="engine"),
         pytest.param(ActorDiedError(), id="process"),
+        pytest.param(OutOfMemoryError("Ray killed this worker"), id="memory"),
         pytest.param(ActorUnavailableError("cannot be reached", None), id="connection"),
         pytest.param(NodeDiedError("its node died"), id="node"),
         pytest.param(OwnerDiedError("00" * 28, b"", ""), id="answer"),

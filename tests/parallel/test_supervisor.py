@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RaySystemError
 
 from parallel import supervisor as module
 from parallel.golden import golden_requests
@@ -25,7 +26,7 @@ ONE, OTHER = Client("process 1", "actor 1"), Client("process 2", "actor 2")
 class Groups:
     """Makes the fake groups; `starts` are errors to raise, in order, None for a good start."""
 
-    starts: list[GroupError | None] = field(default_factory=list)
+    starts: list[Exception | None] = field(default_factory=list)
     closed: list[tuple[int, int]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     sick: set[int] = field(default_factory=set)  # generations that do not answer
@@ -84,8 +85,9 @@ def supervise(
 ) -> None:
     async def main():
         supervisor = Supervisor(SPEC, num_groups, max_group_failures)
-        await supervisor.start()
-        await asyncio.wait_for(use(supervisor), 5)
+        async with asyncio.timeout(5):
+            await supervisor.start()
+            await use(supervisor)
         await supervisor.close()
 
     asyncio.run(main())
@@ -208,6 +210,26 @@ def test_a_failure_before_anything_worked_is_the_answer_to_start(groups):
 
     with pytest.raises(GroupError, match="no such checkpoint"):
         supervise(use, num_groups=2)
+
+
+def test_a_start_that_breaks_in_an_unforeseen_way_is_the_answer_to_start(groups):
+    groups.starts = [RaySystemError(ValueError("cannot be pickled"))]
+
+    async def use(supervisor):
+        pytest.fail("it started")
+
+    with pytest.raises(GroupError, match=r"RaySystemError: .*cannot be pickled"):
+        supervise(use)
+
+
+def test_a_rebuild_that_breaks_in_an_unforeseen_way_leaves_nobody_waiting(groups):
+    async def use(supervisor):
+        groups.starts = [OSError("too many open files")]
+        await supervisor.report_failure(0, 0, "killed")
+        with pytest.raises(GroupError, match="OSError: too many open files"):
+            await supervisor.acquire(ONE, 10, alone=False)
+
+    supervise(use)
 
 
 def test_a_rebuild_is_tried_again_and_each_failure_counts(groups):
