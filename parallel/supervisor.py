@@ -278,11 +278,13 @@ class Supervisor:
             group = await EngineGroup.start(self._spec, group_id, address)
         else:
             group = await dead.rebuild(self._spec, address)
-        try:
-            await self._golden.check(group)
-        except DeadGroupError as death:
-            group.close()
-            raise GroupError(str(death)) from death
+        with ExitStack() as undo:
+            undo.callback(group.close)
+            try:
+                await self._golden.check(group)
+            except DeadGroupError as death:
+                raise GroupError(str(death)) from death
+            undo.pop_all()
         self._has_worked = True
         return group
 

@@ -362,3 +362,33 @@ def test_a_group_that_drifts_from_the_start_never_serves(groups, monkeypatch):
     with pytest.raises(GroupError, match="golden prompts drift"):
         supervise(use)
     assert groups.closed == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    "generation", [pytest.param(0, id="a start"), pytest.param(1, id="a rebuild")]
+)
+def test_closing_while_the_golden_prompts_are_asked_closes_the_group(
+    groups, monkeypatch, generation
+):
+    asked = asyncio.Event()
+
+    async def check(golden, group):
+        if group.generation == generation:
+            asked.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(module.GoldenPrompts, "check", check)
+
+    async def main():
+        supervisor = Supervisor(SPEC, num_groups=1, max_group_failures=3)
+        start = asyncio.ensure_future(supervisor.start())
+        if generation:
+            await start
+            await supervisor.report_failure(0, 0, "killed")
+        async with asyncio.timeout(5):
+            await asked.wait()
+            await supervisor.close()
+        await asyncio.gather(start, return_exceptions=True)
+        assert (0, generation) in groups.closed
+
+    asyncio.run(main())
