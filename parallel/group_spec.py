@@ -34,7 +34,7 @@ class GroupSpec:
     company: Company = field(default_factory=Company)  # as for `Rank`
     resources_timeout_s: float = 120.0  # for nodes with room
     start_timeout_s: float = 1800.0  # for the engines to load
-    exchange_timeout_s: float = 120.0  # for the slowest rank, in every exchange
+    exchange_timeout_s: float = 120.0  # for the slowest rank, in every exchange; for GPUs
     heartbeat_s: float = 1.0  # between two looks at a rank
     heartbeat_timeout_s: float = 15.0  # for a rank to answer
     stall_timeout_s: float = 900.0  # for one step

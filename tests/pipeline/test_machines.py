@@ -1,14 +1,18 @@
 """What a run uses of a cluster, from what was asked and what is there."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from model.engine_config import EngineConfig
 from model.json_values import CheckpointError
 from parallel.supervisor import GroupsStatus
+from pipeline import machines as module
 from pipeline.config import PipelineConfig
 from pipeline.machines import check_ranks, choose_machines, load_engine, rank_numbers, start_groups
+from tests.tiny import tiny_checkpoint
 
 
 def config(**changes) -> PipelineConfig:
@@ -66,6 +70,26 @@ def test_ranks_that_cannot_share_the_experts_are_refused(num_experts):
     with pytest.raises(ValueError, match=rf"expert_parallel=3.*{num_experts} routed experts"):
         check_ranks(config(expert_parallel=3), num_experts)
     check_ranks(config(expert_parallel=1), num_experts)
+
+
+@pytest.mark.parametrize(
+    ("device", "exchange_timeout_s"),
+    [
+        pytest.param("cpu", 900, id="a rank on CPUs encodes images for minutes"),
+        pytest.param("cuda", 120, id="GPUs are fast"),
+    ],
+)
+def test_ranks_wait_for_each_other_as_long_as_a_healthy_one_may_take(
+    tmp_path, monkeypatch, device, exchange_timeout_s
+):
+    tiny_checkpoint(tmp_path)
+    specs = []
+    fake = SimpleNamespace(start=lambda spec, **_: specs.append(spec))
+    monkeypatch.setattr(module, "Groups", fake)
+    asked = replace(config(device=device, expert_parallel=2), checkpoint=tmp_path)
+    machines = choose_machines(asked, num_gpus=2, num_experts=64)
+    start_groups(asked, machines, None, lambda *_: pytest.fail("nobody loads here"), 16)
+    assert [spec.exchange_timeout_s for spec in specs] == [exchange_timeout_s]
 
 
 def test_the_report_averages_over_ranks_and_says_nothing_of_ranks_alone():
