@@ -63,6 +63,7 @@ class _Slot:
     group_id: int
     group: EngineGroup | None = None  # None while there is no running generation
     is_reserved: bool = False  # by a client that wants the group alone
+    is_given_up: bool = False  # there was no room for it
 
 
 class Supervisor:
@@ -99,7 +100,7 @@ class Supervisor:
         """Start all groups and return when the first is ready; the others join as they come.
 
         Raises:
-            GroupError: a group failed before any was ready.
+            GroupError: a group failed before any was ready, or there was room for none.
         """
         self._meeting = self._spec.open_meeting()
         for slot in self._slots:
@@ -214,7 +215,7 @@ class Supervisor:
                     if self._spec.golden:
                         self._soon(self._ask_golden(slot, slot.group))
                 except GroupError as error:
-                    if self._gives_up(error):
+                    if self._gives_up(slot, error):
                         break
                     await asyncio.sleep(_RETRY_AFTER_S)
         await self._notify()
@@ -261,16 +262,23 @@ class Supervisor:
             except DeadGroupError as death:
                 await self.report_failure(group.group_id, group.generation, str(death))
 
-    def _gives_up(self, error: GroupError) -> bool:
+    def _gives_up(self, slot: _Slot, error: GroupError) -> bool:
         """Take note of a start that failed; the answer is whether to leave it at that."""
-        if not self._has_worked:
-            self._stop(str(error))  # another try would most likely only hide the reason
-        elif isinstance(error, NoRoomError) and self._num_ready:
+        if isinstance(error, NoRoomError) and self._can_do_without(slot):
+            slot.is_given_up = True
             self._failures.append(f"{error} (the other groups go on)")
+        elif not self._has_worked:
+            self._stop(str(error))  # another try would most likely only hide the reason
         else:
             self._count_failure(str(error))
             return False
         return True
+
+    def _can_do_without(self, slot: _Slot) -> bool:
+        """Whether other groups work or, before any has worked, still load."""
+        if self._has_worked:
+            return self._num_ready > 0
+        return any(not other.is_given_up for other in self._slots if other is not slot)
 
     async def _start(self, group_id: int, dead: EngineGroup | None) -> EngineGroup:
         address = None if self._meeting is None else self._meeting.address

@@ -1,6 +1,7 @@
 """`Machines`: how many copies of the model, over how many ranks each, on which device, and why."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -84,39 +85,75 @@ def wanted_load(config: PipelineConfig, text: TextConfig) -> ExpertLoad | None:
     return load
 
 
-def choose_machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> Machines:
+def choose_machines(
+    config: PipelineConfig, gpus_of_nodes: Sequence[int], num_experts: int
+) -> Machines:
     """Fill in what the user left open; every GPU is used, and one rank where there is none.
 
     Args:
         config: what the user asked for.
-        num_gpus: of the cluster.
+        gpus_of_nodes: of the cluster, for each of its nodes.
         num_experts: routed experts of the checkpoint.
+
+    Raises:
+        ValueError: there are GPUs, but no group of so many ranks could ever be placed on them.
     """
     device = config.device
+    nodes = [num_gpus for num_gpus in gpus_of_nodes if num_gpus]
+    num_gpus = sum(nodes)
     if device == "auto":
         device = "cuda" if num_gpus else "cpu"
     ranks, groups = config.expert_parallel, config.num_groups
     if device == "cpu":
         why = "as asked" if ranks or groups else "auto takes one rank where there is no GPU"
         return _machines(config, device, groups or 1, ranks or 1, why)
+    # What is left over on each of several nodes makes no group that must lie on one.
+    places = nodes if config.placement == "STRICT_PACK" else [num_gpus]
+    if ranks and num_gpus and not _room(places, ranks):
+        raise ValueError(_no_place(config, ranks, nodes))
     if ranks and groups:
         why = "as asked"
     elif ranks:
-        groups = max(1, num_gpus // ranks)
-        why = f"as many groups of {ranks} as {num_gpus} GPUs hold"
+        groups = max(1, _room(places, ranks))
+        why = f"as many groups of {ranks} as {_say_gpus(nodes)} hold"
     elif groups:
-        most = max(1, num_gpus // groups)
-        ranks = max(
-            r for r in range(1, most + 1) if r == 1 or (num_experts and not num_experts % r)
-        )
-        why = f"{num_gpus} GPUs shared by {groups} groups, {num_experts} experts by their ranks"
+        divisors = [r for r in range(2, num_gpus + 1) if num_experts and not num_experts % r]
+        ranks = max((r for r in divisors if _room(places, r) >= groups), default=1)
+        why = f"{_say_gpus(nodes)} shared by {groups} groups, {num_experts} experts by their ranks"
+        if len(places) > 1:
+            why += ", which lie on one node unless --placement lets them lie on several"
     else:
         ranks, groups = 1, max(1, num_gpus)
         why = (
-            f"one copy on each of {num_gpus} GPUs needs no exchange; where a copy does not fit, "
+            f"one copy on each of {_say_gpus(nodes)} needs no exchange; where a copy does not fit, "
             "choose --expert-parallel 2 or more"
         )
     return _machines(config, device, groups, ranks, why)
+
+
+def _room(places: Sequence[int], num_ranks: int) -> int:
+    """How many groups there is room for, of which each lies in one place."""
+    return sum(num_gpus // num_ranks for num_gpus in places)
+
+
+def _say_gpus(nodes: Sequence[int]) -> str:
+    """Such as `8 GPUs` of one node, and `8 GPUs (2 nodes of 3, 1 of 2)` of three."""
+    text = f"{sum(nodes)} GPUs"
+    if len(nodes) < 2:
+        return text
+    (first, num_first), *others = sorted(Counter(nodes).items(), reverse=True)
+    alike = f"{num_first} node{'s' * (num_first > 1)} of {first}"
+    return f"{text} ({', '.join([alike, *(f'{num_nodes} of {num}' for num, num_nodes in others)])})"
+
+
+def _no_place(config: PipelineConfig, num_ranks: int, nodes: Sequence[int]) -> str:
+    where, most, or_else = "in all", sum(nodes), "add nodes"
+    if config.placement == "STRICT_PACK":
+        where, most, or_else = "on one node", max(nodes), "use --placement pack"
+    return (
+        f"expert_parallel={num_ranks} needs {num_ranks} GPUs {where}, and the cluster has "
+        f"{_say_gpus(nodes)}; ask for at most {most}, or {or_else}"
+    )
 
 
 def _machines(

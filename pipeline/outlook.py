@@ -2,7 +2,7 @@
 
 Reads the checkpoint's headers, the input's footers and ids, and the ids and statuses of the output;
 starts no Ray, takes no lock and writes nothing. What a run would refuse is refused here too, but
-for another recipe, which is part of the answer.
+for another recipe and for GPUs that cannot hold a group, which are part of the answer.
 """
 
 import math
@@ -120,7 +120,7 @@ def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
 
     Args:
         config: of the run.
-        num_gpus: that it is taken to have.
+        num_gpus: that it is taken to have, on one node.
         where: how that is known, for the reader.
 
     Raises:
@@ -149,8 +149,16 @@ def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
         new_recipe=config.new_recipe,
         rows_per_part=config.rows_per_part,
         max_part_age_s=config.max_part_age_s,
-        machines=f"{choose_machines(config, num_gpus, text.n_routed_experts)} ({where})",
+        machines=f"{_machines(config, num_gpus, text.n_routed_experts)} ({where})",
     )
+
+
+def _machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> str:
+    """What would be chosen; no reason to refuse more, since the run may find other GPUs."""
+    try:
+        return str(choose_machines(config, [num_gpus], num_experts))
+    except ValueError as error:
+        return f"the run would be REFUSED: {error}"
 
 
 def _changes(store: Store, fields: Any) -> Iterator[str]:

@@ -123,8 +123,7 @@ def run(
                 _as_run_error(committer, store),
                 start_log(store, starts, committer) as log,
             ):
-                num_gpus = int(ray.cluster_resources().get("GPU", 0))
-                machines = choose_machines(config, num_gpus, text.n_routed_experts)
+                machines = choose_machines(config, _gpus_of_nodes(), text.n_routed_experts)
                 if show_progress:
                     tqdm.write(str(machines), file=sys.stderr)
                 flow = _flow(config, machines, source, media, what)
@@ -186,6 +185,10 @@ def _flow(
         ),
         keep_order=config.keep_order,
     )
+
+
+def _gpus_of_nodes() -> list[int]:
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager

@@ -258,6 +258,37 @@ def test_a_group_without_a_place_is_given_up_while_others_work(groups):
     supervise(use, num_groups=2)
 
 
+def test_a_group_without_a_place_is_given_up_while_others_load(groups):
+    groups.gates = {1: asyncio.Event()}
+    groups.starts = [NoRoomError("no room for one more")]
+
+    async def main():
+        supervisor = Supervisor(SPEC, num_groups=2, max_group_failures=3)
+        start = asyncio.ensure_future(supervisor.start())
+        await settle()
+        assert not start.done()
+        groups.gates[1].set()
+        async with asyncio.timeout(5):
+            await start
+            assert (await supervisor.acquire(ONE, 10, alone=False))[1].group_id == 1
+        status = await supervisor.status()
+        assert status.num_ready == 1
+        assert status.failures == ("no room for one more (the other groups go on)",)
+        await supervisor.close()
+
+    asyncio.run(main())
+
+
+def test_groups_of_which_none_has_a_place_do_not_start(groups):
+    groups.starts = [NoRoomError("no room"), NoRoomError("no room either")]
+
+    async def use(supervisor):
+        pytest.fail("it started")
+
+    with pytest.raises(GroupError, match="no room either"):
+        supervise(use, num_groups=2)
+
+
 def test_a_restarted_client_takes_over_what_its_dead_process_had(groups):
     async def use(supervisor):
         await supervisor.acquire(ONE, 10, alone=True)

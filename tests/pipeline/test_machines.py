@@ -34,15 +34,44 @@ def config(**changes) -> PipelineConfig:
     ],
 )
 def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_gpus, chosen):
-    machines = choose_machines(config(**asked), num_gpus, num_experts=64)
+    machines = choose_machines(config(**asked), [num_gpus], num_experts=64)
     assert (machines.device, machines.num_groups, machines.num_ranks) == chosen
     assert len(machines.why) > 5
     assert str(machines).startswith(f"{chosen[1]} group")
     assert ("local" in machines.dispatch) == (chosen[2] == 1)
 
 
+@pytest.mark.parametrize(
+    ("asked", "nodes", "chosen"),
+    [
+        pytest.param({"num_groups": 1}, [4, 4], (1, 4), id="a group lies on one node"),
+        pytest.param({"num_groups": 1, "placement": "PACK"}, [4, 4], (1, 8), id="or on two"),
+        pytest.param({"num_groups": 3}, [4, 4], (3, 2), id="the third goes beside another"),
+        pytest.param({"expert_parallel": 2}, [3, 3], (2, 2), id="one GPU of each is left over"),
+        pytest.param({"expert_parallel": 2, "placement": "SPREAD"}, [3, 3], (3, 2), id="none is"),
+        pytest.param({}, [3, 0, 2], (5, 1), id="one without a GPU"),
+        pytest.param({"device": "cuda", "expert_parallel": 2}, [0], (1, 2), id="nodes may come"),
+    ],
+)
+def test_groups_are_as_many_as_the_nodes_hold(asked, nodes, chosen):
+    machines = choose_machines(config(**asked), nodes, num_experts=64)
+    assert (machines.num_groups, machines.num_ranks) == chosen
+
+
+@pytest.mark.parametrize("num_groups", [None, 1])
+def test_ranks_that_no_node_can_hold_are_refused_with_what_would_help(num_groups):
+    asked = config(expert_parallel=8, num_groups=num_groups)
+    wanted = r"8 GPUs on one node, .* 12 GPUs \(2 nodes of 4, 2 of 2\).* most 4, .*--placement pack"
+    with pytest.raises(ValueError, match=wanted):
+        choose_machines(asked, [4, 2, 4, 2], num_experts=64)
+    asked = replace(asked, placement="SPREAD")
+    assert choose_machines(asked, [4, 2, 4, 2], num_experts=64).num_ranks == 8
+    with pytest.raises(ValueError, match=r"8 GPUs in all, .* 4 GPUs; .* most 4, or add nodes"):
+        choose_machines(asked, [4], num_experts=64)
+
+
 def test_a_network_without_experts_keeps_one_rank():
-    assert choose_machines(config(num_groups=1), 8, num_experts=0).num_ranks == 1
+    assert choose_machines(config(num_groups=1), [8], num_experts=0).num_ranks == 1
 
 
 @pytest.mark.parametrize(
@@ -87,7 +116,7 @@ def test_ranks_wait_for_each_other_as_long_as_a_healthy_one_may_take(
     fake = SimpleNamespace(start=lambda spec, **_: specs.append(spec))
     monkeypatch.setattr(module, "Groups", fake)
     asked = replace(config(device=device, expert_parallel=2), checkpoint=tmp_path)
-    machines = choose_machines(asked, num_gpus=2, num_experts=64)
+    machines = choose_machines(asked, [2], num_experts=64)
     start_groups(asked, machines, None, lambda *_: pytest.fail("nobody loads here"), 16)
     assert [spec.exchange_timeout_s for spec in specs] == [exchange_timeout_s]
 
