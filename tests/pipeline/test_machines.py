@@ -80,7 +80,7 @@ def test_a_network_without_experts_keeps_one_rank():
 )
 def test_ranks_on_cpus_do_not_take_fractions_of_the_same_memory(asked, num_ranks):
     wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
-    machines = choose_machines(wanted, 0, num_experts=64)
+    machines = choose_machines(wanted, [], num_experts=64)
     with pytest.raises(ValueError, match=rf"cache_fraction=0.5, but {num_ranks} ranks.*cache-gib"):
         start_groups(wanted, machines, None, load_engine, rows_in_flight=8)
 
