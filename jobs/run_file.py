@@ -2,7 +2,7 @@
 
 The keys are the names of the options: `frames: 16`, `stop: [a, b]`, `keep-media: true`. What is
 given on the command line wins. All options of a run, with their defaults, are written back as
-`_run.yaml` beside the output, which repeats the run.
+`_run.yaml` beside the output, which repeats the run; the credentials in its URIs are left out.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from jobs.options import Parser
 
 # Written back absolute.
 _PATHS = frozenset({"input", "output", "model", "schema", "prompts", "grid", "expert_placement"})
+_URIS = _PATHS | {"allow_uri", "video_path"}  # may name object stores
 _NOT_KEPT = frozenset(
     {"help", "config", "job", "dry_run", "retry_failed", "new_recipe"}
 )  # of one call, not of the run
@@ -211,10 +212,16 @@ def _run_yaml(parser: Parser, given: Mapping[str, Any]) -> str:
 
 
 def _as_yaml(name: str, value: Any) -> Any:
-    """A path as an absolute one, a number as a number."""
+    """A path as an absolute one, a URI without secrets, a number as a number."""
+    if isinstance(value, list):
+        return [_as_yaml(name, each) for each in value] if name in _URIS else value
     if not isinstance(value, str):
         return value
-    if name in _PATHS and "://" not in value:
+    if name in _URIS and "://" in value:
+        from pipeline.storage import without_secrets  # pyarrow
+
+        return without_secrets(value)
+    if name in _PATHS:
         path = Path(value).expanduser().absolute()
         return str(path) if name != "model" or path.is_dir() else value
     for number in (int, float):

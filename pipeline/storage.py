@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+_PUBLIC_SETTINGS = ("region", "scheme", "endpoint_override")  # of a URI: where its filesystem is
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -35,6 +37,14 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         filesystem, path = fsspec.core.url_to_fs(uri)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def without_secrets(uri: str) -> str:
+    """A URI without credentials, and with those settings that tell where it is."""
+    parts = urlsplit(uri)
+    known = [(name, value) for name, value in parse_qsl(parts.query) if name in _PUBLIC_SETTINGS]
+    settings = f"?{urlencode(known, safe=':/')}" if known else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{settings}"
 
 
 class Store(Protocol):
@@ -90,7 +100,7 @@ def open_store(uri: str) -> Store:
         raise ValueError(f"cannot write to the output {uri}: {error}") from error
     if isinstance(filesystem, pafs.LocalFileSystem):
         return LocalStore(Path(path))
-    return ObjectStore(_without_secrets(uri), filesystem, path.rstrip("/"))
+    return ObjectStore(without_secrets(uri).partition("?")[0], filesystem, path.rstrip("/"))
 
 
 @dataclass(frozen=True)
@@ -216,12 +226,6 @@ class ObjectStore:
         path = f"{self.prefix}/{name}"
         if self.filesystem.get_file_info(path).type == pafs.FileType.File:
             self.filesystem.delete_file(path)
-
-
-def _without_secrets(uri: str) -> str:
-    """A URI without credentials and settings."""
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _named(error: OSError, path: Path) -> OSError:

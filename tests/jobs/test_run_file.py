@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs import caption_videos, describe_images, run_file
 from jobs.settings import pipeline_config
@@ -196,6 +197,24 @@ def test_what_is_written_back_repeats_the_run(written, tmp_path, monkeypatch, mo
     first.config = again.config
     assert vars(again) == vars(first)
     assert pipeline_config(again) == pipeline_config(first)
+
+
+def test_what_is_written_back_has_no_credentials_and_still_says_where_things_are():
+    secret = "s3://KEY:SECRET@bucket/clips"
+    arguments = ["--input", f"{secret}?region=eu-west-1&endpoint_override=host:9000&token=SECRET"]
+    arguments += ["--output", secret, "--model", "demo", "--expert-placement", secret]
+    arguments += ["--allow-uri", secret, "--allow-uri", "https://user:SECRET@host/"]
+
+    options = parse(*arguments, "--prompt", "What is a://b@c?")
+
+    assert "SECRET" not in options.run_yaml
+    assert "KEY" not in options.run_yaml
+    again = yaml.safe_load(options.run_yaml)
+    assert again["input"] == "s3://bucket/clips?region=eu-west-1&endpoint_override=host:9000"
+    assert again["output"] == again["expert-placement"] == "s3://bucket/clips"
+    assert again["allow-uri"] == ["s3://bucket/clips", "https://host/"]
+    assert again["prompt"] == "What is a://b@c?"
+    assert options.input.startswith(secret)  # the run itself has them
 
 
 def row_jobs():
