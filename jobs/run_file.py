@@ -14,7 +14,7 @@ from typing import Any
 from jobs.options import Parser
 
 # Written back absolute.
-_PATHS = frozenset({"input", "output", "model", "schema", "prompts", "grid", "expert_placement"})
+_PATHS = frozenset("input output model schema prompts grid expert_placement allow_folder".split())
 _URIS = _PATHS | {"allow_uri", "video_path"}  # may name object stores
 _NOT_KEPT = frozenset(
     {"help", "config", "job", "dry_run", "retry_failed", "new_recipe"}

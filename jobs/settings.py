@@ -75,7 +75,9 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
             limits=media_limits(options),
         ),
         allowed_uris=tuple(options.allow_uri),
-        allowed_folders=tuple(str(Path(each).absolute()) for each in options.allow_folder),
+        allowed_folders=tuple(
+            str(Path(each).expanduser().absolute()) for each in options.allow_folder
+        ),
         sampling=sampling,
         engine=EngineConfig(
             dtype=options.dtype,

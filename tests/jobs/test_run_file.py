@@ -182,6 +182,7 @@ def test_what_is_required_may_stand_in_the_file_and_must_stand_somewhere(written
         ["--fps", "0.5", "--max-frames", "64", "--frame-tokens", "max", "--stop", "a", "--stop=b"],
         ["--frames", "4", "--keep-media", "--columns", "a,b", "--prompt", "Say: 'yes' \u00e9\n- 3"],
         ["--seed", "007", "--prompt", "12", "--groups", "auto", "--temperature", "1e-1"],
+        ["--allow-folder", "/data/a", "--allow-folder", "/data/b", "--allow-uri", "s3://b/a"],
     ],
 )
 def test_what_is_written_back_repeats_the_run(written, tmp_path, monkeypatch, more):
@@ -197,6 +198,20 @@ def test_what_is_written_back_repeats_the_run(written, tmp_path, monkeypatch, mo
     first.config = again.config
     assert vars(again) == vars(first)
     assert pipeline_config(again) == pipeline_config(first)
+
+
+def test_folders_are_written_back_absolute_so_that_a_run_repeats_from_elsewhere(
+    written, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    first = parse(*REQUIRED, "--allow-folder", "media", "--allow-folder", "~/clips")
+    allowed = (str(tmp_path / "media"), "/home/me/clips")
+
+    assert pipeline_config(first).allowed_folders == allowed
+    again = parse("--config", written(first.run_yaml))
+    monkeypatch.chdir("/")
+    assert pipeline_config(again).allowed_folders == allowed
 
 
 def test_what_is_written_back_has_no_credentials_and_still_says_where_things_are():
