@@ -253,6 +253,15 @@ def test_it_runs_as_a_file_from_anywhere(tmp_path):
     assert done.stderr.startswith("caption_videos: error: --model /nowhere: there is no such")
 
 
+def test_every_module_that_says_how_it_runs_as_a_file_is_executable():
+    with_shebang = [
+        file for file in SCRIPT.parent.rglob("*.py") if file.read_text().startswith("#!")
+    ]
+
+    assert SCRIPT.with_name("parse_documents.py") in with_shebang
+    assert [file.name for file in with_shebang if not file.stat().st_mode & stat.S_IXUSR] == []
+
+
 def test_a_model_is_a_directory_or_a_name(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(checkpoint.parent)
     assert find_checkpoint(checkpoint.name) == checkpoint
