@@ -10,6 +10,7 @@ Each known trap on the way ends in a message that says what to do. Ray's environ
 read here and nowhere else.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -72,6 +73,12 @@ def connect() -> Iterator[None]:
         ray.shutdown()
 
 
+def is_in_copy() -> bool:
+    """Whether this process runs in Ray's copy of a submitted working directory."""
+    parts = Path.cwd().parts
+    return ("runtime_resources", "working_dir_files") in itertools.pairwise(parts)
+
+
 def refuse_relative(path: str, flag: str) -> None:
     """Refuse a relative path where it would point into Ray's copy of the working directory.
 
@@ -82,14 +89,10 @@ def refuse_relative(path: str, flag: str) -> None:
     Raises:
         ValueError: it does.
     """
-    here = Path.cwd()
-    in_copy = ("runtime_resources", "working_dir_files") in zip(
-        here.parts, here.parts[1:], strict=False
-    )
-    if in_copy and "://" not in path and not Path(path).is_absolute():
+    if is_in_copy() and "://" not in path and not Path(path).is_absolute():
         raise ValueError(
-            f"{flag} {path} is relative, but this job runs in {here}, a copy of the submitted "
-            "working directory that Ray deletes; give an absolute path or a URI"
+            f"{flag} {path} is relative, but this job runs in {Path.cwd()}, a copy of the "
+            "submitted working directory that Ray deletes; give an absolute path or a URI"
         )
 
 

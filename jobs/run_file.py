@@ -222,7 +222,12 @@ def _as_yaml(name: str, value: Any) -> Any:
 
         return without_secrets(value)
     if name in _PATHS:
-        path = Path(value).expanduser().absolute()
+        from jobs.cluster import is_in_copy  # Ray
+
+        path = Path(value).expanduser()
+        if is_in_copy() and not path.is_absolute():
+            return value  # travels with the job, into another copy the next time
+        path = path.absolute()
         return str(path) if name != "model" or path.is_dir() else value
     for number in (int, float):
         try:

@@ -214,6 +214,25 @@ def test_folders_are_written_back_absolute_so_that_a_run_repeats_from_elsewhere(
     assert pipeline_config(again).allowed_folders == allowed
 
 
+def test_what_travelled_with_a_submitted_job_is_written_back_by_its_place_there(
+    written, tmp_path, monkeypatch
+):
+    copies = [tmp_path / "runtime_resources" / "working_dir_files" / name for name in "ab"]
+    for copy in copies:
+        copy.mkdir(parents=True)
+        (copy / "clips.parquet").touch()
+        (copy / "prompts.yaml").write_text("mood: What is the mood?")
+    monkeypatch.chdir(copies[0])
+    required = ["--input", "clips.parquet", "--output", "/data/out", "--model", "demo"]
+    first = parse(*required, "--prompts", "prompts.yaml", "--expert-placement", "load.parquet")
+
+    assert str(tmp_path) not in first.run_yaml
+    monkeypatch.chdir(copies[1])
+    again = parse("--config", written(first.run_yaml))
+    assert again.run_yaml == first.run_yaml
+    assert len(pipeline_config(again).instructions.questions) == 1
+
+
 def test_what_is_written_back_has_no_credentials_and_still_says_where_things_are():
     secret = "s3://KEY:SECRET@bucket/clips"
     arguments = ["--input", f"{secret}?region=eu-west-1&endpoint_override=host:9000&token=SECRET"]
