@@ -141,7 +141,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def _refuse_unknown(parser: Parser, values: Mapping[str, Any]) -> None:
     names = [_name(action) for action in _kept(parser)]
+    of_one_call = {_name(action) for action in parser._actions if action.dest in _NOT_KEPT}
     for name in values:
+        if name in of_one_call:
+            raise ValueError(f"{name!r} is of one call: give it on the command line, --{name}")
         if name not in names:
             (nearest,) = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
             raise ValueError(f"there is no option {name!r}; the nearest is {nearest!r}")
