@@ -75,10 +75,12 @@ def make_parser() -> "Parser":
         epilog=_EPILOG,
         formatter_class=options.Formatter,
     )
-    parser.add_argument("captions", type=Path, metavar="DIR", help="the output directory of a job")
+    parser.add_argument(
+        "captions", type=_directory, metavar="DIR", help="the output directory of a job, on a disk"
+    )
     add = parser.add_argument_group("page").add_argument
     add("--page", type=Path, default=Path("review.html"), metavar="HTML", help="the file to write")
-    add("--against", type=Path, metavar="DIR", help="another output, shown beside")
+    add("--against", type=_directory, metavar="DIR", help="another output, shown beside")
     add(
         "--status",
         choices=("ok", "truncated", "damaged", "error"),
@@ -132,6 +134,13 @@ def make_parser() -> "Parser":
     )
     add("--export", type=Path, default=Path("reviewed"), metavar="DIR", help="where to write them")
     return parser
+
+
+def _directory(text: str) -> Path:
+    """A path; outputs on object stores are not read here."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URI; copy the output to a disk first")
+    return Path(text)
 
 
 def _write(options: argparse.Namespace) -> Iterator[str]:

@@ -504,6 +504,17 @@ def test_what_is_no_output_is_refused_in_one_line(tmp_path, captions, capsys):
     assert "no.parquet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["s3://b/captions"], ["x", "--against", "s3://b/captions"]])
+def test_an_output_on_an_object_store_is_to_be_copied_first(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        review.main(arguments)
+
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "s3://b/captions is a URI; copy the output to a disk first" in err
+    assert err.count("\n") == 1
+
+
 def test_times_text_and_names_of_webvtt():
     assert clock(3725.0615) == "01:02:05.062"
     assert cue_text(" a\r\n\r\n<b> & --> ") == "a\n&lt;b&gt; &amp; --&gt;"
