@@ -46,7 +46,7 @@ def read_questions(path: str, sampling: SamplingParams) -> tuple[Question, ...]:
         ValueError: the file or a question is wrong; the message names both.
     """
     try:
-        values = read_mapping(Path(path))
+        values = read_mapping(path)
     except ValueError as error:
         raise ValueError(f"--prompts {path}: {error}") from error
     if not values:

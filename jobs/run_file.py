@@ -38,7 +38,7 @@ def parse(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> argpar
     from_file: list[str] = []
     if path is not None:
         try:
-            values = read_mapping(Path(path))
+            values = read_mapping(path)
             _refuse_unknown(parser, values)
             from_file = as_arguments(parser, _not_overruled(parser, values, given))
         except ValueError as error:
@@ -108,8 +108,8 @@ def _without_defaults(parser: Parser) -> Parser:
     return parser
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read_mapping(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file, by its path or URI.
 
     Raises:
         ValueError: it cannot be read, is no mapping, or has a key twice; the line is named.
@@ -117,10 +117,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose(_read_text(path), Loader=yaml.SafeLoader)
         value = None if node is None else yaml.SafeLoader("").construct_document(node)
     except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
+        raise ValueError(f"cannot be read: {error.strerror or error}") from error
+    except ImportError as error:  # of a filesystem
+        raise ValueError(f"cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError("is not UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
@@ -137,6 +139,16 @@ def read_mapping(path: Path) -> dict[str, Any]:
             raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r} stands there twice")
         seen.add(key.value)
     return value
+
+
+def _read_text(path: str) -> str:
+    if "://" not in path:
+        return Path(path).read_text(encoding="utf-8")
+    from pipeline.storage import open_filesystem  # pyarrow
+
+    filesystem, place = open_filesystem(path)
+    with filesystem.open_input_stream(place, compression=None) as stream:
+        return stream.read().decode()
 
 
 def _refuse_unknown(parser: Parser, values: Mapping[str, Any]) -> None:

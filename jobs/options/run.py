@@ -28,6 +28,6 @@ def add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--config",
         metavar="YAML",
-        help="options from a file, with their names as keys; the command line wins. _run.yaml in "
-        "an output directory repeats the run that wrote it",
+        help="options from a file (path or URI), with their names as keys; the command line wins. "
+        "_run.yaml in an output directory repeats the run that wrote it",
     )

@@ -14,7 +14,6 @@ import difflib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jobs.options import Parser
@@ -61,7 +60,7 @@ def read_grid(
             option does not take ends the process with a line, as on the command line.
     """
     try:
-        grid = read_mapping(Path(path))
+        grid = read_mapping(path)
         axes = list(_axes(grid))
     except ValueError as error:
         raise ValueError(f"--grid {path}: {error}") from error

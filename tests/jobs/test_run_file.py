@@ -161,6 +161,20 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(written, capsys, text
     assert printed.count("\n") == 1
 
 
+def test_a_file_may_lie_on_an_object_store(bucket, capsys):
+    with bucket.filesystem.open_output_stream(f"{bucket.name}/out/_run.yaml") as stream:
+        stream.write(b"frames: 16")
+
+    assert parse(*REQUIRED, "--config", bucket.uri("out/_run.yaml")).frames == 16
+    missing = (bucket.uri("out/no.yaml"), "cannot be read: Path does not exist")
+    for uri, reason in (missing, ("no://b/x", "Protocol not known: no")):
+        with pytest.raises(SystemExit):
+            parse(*REQUIRED, "--config", uri)
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"caption_videos: error: {uri}: {reason}")
+        assert printed.count("\n") == 1
+
+
 def test_a_missing_file_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(*REQUIRED, "--config", str(tmp_path / "no.yaml"))
