@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.checkpoints import find_checkpoint
 from jobs.cluster import refuse_relative, refuse_unsafe_settings
-from jobs.options import NO_PAGES, media_limits, parse_names
+from jobs.options import MERGE_PROMPT, NO_PAGES, media_limits, parse_names
 from jobs.prompts import read_questions
 from jobs.schemas import read_schema
 from model.engine_config import EngineConfig
@@ -114,6 +114,8 @@ def _windows(options: argparse.Namespace) -> Windows | None:
         return PageWindows(
             pages_per_prompt=options.pages_per_prompt, answer_tokens=options.max_tokens
         )
+    if options.merge_prompt != MERGE_PROMPT and not options.merge:
+        raise ValueError("--merge-prompt needs --merge, which asks it")
     if options.window_s is None:
         if options.merge or options.window_overlap_s is not None:
             raise ValueError("--merge and --window-overlap-s need --window-s, the windows' length")
@@ -149,14 +151,19 @@ def _error_codes(text: str | None) -> tuple[ErrorCode, ...]:
     """The codes in `--retry-failed`.
 
     Raises:
-        ValueError: there is no such code.
+        ValueError: there is no such code, or none at all.
     """
-    if text in (None, "all"):
-        return () if text is None else tuple(ErrorCode)
-    unknown = [name for name in parse_names(text or "") if name not in set(ErrorCode)]
+    if text is None:
+        return ()
+    if text == "all":
+        return tuple(ErrorCode)
+    names = parse_names(text)
+    if not names:
+        raise ValueError(f"--retry-failed: {text!r} names no error code; leave it out for all")
+    unknown = [name for name in names if name not in set(ErrorCode)]
     if unknown:
         raise ValueError(
             f"--retry-failed: there is no error code {unknown[0]!r}; they are "
             f"{', '.join(ErrorCode)}"
         )
-    return tuple(ErrorCode(name) for name in parse_names(text or ""))
+    return tuple(ErrorCode(name) for name in names)

@@ -1,5 +1,6 @@
 """`EngineConfig`: how an engine runs, whatever the checkpoint."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -29,8 +30,8 @@ class EngineConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("cache_gib", "feature_cache_gib"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if self.cache_fraction is not None and not 0 < self.cache_fraction <= 1:
             raise ValueError(f"cache_fraction must be in (0, 1], got {self.cache_fraction}")
         if self.cuda_graphs and not self.device.startswith("cuda"):

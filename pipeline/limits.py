@@ -1,5 +1,6 @@
 """`MediaLimits`, what the media of one row may cost, and `MediaError`, its refusal."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import NoReturn
 
@@ -44,8 +45,8 @@ class MediaLimits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not value > 0:
-                raise ValueError(f"{field.name} must be positive, got {value}")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{field.name} must be positive and finite, got {value}")
 
     def check_num_bytes(self, num_bytes: int) -> None:
         """Refuse a file."""

@@ -11,10 +11,11 @@ from jobs.options.question import add_frames, add_question
 from jobs.options.rows import add_data, add_required
 from jobs.options.run import add_run
 from jobs.options.values import count, parse_names, positive, positive_or
-from jobs.options.windows import NO_FRAMES, NO_PAGES, add_pages, add_windows
+from jobs.options.windows import MERGE_PROMPT, NO_FRAMES, NO_PAGES, add_pages, add_windows
 
 __all__ = [
     "LIMITS",
+    "MERGE_PROMPT",
     "NO_PAGES",
     "Formatter",
     "Parser",
@@ -50,7 +51,9 @@ def job_parser(prog: str, description: str, epilog: str, media: str = "video") -
     if media == "video":
         add_windows(parser.add_argument_group("long videos"))
     else:
-        parser.set_defaults(window_s=None, window_overlap_s=None, merge=False)
+        parser.set_defaults(
+            window_s=None, window_overlap_s=None, merge=False, merge_prompt=MERGE_PROMPT
+        )
     add_answer(parser.add_argument_group("how it answers"))
     add_limits(parser.add_argument_group("limits, of one row's media"))
     add_machine(parser.add_argument_group("machine"))

@@ -4,6 +4,11 @@ import argparse
 
 from jobs.options.values import positive_or
 
+MERGE_PROMPT = (
+    "These are captions of the parts of one video, each after its seconds, in order. Write one "
+    "description of the whole video from them."
+)
+
 
 def add_windows(group: argparse._ArgumentGroup) -> None:
     """Windows of a video, and what becomes of their captions."""
@@ -28,8 +33,7 @@ def add_windows(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--merge-prompt",
-        default="These are captions of the parts of one video, each after its seconds, in order. "
-        "Write one description of the whole video from them.",
+        default=MERGE_PROMPT,
         metavar="TEXT",
         help="with --merge: what is wanted; the captions follow it",
     )

@@ -173,6 +173,15 @@ def with_a_typo_in_the_prompts(place):
         pytest.param(None, ["--output", "no://b/o"], "cannot write to the output", id="output"),
         pytest.param(None, ["--model", "no-such"], "no such directory", id="no checkpoint"),
         pytest.param(None, ["--temperature", "-1"], "between 0 and 10", id="temperature"),
+        pytest.param(
+            None, ["--max-decode-s", "inf"], "must be positive and finite, got inf", id="no limit"
+        ),
+        pytest.param(None, ["--cache-gib", "inf"], "cache_gib must be .* got inf", id="cache size"),
+        pytest.param(
+            None, ["--merge-prompt", "x", "--window-s", "1"], "needs --merge", id="no merge"
+        ),
+        pytest.param(None, ["--merge-prompt", "x"], "needs --merge", id="no windows to merge"),
+        pytest.param(None, ["--retry-failed", ","], "',' names no error code", id="no codes"),
         pytest.param(None, ["--fps", "0"], "fps must be a positive", id="fps"),
         pytest.param(None, ["--prompt", " "], "the prompt is empty", id="no prompt"),
         pytest.param(with_a_misspelt_field, [], "{keyy}.*the nearest is 'key'", id="template"),

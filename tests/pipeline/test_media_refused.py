@@ -177,7 +177,7 @@ def test_limits(source, limits, message):
     error = refusal(source(), limits=MediaLimits(**limits))
     assert error.code == ErrorCode.MEDIA_TOO_LARGE
     assert message in error.message
-    with pytest.raises(ValueError, match="max_pixels must be positive, got nan"):
+    with pytest.raises(ValueError, match="max_pixels must be positive and finite, got nan"):
         MediaLimits(max_pixels=math.nan)  # pyright: ignore[reportArgumentType]
 
 
