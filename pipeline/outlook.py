@@ -2,7 +2,7 @@
 
 Reads the checkpoint's headers, the input's footers and ids, and the ids and statuses of the output;
 starts no Ray, takes no lock and writes nothing. What a run would refuse is refused here too, but
-for another recipe and for GPUs that cannot hold a group, which are part of the answer.
+for another recipe and too few machines, which are part of the answer.
 """
 
 import math
@@ -154,11 +154,11 @@ def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
 
 
 def _machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> str:
-    """What would be chosen; no reason to refuse more, since the run may find other GPUs."""
+    """What would be chosen, or why nothing could: a cluster may have what this machine has not."""
     try:
         return str(choose_machines(config, [num_gpus], num_experts))
     except ValueError as error:
-        return f"the run would be REFUSED: {error}"
+        return f"REFUSED: {error}"
 
 
 def _changes(store: Store, fields: Any) -> Iterator[str]:

@@ -73,6 +73,14 @@ def test_three_clips_are_captioned_and_two_rows_say_what_was_wrong(place, ray_lo
 
 
 @pytest.mark.ray
+def test_a_run_on_gpus_that_are_not_there_stops_at_once(place, ray_local, capfd):
+    assert call(place, "--device", "cuda") == 1
+
+    assert "error: device=cuda, but there is no GPU here" in capfd.readouterr().err
+    assert not list(Path(place["--output"]).glob("part-*"))
+
+
+@pytest.mark.ray
 def test_several_prompts_fill_a_column_each(place, ray_local, capfd):
     prompts = Path(place["--output"]).parent / "prompts.yaml"
     prompts.write_text("mood: What is the mood of {key}?\nsure:\n  text: Yes?\n  max-tokens: 2\n")

@@ -50,7 +50,9 @@ def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_
         pytest.param({"expert_parallel": 2}, [3, 3], (2, 2), id="one GPU of each is left over"),
         pytest.param({"expert_parallel": 2, "placement": "SPREAD"}, [3, 3], (3, 2), id="none is"),
         pytest.param({}, [3, 0, 2], (5, 1), id="one without a GPU"),
-        pytest.param({"device": "cuda", "expert_parallel": 2}, [0], (1, 2), id="nodes may come"),
+        pytest.param(
+            {"device": "cuda", "expert_parallel": 2, "num_groups": 3}, [0], (3, 2), id="to come"
+        ),
     ],
 )
 def test_groups_are_as_many_as_the_nodes_hold(asked, nodes, chosen):
@@ -68,6 +70,12 @@ def test_ranks_that_no_node_can_hold_are_refused_with_what_would_help(num_groups
     assert choose_machines(asked, [4, 2, 4, 2], num_experts=64).num_ranks == 8
     with pytest.raises(ValueError, match=r"8 GPUs in all, .* 4 GPUs; .* most 4, or add nodes"):
         choose_machines(asked, [4], num_experts=64)
+
+
+@pytest.mark.parametrize("asked", [{}, {"num_groups": 2}, {"expert_parallel": 2}])
+def test_gpus_that_are_not_there_are_refused(asked):
+    with pytest.raises(ValueError, match="there is no GPU here; take --device auto or cpu"):
+        choose_machines(config(device="cuda", **asked), [0], num_experts=64)
 
 
 def test_a_network_without_experts_keeps_one_rank():

@@ -92,6 +92,12 @@ def test_what_retry_failed_would_do_is_told(config):
     assert "--retry-failed tries 2 of them again and replaces them" in str(all_of_them)
 
 
+def test_gpus_that_are_not_there_are_told(config):
+    text = str(ahead(config, device="cuda"))
+
+    assert "machines  REFUSED: device=cuda, but there is no GPU here; take --device" in text
+
+
 def test_a_limit_counts_its_rows_alone(config):
     half_done(config)
 
