@@ -9,7 +9,7 @@ as they are, `--layout choice` with their options.
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,19 @@ from jobs.demo.language import questions
 _MAX_WRONG = 3
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the dataset; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.demo.quiz")
     parser.add_argument("--output", type=Path, required=True, help="directory")
     parser.add_argument("--clips", type=int, default=40, help="how many (default: 40)")
     parser.add_argument("--tasks", help="only these kinds of questions, such as motion,colour")
-    arguments = parser.parse_args()
-    tasks = None if arguments.tasks is None else arguments.tasks.split(",")
-    path = write_quiz(arguments.output, arguments.clips, tasks)
-    print(f"{pq.read_metadata(path).num_rows} questions about {arguments.clips} clips: {path}")
+    options = parser.parse_args(arguments)
+    tasks = None if options.tasks is None else options.tasks.split(",")
+    try:
+        path = write_quiz(options.output, options.clips, tasks)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    print(f"{pq.read_metadata(path).num_rows} questions about {options.clips} clips: {path}")
     return 0
 
 
@@ -48,11 +51,13 @@ def write_quiz(folder: Path, num_clips: int, tasks: Collection[str] | None = Non
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    rows = []
+    rows: list[dict[str, object]] = []
+    kinds = set()
     for number, clip in enumerate(make_clips("test", num_clips)):
         name = f"clips/{number:04}.mp4"
         (folder / name).write_bytes(clip.video)
         for place, question in enumerate(questions(clip.scene)):
+            kinds.add(question.kind)
             if tasks is not None and question.kind not in tasks:
                 continue
             wrong = rng.permutation(list(question.wrong))[:_MAX_WRONG]
@@ -68,7 +73,10 @@ def write_quiz(folder: Path, num_clips: int, tasks: Collection[str] | None = Non
                 }
             )
     if not rows:
-        raise ValueError(f"there are no questions of the kinds {sorted(tasks or ())}")
+        raise ValueError(
+            f"there are no questions of the kinds {', '.join(sorted(tasks or ()))}, only of "
+            f"{', '.join(sorted(kinds))}"
+        )
     path = folder / "questions.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path

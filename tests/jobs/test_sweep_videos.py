@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jobs import caption_videos, review, run_file, sweep_videos
+from jobs.demo.quiz import main as make_quiz
 from jobs.demo.quiz import write_quiz
 from jobs.sweep.layouts import lettered, read_items
 from model.processor import Processor
@@ -98,6 +99,17 @@ def test_a_sweep_is_scored_drawn_and_can_be_continued(quiz, tmp_path, ray_local,
     assert "nothing to do: all rows are done" in again
     assert again.strip().splitlines()[-1] == shlex.join(command)
     assert pq.read_table(output / "answers.parquet").to_pylist() == answers
+
+
+def test_a_kind_of_question_that_there_is_not_is_refused_in_one_line(tmp_path, capsys):
+    arguments = ["--output", str(tmp_path / "quiz"), "--clips", "1", "--tasks", "motoin"]
+    with pytest.raises(SystemExit) as caught:
+        make_quiz(arguments)
+
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "error: there are no questions of the kinds motoin, only of background, c" in err
+    assert err.count("\n") == 1
 
 
 def test_twelve_cells_decode_each_clip_once(quiz, tmp_path, monkeypatch):
