@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -82,7 +83,8 @@ def make_parser(job: str = _JOBS[0]) -> "Parser":
         type=options.count,
         default=2,
         metavar="N",
-        help="of them to answer, which loads the model; 0: no forecast",
+        help="of them to answer, by one whole copy of the model on this machine where it has room; "
+        "0: no forecast",
     )
     add("--no-attacks", action="store_true", help="do not try hostile media")
     return parser
@@ -103,10 +105,13 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     Raises:
         ValueError: an argument, the input or the checkpoint is refused, as a job would refuse it.
     """
+    import torch
+
     from jobs.check_up import attacks, sampled_rows, trial, weights
     from jobs.check_up.finding import Finding
     from jobs.settings import pipeline_config
     from model.processor import Processor
+    from pipeline.machines import choose_machines
     from pipeline.opening import open_input
     from pipeline.outlook import look_ahead
 
@@ -116,10 +121,17 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     yield Finding(
         "ok", "input", f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
     )
-    plan = look_ahead(config, num_gpus=0, where="")
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    plan = look_ahead(config, num_gpus=num_gpus, where="")
     yield _planned(plan)
     footprint = weights.read_footprint(config.checkpoint, config.engine.dtype)
-    layouts = dict.fromkeys((config.expert_parallel or 1, *_LAYOUTS))  # what was asked for first
+    if config.device == "cuda" and not num_gpus:
+        yield Finding("note", "machines", "no GPU here for --device cuda; checked for processors")
+        config = replace(config, device="cpu")
+    machines = choose_machines(config, num_gpus, footprint.config.text.n_routed_experts)
+    yield Finding("ok", "machines", f"{machines} (as on this machine alone)")
+    config = replace(config, engine=replace(config.engine, device=machines.device))
+    layouts = dict.fromkeys((machines.num_ranks, *_LAYOUTS))  # what would be chosen first
     yield from weights.findings(footprint, config.engine, list(layouts))
     processor = Processor.from_checkpoint(config.checkpoint)
     if not options.no_attacks:
@@ -131,10 +143,14 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     good = [row for row in rows if row.asked]
     if good:
         yield trial.cache_finding(good, footprint.config.text, footprint.dtype, config.engine)
-    if options.answers and good:
-        done = trial.run_trial(config, good[: options.answers])
-        num_groups, num_cpus = config.num_groups or 1, os.cpu_count() or 1
-        yield from trial.forecast(done, good, plan.num_todo, num_groups, num_cpus)
+    if not options.answers or not good:
+        return
+    if (finding := trial.no_room(footprint, config.engine)) is not None:
+        yield finding
+        return
+    done = trial.run_trial(config, good[: options.answers])
+    num_cpus = os.cpu_count() or 1
+    yield from trial.forecast(done, good, plan.num_todo, machines.num_groups, num_cpus)
 
 
 def _planned(plan: "Outlook") -> "Finding":

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jobs.check_up.finding import Finding, Level
 from jobs.check_up.sampled_rows import SampledRow
-from jobs.check_up.weights import DTYPE_BYTES
+from jobs.check_up.weights import DTYPE_BYTES, Footprint, free_gib
 from model.allocator import own_peak_bytes
 from model.blocks import BLOCK_SIZE
 from model.cache import cache_width
@@ -33,19 +33,28 @@ class Trial:
     peak_gib: float  # of the memory of this process, the doctor's own included
 
 
+def no_room(footprint: Footprint, engine: EngineConfig) -> Finding | None:
+    """What to say in place of a trial where no whole copy fits; None where one does."""
+    needed, (free, where) = footprint.rank_gib(1, engine), free_gib(engine.device)
+    if needed <= free:
+        return None
+    text = (
+        f"none: rows are answered here by one whole copy, which needs {needed:.1f} GiB, and "
+        f"{free:.1f} are free on {where}; --answers 0 leaves this out"
+    )
+    return Finding("note", "forecast", text)
+
+
 def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
-    """Load the model, answer `rows` together, and say how long it took.
+    """Load a whole copy of the model, answer `rows` together, and say how long it took.
 
     Of a row with very many prompts only the first ones are answered.
     """
     import torch
 
-    has_gpu = torch.cuda.is_available() and config.device != "cpu"
+    has_gpu = config.engine.device == "cuda"
     started = time.perf_counter()
-    device = "cuda" if has_gpu else "cpu"
-    engine = load_engine(
-        config.checkpoint, replace(config.engine, device=device), config.exchange, None
-    )
+    engine = load_engine(config.checkpoint, config.engine, config.exchange, None)
     loaded = time.perf_counter()
     num_prompts = num_tokens = 0
     for row in rows:
@@ -78,7 +87,7 @@ def _peak_gib(*, has_gpu: bool) -> float:
 def cache_finding(
     rows: Sequence[SampledRow], text: TextConfig, dtype: str, engine: EngineConfig
 ) -> Finding:
-    """How many sequences like the sampled ones the cache of a copy holds at the same time."""
+    """How many sequences like the sampled ones the cache of a rank holds at the same time."""
     width = cache_width(text) * text.num_hidden_layers * DTYPE_BYTES[dtype]
     held = int(engine.cache_gib * _GIB) // (width * BLOCK_SIZE) * BLOCK_SIZE
     longest = max(row.longest for row in rows)

@@ -1,15 +1,17 @@
 """What a rank of each layout holds in memory, from the files' headers and the configuration."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import torch
+
 from jobs.check_up.finding import Finding
 from model.config import KimiVLConfig
 from model.engine_config import EngineConfig
+from model.memory import free_bytes
 from model.weights import EMBEDDING, check_checkpoint, destinations, stored_tensors
 
 _GIB = 1 << 30
@@ -32,6 +34,11 @@ class Footprint:
         """Of the rank with the most experts."""
         experts = self.config.text.n_routed_experts or 1
         return self.shared_bytes + self.expert_bytes * -(-experts // num_ranks) // experts
+
+    def rank_gib(self, num_ranks: int, engine: EngineConfig) -> float:
+        """The same with its caches and what a step takes."""
+        fixed = engine.cache_gib + engine.feature_cache_gib + _WORKING_GIB
+        return self.rank_bytes(num_ranks) / _GIB + fixed
 
 
 def read_footprint(directory: Path, dtype: str) -> Footprint:
@@ -74,33 +81,22 @@ def findings(
         f"{footprint.num_tensors} tensors as the configuration says, {footprint.num_parameters:,} "
         f"parameters, {text.num_hidden_layers} layers, {text.n_routed_experts} experts",
     )
-    fixed = engine.cache_gib + engine.feature_cache_gib + _WORKING_GIB
-    sizes = {ranks: footprint.rank_bytes(ranks) / _GIB + fixed for ranks in layouts}
+    sizes = {ranks: footprint.rank_gib(ranks, engine) for ranks in layouts}
     yield Finding(
         "ok",
         "memory",
         f"a rank needs about {', '.join(f'{gib:.1f} GiB at {n}' for n, gib in sizes.items())} "
         f"rank(s) a group: its weights, {engine.cache_gib:g} for the cache and "
-        f"{fixed - engine.cache_gib:g} to work",
+        f"{engine.feature_cache_gib + _WORKING_GIB:g} to work",
     )
-    free, where = free_gib()
+    free, where = free_gib(engine.device)
     needed = sizes[layouts[0]]
     level = "ok" if needed <= free else "BAD"
     text_free = f"{free:.1f} GiB free on {where}, {needed:.1f} needed for a rank of {layouts[0]}"
     yield Finding(level, "memory", text_free)
 
 
-def free_gib() -> tuple[float, str]:
-    """What the device that a job would use here has free: the first GPU, else this machine."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info(0)[0] / _GIB, f"GPU 0 of {torch.cuda.device_count()}"
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int(used.read_text()))
-    return available / _GIB, "this machine"
+def free_gib(device: str) -> tuple[float, str]:
+    """What is free here for a rank on such a device: of the first GPU, or of this machine."""
+    where = f"GPU 0 of {torch.cuda.device_count()}" if device == "cuda" else "this machine"
+    return free_bytes(torch.device(device)) / _GIB, where

@@ -170,6 +170,56 @@ def test_rows_are_drawn_over_the_whole_input_and_the_draw_has_a_seed(clips, caps
     assert "forecast" not in drawn[0][1]
 
 
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_where_no_whole_copy_fits_there_is_a_note_and_no_forecast(
+    clips, capsys, monkeypatch, ranks
+):
+    footprint, engine = weights.read_footprint(DEMO, "auto"), EngineConfig(cache_gib=0.1)
+    free = (footprint.rank_gib(1, engine) + footprint.rank_gib(2, engine)) / 2
+    monkeypatch.setattr(weights, "free_bytes", lambda _device: free * 2**30)
+
+    code, out, err = check(clips, capsys, "--rows", "4", "--no-attacks", "--expert-parallel", ranks)
+
+    assert (code, err) == (1 if ranks == "1" else 0, "")
+    assert re.search(r"note +forecast +none: .* one whole copy, .*; --answers 0 leaves", out)
+    assert "answered at once" not in out
+
+
+def test_gpus_that_are_not_here_are_noted(clips, capsys):
+    more = ("--device", "cuda", "--rows", "6", "--answers", "0", "--no-attacks")
+
+    code, out, err = check(clips, capsys, *more)
+
+    assert code == 0, err
+    assert "no GPU here for --device cuda" in out
+
+
+def test_the_forecast_is_for_the_copies_that_the_job_would_have(clips, capsys, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(weights, "free_bytes", lambda _device: 2**40)
+    done = trial.Trial(
+        num_threads=0,
+        num_rows=2,
+        num_prompts=2,
+        num_generated_tokens=2,
+        seconds=1.0,
+        load_s=1.0,
+        peak_gib=1.0,
+    )
+    monkeypatch.setattr(trial, "run_trial", lambda _config, _rows: done)
+
+    for more, expected in (
+        ([], "with 8 group(s)"),
+        (["--expert-parallel", "4"], "with 2 group(s)"),
+        (["--groups", "1"], "needed for a rank of 8"),
+    ):
+        _, out, _ = check(clips, capsys, "--rows", "6", "--no-attacks", *more)
+        assert expected in out
+
+
 def test_an_input_without_a_usable_row_is_bad(tmp_path, capsys):
     pq.write_table(pa.table({"video": [b"x"] * 3}), tmp_path / "x.parquet")
 
