@@ -6,8 +6,9 @@
 
 For each number of GPUs and each number R of ranks that share a copy: memory of a rank, seconds of a
 step, share of exchanges, rows a day; `<-` marks the choice, the most rows a day, or of nearly equal
-ones (3 %) the fewest ranks. The last line is JSON. Sizes come from the checkpoint's config.json, or
-are those of Kimi-VL-A3B as published.
+ones (3 %) the fewest ranks. The options below it make a job of that layout, with the sequences and
+the cache of a rank that were supposed. The last line is JSON. Sizes come from the checkpoint's
+config.json, or are those of Kimi-VL-A3B as published.
 
 Assumed, and wrong where your case differs:
   * Weights, cache and rows on the wire are bfloat16. Products and reading of memory reach fixed
@@ -28,6 +29,7 @@ CPU, for which it is a lower bound of which the engine reaches about 0.65.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -91,7 +93,11 @@ def _plan(planner: Planner, num_gpus: int, ranks: Sequence[int]) -> dict[str, ob
 def _advice(chosen: Layout | None) -> str:
     if chosen is None:
         return "nothing fits: take more ranks, larger GPUs, or fewer tokens a row"
-    return f"choose --groups {chosen.num_groups} --expert-parallel {chosen.num_ranks}"
+    tenths = math.ceil(10 * chosen.cache_gib)  # of a GiB, or a sequence would be left out
+    return (
+        f"choose --groups {chosen.num_groups} --expert-parallel {chosen.num_ranks} --batch-size "
+        f"{chosen.num_sequences} --cache-gib {tenths / 10:g}"
+    )
 
 
 def _words(hardware: Hardware) -> str:

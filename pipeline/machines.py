@@ -96,8 +96,8 @@ def choose_machines(
         num_experts: routed experts of the checkpoint.
 
     Raises:
-        ValueError: GPUs are asked for, and there is none; or no group of so many ranks could ever be
-            placed on them.
+        ValueError: GPUs are asked for, and there is none; or no group of so many ranks could ever
+            be placed on them.
     """
     device = config.device
     nodes = [num_gpus for num_gpus in gpus_of_nodes if num_gpus]
@@ -105,8 +105,8 @@ def choose_machines(
     are_to_come = bool(config.num_groups and config.expert_parallel)  # clusters may grow
     if device == "cuda" and not num_gpus and not are_to_come:
         raise ValueError(
-            "device=cuda, but there is no GPU here; take --device auto or cpu, or give --groups and "
-            "--expert-parallel if nodes are still to come"
+            "device=cuda, but there is no GPU here; take --device auto or cpu, or give --groups "
+            "and --expert-parallel if nodes are still to come"
         )
     if device == "auto":
         device = "cuda" if num_gpus else "cpu"

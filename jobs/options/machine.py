@@ -77,7 +77,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         type=positive,
         default=32,
         metavar="N",
-        help="captions that one copy writes at the same time",
+        help="captions that each rank writes at the same time",
     )
     cache = group.add_mutually_exclusive_group()
     cache.add_argument(
@@ -85,7 +85,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=4.0,
         metavar="G",
-        help="memory of each copy for the tokens of its prompts and captions",
+        help="memory of each rank for the tokens of its prompts and captions",
     )
     cache.add_argument(
         "--cache-fraction",

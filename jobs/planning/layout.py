@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from jobs.planning.hardware import Hardware
 from jobs.planning.network import BF16_BYTES, Network
+from model.blocks import BLOCK_SIZE
 
 GIB = 1 << 30
 DAY_S = 86_400
@@ -57,6 +58,7 @@ class Layout:
     num_ranks: int
     memory_gib: float  # of each rank
     num_sequences: int  # that each rank decodes together; 0: it does not fit
+    cache_gib: float = 0.0  # of memory_gib, for the tokens of these sequences
     decode_ms: float = 0.0  # of a step
     prefill_ms: float = 0.0  # of a step of `step_tokens`
     exchange_share: float = 0.0  # of a row's time
@@ -104,6 +106,7 @@ class Planner:
         return Layout(
             **common,
             num_sequences=num_sequences,
+            cache_gib=num_sequences * self.cache_bytes_of_row() / GIB,
             decode_ms=1e3 * decode.seconds,
             prefill_ms=1e3 * prefill.seconds,
             exchange_share=exchange_s / row_s,
@@ -178,14 +181,18 @@ class Planner:
         of_experts = copies * (2 * text.hidden_size + 3 * text.moe_intermediate_size)
         of_vision = 4 * rows.step_tokens * (6 * vision.hidden_size + vision.intermediate_size)
         of_logits = num_sequences * text.vocab_size * 4
-        context_len = rows.prompt_tokens + rows.generated_tokens
         return (
             self._network.weights_bytes(num_ranks, rows.num_copies if num_ranks > 1 else 0)
-            + num_sequences * context_len * self._network.cache_bytes
+            + num_sequences * self.cache_bytes_of_row()
             + BF16_BYTES * max(of_experts, of_vision)
             + of_logits
             + 2 * GIB
         )
+
+    def cache_bytes_of_row(self) -> int:
+        """What all tokens of a row take, in whole blocks of the cache."""
+        num_tokens = self._rows.prompt_tokens + self._rows.generated_tokens
+        return -(-num_tokens // BLOCK_SIZE) * BLOCK_SIZE * self._network.cache_bytes
 
 
 def best(layouts: Sequence[Layout]) -> Layout | None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jobs.bench.shapes import moonlight
+from jobs.caption_videos import make_parser
 from jobs.plan import main
 from jobs.planning.hardware import GPUS, Hardware
 from jobs.planning.layout import Layout, Planner, Rows, best
@@ -132,6 +133,23 @@ def test_the_table_ends_in_json_with_a_choice_for_each_number_of_gpus(capsys):
     assert all(plan["groups"] * plan["expert_parallel"] <= plan["gpus"] for plan in plans)
     assert sum(line.endswith("<-") for line in lines) == 4
     assert "16.41 billion parameters" in lines[0]
+
+
+def test_the_advice_is_options_of_the_job_whose_cache_holds_the_sequences(capsys):
+    assert main(["--gpus", "8"]) == 0
+    *_, advice, text = capsys.readouterr().out.splitlines()
+    (plan,) = json.loads(text)["plans"]
+    (chosen,) = (each for each in plan["layouts"] if each["num_ranks"] == plan["expert_parallel"])
+
+    given = advice.removeprefix("choose ").split()
+    options = make_parser().parse_args([*given, "--input", "i", "--output", "o", "--model", "demo"])
+
+    assert (options.groups, options.expert_parallel or 1) == (plan["groups"], chosen["num_ranks"])
+    assert options.batch_size == chosen["num_sequences"]
+    blocks_of_row = -(-(2048 + 64 + 200) // BLOCK_SIZE)
+    block_bytes = LatentCache.block_bytes(moonlight(27).text, torch.bfloat16)
+    held = options.cache_gib * 2**30 // block_bytes // blocks_of_row
+    assert options.batch_size <= held < 1.1 * options.batch_size
 
 
 def test_sizes_come_from_a_checkpoint_and_rates_from_the_user(tmp_path, capsys):
