@@ -32,8 +32,8 @@ The grid is a YAML file of options with their values:
   timestamps: [none, seconds]
 axes: frames, fps, max-frames, keyframes, frame-tokens, tokens-per-row, timestamps, prompt (texts
 with {question} and {options}, or names with such texts), max-tokens, temperature, top-p, samples
-(their vote counts), expert-parallel, groups, dispatch (a run of its own for each of the last three,
-with a decoding of its own)"""
+(their vote counts), expert-parallel, groups, dispatch, wire-dtype (a run of its own for each of the
+last four, with a decoding of its own)"""
 
 _EPILOG = """\
 layouts and the columns that they read: see the head of jobs/sweep/layouts.py

@@ -1,10 +1,12 @@
 """A grid in YAML becomes cells with the options of the job; what is no grid is refused."""
 
+import re
 import shlex
 
 import pytest
 
 from jobs import caption_videos, run_file, sweep_videos
+from jobs.sweep import grid
 from jobs.sweep.finding import full_command
 from jobs.sweep.grid import read_grid
 
@@ -58,6 +60,14 @@ def test_one_cell_and_the_prompt_of_the_layout(cells):
     (cell,), _ = cells("frames: 4", prompt="from the layout")
 
     assert (cell.name, cell.options.prompt) == ("all", "from the layout")
+
+
+def test_the_manual_names_every_axis_and_last_those_with_runs_of_their_own():
+    text = sweep_videos._DESCRIPTION.partition("axes: ")[2]
+    named = [name.strip() for name in re.sub(r"\([^)]*\)", "", text).split(",")]
+
+    assert sorted(named) == sorted(grid._AXES)
+    assert set(named[-len(grid.MACHINE) :]) == set(grid.MACHINE)
 
 
 def test_machine_layouts_are_runs_of_their_own(cells):
