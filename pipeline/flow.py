@@ -39,6 +39,7 @@ from pipeline.generate import Generate
 from pipeline.instructions import Instructions
 from pipeline.limits import MediaError
 from pipeline.merge import Merger
+from pipeline.nodes import require_checkpoint
 from pipeline.prepare import Prepare
 from pipeline.processes import give_way
 from pipeline.schema import ErrorCode, Layout
@@ -250,6 +251,7 @@ class _Preparer:
         seed: int,
         batching: Batching,
     ) -> None:
+        require_checkpoint(checkpoint)
         give_way()
         self._batching = batching
         self._media_column = layout.columns.video
@@ -311,6 +313,7 @@ class _Generator:
         self._room = Room(rows_in_flight)
         windows, merger = instructions.windows, None
         if isinstance(windows, TimeWindows) and windows.merge is not None:
+            require_checkpoint(checkpoint)
             merger = Merger(Processor.from_checkpoint(checkpoint), windows.merge, sampling)
         self._generate = Generate(groups, sampling, instructions.questions, windows, merger)
 

@@ -20,6 +20,7 @@ from parallel.supervisor import GroupsStatus
 from parallel.worker import Company, Engine
 from pipeline.config import PipelineConfig
 from pipeline.expert_load import read_load
+from pipeline.nodes import require_checkpoint
 
 # Checkpoint, budgets, exchange, and the rank's seat where there are several -> its engine.
 EngineFactory = Callable[[Path, EngineConfig, Exchange, Seat | None], Engine]
@@ -48,6 +49,7 @@ def load_engine(
     checkpoint: Path, config: EngineConfig, exchange: Exchange, seat: Seat | None
 ) -> Engine:
     """The engine of a checkpoint, in the process that will use it: all of it, or a rank's share."""
+    require_checkpoint(checkpoint)
     if seat is None:
         from model.engine import Engine as KimiVLEngine  # torch, which only ranks need
 

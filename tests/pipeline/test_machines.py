@@ -1,16 +1,21 @@
 """What a run uses of a cluster, from what was asked and what is there."""
 
+import re
+import socket
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from model.engine_config import EngineConfig
 from model.json_values import CheckpointError
+from parallel.choice import Exchange
 from parallel.supervisor import GroupsStatus
 from pipeline import machines as module
 from pipeline.config import PipelineConfig
+from pipeline.flow import _Preparer
 from pipeline.machines import check_ranks, choose_machines, load_engine, rank_numbers, start_groups
 from tests.tiny import tiny_checkpoint
 
@@ -127,6 +132,16 @@ def test_ranks_wait_for_each_other_as_long_as_a_healthy_one_may_take(
     machines = choose_machines(asked, [2], num_experts=64)
     start_groups(asked, machines, None, lambda *_: pytest.fail("nobody loads here"), 16)
     assert [spec.exchange_timeout_s for spec in specs] == [exchange_timeout_s]
+
+
+def test_a_node_without_the_checkpoint_is_named_by_what_begins_there(tmp_path):
+    nothing: Any = None
+    message = f"no checkpoint at {tmp_path} on the node {socket.gethostname()}; every node needs it"
+
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        load_engine(tmp_path, EngineConfig(), Exchange(), None)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        _Preparer(nothing, tmp_path, nothing, nothing, nothing, 0, nothing)
 
 
 def test_the_report_averages_over_ranks_and_says_nothing_of_ranks_alone():
