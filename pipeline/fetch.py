@@ -31,7 +31,7 @@ from huggingface_hub.errors import HTTPError as HubError
 from pipeline.codes import ErrorCode
 from pipeline.download import Deadline, download
 from pipeline.limits import DEFAULT_LIMITS, MediaError, refuse
-from pipeline.storage import open_filesystem
+from pipeline.storage import open_filesystem, without_secrets
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CROOKED = re.compile(r"[/\\]\.\.?([/\\;?#]|$)|[\x00-\x1f\x7f]")
@@ -171,12 +171,19 @@ class MediaAccess:
             folder = _folder(prefix)
             if uri.startswith(f"{folder}/") and not _is_crooked(uri[len(folder) :]):
                 return prefix
+        uri = self._shown(uri)
         host = re.split(r"[/?#]", uri.partition("://")[2])[0]
         raise MediaError(
             ErrorCode.URI_NOT_ALLOWED,
             f"{uri:.200} lies below no allowed prefix; name one as in "
             f"--allow-uri {uri.partition('://')[0]}://{host:.100}/folder",
         )
+
+    def _shown(self, name: str) -> str:
+        """What a row may be told: nothing of the credentials that the base may have."""
+        folder = _folder(self.base)
+        is_below = self._is_remote and name.startswith(folder)
+        return without_secrets(folder) + name[len(folder) :] if is_below else name
 
     def _copy(
         self, stream: BinaryIO, num_bytes: int | None, name: str, deadline: Deadline
@@ -198,7 +205,7 @@ class MediaAccess:
 
     def _check_size(self, num_bytes: int, name: str) -> None:
         if num_bytes > self.max_bytes:
-            what = f"{name:.200} has {num_bytes} bytes or more"
+            what = f"{self._shown(name):.200} has {num_bytes} bytes or more"
             refuse(what, self.max_bytes, "--max-media-bytes")
 
 

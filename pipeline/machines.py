@@ -21,6 +21,7 @@ from parallel.worker import Company, Engine
 from pipeline.config import PipelineConfig
 from pipeline.expert_load import read_load
 from pipeline.nodes import require_checkpoint
+from pipeline.storage import without_secrets
 
 # Checkpoint, budgets, exchange, and the rank's seat where there are several -> its engine.
 EngineFactory = Callable[[Path, EngineConfig, Exchange, Seat | None], Engine]
@@ -184,7 +185,7 @@ def _explain_placement(config: PipelineConfig, num_ranks: int) -> str:
     if num_ranks == 1:
         return "; one rank leaves nothing to place"
     copies = f", with {config.expert_copies} copies more on each rank" * bool(config.expert_copies)
-    return f"; experts placed by {config.expert_placement}{copies}"
+    return f"; experts placed by {without_secrets(config.expert_placement)}{copies}"
 
 
 def start_groups(

@@ -6,12 +6,13 @@ when it is complete. So both replace a file in one step, and readers never meet 
 """
 
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 import fsspec
 import pyarrow as pa
@@ -40,11 +41,13 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def without_secrets(uri: str) -> str:
-    """A URI without credentials, and with those settings that tell where it is."""
-    parts = urlsplit(uri)
-    known = [(name, value) for name, value in parse_qsl(parts.query) if name in _PUBLIC_SETTINGS]
+    """A URI without credentials, and with those settings that tell where it is; a path as it is."""
+    if "://" not in uri:
+        return uri
+    place, _, query = uri.partition("?")
+    known = [(name, value) for name, value in parse_qsl(query) if name in _PUBLIC_SETTINGS]
     settings = f"?{urlencode(known, safe=':/')}" if known else ""
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{settings}"
+    return re.sub(r"(?<=://)[^/]*@", "", place, count=1) + settings
 
 
 class Store(Protocol):

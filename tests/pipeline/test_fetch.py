@@ -307,6 +307,15 @@ def test_remote_media_over_the_limit_are_refused():
     assert refusal("clip.mp4", access).code == ErrorCode.MEDIA_TOO_LARGE
 
 
+def test_errors_of_rows_say_nothing_of_the_credentials_of_the_input(bucket):
+    with bucket.filesystem.open_output_stream(f"{bucket.name}/in/a.mp4") as stream:
+        stream.write(CLIP)
+    access = MediaAccess(base=bucket.uri("in"), max_bytes=len(CLIP) - 1)
+
+    for name in ("../b.mp4", "a.mp4", "no.mp4"):
+        assert "test" not in refusal(name, access).message
+
+
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
 def test_trouble_of_this_machine_is_no_error_of_a_row(number, monkeypatch):
