@@ -128,8 +128,13 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     if config.device == "cuda" and not num_gpus:
         yield Finding("note", "machines", "no GPU here for --device cuda; checked for processors")
         config = replace(config, device="cpu")
-    machines = choose_machines(config, num_gpus, footprint.config.text.n_routed_experts)
-    yield Finding("ok", "machines", f"{machines} (as on this machine alone)")
+    num_experts = footprint.config.text.n_routed_experts
+    try:
+        machines = choose_machines(config, [num_gpus], num_experts)
+        yield Finding("ok", "machines", f"{machines} (as on this machine alone)")
+    except ValueError as error:
+        machines = choose_machines(config, [config.expert_parallel or 1], num_experts)
+        yield Finding("note", "machines", f"not on this machine alone: {error}")
     config = replace(config, engine=replace(config.engine, device=machines.device))
     layouts = dict.fromkeys((machines.num_ranks, *_LAYOUTS))  # what would be chosen first
     yield from weights.findings(footprint, config.engine, list(layouts))
