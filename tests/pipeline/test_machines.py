@@ -101,7 +101,7 @@ def test_ranks_on_cpus_do_not_take_fractions_of_the_same_memory(asked, num_ranks
 @pytest.mark.parametrize(("asked", "num_gpus"), [({}, 0), ({"num_groups": 2}, 8)])
 def test_a_rank_alone_or_with_a_gpu_may_take_a_fraction(asked, num_gpus):
     wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
-    machines = choose_machines(wanted, num_gpus, num_experts=64)
+    machines = choose_machines(wanted, [num_gpus], num_experts=64)
     # Refused for another reason: the checkpoint "here" does not exist.
     with pytest.raises(CheckpointError, match="here"):
         start_groups(wanted, machines, None, load_engine, rows_in_flight=8)
