@@ -213,6 +213,8 @@ def test_nothing_outlives_a_driver_that_is_killed_or_stopped(how, exit_code):
         from jobs.cluster import connect
         from tests.parallel.test_group import *
         os.environ['RAY_ADDRESS'] = {address!r}
+        # Shells let what they start in the background, such as a run of tests, ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with connect():
             with closing(Groups.start(spec(), num_groups=1, max_group_failures=5)) as groups:
                 print('rank', asyncio.run(answer(groups)), flush=True)
