@@ -15,10 +15,12 @@ import json
 import logging
 import os
 import secrets
+import select
 import signal
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -26,9 +28,13 @@ from typing import Any, NoReturn
 import ray
 from ray.exceptions import AuthenticationError
 
+from jobs.processes import command_line
+from pipeline.processes import descendants
+
 ROOT = Path(__file__).resolve().parents[1]  # of the packages, for `import` on the workers
 
 _ANSWER_TIMEOUT_S = 10.0
+_END_TIMEOUT_S = 5.0  # for the workers of a private Ray
 _NUM_TRIES = 2  # to talk to a cluster; each takes up to 40 s
 
 # Each of these makes Ray unpickle, that is run, what a Parquet file brings along.
@@ -62,6 +68,7 @@ def connect() -> Iterator[None]:
         yield
         return
     address = find_address(os.environ)
+    others = set(_workers())
     try:
         if address is None:
             _start_local()
@@ -70,7 +77,35 @@ def connect() -> Iterator[None]:
         with _ended_by_signals():  # after Ray, which brings handlers of its own
             yield
     finally:
-        ray.shutdown()
+        with _ended(set(_workers()) - others):
+            ray.shutdown()
+
+
+def _workers() -> Iterator[int]:
+    """The processes below this one that a private Ray started to work."""
+    return (pid for pid in descendants(os.getpid()) if command_line(pid).startswith(b"ray::"))
+
+
+@contextmanager
+def _ended(processes: Set[int]) -> Iterator[None]:
+    """Kill those that are still there some seconds after the `with`.
+
+    A worker of Ray 2.60 may hang in its own exit, and nothing ends it once its Ray is gone.
+    """
+    handles: list[int] = []
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            handles.append(os.pidfd_open(pid))
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        for handle in handles:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)  # it has ended
+            if not poll.poll(1e3 * max(0.0, deadline - time.monotonic())):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
 
 
 def is_in_copy() -> bool:

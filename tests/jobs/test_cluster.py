@@ -175,6 +175,18 @@ def test_signals_leave_the_job_in_order(calls, stop, code):
     assert signal.getsignal(signal.SIGTERM) is earlier
 
 
+@pytest.mark.usefixtures("calls")
+def test_a_worker_that_hangs_in_its_exit_is_killed_after_the_end(monkeypatch):
+    monkeypatch.setattr("jobs.cluster._END_TIMEOUT_S", 0.1)
+    program = "import time; time.sleep(60)"
+    with subprocess.Popen(["ray::IDLE", "-c", program], executable=sys.executable) as other:
+        with connect():
+            hanging = subprocess.Popen(["ray::IDLE", "-c", program], executable=sys.executable)
+        assert hanging.wait(5) == -signal.SIGKILL
+        assert other.poll() is None  # not of the Ray that ended
+        other.kill()
+
+
 @pytest.mark.ray
 def test_a_private_ray_leaves_no_token_file_and_no_process(tmp_path):
     program = """if True:
