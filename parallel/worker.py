@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -237,7 +238,8 @@ class Rank:
     def _run(self) -> None:
         """The engine thread: ends when told to, or with the exception that broke the engine."""
         own_name = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
-        own_name.write_text(ENGINE_THREAD)  # those that this one starts have it too
+        with suppress(OSError):  # some sandboxes do not let a thread be named
+            own_name.write_text(ENGINE_THREAD)  # those that this one starts have it too
         # Built here because each thread has its own current device.
         engine = self._engine = self._factory()
         self._loaded.set_result(None)

@@ -267,7 +267,7 @@ class _Preparer:
         ids = rows["row_id"].combine_chunks()
         prepare = self._prepare
         if self._start(ids) >= MAX_SHARED_STARTS:
-            self._starts.end.remote(ids)
+            self._starts.end.remote(ids, "prepare")
             prepare = self._one_by_one
         num_left = rows.num_rows
         # Batches are the same whenever a task is tried again: Ray may have taken the first ones.
@@ -279,7 +279,7 @@ class _Preparer:
                 cost.decoder_peak_bytes = self._decoder.peak_bytes
             num_left -= batch.num_rows
             if not num_left:
-                self._starts.end.remote(ids)
+                self._starts.end.remote(ids, "prepare")
             yield seal(prepared, [*costs, cost])
             costs = []
 
@@ -291,12 +291,12 @@ class _Preparer:
             ids = row["row_id"].combine_chunks()
             is_deadly = self._start(ids) >= MAX_STARTS
             prepared.append(self._prepare(row, _DEADLY if is_deadly else None))
-            self._starts.end.remote(ids)
+            self._starts.end.remote(ids, "prepare")
         return pa.concat_tables(prepared)
 
     def _start(self, ids: pa.Array) -> int:
         """How many processes have died in this run that prepared one of the rows, at most."""
-        return cast(int, ray.get(self._starts.start.remote(ids)))
+        return cast(int, ray.get(self._starts.start.remote(ids, "prepare")))
 
 
 class _Generator:
@@ -322,9 +322,9 @@ class _Generator:
         ids = rows["row_id"].combine_chunks()
         async with self._room.hold(rows.num_rows):
             with measured("generate") as cost:
-                await self._starts.start.remote(ids)
+                await self._starts.start.remote(ids, "generate")
                 (rows,) = [rows async for rows in self._generate(rows)]
-                self._starts.end.remote(ids)
+                self._starts.end.remote(ids, "generate")
                 cost.num_rows = rows.num_rows
         yield seal(rows, [*costs_of(block), cost])
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qsl
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -58,7 +59,7 @@ def list_files(uri: str, *, output: str | None = None) -> Listing:
     if not found:
         raise ValueError(f"{uri} names no Parquet file")
     if output is not None:
-        found = _without_parts(filesystem, found, output)
+        found = _without_parts(filesystem, found, uri, output)
     if not found:
         raise ValueError(
             f"{uri} names no Parquet file but the parts of the output {output}; name the files to "
@@ -98,7 +99,7 @@ def _below(filesystem: pafs.FileSystem, root: str, pattern: str) -> list[tuple[s
 
 
 def _without_parts(
-    filesystem: pafs.FileSystem, found: list[tuple[str, str]], output: str
+    filesystem: pafs.FileSystem, found: list[tuple[str, str]], uri: str, output: str
 ) -> list[tuple[str, str]]:
     """Leave out what stands directly in an output and has the name of a part.
 
@@ -114,12 +115,20 @@ def _without_parts(
         for _, path in found
         if is_part(PurePosixPath(path).name) and _folder(filesystem, path) == folder
     }
-    if own and not filesystem.equals(other):  # such as buckets of one name on two servers
+    # Such as buckets of one name on two servers. Credentials that each fetched may differ too.
+    if own and _settings(uri) != _settings(output) and not filesystem.equals(other):
         raise ValueError(
             f"{min(own)} of the input may be a part of the output {output} or not, since the two "
             "have different settings; give both the same ones, or use another --output"
         )
     return [(name, path) for name, path in found if path not in own]
+
+
+def _settings(uri: str) -> tuple[str, str, list[tuple[str, str]]]:
+    """What a URI says of its filesystem, beside the place there."""
+    place, _, query = uri.partition("?")
+    scheme, _, rest = place.partition("://")
+    return scheme, rest.partition("/")[0].rpartition("@")[0], sorted(parse_qsl(query))
 
 
 def _folder(filesystem: pafs.FileSystem, path: str) -> str:

@@ -119,7 +119,7 @@ def choose_machines(
         return _machines(config, device, groups or 1, ranks or 1, why)
     # What is left over on each of several nodes makes no group that must lie on one.
     places = nodes if config.placement == "STRICT_PACK" else [num_gpus]
-    if ranks and num_gpus and not _room(places, ranks):
+    if ranks and num_gpus and not are_to_come and not _room(places, ranks):
         raise ValueError(_no_place(config, ranks, nodes))
     if ranks and groups:
         why = "as asked"

@@ -11,12 +11,15 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.ledger import IdSet, hash_ids
 from pipeline.storage import Store
+
+Stage = Literal["prepare", "generate"]
 
 STARTS = "_starts.json"
 MAX_SHARED_STARTS = 3
@@ -34,18 +37,19 @@ class StartLog:
     def __init__(self, store: Store, before: Mapping[int, int]) -> None:
         self._store = store
         self._before = dict(before)
-        self._working: set[int] = set()  # hashes of rows
-        self._deaths: Counter[int] = Counter()  # in this run, of processes, by the rows they had
+        self._working: dict[Stage, set[int]] = {"prepare": set(), "generate": set()}  # row hashes
+        self._deaths: dict[Stage, Counter[int]] = {"prepare": Counter(), "generate": Counter()}
         self._is_alone = self._is_closed = False
         self._changed = asyncio.Condition()
         self._writing = asyncio.Lock()
         self._num_changes = self._num_written = 0
 
-    async def start(self, ids: pa.Array) -> int:
+    async def start(self, ids: pa.Array, stage: Stage) -> int:
         """Count rows of which a stage has work; when this returns the counts outlive a crash.
 
         Returns:
-            How many processes have died in this run that worked on one of the rows, at most.
+            How many processes of the stage have died in this run that worked on one of the rows,
+            at most.
 
         Raises:
             RuntimeError: the run has ended.
@@ -54,9 +58,9 @@ class StartLog:
         hashes = set(hash_ids(ids).tolist())
         async with self._changed:
             # Rows that are there already were those of a task that died; Ray tries it again.
-            await self._changed.wait_for(lambda: not self._is_alone or self._working <= hashes)
-            self._deaths.update(self._working & hashes)
-            self._working |= hashes
+            await self._changed.wait_for(lambda: not self._is_alone or self._rows() <= hashes)
+            self._deaths[stage].update(self._working[stage] & hashes)
+            self._working[stage] |= hashes
         self._num_changes += 1
         mine = self._num_changes
         async with self._writing:
@@ -66,18 +70,19 @@ class StartLog:
                 newest, counts = self._num_changes, self._counts()
                 await asyncio.to_thread(write_starts, self._store, counts)
                 self._num_written = newest
-        return max((self._deaths[each] for each in hashes), default=0)
+        return max((self._deaths[stage][each] for each in hashes), default=0)
 
-    async def end(self, ids: pa.Array) -> None:
+    async def end(self, ids: pa.Array, stage: Stage) -> None:
         """Forget rows that a stage is through with; the file learns it with the next start."""
         async with self._changed:
-            self._working.difference_update(hash_ids(ids).tolist())
+            self._working[stage].difference_update(hash_ids(ids).tolist())
             self._changed.notify_all()
 
     async def work_alone(self) -> None:
         """From now on let `start` wait until no other rows are being worked on."""
         async with self._changed:
-            self._working.clear()  # all that came before has ended
+            for working in self._working.values():
+                working.clear()  # all that came before has ended
             self._is_alone = True
 
     async def close(self) -> None:
@@ -85,8 +90,11 @@ class StartLog:
         async with self._writing:
             self._is_closed = True
 
+    def _rows(self) -> set[int]:
+        return set().union(*self._working.values())
+
     def _counts(self) -> dict[int, int]:
-        return self._before | {row: 1 + self._before.get(row, 0) for row in self._working}
+        return self._before | {row: 1 + self._before.get(row, 0) for row in self._rows()}
 
 
 def read_starts(store: Store, done: IdSet) -> dict[int, int]:

@@ -18,7 +18,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-_PUBLIC_SETTINGS = ("region", "scheme", "endpoint_override")  # of a URI: where its filesystem is
+_SECRET = re.compile("key|secret|token|password|credential|sas|sig", re.IGNORECASE)  # a setting
+_LOGIN = re.compile(r"(?<=://)[^/]*@")
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/]*(?=@)")
+_SCHEMES_WITH_LOGIN = ("s3", "http", "https")  # elsewhere it may be a container, or who one is
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -41,13 +44,16 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def without_secrets(uri: str) -> str:
-    """A URI without credentials, and with those settings that tell where it is; a path as it is."""
+    """A URI without its credentials, in the login and the settings; a path as it is."""
     if "://" not in uri:
         return uri
     place, _, query = uri.partition("?")
-    known = [(name, value) for name, value in parse_qsl(query) if name in _PUBLIC_SETTINGS]
-    settings = f"?{urlencode(known, safe=':/')}" if known else ""
-    return re.sub(r"(?<=://)[^/]*@", "", place, count=1) + settings
+    if place.partition("://")[0] in _SCHEMES_WITH_LOGIN:
+        place = _LOGIN.sub("", place, count=1)
+    else:
+        place = _PASSWORD.sub(r"\1", place, count=1)
+    known = [(name, value) for name, value in parse_qsl(query) if not _SECRET.search(name)]
+    return place + (f"?{urlencode(known, safe=':/')}" if known else "")
 
 
 class Store(Protocol):

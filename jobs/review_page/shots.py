@@ -212,9 +212,8 @@ def open_camera(
     try:
         columns = InputColumns(**output.recipe["columns"])
         is_unique = bool(output.recipe.get("make_ids_unique"))
-        source = open_source(
-            uri, columns, carry=(), make_ids_unique=is_unique, output=str(output.path)
-        )
+        written = output.run.get("output") or str(output.path)  # this may be a copy
+        source = open_source(uri, columns, carry=(), make_ids_unique=is_unique, output=written)
         store = LocalStore(output.path)
         source = in_known_order(source, store, committed_parts(store))
         limits = limits_of(output.run)

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.listing import list_files
+from pipeline.storage import open_store
 
 ROWS = pa.table({"video": ["0.mp4"]})
 PART = "part-000000-r1.parquet"
@@ -74,6 +75,17 @@ def test_the_parts_of_an_output_on_an_object_store_are_left_out(bucket):
             assert names(bucket.uri(uri), bucket.uri(output)) == ["a.parquet", f"outer/{PART}"]
     with pytest.raises(ValueError, match=rf"/in/out/{PART} of the input may be a part .* or not"):
         names(bucket.uri("in"), bucket.uri("in/out").replace("test:test@", "me:other@"))
+
+
+def test_what_a_filesystem_fetched_by_itself_does_not_make_it_another(bucket, monkeypatch):
+    for path in ("in/a.parquet", f"in/out/{PART}"):
+        pq.write_table(ROWS, f"{bucket.name}/{path}", filesystem=bucket.filesystem)
+
+    def with_newer_credentials(uri):
+        return open_store(uri.replace("test:test@", "me:other@"))
+
+    monkeypatch.setattr("pipeline.listing.open_store", with_newer_credentials)
+    assert names(bucket.uri("in"), bucket.uri("in/out")) == ["a.parquet"]
 
 
 def test_parts_are_left_out_on_the_filesystems_of_fsspec(folder):

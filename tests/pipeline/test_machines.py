@@ -65,9 +65,13 @@ def test_groups_are_as_many_as_the_nodes_hold(asked, nodes, chosen):
     assert (machines.num_groups, machines.num_ranks) == chosen
 
 
-@pytest.mark.parametrize("num_groups", [None, 1])
-def test_ranks_that_no_node_can_hold_are_refused_with_what_would_help(num_groups):
-    asked = config(expert_parallel=8, num_groups=num_groups)
+def test_nodes_may_come_for_groups_whose_number_is_given():
+    machines = choose_machines(config(expert_parallel=8, num_groups=2), [4], num_experts=64)
+    assert (machines.num_groups, machines.num_ranks) == (2, 8)
+
+
+def test_ranks_that_no_node_can_hold_are_refused_with_what_would_help():
+    asked = config(expert_parallel=8)
     wanted = r"8 GPUs on one node, .* 12 GPUs \(2 nodes of 4, 2 of 2\).* most 4, .*--placement pack"
     with pytest.raises(ValueError, match=wanted):
         choose_machines(asked, [4, 2, 4, 2], num_experts=64)

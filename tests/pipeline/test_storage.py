@@ -7,7 +7,13 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage import LocalStore, ObjectStore, open_filesystem, open_store
+from pipeline.storage import (
+    LocalStore,
+    ObjectStore,
+    open_filesystem,
+    open_store,
+    without_secrets,
+)
 
 MIB = 1 << 20
 
@@ -22,6 +28,22 @@ def store(request, tmp_path):
         assert isinstance(store, ObjectStore)
     store.prepare()
     return store
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://KEY:SEC@RET@bucket/x?region=r&session_token=T", "s3://bucket/x?region=r"),
+        ("s3://bucket/x?tls_verify_certificates=false", None),
+        ("https://user:password@host/x", "https://host/x"),
+        ("abfss://container:KEY@account.dfs.core.windows.net/x", None),
+        ("gs://anonymous@bucket/x", None),
+        ("hdfs://alice@host:8020/x?replication=2", None),
+        ("/a/path@b?key=c", None),
+    ],
+)
+def test_a_uri_without_its_secrets_leads_to_the_same_place(uri, shown):
+    assert without_secrets(uri) == (shown or uri.replace(":KEY", ""))
 
 
 def test_files_are_written_replaced_read_moved_and_deleted(store):
