@@ -47,14 +47,19 @@ def write_input(folder: Path, num_rows: int = 4) -> Path:
 
 
 def write_output(
-    output: Path, source_path: Path, captions: Sequence[str], *, num_frames: int = 4
+    output: Path,
+    source_path: Path,
+    captions: Sequence[str],
+    *,
+    num_frames: int = 4,
+    id_column: str | None = None,
 ) -> Path:
     """What a job would have written for the rows of `write_input` with these captions."""
     config = PipelineConfig(
         input=str(source_path),
         output=str(output),
         checkpoint=DEMO,
-        columns=InputColumns(prompt="question"),
+        columns=InputColumns(prompt="question", id=id_column),
         instructions=Instructions(frames=FrameSampling(num_frames=num_frames)),
     )
     source = open_source(str(source_path), config.columns)
@@ -62,7 +67,8 @@ def write_output(
     table = pq.read_table(source_path)
     rows = []
     for number, (row, caption) in enumerate(zip(table.to_pylist(), captions, strict=True)):
-        rows.append({**row, "row_id": f"clips.parquet#{number}", **_result(row, caption, config)})
+        row_id = f"clips.parquet#{number}" if id_column is None else str(row[id_column])
+        rows.append({**row, "row_id": row_id, **_result(row, caption, config)})
     schema = source.layout.output.with_metadata(recipe.parquet_metadata)
     output.mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema), output / "part-0-x.parquet")

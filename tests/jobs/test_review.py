@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
@@ -110,6 +111,17 @@ def test_a_page_holds_every_row_with_the_frames_that_the_model_saw(captions, cap
     numbers = [number_of(np.asarray(image)[:, 64 * k : 64 * k + 64]) for k in range(4)]
     assert numbers == [4, 9, 14, 19]  # clip 2 begins with picture 2
     assert "4 of 4 rows" in capsys.readouterr().out
+
+
+def test_a_copy_of_an_output_below_its_input_has_the_frames_of_the_original(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    made = write_output(folder / "captions", write_input(folder), CAPTIONS, id_column="n")
+    run = {"input": str(folder), "output": str(made)}
+    (made / "_run.yaml").write_text(json.dumps(run))
+
+    page = make_page(shutil.copytree(made, tmp_path / "copy"))
+    assert [len(strips_of(row)) for row in page.data["rows"]] == [1, 1, 1, 0]
 
 
 def test_nothing_of_a_row_is_markup_and_only_our_script_may_run(captions):
