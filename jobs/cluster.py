@@ -68,7 +68,7 @@ def connect() -> Iterator[None]:
         yield
         return
     address = find_address(os.environ)
-    others = set(_workers())
+    others = set(_workers())  # of another Ray below this process
     try:
         if address is None:
             _start_local()

@@ -57,7 +57,7 @@ class EngineRoom:
         self._rest = rest
 
     def _move_threads(self, process: int, rest: Set[int]) -> None:
-        """Those too that it starts meanwhile: each begins where the one computes that starts it."""
+        """Move all threads, and look again for new ones, which begin where their starter was."""
         seen: set[Path] = set()
         while threads := set(_threads(process)) - seen:
             for thread in threads:
