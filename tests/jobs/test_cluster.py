@@ -13,6 +13,7 @@ import ray
 
 from jobs import cluster
 from jobs.cluster import ROOT, connect, find_address, refuse_relative, refuse_unsafe_settings
+from jobs.processes import command_line
 
 
 @pytest.fixture
@@ -182,6 +183,8 @@ def test_a_worker_that_hangs_in_its_exit_is_killed_after_the_end(monkeypatch):
     with subprocess.Popen(["ray::IDLE", "-c", program], executable=sys.executable) as other:
         with connect():
             hanging = subprocess.Popen(["ray::IDLE", "-c", program], executable=sys.executable)
+            while not command_line(hanging.pid):  # for a moment after it was started
+                time.sleep(0.01)
         assert hanging.wait(5) == -signal.SIGKILL
         assert other.poll() is None  # not of the Ray that ended
         other.kill()
