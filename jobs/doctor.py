@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.check_up.finding import Finding
-    from jobs.options import Parser
-    from pipeline.outlook import Outlook
+    from jobs.checks.finding import Finding
+    from jobs.cli.options import Parser
+    from pipeline.dry_run import Outlook
 
 _ROOT = Path(__file__).resolve().parents[1]
 if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
@@ -51,10 +51,10 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all checks; the exit code."""
-    from jobs import run_file
+    from jobs.cli import config_file
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = run_file.parse(partial(make_parser, _job_of(arguments)), arguments)
+    options = config_file.parse(partial(make_parser, _job_of(arguments)), arguments)
     is_bad = False
     try:
         for finding in _check(options):
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser(job: str = _JOBS[0]) -> "Parser":
     """The command line, and its manual page: those of a job, with the doctor's own options."""
-    from jobs import options
+    from jobs.cli import options
 
     parser: options.Parser = import_module(f"jobs.{job}").make_parser()
     parser.prog, parser.description, parser.epilog = _PROG, _DESCRIPTION % job, _EPILOG
@@ -92,7 +92,7 @@ def make_parser(job: str = _JOBS[0]) -> "Parser":
 
 def _job_of(arguments: Sequence[str]) -> str:
     """The job whose options the others are; one that is none ends the process with 2."""
-    from jobs import options
+    from jobs.cli import options
 
     parser = options.Parser(prog=_PROG, add_help=False)
     parser.add_argument("--job", choices=_JOBS, default=_JOBS[0])
@@ -107,13 +107,13 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     """
     import torch
 
-    from jobs.check_up import attacks, sampled_rows, trial, weights
-    from jobs.check_up.finding import Finding
-    from jobs.settings import pipeline_config
-    from model.processor import Processor
-    from pipeline.machines import choose_machines
-    from pipeline.opening import open_input
-    from pipeline.outlook import look_ahead
+    from jobs.checks import attacks, sampled_rows, trial, weights
+    from jobs.checks.finding import Finding
+    from jobs.cli.pipeline_config import pipeline_config
+    from model.inputs.processor import Processor
+    from pipeline.cluster.deployment import choose_machines
+    from pipeline.dry_run import look_ahead
+    from pipeline.preflight import open_input
 
     config = pipeline_config(options)
     source = open_input(config)
@@ -160,7 +160,7 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
 
 def _planned(plan: "Outlook") -> "Finding":
     """What the job would do with which rows."""
-    from jobs.check_up.finding import Finding
+    from jobs.checks.finding import Finding
 
     if plan.changes and not plan.new_recipe:
         changes = "; ".join(plan.changes)

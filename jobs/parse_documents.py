@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.options import Parser
+    from jobs.cli.options import Parser
 
 _ROOT = Path(__file__).resolve().parents[1]
 if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
@@ -55,14 +55,14 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; the exit code."""
-    from jobs.command import run_command
+    from jobs.cli.main import run_command
 
     return run_command(make_parser, arguments)
 
 
 def make_parser() -> "Parser":
     """The command line, and its manual page."""
-    from jobs.options import job_parser
+    from jobs.cli.options import job_parser
 
     parser = job_parser("parse_documents", _DESCRIPTION, _EPILOG, media="document")
     parser.set_defaults(

@@ -35,11 +35,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from jobs.bench.shapes import moonlight
-from jobs.options import Formatter, Parser, count, positive
+from jobs.cli.options import Formatter, Parser, count, positive
 from jobs.planning.hardware import GPUS, Hardware
 from jobs.planning.layout import Layout, Planner, Rows, best
 from jobs.planning.network import Network
+from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.options import Parser
+    from jobs.cli.options import Parser
     from jobs.review_page.page import Side
     from jobs.review_page.rows import Output
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> "Parser":
     """The command line, and its manual page."""
-    from jobs import options
+    from jobs.cli import options
 
     parser = options.Parser(
         prog=_PROG,
@@ -177,7 +177,7 @@ def _side(output: "Output", options: argparse.Namespace) -> "Side":
     from jobs.review_page.parts import parts_of_rows, windows_of
     from jobs.review_page.shots import open_camera
     from jobs.review_page.strips import Shots
-    from pipeline.windows import PageWindows
+    from pipeline.media.windows import PageWindows
 
     parts = parts_of_rows(output, options.max_frames)
     if options.no_frames:

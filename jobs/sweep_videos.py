@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.options import Parser
+    from jobs.cli.options import Parser
 
 _ROOT = Path(__file__).resolve().parents[1]
 if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
@@ -65,14 +65,14 @@ _TAKEN = ("prompts", "prompt_column", "schema", "columns")  # by the grid and th
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; the exit code."""
-    from jobs.command import run_command
+    from jobs.cli.main import run_command
 
     return run_command(make_parser, arguments, _sweep)
 
 
 def make_parser() -> "Parser":
     """The command line, and its manual page."""
-    from jobs.options import job_parser
+    from jobs.cli.options import job_parser
     from jobs.sweep.names import ANSWER_TOKENS, LAYOUT_NAMES, MODES
 
     parser = job_parser("sweep_videos", _DESCRIPTION, _EPILOG)
@@ -97,13 +97,14 @@ def make_parser() -> "Parser":
 
 def _sweep(options: argparse.Namespace) -> object:
     """Sweep; what to print."""
-    from jobs.cluster import connect
+    from jobs import caption_videos
+    from jobs.cli.ray_cluster import connect
     from jobs.sweep.finding import conclude
     from jobs.sweep.grid import read_grid
     from jobs.sweep.layouts import LAYOUTS, read_items
     from jobs.sweep.work import config_of, plan_work, write_clips
+    from pipeline.output.store import open_store
     from pipeline.run import run
-    from pipeline.storage import open_store
 
     for name in _TAKEN:
         if getattr(options, name) is not None:
@@ -128,7 +129,7 @@ def _sweep(options: argparse.Namespace) -> object:
     write_clips(work, store)
     for config in configs:
         print(run(config, connect=connect), flush=True)
-    return conclude(work, store, make_parser, options)
+    return conclude(work, store, caption_videos.make_parser, options)
 
 
 if __name__ == "__main__":

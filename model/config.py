@@ -177,7 +177,7 @@ class VisionConfig:
 class ImageConfig:
     """How an image becomes patches, from `preprocessor_config.json`."""
 
-    in_token_limit: int  # patches; a soft cap, see model/images.py
+    in_token_limit: int  # patches; a soft cap, see model/inputs/images.py
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     patch_size: int = 14
@@ -352,3 +352,6 @@ def _named_ends(config: Mapping[str, Any]) -> set[int]:
     ends = named if isinstance(named, list) else [] if named is None else [named]
     require(all(is_integer(each) and each >= 0 for each in ends), "eos_token_id", named)
     return set(ends)
+
+
+BLOCK_SIZE = 16  # tokens

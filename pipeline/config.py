@@ -1,24 +1,15 @@
 """`PipelineConfig`: what one run reads, asks and writes; and what of it changes the captions."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from model.engine_config import EngineConfig
-from model.sequence import SamplingParams
-from parallel.choice import Exchange
-from pipeline.batching import Batching
-from pipeline.instructions import Instructions
-from pipeline.recipe import Recipe, checkpoint_fingerprint
+from model.engine.config import EngineConfig
+from model.engine.sequence import SamplingParams
+from parallel.experts.policy import Exchange
+from pipeline.output.recipe import Recipe, checkpoint_fingerprint
+from pipeline.prompts.instructions import Instructions
 from pipeline.schema import ErrorCode, InputColumns, Layout
-from pipeline.windows import PageWindows
-
-_MAX_BATCH_ROWS = 8
-_MAX_BATCHES = 64  # in flight
-_MAX_BATCH_BYTES = 64 << 20  # of patches, so that a few batches fit into any object store
-_PATCH_BYTES = 3 * 14 * 14
-_WINDOWS_OF_A_ROW = 16  # a guess at what most rows have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +35,9 @@ class PipelineConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_groups: int | None = None  # None: as many as the GPUs make, or one
-    expert_parallel: int | None = None  # ranks of each group; None: chosen, see `pipeline.machines`
+    expert_parallel: int | None = (
+        None  # ranks of each group; None: chosen, see `pipeline.cluster.deployment`
+    )
     exchange: Exchange = field(default_factory=Exchange)
     placement: Literal["STRICT_PACK", "PACK", "SPREAD"] = "STRICT_PACK"  # of a group's ranks
     expert_placement: str | None = None  # as for `read_load`; changes no recipe, as ranks do not
@@ -56,7 +49,9 @@ class PipelineConfig:
     retry_failed: tuple[ErrorCode, ...] = ()  # rows with these codes are tried again
     new_recipe: bool = False  # set the rows of another recipe aside
     keep_order: bool = False  # of the input in the output
-    rows_per_batch: int | None = None  # that travel together; None: as `batching` finds best
+    rows_per_batch: int | None = (
+        None  # that travel together; None: as `pipeline.stages.sizing` finds best
+    )
     run_yaml: str | None = None  # the options of the command, to keep beside the output
 
     def __post_init__(self) -> None:
@@ -72,32 +67,6 @@ class PipelineConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-
-    @property
-    def row_bytes(self) -> int:
-        """The most that the patches of one row can take, where the frames have a limit.
-
-        With windows it is what most rows stay below: how many there will be is not known.
-        """
-        num_tokens = sum(look.most_tokens for look in self.instructions.looks)
-        if isinstance(self.instructions.windows, PageWindows):
-            num_tokens = self.instructions.max_frame_tokens or 1024
-        if self.instructions.windows is not None:
-            num_tokens *= _WINDOWS_OF_A_ROW
-        return num_tokens * 4 * _PATCH_BYTES
-
-    def batching(self, num_engines: int) -> Batching:
-        """How many rows are prepared and answered together."""
-        if self.rows_per_batch is not None:
-            return Batching(num_rows=self.rows_per_batch, num_small_rows=self.rows_per_batch)
-        most = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // self.row_bytes))
-        wanted = min(most, math.ceil(self.rows_in_flight(num_engines) / _MAX_BATCHES))
-        has_windows = self.instructions.windows is not None  # how many, the size does not tell
-        return Batching(num_rows=wanted, num_small_rows=wanted if has_windows else most)
-
-    def rows_in_flight(self, num_engines: int) -> int:
-        """Twice what the engines can run, so that they never wait for rows."""
-        return 2 * self.engine.max_batch_size * num_engines
 
 
 def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:

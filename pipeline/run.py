@@ -4,7 +4,6 @@ What can be refused is refused with a `ValueError` before Ray is touched: argume
 input, output. From then on a failure is a `RunError`, and what is committed stays.
 """
 
-import math
 import secrets
 import sys
 import time
@@ -20,17 +19,9 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
-from parallel.group_errors import GroupError
-from pipeline import ledger
-from pipeline.config import PipelineConfig, recipe_of
-from pipeline.drain import drain, start_log
-from pipeline.engine_room import EngineRoom
-from pipeline.expert_load import record_load
-from pipeline.fetch import MediaAccess
-from pipeline.file_list import in_known_order, note_files
-from pipeline.flow import Flow
-from pipeline.lock import lock_output
-from pipeline.machines import (
+from parallel.groups.errors import GroupError
+from pipeline.cluster.cpu import EngineRoom
+from pipeline.cluster.deployment import (
     EngineFactory,
     Machines,
     choose_machines,
@@ -38,21 +29,24 @@ from pipeline.machines import (
     start_groups,
     wanted_load,
 )
-from pipeline.opening import open_checkpoint, open_input
-from pipeline.recipe import claim_output, write_json
-from pipeline.report import Report, Tally, Usage
-from pipeline.sink import Committer
-from pipeline.source import Plan, Source, plan
-from pipeline.starts import read_starts
-from pipeline.storage import Store, open_store
+from pipeline.cluster.expert_load import record_load
+from pipeline.config import PipelineConfig, recipe_of
+from pipeline.driver import drain, start_log
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.input.manifest import in_known_order, note_files
+from pipeline.input.plan import Plan, plan
+from pipeline.input.source import Source
+from pipeline.monitor.report import Report, Tally, Usage
+from pipeline.output import ledger
+from pipeline.output.in_flight import read_starts
+from pipeline.output.lock import lock_output
+from pipeline.output.recipe import claim_output, write_json
+from pipeline.output.store import Store, open_store
+from pipeline.output.writer import Committer
+from pipeline.preflight import open_checkpoint, open_input
+from pipeline.stages.ray_data import Flow
+from pipeline.stages.sizing import choose_sizing
 
-_STORE_SHARE = 0.5  # of the object stores, for rows between the stages at most
-_QUEUED_SHARE = 4  # of the rows that keep the engines busy
-_READ_ROWS = 8  # given to a preparer together, where there are many
-_BATCHES_AHEAD = 16
-# A row costs a client 13 ms of a processor (BENCHMARKS.md), and more with more pixels; `jobs.plan`
-# expects of a GPU some 20 rows a second.
-_ENGINES_PER_CLIENT = 2
 _STORY = "_error.txt"
 _FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError, pa.ArrowException)
 
@@ -128,7 +122,7 @@ def run(
                     tqdm.write(str(machines), file=sys.stderr)
                 flow = _flow(config, machines, source, media, what)
                 start = partial(
-                    start_groups, config, machines, load, engine_factory, flow.rows_in_flight
+                    start_groups, config, machines, load, engine_factory, flow.sizing.company
                 )
                 record = partial(record_load, store, checkpoint=recipe.fields["checkpoint"])
                 usage = drain(
@@ -154,17 +148,12 @@ def _flow(
     config: PipelineConfig, machines: Machines, source: Source, media: MediaAccess, what: Plan
 ) -> Flow:
     resources = ray.cluster_resources()
-    num_engines = machines.num_groups * machines.num_ranks
-    batching = config.batching(num_engines)
-    rows_in_flight = config.rows_in_flight(num_engines)
-    # All that is between the stages fits into this, so that nothing is spilled to disk.
-    store_bytes = resources.get("object_store_memory", 1 << 30)
-    batch_bytes = batching.num_small_rows * config.row_bytes
-    max_queued_bytes = int(
-        min(store_bytes * _STORE_SHARE, _QUEUED_SHARE * rows_in_flight * config.row_bytes)
-    )
-    num_preparers = max(
-        1, math.ceil(min(resources.get("CPU", 1), what.num_todo / batching.num_rows))
+    sizing = choose_sizing(
+        config,
+        machines,
+        num_rows=what.num_todo,
+        num_cpus=resources.get("CPU", 1),
+        store_bytes=int(resources.get("object_store_memory", 1 << 30)),
     )
     return Flow(
         source=source,
@@ -172,17 +161,7 @@ def _flow(
         instructions=config.instructions,
         open_media=media.open,
         sampling=config.sampling,
-        read_rows=max(batching.num_rows, min(_READ_ROWS, what.num_todo // (4 * num_preparers))),
-        batching=batching,
-        rows_in_flight=max(
-            2 * batching.num_rows, min(rows_in_flight, max_queued_bytes // 2 // config.row_bytes)
-        ),
-        num_clients=math.ceil(num_engines / _ENGINES_PER_CLIENT),
-        num_preparers=num_preparers,
-        max_queued_bytes=max_queued_bytes,
-        batches_ahead=max(
-            2, min(_BATCHES_AHEAD, max_queued_bytes // (8 * num_preparers * batch_bytes))
-        ),
+        sizing=sizing,
         keep_order=config.keep_order,
     )
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.codes import ErrorCode, Status  # noqa: F401, they belong to the columns
-from pipeline.unify import plain
+from pipeline.status import ErrorCode, Status  # noqa: F401, they belong to the columns
 
 # What the prepare stage learns of a row's media; null where it could not be read.
 MEDIA_FIELDS = (
@@ -345,3 +344,20 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """A type with its dictionaries decoded, at any depth, and without views, which few take."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_dictionary(kind):
+        return plain(kind.value_type)
+    if pa.types.is_struct(kind):
+        parts = [kind.field(index) for index in range(kind.num_fields)]
+        return pa.struct([part.with_type(plain(part.type)) for part in parts])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        item = kind.value_field.with_type(plain(kind.value_type))
+        return pa.list_(item) if pa.types.is_list(kind) else pa.large_list(item)
+    return kind

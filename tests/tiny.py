@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 
-from jobs.demo.random_checkpoint import IMAGE, TEXT, VISION, random_weights, write_checkpoint
+from jobs.training.random_checkpoint import (
+    IMAGE,
+    TEXT,
+    VISION,
+    random_weights,
+    write_checkpoint,
+)
 from model.config import ImageConfig, KimiVLConfig, TextConfig, VisionConfig
-from model.kimi_vl import KimiVL
+from model.network.kimi_vl import KimiVL
 
 HALF = (0.5, 0.5, 0.5)
 LINES = ("a red circle moves left on black", "a blue square stands still on white") * 8

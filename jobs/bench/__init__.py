@@ -1,1 +1,1 @@
-"""The parts of `jobs.bench_engine`."""
+"""The parts of `jobs.bench.engine`."""

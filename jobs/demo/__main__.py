@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from jobs.demo.clips import write_clips
 from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
 from jobs.demo.judge import Tally, judge_caption
-from pipeline.media import decode_media
-from pipeline.sampling import FrameSampling
+from pipeline.media.decode import decode_media
+from pipeline.media.frame_sampling import FrameSampling
 
 NUM_FRAMES = 8
 SHEET_FRAME_PX = 140

@@ -7,7 +7,7 @@ Letters: N frames of a clip.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,13 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from jobs.demo.language import caption
-from jobs.demo.scenes import SPLITS, Difficulty, draw, random_scene
+from jobs.demo.scenes import (
+    SPLITS,
+    Difficulty,
+    draw,
+    random_scene,
+)
+from model.inputs.processor import Item
 
 SCHEMA = pa.schema(
     [
@@ -103,3 +109,17 @@ def _clip(number: int, seed: int, difficulty: Difficulty | None) -> dict[str, An
         "background": scene.background,
         "duration_s": num_frames / rate,
     }
+
+
+def with_timestamps(
+    frames: Sequence[NDArray[np.uint8]], times_s: NDArray[np.float64], style: str
+) -> list[Item]:
+    """The frames, each behind its time if the style has one."""
+    content: list[Item] = []
+    for frame, time_s in zip(frames, times_s.tolist(), strict=True):
+        if style == "seconds":
+            content.append(f"{time_s:.1f}s ")
+        elif style == "clock":
+            content.append(f"[{int(time_s) // 60:02d}:{int(time_s) % 60:02d}] ")
+        content.append(frame)
+    return content

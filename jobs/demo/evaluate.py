@@ -25,25 +25,24 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from jobs.checkpoints import find_checkpoint
-from jobs.cluster import connect
-from jobs.demo.clips import encode
+from jobs.cli.checkpoint import find_checkpoint
+from jobs.cli.ray_cluster import connect
+from jobs.demo.clips import encode, with_timestamps
 from jobs.demo.judge import Tally, judge_caption
 from jobs.demo.language import VIDEO_PROMPT, Question, caption, questions
-from jobs.demo.lessons import first_seed, with_timestamps
-from jobs.demo.scenes import Scene, Split, draw, frame_times, random_scene
-from model.engine import Engine
-from model.engine_config import EngineConfig
-from model.moe import Router
-from model.processor import Processor
-from model.prompt import PromptError
-from model.sequence import SamplingParams
+from jobs.demo.scenes import Scene, Split, draw, first_seed, frame_times, random_scene
+from model.engine.config import EngineConfig
+from model.engine.engine import Engine
+from model.engine.sequence import SamplingParams
+from model.inputs.processor import Processor
+from model.inputs.prompt import PromptError
+from model.network.moe import Router
 from pipeline.config import PipelineConfig
-from pipeline.frames import Frames
-from pipeline.instructions import Instructions, Timestamps
-from pipeline.media import decode_media
+from pipeline.media.decode import decode_media
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.frames import Frames
+from pipeline.prompts.instructions import Instructions, Timestamps
 from pipeline.run import run
-from pipeline.sampling import FrameSampling
 from pipeline.schema import InputColumns
 
 SIZES = ((224, 168), (168, 224), (196, 196), (252, 140))  # width and height

@@ -295,3 +295,12 @@ def _apply(
     cover[~event.shows(u)] = 0
     if event.kind == "turns":
         rgb[u >= event.u] = COLOURS[event.colour]
+
+
+def first_seed(split: Split, run_seed: int, number: int) -> int:
+    """The seed of clip `number` of a run, in the range of its split."""
+    seeds = SPLITS[split]
+    seed = seeds.start + run_seed * 2**32 + number
+    if seed not in seeds:
+        raise ValueError(f"seed {seed} is outside of the {split} split; use a smaller run seed")
+    return seed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jobs.planning.hardware import Hardware
 from jobs.planning.network import BF16_BYTES, Network
-from model.blocks import BLOCK_SIZE
+from model.config import BLOCK_SIZE
 
 GIB = 1 << 30
 DAY_S = 86_400

@@ -6,15 +6,14 @@ Letters: T tokens of a rank's step, R ranks.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import comb, prod
 
-from jobs.bench.limits import Product, dense_products, head_product, vision_products
-from jobs.bench_dispatch import least_rows
+from jobs.planning.products import Product, dense_products, head_product, vision_products
 from model.config import KimiVLConfig
-from model.weights import destinations
+from model.network.weights import destinations
 
 BF16_BYTES = 2
-_PLACE_AND_WEIGHT_BYTES = 8  # of each expert of a row, on the wire (parallel/rows.py)
+_PLACE_AND_WEIGHT_BYTES = 8  # of each expert of a row, on the wire (parallel/experts/permute.py)
 
 
 @dataclass(frozen=True)
@@ -118,3 +117,10 @@ class Network:
 def _work(products: Iterable[Product]) -> Work:
     counted = list(products)
     return Work(sum(each.flops for each in counted), sum(each.matrix_bytes for each in counted))
+
+
+def least_rows(num_experts: int, top_k: int, num_ranks: int) -> float:
+    """Other ranks that hold any of a token's K experts, on average over uniform choices."""
+    elsewhere = num_experts - num_experts // num_ranks
+    none = comb(elsewhere, top_k) / comb(num_experts, top_k)
+    return (num_ranks - 1) * (1 - none)

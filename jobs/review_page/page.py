@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from jobs.review_page.parts import Part, Parts, describe, prompt_of
 from jobs.review_page.rows import Output, as_json
 from jobs.review_page.strips import Shots, Sight
-from pipeline.timeline import PAGES_FIELD
+from pipeline.prompts.window_answers import PAGES_FIELD
 
 VERDICT_FORMAT = "moonsweep-verdicts-1"
 _HERE = Path(__file__).parent
@@ -212,7 +212,7 @@ def _heads(side: Side, other: Side | None) -> Iterator[str]:
             line = f"{each.output.name}: {describe(recipe)}, prompt: {prompt}"
             yield f'<div class="facts">{html.escape(line)}</div>'
     if other is not None:
-        from pipeline.recipe import differences
+        from pipeline.output.recipe import differences
 
         changed = "; ".join(differences(side.output.recipe, other.output.recipe)) or "nothing"
         yield f'<div class="facts">{html.escape(f"changed in the recipe: {changed}")}</div>'

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jobs.review_page.rows import Output, as_json
-from pipeline.look import Look
-from pipeline.questions import ANSWERS
-from pipeline.sampling import FrameSampling
-from pipeline.timeline import PAGE_WINDOWS_FIELD, PAGES_FIELD, TIMELINE_FIELD
-from pipeline.windows import PageWindows, TimeWindows, Windows
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.windows import PageWindows, TimeWindows, Windows
+from pipeline.prompts.frame_view import Look
+from pipeline.prompts.questions import ANSWERS
+from pipeline.prompts.window_answers import PAGE_WINDOWS_FIELD, PAGES_FIELD, TIMELINE_FIELD
 
 Item = TypeVar("Item")
 _TOKEN_PX = 28 * 28  # a visual token is 2 x 2 patches of 14 x 14 pixels

@@ -149,7 +149,7 @@ def _run(path: Path) -> dict[str, Any]:
     """The options of the last run; for a run of a sweep those of the sweep, with its clips."""
     if (path / _OPTIONS).exists() or not (path.parent / CLIPS).exists():
         return {"run": _options(path / _OPTIONS), "media_folder": None}
-    from pipeline.listing import list_files
+    from pipeline.input.listing import list_files
 
     run = _options(path.parent / _OPTIONS)
     try:

@@ -15,23 +15,25 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.options import LIMITS, Parser, add_limits, media_limits
+from jobs.cli.config_file import as_arguments
+from jobs.cli.options import LIMITS, Parser, add_limits, media_limits
 from jobs.review_page.parts import Part, Parts, looks_of, windows_of
 from jobs.review_page.rows import Output
 from jobs.review_page.strips import Picture, Shots, make_sight
 from jobs.review_page.thumbnail import Thumbnail
-from jobs.run_file import as_arguments
-from pipeline.decoder import Decoder
-from pipeline.fetch import MediaAccess
-from pipeline.file_list import in_known_order
-from pipeline.frames import Frames
-from pipeline.ledger import Held, IdSet, committed_parts
-from pipeline.limits import MediaError, MediaLimits
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.input.manifest import in_known_order
+from pipeline.input.plan import plan
+from pipeline.input.reader import read_piece
+from pipeline.input.source import Source, open_source
+from pipeline.media.display import Shot
+from pipeline.media.frames import Frames
+from pipeline.media.limits import MediaError, MediaLimits
+from pipeline.media.sandbox import Decoder
+from pipeline.media.windows import PageWindows, Span, Window
+from pipeline.output.ledger import Held, IdSet, committed_parts
+from pipeline.output.store import LocalStore
 from pipeline.schema import InputColumns
-from pipeline.source import Source, open_source, plan, read_piece
-from pipeline.storage import LocalStore
-from pipeline.view import Shot
-from pipeline.windows import PageWindows, Span, Window
 
 _SLICE_ROWS = 8
 _SCENES_IN_MEMORY = 32

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A `pipeline.view.Fit` by the longer side, and by the pixels that the model was given."""
+    """A `display.Fit` by the longer side, and by the pixels that the model was given."""
 
     frame_px: int
     seen_px: float | None = None  # width x height of what the model saw; None: not known

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from jobs.review_page.page import VERDICT_FORMAT
 from jobs.review_page.parts import prompt_of, windows_of
 from jobs.review_page.rows import Output
-from pipeline.timeline import TIMELINE_FIELD
-from pipeline.windows import PageWindows, TimeWindows
+from pipeline.media.windows import PageWindows, TimeWindows
+from pipeline.prompts.window_answers import TIMELINE_FIELD
 
 _KINDS = ("accept", "reject", "edit")
 _ADDED = ("verdict", "final_caption", "judged_at")

@@ -12,8 +12,8 @@ from jobs.sweep.grid import Cell
 from jobs.sweep.layouts import LETTERS, Item
 from jobs.sweep.scores import normal, parse_choice, vote
 from jobs.sweep.work import Clip, Work, question_name, video_name
-from pipeline.ledger import committed_parts
-from pipeline.storage import open_store
+from pipeline.output.ledger import committed_parts
+from pipeline.output.store import open_store
 
 _TYPES = {
     **dict.fromkeys(["id", "video", "task", "cell", "text", "truth", "answer"], pa.string()),

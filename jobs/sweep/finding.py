@@ -9,16 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from jobs import caption_videos
-from jobs.options import Parser
-from jobs.run_file import as_arguments
+from jobs.cli.config_file import as_arguments
+from jobs.cli.options import Parser
 from jobs.sweep.answers import collect
 from jobs.sweep.charts import draw_sweep, draw_tasks
 from jobs.sweep.grid import Cell
 from jobs.sweep.names import ANSWER_TOKENS, MODES
 from jobs.sweep.scores import Row, choose_cell, summarise
 from jobs.sweep.work import Work
-from pipeline.storage import Store
+from pipeline.output.store import Store
 
 # Of the sweep itself, or of its dataset: the full job has its own.
 _NOT_OF_THE_JOB = ("input", "output", "id-column", "video-column", "limit", "prompt")
@@ -32,7 +31,7 @@ def conclude(
     Args:
         work: whose runs are done.
         store: the output.
-        make_parser: of the sweep.
+        make_parser: of the full job.
         options: of the sweep.
     """
     answers = collect(work, store.uri)
@@ -52,7 +51,7 @@ def conclude(
             f"best, by {mode} score: {_told(summary[best], mode)}",
             f"cheapest within one standard error: {_told(summary[cheapest], mode)}",
             "the full job:",
-            full_command(work.cells[cheapest], options),
+            full_command(work.cells[cheapest], options, make_parser()),
         ]
     )
 
@@ -72,13 +71,17 @@ def _told(row: Row, mode: str) -> str:
     )
 
 
-def full_command(cell: Cell, options: argparse.Namespace) -> str:
+def full_command(cell: Cell, options: argparse.Namespace, parser: Parser) -> str:
     """The command line that captions clips with the settings of a cell.
 
     Input and output are left to fill in. What is about questions stays behind: their prompt, and
     that answers are short.
+
+    Args:
+        cell: of the sweep.
+        options: of the sweep.
+        parser: of the full job.
     """
-    parser = caption_videos.make_parser()
     defaults = {
         action.option_strings[-1].removeprefix("--"): action.default
         for action in parser._actions

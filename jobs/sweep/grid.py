@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.options import Parser
-from jobs.run_file import overlay, read_mapping
+from jobs.cli.config_file import overlay, read_mapping
+from jobs.cli.options import Parser
 
 # How the model runs: cells that differ here cannot be answered by the same ranks.
 MACHINE = ("expert-parallel", "groups", "dispatch", "wire-dtype")

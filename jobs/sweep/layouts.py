@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.listing import list_files
-from pipeline.questions import fill, template_fields
+from pipeline.input.listing import list_files
+from pipeline.prompts.questions import fill, template_fields
 
 LETTERS = string.ascii_uppercase
 Row = Mapping[str, Any]
@@ -36,7 +36,7 @@ class Item:
     """One question."""
 
     id: str
-    video: Any  # as `pipeline.fetch` opens it
+    video: Any  # as `pipeline.fetch.media_access` opens it
     question: str
     options: tuple[str, ...]  # without letters; none for an open question
     truth: str  # a letter; or the answer to an open question

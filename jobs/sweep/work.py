@@ -16,14 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.settings import pipeline_config
+from jobs.cli.pipeline_config import pipeline_config
 from jobs.sweep.grid import Cell
 from jobs.sweep.layouts import LETTERS, Dataset, Item, lettered
 from jobs.sweep.names import CLIPS
 from pipeline.config import PipelineConfig
-from pipeline.questions import Question, fill, template_fields
+from pipeline.output.store import Store
+from pipeline.prompts.questions import Question, fill, template_fields
 from pipeline.schema import InputColumns
-from pipeline.storage import Store
 
 _FIELDS = ("question", "options")  # that a prompt may name
 

@@ -22,10 +22,10 @@ from jobs.review_page.page import Side, write_pages
 from jobs.review_page.parts import parts_of_rows
 from jobs.review_page.rows import read_output
 from jobs.review_page.strips import Shots, make_sight
-from pipeline.instructions import Instructions
-from pipeline.questions import Question
-from pipeline.sampling import FrameSampling
-from pipeline.windows import TimeWindows
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.windows import TimeWindows
+from pipeline.prompts.instructions import Instructions
+from pipeline.prompts.questions import Question
 from tests.jobs.outputs import write_answered, write_input, write_output
 from tests.jobs.test_review import CAPTIONS, HOSTILE, clips, documents, looked  # noqa: F401
 

@@ -11,24 +11,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.checkpoints import DEMO
-from model.processor import Processor
-from parallel.worker import Request
+from jobs.cli.checkpoint import DEMO
+from model.inputs.processor import Processor
+from parallel.ranks.worker import Request
 from pipeline.config import PipelineConfig, recipe_of
-from pipeline.fetch import MediaAccess
-from pipeline.generate import Generate
-from pipeline.instructions import Instructions
-from pipeline.ledger import Held
-from pipeline.limits import MediaError
-from pipeline.opening import open_input
-from pipeline.prepare import Prepare
-from pipeline.sampling import FrameSampling
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.input.plan import plan
+from pipeline.input.reader import read_piece
+from pipeline.input.source import open_source
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.limits import MediaError
+from pipeline.media.video import decode_video
+from pipeline.output.ledger import Held
+from pipeline.preflight import open_input
+from pipeline.prompts.instructions import Instructions
+from pipeline.prompts.prepare import Prepare
 from pipeline.schema import InputColumns
-from pipeline.source import open_source, plan, read_piece
-from pipeline.video import decode_video
+from pipeline.stages.generate import Generate
 from tests.clips import make_video
-from tests.pipeline.test_generate import Groups
-from tests.pipeline.test_generate import caption as completion
+from tests.pipeline.stages.test_generate import Groups
+from tests.pipeline.stages.test_generate import caption as completion
 
 
 def write_input(folder: Path, num_rows: int = 4) -> Path:

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import caption_videos, checkpoints
-from jobs.checkpoints import find_checkpoint
+from jobs import caption_videos
+from jobs.cli import checkpoint as checkpoint_module
+from jobs.cli.checkpoint import find_checkpoint
 from tests.clips import make_video, real_clips
 from tests.tiny import tiny_checkpoint
 
@@ -283,9 +284,9 @@ def test_a_model_is_a_directory_or_a_name(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(checkpoint.parent)
     assert find_checkpoint(checkpoint.name) == checkpoint
 
-    monkeypatch.setattr(checkpoints, "DEMO", tmp_path)
+    monkeypatch.setattr(checkpoint_module, "DEMO", tmp_path)
     assert find_checkpoint("demo") == tmp_path
-    monkeypatch.setattr(checkpoints, "DEMO", tmp_path / "gone")
+    monkeypatch.setattr(checkpoint_module, "DEMO", tmp_path / "gone")
     with pytest.raises(ValueError, match="the demo checkpoint is missing"):
         find_checkpoint("demo")
 
@@ -319,7 +320,7 @@ def test_a_checkpoint_that_cannot_be_fetched_says_what_to_do(monkeypatch, name, 
         raise kind("disk full")
 
     if error is not None:
-        monkeypatch.setattr(checkpoints, "snapshot_download", download)
+        monkeypatch.setattr(checkpoint_module, "snapshot_download", download)
 
     with pytest.raises(ValueError, match=message):
         find_checkpoint(name)

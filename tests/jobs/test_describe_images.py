@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import describe_images, review, run_file
+from jobs import describe_images, review
+from jobs.cli import config_file
 from tests.tiny import tiny_checkpoint
 
 
@@ -79,13 +80,13 @@ def test_images_are_described_upright_together_and_by_their_frames(
 def test_images_keep_their_size_and_have_no_times():
     required = ["--input", "a.parquet", "--output", "o", "--model", "demo"]
 
-    options = run_file.parse(describe_images.make_parser, required)
+    options = config_file.parse(describe_images.make_parser, required)
 
     assert options.frame_tokens is None
     assert options.timestamps == "none"
     assert options.video_column == "image"
     assert options.prompt == "Describe this image in detail."
-    changed = run_file.parse(describe_images.make_parser, [*required, "--image-column", "x"])
+    changed = config_file.parse(describe_images.make_parser, [*required, "--image-column", "x"])
     assert changed.video_column == "x"
     assert "image-column: x" in changed.run_yaml
     assert "frame-tokens: max" in changed.run_yaml

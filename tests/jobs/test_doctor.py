@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import doctor, parse_documents, run_file
-from jobs.check_up import attacks, trial, weights
-from jobs.check_up.sampled_rows import SampledRow
-from jobs.checkpoints import DEMO
-from model.engine_config import EngineConfig
-from model.processor import Processor
-from model.prompt import Prompt
-from model.sequence import SamplingParams
+from jobs import doctor, parse_documents
+from jobs.checks import attacks, trial, weights
+from jobs.checks.sampled_rows import SampledRow
+from jobs.cli import config_file
+from jobs.cli.checkpoint import DEMO
+from model.engine.config import EngineConfig
+from model.engine.sequence import SamplingParams
+from model.inputs.processor import Processor
+from model.inputs.prompt import Prompt
 from tests.clips import make_video
 from tests.pipeline.pdfs import encrypted, make_pdf
 
@@ -80,7 +81,7 @@ def test_documents_are_drawn_and_asked_page_by_page_as_their_job_does(tmp_path, 
     required = ["--input", str(tmp_path / "papers.parquet"), "--output", "/nowhere/out"]
     own = ["--model", "demo", "--document-column", "paper", "--max-tokens", "2", "--threads", "1"]
     config = tmp_path / "_run.yaml"
-    config.write_text(run_file.parse(parse_documents.make_parser, [*required, *own]).run_yaml)
+    config.write_text(config_file.parse(parse_documents.make_parser, [*required, *own]).run_yaml)
 
     job = ["--job", "parse_documents", "--no-attacks"]
     code = doctor.main([*job, "--config", str(config)])

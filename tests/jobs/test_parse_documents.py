@@ -4,9 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import caption_videos, parse_documents, review, run_file
-from jobs.settings import pipeline_config
-from pipeline.windows import PageWindows, TimeWindows
+from jobs import caption_videos, parse_documents, review
+from jobs.cli import config_file
+from jobs.cli.pipeline_config import pipeline_config
+from pipeline.media.windows import PageWindows, TimeWindows
 from tests.clips import make_video
 from tests.pipeline.pdfs import encrypted, make_pdf
 from tests.tiny import tiny_checkpoint
@@ -21,7 +22,7 @@ def checkpoint(tmp_path_factory):
 
 def options(make_parser, *more):
     required = ["--input", "a.parquet", "--output", "o", "--model", "demo"]
-    return run_file.parse(make_parser, [*required, *more])
+    return config_file.parse(make_parser, [*required, *more])
 
 
 @pytest.mark.ray

@@ -18,22 +18,22 @@ import pytest
 from PIL import Image
 
 from jobs import review
-from jobs.checkpoints import DEMO
+from jobs.cli.checkpoint import DEMO
 from jobs.review_page.page import VERDICT_FORMAT, Side, write_pages
 from jobs.review_page.parts import parts_of_rows
 from jobs.review_page.rows import read_output
 from jobs.review_page.shots import limits_of
 from jobs.review_page.strips import Shots, Sight, Strip, make_sight
 from jobs.review_page.verdicts import clock, cue_text, file_name, span_end_s
-from model.sequence import SamplingParams
+from model.engine.sequence import SamplingParams
 from pipeline.config import PipelineConfig
-from pipeline.instructions import Instructions
-from pipeline.limits import MediaLimits
-from pipeline.look import Look, Timestamps
-from pipeline.questions import Question
-from pipeline.sampling import FrameSampling
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.limits import MediaLimits
+from pipeline.media.windows import PageWindows, TimeWindows
+from pipeline.prompts.frame_view import Look, Timestamps
+from pipeline.prompts.instructions import Instructions
+from pipeline.prompts.questions import Question
 from pipeline.schema import InputColumns
-from pipeline.windows import PageWindows, TimeWindows
 from tests.clips import make_video, number_of
 from tests.jobs.outputs import write_answered, write_input, write_output
 from tests.pipeline.pdfs import encrypted, make_pdf

@@ -12,17 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import caption_videos, review, run_file, sweep_videos
+from jobs import caption_videos, review, sweep_videos
+from jobs.cli import config_file
 from jobs.demo.quiz import main as make_quiz
 from jobs.demo.quiz import write_quiz
 from jobs.sweep.layouts import lettered, read_items
-from model.processor import Processor
-from pipeline.decoder import Decoder
-from pipeline.fetch import MediaAccess
-from pipeline.generate import Generate
-from pipeline.opening import open_input
-from pipeline.prepare import Prepare
-from tests.pipeline.test_generate import Groups, caption
+from model.inputs.processor import Processor
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.media.sandbox import Decoder
+from pipeline.preflight import open_input
+from pipeline.prompts.prepare import Prepare
+from pipeline.stages.generate import Generate
+from tests.pipeline.stages.test_generate import Groups, caption
 
 GRID = """\
 frames: [1, 4]
@@ -84,7 +85,7 @@ def test_a_sweep_is_scored_drawn_and_can_be_continued(quiz, tmp_path, ray_local,
         with Image.open(output / name) as picture:
             assert min(picture.size) > 400
     command = shlex.split(printed.out.strip().splitlines()[-1])
-    job = run_file.parse(caption_videos.make_parser, command[3:])
+    job = config_file.parse(caption_videos.make_parser, command[3:])
     assert job.frames in (1, 4)
     assert job.timestamps in ("none", "seconds")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model.processor import Processor
+from model.inputs.processor import Processor
 from tests.tiny import tiny_checkpoint
 
 

@@ -2,10 +2,11 @@
 
 import torch
 
-from model.batch import TokenBatch
-from model.blocks import BLOCK_SIZE, BlockPool, blocks_for
-from model.cache import LatentCache
-from model.kimi_vl import KimiVL
+from model.config import BLOCK_SIZE
+from model.engine.blocks import BlockPool, blocks_for
+from model.network.batch import TokenBatch
+from model.network.kimi_vl import KimiVL
+from model.network.kv_cache import LatentCache
 
 
 @torch.no_grad()

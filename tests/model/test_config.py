@@ -4,7 +4,7 @@ import math
 import pytest
 
 from model.config import KimiVLConfig
-from model.engine_config import EngineConfig
+from model.engine.config import EngineConfig
 from model.json_values import CheckpointError
 from tests.tiny import write_published_configs
 

@@ -3,8 +3,8 @@ import torch
 
 from model import memory
 from model.memory import available_bytes, free_bytes
-from model.moe import LocalDispatcher, Share
-from model.weights import load_model
+from model.network.moe import LocalDispatcher, Share
+from model.network.weights import load_model
 from tests.tiny import tiny_checkpoint
 
 GIB = 1 << 30

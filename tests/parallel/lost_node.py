@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import ray
 from ray.cluster_utils import Cluster
 
-from parallel.client import Groups
-from parallel.group_spec import GroupSpec
-from parallel.seat import Seat
+from parallel.groups.client import Groups
+from parallel.groups.spec import GroupSpec
+from parallel.ranks.rank_spec import Seat
 from tests.conftest import ROOT
-from tests.parallel.test_group import SlowEngine, answer, num_placement_groups
+from tests.parallel.groups.test_group import SlowEngine, answer, num_placement_groups
 
 
 class PlacedEngine(SlowEngine):

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.codes import ErrorCode
-from pipeline.decoder import Decoder
-from pipeline.fetch import MediaAccess
-from pipeline.limits import MediaError, MediaLimits
-from pipeline.sampling import FrameSampling
-from tests.pipeline import test_pictures, videos
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.limits import MediaError, MediaLimits
+from pipeline.media.sandbox import Decoder
+from pipeline.status import ErrorCode
+from tests.pipeline import videos
+from tests.pipeline.media import test_images
 
 LIMITS = MediaLimits(max_decode_s=2.0, max_decode_bytes=512 << 20, max_pixels=1 << 22)
 _FIVE = FrameSampling(num_frames=5)
@@ -33,10 +34,10 @@ _EXTENSIONS = (".mp4", ".mkv", ".m3u8", ".jpg", ".png", ".sdp", "")
 def seeds() -> dict[str, bytes]:
     """Whole media, one of each kind."""
     found = {kind: videos.video(kind) for kind in videos.KINDS}
-    for kind in test_pictures.FORMATS:
-        found[kind] = test_pictures.picture(kind, size=(90, 70))
+    for kind in test_images.FORMATS:
+        found[kind] = test_images.picture(kind, size=(90, 70))
     for kind in ("GIF", "WEBP", "PNG"):
-        found[f"animated {kind}"] = test_pictures.animation(kind)
+        found[f"animated {kind}"] = test_images.animation(kind)
     return found
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.engine_config import EngineConfig
-from model.sequence import SamplingParams
-from pipeline import ledger
+from model.engine.config import EngineConfig
+from model.engine.sequence import SamplingParams
 from pipeline.config import PipelineConfig, recipe_of
-from pipeline.instructions import Instructions
-from pipeline.opening import open_input
-from pipeline.recipe import claim_output
-from pipeline.sampling import FrameSampling
-from pipeline.sink import Committer
-from pipeline.storage import LocalStore
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.output import ledger
+from pipeline.output.recipe import claim_output
+from pipeline.output.store import LocalStore
+from pipeline.output.writer import Committer
+from pipeline.preflight import open_input
+from pipeline.prompts.instructions import Instructions
 from tests.clips import make_video
 
 

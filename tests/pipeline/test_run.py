@@ -17,26 +17,28 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from model.engine.sequence import SamplingParams
 from model.json_values import CheckpointError
-from model.sequence import SamplingParams
-from parallel.choice import Exchange
-from pipeline import ledger
-from pipeline.batching import Batching
+from parallel.experts.policy import Exchange
 from pipeline.config import recipe_of
-from pipeline.costs import Cost
-from pipeline.fetch import MediaAccess
-from pipeline.flow import costs_of, seal, unseal
-from pipeline.instructions import Instructions
-from pipeline.lock import lock_output
-from pipeline.metrics import COUNTERS, GAUGES
-from pipeline.recipe import Recipe, checkpoint_fingerprint, claim_output
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.input.plan import plan
+from pipeline.input.source import open_source
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.windows import TimeWindows
+from pipeline.monitor.metrics import COUNTERS, GAUGES
+from pipeline.monitor.stage_costs import Cost
+from pipeline.output import ledger
+from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, write_starts
+from pipeline.output.lock import lock_output
+from pipeline.output.recipe import Recipe, checkpoint_fingerprint, claim_output
+from pipeline.output.store import LocalStore
+from pipeline.prompts.instructions import Instructions
 from pipeline.run import RunError, run
-from pipeline.sampling import FrameSampling
 from pipeline.schema import ErrorCode, InputColumns
-from pipeline.source import open_source, plan
-from pipeline.starts import MAX_SHARED_STARTS, MAX_STARTS, write_starts
-from pipeline.storage import LocalStore
-from pipeline.windows import TimeWindows
+from pipeline.stages.batching import Batching
+from pipeline.stages.ray_data import costs_of, seal, unseal
+from pipeline.stages.sizing import choose_batching
 from tests.pipeline.runs import answer_without_ray, small_config, store_of
 from tests.tiny import tiny_checkpoint
 
@@ -417,15 +419,17 @@ def test_rows_travel_alone_where_that_is_fast_enough(
     )
     config = replace(config, instructions=instructions)
 
-    assert config.batching(num_groups) == Batching(num_rows=num_rows, num_small_rows=num_small_rows)
+    assert choose_batching(config, num_groups) == Batching(
+        num_rows=num_rows, num_small_rows=num_small_rows
+    )
     asked = replace(config, rows_per_batch=5)
-    assert asked.batching(num_groups) == Batching(num_rows=5, num_small_rows=5)
+    assert choose_batching(asked, num_groups) == Batching(num_rows=5, num_small_rows=5)
 
 
 def test_rows_with_an_unknown_number_of_windows_travel_alone(config):
     instructions = replace(config.instructions, windows=TimeWindows(length_s=1.0))
     config = replace(config, instructions=instructions)
-    assert config.batching(1) == Batching(num_rows=1, num_small_rows=1)
+    assert choose_batching(config, 1) == Batching(num_rows=1, num_small_rows=1)
 
 
 def test_a_fingerprint_sees_every_file_that_matters(checkpoint, tmp_path):

@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.engine_config import EngineConfig
-from model.sequence import SamplingParams
+from model.engine.config import EngineConfig
+from model.engine.sequence import SamplingParams
 from pipeline.config import PipelineConfig
-from pipeline.instructions import Instructions
-from pipeline.lock import lock_output
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.output.lock import lock_output
+from pipeline.output.store import open_store
+from pipeline.prompts.instructions import Instructions
 from pipeline.run import run
-from pipeline.sampling import FrameSampling
 from pipeline.schema import ErrorCode
-from pipeline.storage import open_store
 from tests.clips import make_video
 from tests.tiny import tiny_checkpoint
 

@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.frames import Frames
-from pipeline.limits import MediaError
-from pipeline.sampling import FrameSampling
-from pipeline.video import decode_video
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.frames import Frames
+from pipeline.media.limits import MediaError
+from pipeline.media.video import decode_video
 from tests.clips import make_video, number_of
 
 RATE = 10

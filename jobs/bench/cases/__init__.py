@@ -1,0 +1,1 @@
+"""What `jobs.bench.engine` measures, one case a file."""

@@ -1,0 +1,193 @@
+"""One engine in a process of its own, told what to do through a pipe: alone, or a rank of a group.
+
+host --("prefill" | "fill" | "decode", number)--> process --Spent--> host
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import torch
+from torch import Tensor, nn
+
+from jobs.bench.measure.shapes import RandomPrompts, add_all
+from model.engine.engine import Engine
+from model.network.kimi_vl import KimiVL
+from model.network.moe import Dispatch, Dispatcher, Experts, MoE
+from parallel.experts.policy import Exchange
+from parallel.experts.topology import Topology
+from parallel.ranks.ep_engine import MemberEngine
+from parallel.ranks.lockstep import Lockstep
+from parallel.ranks.rank_spec import Seat
+from parallel.ranks.rendezvous import Membership
+from parallel.ranks.step_dispatcher import StepDispatcher
+
+_MOST_TOKENS = 1 << 12  # of an answer: more than any measurement decodes
+_LOOK_S = 1.0
+_FILLING_STEPS = 3  # announce, prefill, decode
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a process needed for a task."""
+
+    seconds: float
+    exchange_s: float  # of these, in dispatch and combine, and waiting for ranks before a step
+
+
+class TimedDispatcher:
+    """A dispatcher whose time is taken."""
+
+    def __init__(self, inner: Dispatcher) -> None:
+        self._inner = inner
+        self.seconds = 0.0
+
+    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatch:
+        """As `model.network.moe.Dispatcher.dispatch`."""
+        with self.timed():
+            dispatch = self._inner.dispatch(x, expert_ids, weights)
+        return TimedDispatch(dispatch, self)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of a `with`."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+
+class TimedDispatch:
+    """As `model.network.moe.Dispatch`."""
+
+    def __init__(self, inner: Dispatch, dispatcher: TimedDispatcher) -> None:
+        self._inner = inner
+        self._dispatcher = dispatcher
+
+    @property
+    def rows(self) -> Tensor:
+        """The first to wait for what travels."""
+        with self._dispatcher.timed():
+            return self._inner.rows
+
+    @property
+    def rows_per_expert(self) -> Tensor:
+        """Not timed: `rows` has waited."""
+        return self._inner.rows_per_expert
+
+    def combine(self, y: Tensor) -> Tensor:
+        """There and home."""
+        with self._dispatcher.timed():
+            return self._inner.combine(y)
+
+
+class Process:
+    """What stands behind the pipe.
+
+    Args:
+        engine: made before the fork, with all of the network; it is this process's own from now on.
+        num_threads: of torch.
+        prompt_len: of each prompt.
+        seat: its place in a group, if it is a rank.
+        shares: for each rank, its experts in each MoE layer.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        num_threads: int,
+        prompt_len: int,
+        seat: Seat | None = None,
+        shares: Sequence[nn.ModuleList] = (),
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self._prompts = RandomPrompts(engine.model.config, seed=seat.rank if seat else 0)
+        self._prompt_len = prompt_len
+        self._engine = engine
+        self._step: Callable[[], Sequence[tuple[str, object]]] = self._engine.step
+        self._exchange_s: Callable[[], float] = lambda: 0.0
+        if seat is not None:
+            self._join(seat, shares[seat.rank])
+
+    def _join(self, seat: Seat, share: nn.ModuleList) -> None:
+        model = self._engine.model
+        device = torch.device("cpu")
+        self._group = Membership(seat, device).group
+        topology = Topology.even(model.config.text.n_routed_experts, seat.num_ranks)
+        dispatcher = StepDispatcher(topology.num_held, self._group, device, Exchange())
+        timed = TimedDispatcher(dispatcher)
+        for layer, experts in zip(moe_layers(model), share, strict=True):
+            layer.dispatcher = timed
+            layer.rows_computed = layer.rows_computed[: topology.num_held].clone()
+            setattr(layer, "experts", experts)  # noqa: B010  packed ones are of another class
+        lockstep = Lockstep(self._group, dispatcher.begin)
+        self._step = MemberEngine(self._engine, lockstep).step
+        self._exchange_s = lambda: timed.seconds + lockstep.stats.wait_s
+
+    def serve(self, pipe: Connection) -> None:
+        """Do what is asked for, until there is no more or nobody to ask."""
+        tasks = {"prefill": self._prefill, "fill": self._fill, "decode": self._decode}
+        host = os.getppid()
+        while (asked := _next(pipe, host)) is not None:
+            task, number = asked
+            started, exchanged_s = time.perf_counter(), self._exchange_s()
+            with torch.inference_mode():
+                tasks[task](number)
+            seconds = time.perf_counter() - started
+            pipe.send(Spent(seconds, self._exchange_s() - exchanged_s))
+
+    def _prefill(self, num_prompts: int) -> None:
+        """Ranks have equally many, so all end with the same step."""
+        self._add(num_prompts, max_tokens=1)
+        num_left = num_prompts
+        while num_left:
+            num_left -= len(self._step())
+
+    def _fill(self, num_prompts: int) -> None:
+        """Let so many sequences decode, and no others."""
+        for number in range(_MOST_TOKENS):
+            self._engine.cancel(str(number))
+        self._add(num_prompts, max_tokens=_MOST_TOKENS)
+        self._decode(_FILLING_STEPS)
+
+    def _decode(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self._step()
+
+    def _add(self, num_prompts: int, max_tokens: int) -> None:
+        prompts = [self._prompts.text(self._prompt_len) for _ in range(num_prompts)]
+        add_all(self._engine, prompts, max_tokens)
+
+
+def _next(pipe: Connection, host: int) -> tuple[str, int] | None:
+    """A pipe that siblings inherited does not end with the host, so look whether it lives."""
+    while not pipe.poll(_LOOK_S):
+        if os.getppid() != host:
+            return None
+    return pipe.recv()
+
+
+def moe_layers(model: KimiVL) -> list[MoE]:
+    """In their order."""
+    return [module for module in model.modules() if isinstance(module, MoE)]
+
+
+def shares_of(model: KimiVL, num_ranks: int) -> list[nn.ModuleList]:
+    """For each rank its experts in each layer: views of the weights, as long as none is packed."""
+    topology = Topology.even(model.config.text.n_routed_experts, num_ranks)
+    return [
+        nn.ModuleList(_part(layer.experts, held) for layer in moe_layers(model))
+        for held in topology.held
+    ]
+
+
+def _part(experts: Experts, held: Sequence[int]) -> Experts:
+    with torch.device("meta"):
+        part = Experts(len(held), 1, 1)
+    here = slice(held[0], held[-1] + 1)
+    part.gate_up_proj = nn.Parameter(experts.gate_up_proj[here], requires_grad=False)
+    part.down_proj = nn.Parameter(experts.down_proj[here], requires_grad=False)
+    return part

@@ -1,0 +1,116 @@
+"""Prefill and decode of random tokens.
+
+Letters: K experts per token.
+"""
+
+from collections.abc import Callable
+from statistics import mean
+
+import torch
+from torch import Tensor, nn
+
+from jobs.bench.cases.workbench import Workbench
+from jobs.bench.measure.limits import BareProducts, MemoryRead
+from jobs.bench.measure.shapes import add_all, drain, engine_for
+from jobs.bench.measure.turns import MOST_TRIES, repeat, take_turns, timed
+from jobs.planning.products import dense_products, expert_products, head_product
+from model.network.moe import Router
+
+_CACHE_GIB = 1.0
+
+
+def measure_prefill(bench: Workbench) -> dict[str, object]:
+    """Prompt tokens per second, of prompts that share nothing, beside the same bare products."""
+    sizes, text, reference = bench.sizes, bench.config.text, bench.reference
+    engine = engine_for(bench.model, sizes.prefill_prompts, bench.num_threads, _CACHE_GIB)
+    num_tokens = sizes.prefill_prompts * sizes.prompt_len
+    limit = BareProducts(
+        [
+            *dense_products(text, num_tokens),
+            *expert_products(text, num_tokens, text.n_routed_experts),
+            head_product(text, sizes.prefill_prompts),
+        ]
+    )
+
+    def ours() -> float:
+        prompts = [bench.prompts.text(sizes.prompt_len) for _ in range(sizes.prefill_prompts)]
+        add_all(engine, prompts, max_tokens=1)
+        return timed(lambda: drain(engine))
+
+    works: dict[str, Callable[[], float]] = {"limit": limit.seconds, "ours": ours}
+    if reference is not None:
+        ids = torch.randint(0, text.vocab_size, (sizes.prefill_prompts, sizes.prompt_len))
+        works["theirs"] = lambda: timed(lambda: reference.prefill(ids))
+    turns = take_turns(works, sizes.num_rounds)
+    measured: dict[str, object] = {
+        "prefill_tokens_per_s": round(num_tokens / turns.typical("ours"), 1),
+        "prefill_of_limit": round(turns.quotient("limit", "ours"), 3),
+        "prefill_products_gflops": round(limit.flops / turns.typical("limit") / 1e9, 1),
+    }
+    if reference is not None:
+        measured["prefill_vs_transformers"] = round(turns.quotient("theirs", "ours"), 2)
+    return measured
+
+
+def measure_decode(bench: Workbench) -> dict[str, object]:
+    """Generated tokens per second by number of sequences, beside what the weights allow."""
+    read = MemoryRead()
+    by_number = {n: _decode(bench, n, read) for n in bench.sizes.num_sequences}
+    keys = dict.fromkeys(key for each in by_number.values() for key in each)
+    return {key: {n: each[key] for n, each in by_number.items()} for key in keys}
+
+
+def _decode(bench: Workbench, num_sequences: int, read: MemoryRead) -> dict[str, float]:
+    sizes, text, reference = bench.sizes, bench.config.text, bench.reference
+    engine = engine_for(bench.model, num_sequences, bench.num_threads, _CACHE_GIB)
+    prompts = [bench.prompts.text(sizes.prompt_len) for _ in range(num_sequences)]
+    most_rounds = MOST_TRIES * sizes.num_rounds + 1  # one to warm up
+    names = add_all(engine, prompts, sizes.decode_steps * most_rounds + 3)
+    engine.step()  # the prompts fit into one step
+    touched = mean(touched_experts(bench.model, engine.step))
+    of_weights = [
+        *expert_products(text, num_sequences, touched),
+        head_product(text, num_sequences),
+    ]
+    limit = BareProducts(of_weights)
+    must_read = sum(
+        product.matrix_bytes for product in (*of_weights, *dense_products(text, num_sequences))
+    )
+    works: dict[str, Callable[[], float]] = {
+        "limit": limit.seconds,
+        "ours": lambda: timed(lambda: repeat(engine.step, sizes.decode_steps)) / sizes.decode_steps,
+        "read": lambda: must_read / read.bytes_per_s(),
+    }
+    if reference is not None:
+        decoding = reference.decoding(sizes.prompt_len, num_sequences)
+        works["theirs"] = lambda: timed(decoding.step)
+    turns = take_turns(works, sizes.num_rounds)
+    for name in names:
+        engine.cancel(name)
+    measured = {
+        "decode_tokens_per_s": round(num_sequences / turns.typical("ours"), 2),
+        "decode_of_limit": round(turns.quotient("limit", "ours"), 3),
+        "decode_experts_per_layer": round(touched, 1),
+        "decode_of_memory_read": round(turns.quotient("read", "ours"), 3),
+    }
+    if reference is not None:
+        measured["decode_vs_transformers"] = round(turns.quotient("theirs", "ours"), 2)
+    return measured
+
+
+def touched_experts(model: nn.Module, step: Callable[[], object]) -> list[int]:
+    """How many experts of each layer one step reads."""
+    touched: list[int] = []
+
+    def count(_router: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
+        touched.append(len(output[0].unique()))
+
+    hooks = [
+        module.register_forward_hook(count)
+        for module in model.modules()
+        if isinstance(module, Router)
+    ]
+    step()
+    for hook in hooks:
+        hook.remove()
+    return touched

@@ -1,0 +1,283 @@
+"""How well the cost model of `jobs.plan` predicts steps on this machine's processors.
+
+    python -m jobs.bench.cost_model [--layers 3] [--ranks 1,2] [--sequences 8,32]
+
+For each number of ranks, processes that share the processors between them first measure what the
+model is told: the rate of bare products of a prefill's shapes, of reading memory, and latency and
+rate of gloo's all-to-all, all ranks at the same time. Then they do real steps in lock-step: prompts
+of 128 tokens, and decodes behind them. The shape is the published width with few layers and random
+bf16 weights, read from a checkpoint in the published layout of which each rank reads its share.
+
+Let nothing else run beside it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.bench.measure.limits import BareProducts, MemoryRead
+from jobs.bench.measure.random_files import write_random_checkpoint
+from jobs.bench.measure.shapes import RandomPrompts, engine_for
+from jobs.bench.measure.turns import timed
+from jobs.cli.options import Formatter, Parser, positive
+from jobs.cli.processes import run_ranks
+from jobs.planning.hardware import Hardware
+from jobs.planning.layout import Planner, Rows
+from jobs.planning.network import Network
+from jobs.planning.products import dense_products, expert_products
+from jobs.planning.shapes import moonlight
+from model.config import KimiVLConfig
+from model.engine.sequence import SamplingParams
+from model.network.moe import Share, Shares
+from model.network.onednn import pack
+from model.network.weights import load_model
+from parallel.experts.policy import Exchange
+from parallel.experts.shards import even_topologies, num_held, shares_of
+from parallel.ranks.ep_engine import MemberEngine
+from parallel.ranks.lockstep import Lockstep
+from parallel.ranks.rank_spec import Seat
+from parallel.ranks.rendezvous import Meeting, Membership
+from parallel.ranks.step_dispatcher import StepDispatcher
+from parallel.ranks.worker import Engine
+
+_PROMPT_LEN, _NUM_PROMPTS = 128, 8
+_DECODES, _REPEATS = 12, 5
+_STARTING_STEPS = 2  # a rank first tells that it has prompts, then all begin theirs
+_SMALL_BYTES, _LARGE_BYTES = 1 << 10, 4 << 20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one rank saw."""
+
+    gflops: float
+    memory_gbs: float
+    latency_us: float
+    link_gbs: float
+    prefill_ms: float
+    decode_ms: Mapping[int, float]  # by sequences of a rank
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and compare; JSON last."""
+    options = _parser().parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+        checkpoint = Path(folder)
+        print(f"writing {options.layers} layers of random weights ...", flush=True)
+        write_random_checkpoint(checkpoint, moonlight(options.layers))
+        lines: list[dict[str, Any]] = []
+        for num_ranks in options.ranks:
+            measured = _on_ranks(checkpoint, num_ranks, options)
+            print(
+                f"{num_ranks} ranks: {measured.gflops:.0f} GFLOP/s, {measured.memory_gbs:.1f} GB/s "
+                f"of memory, each; all-to-all {measured.latency_us:.0f} us + "
+                f"{measured.link_gbs:.2f} GB/s",
+                flush=True,
+            )
+            lines += _compare(checkpoint, num_ranks, measured)
+        print("ranks  step               predicted ms  measured ms  ratio")
+        for line in lines:
+            print(
+                f"{line['ranks']:5}  {line['name']:18} {line['predicted_ms']:12.1f} "
+                f"{line['measured_ms']:12.1f} {line['predicted_ms'] / line['measured_ms']:6.2f}"
+            )
+    print(json.dumps(lines))
+    return 0
+
+
+def _compare(checkpoint: Path, num_ranks: int, measured: Measured) -> list[dict[str, Any]]:
+    hardware = Hardware(
+        tflops=measured.gflops / 1e3,
+        memory_gbs=measured.memory_gbs,
+        memory_gib=24,
+        link_gbs=measured.link_gbs,
+        net_gbs=measured.link_gbs,
+        link_latency_us=measured.latency_us,
+        product_share=1,
+        memory_share=1,
+        link_share=1,
+        launch_us=0,
+    )
+    rows = Rows(
+        visual_tokens=0,
+        text_tokens=_PROMPT_LEN,
+        generated_tokens=_DECODES,
+        frame_tokens=256,
+        step_tokens=_NUM_PROMPTS * _PROMPT_LEN,
+        most_sequences=max(measured.decode_ms),
+        level=1.0,
+        skew=1.0,
+        num_copies=0,
+    )
+    planner = Planner(Network(KimiVLConfig.from_checkpoint(checkpoint)), hardware, rows, num_ranks)
+    prefill = planner.prefill_step(num_ranks, rows.step_tokens)
+    pairs = [(f"prefill {rows.step_tokens}", prefill, measured.prefill_ms)]
+    for number, decode_ms in measured.decode_ms.items():
+        pairs.append((f"decode {number}", planner.decode_step(num_ranks, number), decode_ms))
+    return [
+        {
+            "ranks": num_ranks,
+            "name": name,
+            "predicted_ms": 1e3 * step.seconds,
+            "exchange_ms": 1e3 * step.exchange_s,
+            "measured_ms": milliseconds,
+        }
+        for name, step, milliseconds in pairs
+    ]
+
+
+def _on_ranks(checkpoint: Path, num_ranks: int, options: argparse.Namespace) -> Measured:
+    meeting = Meeting(socket.gethostbyname("localhost"))
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    seats = [
+        Seat(
+            address=meeting.address,
+            generation=f"plan-{num_ranks}",
+            rank=rank,
+            num_ranks=num_ranks,
+            join_timeout_s=600,
+            exchange_timeout_s=120,
+        )
+        for rank in range(num_ranks)
+    ]
+    arguments = (checkpoint, options.sequences)
+    processes = [context.Process(target=_rank, args=(*arguments, s, answers)) for s in seats]
+    run_ranks(processes)
+    return answers.get()
+
+
+def _rank(
+    checkpoint: Path,
+    sequences: Sequence[int],
+    seat: Seat,
+    answers: "multiprocessing.SimpleQueue[Measured]",
+) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // seat.num_ranks))
+    group = Membership(seat, torch.device("cpu")).group
+    config = KimiVLConfig.from_checkpoint(checkpoint)
+    gflops, memory_gbs = _product_gflops(config, group), _memory_gbs(group)
+    latency_us = 1e6 * _all_to_all_s(group, _SMALL_BYTES)
+    large_s = _all_to_all_s(group, _LARGE_BYTES) - latency_us / 1e6
+    sent = _LARGE_BYTES * (seat.num_ranks - 1) / seat.num_ranks
+    link_gbs = max(sent / large_s / 1e9, 1e-3)
+    engine = _engine(checkpoint, config, group, max(*sequences, _NUM_PROMPTS))
+    prefill_ms, decode_ms = _steps(engine, config, sequences, group)
+    if seat.rank == 0:
+        answers.put(Measured(gflops, memory_gbs, latency_us, link_gbs, prefill_ms, decode_ms))
+    dist.barrier(group=group)
+    dist.destroy_process_group()
+
+
+def _engine(
+    checkpoint: Path, config: KimiVLConfig, group: dist.ProcessGroup, most: int
+) -> "Engine":
+    """An engine that steps with those of the other ranks."""
+    device = torch.device("cpu")
+    topologies = even_topologies(config.text, group.size())
+    dispatcher = StepDispatcher(num_held(topologies), group, device, Exchange())
+    by_layer: Mapping[int, Share] = shares_of(topologies, group.rank(), dispatcher, device)
+    shares: Shares | None = by_layer.__getitem__ if group.size() > 1 else None
+    model = load_model(checkpoint, shares=shares)
+    pack(model)
+    engine = engine_for(model, most, torch.get_num_threads(), cache_gib=0.5)
+    if group.size() == 1:
+        return engine
+    return MemberEngine(engine, Lockstep(group, dispatcher.begin))
+
+
+def _steps(
+    engine: Engine, config: KimiVLConfig, sequences: Sequence[int], group: dist.ProcessGroup
+) -> tuple[float, dict[int, float]]:
+    """Milliseconds of a prefill and of decodes, medians over steps that all ranks do together."""
+    prompts = RandomPrompts(config, seed=group.rank())
+
+    def add(number: int, num_tokens: int) -> None:
+        for name in range(number):
+            params = SamplingParams(max_tokens=num_tokens, loop_guard=0)
+            engine.add(str(name), prompts.text(_PROMPT_LEN), params)
+
+    def steps(number: int) -> None:
+        for _ in range(number):
+            engine.step()
+
+    times: list[float] = []
+    for _ in range(_REPEATS):
+        add(_NUM_PROMPTS, 1)
+        times.append(_together(lambda: steps(_STARTING_STEPS), group))
+    prefill_ms = 1e3 * statistics.median(times[1:])
+    decode_ms: dict[int, float] = {}
+    for number in sequences:
+        add(number, _DECODES + _STARTING_STEPS)
+        steps(_STARTING_STEPS)
+        decode_ms[number] = 1e3 * _together(lambda: steps(_DECODES), group) / _DECODES
+        steps(_STARTING_STEPS)
+    return prefill_ms, decode_ms
+
+
+def _product_gflops(config: KimiVLConfig, group: dist.ProcessGroup) -> float:
+    """Of a prefill's shapes, bare."""
+    text, num_tokens = config.text, _NUM_PROMPTS * _PROMPT_LEN
+    experts = expert_products(text, num_tokens, text.n_routed_experts / group.size())
+    products = BareProducts([*dense_products(text, num_tokens), *experts])
+    products.seconds()
+    dist.barrier(group=group)
+    return products.flops / statistics.median(products.seconds() for _ in range(3)) / 1e9
+
+
+def _memory_gbs(group: dist.ProcessGroup) -> float:
+    """On average, while all ranks read: one alone would be nearly as fast as all together."""
+    memory = MemoryRead()
+    memory.bytes_per_s()
+    dist.barrier(group=group)
+    return statistics.mean(memory.bytes_per_s(readings=1) for _ in range(8)) / 1e9
+
+
+def _all_to_all_s(group: dist.ProcessGroup, num_bytes: int) -> float:
+    """Seconds of an all-to-all in which each rank has so many bytes for all."""
+    leaving = torch.zeros(num_bytes, dtype=torch.uint8)
+    arriving = torch.empty_like(leaving)
+
+    def exchange() -> None:
+        dist.all_to_all_single(arriving, leaving, group=group)
+
+    return statistics.median(_together(exchange, group) for _ in range(30))
+
+
+def _together(work: Callable[[], object], group: dist.ProcessGroup) -> float:
+    """Seconds of a work that all ranks begin at the same time."""
+    dist.barrier(group=group)
+    started = time.perf_counter()
+    timed(work)
+    return time.perf_counter() - started
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.bench.cost_model", description=__doc__, formatter_class=Formatter
+    )
+    parser.add_argument("--layers", type=positive, default=3, metavar="N", help="first is dense")
+    parser.add_argument("--ranks", type=_numbers, default="1,2", metavar="R,...", help="ranks")
+    parser.add_argument("--sequences", type=_numbers, default="8,32", metavar="B,...", help="each")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [positive(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""How fast the engine is, and how much of this machine that is.
+
+    python -m jobs.bench.engine                          # everything, some minutes on two cores
+    python -m jobs.bench.engine --only prefill,decode --sequences 1,8,32 --compare transformers
+    python -m jobs.bench.engine --expert-parallel 2      # `ranks` alone, unless --only says more
+
+The shape is `moonlight-4l`: the published widths of Kimi-VL's decoder (hidden 2048, 64 experts x
+1408, top-6, 2 shared, latent attention, vocabulary 163,840) and of MoonViT, 4 layers of each, with
+random bf16 weights, 5.3 GB of them. Prompts are random tokens; nothing ends a text early.
+
+parts:
+  prefill     tokens/s of 8 prompts of 128 tokens
+  decode      tokens/s behind 128 tokens, by number of sequences
+  vision      patches/s of MoonViT and projector: one image of 896x896, 32 frames of 448x252
+  questions   8 questions about one clip of 32 frames, in units of one question; the same on the
+              demo checkpoint, from H.264 to the answers
+  contexts    prefill and decode by length of the context, at a narrow shape
+  clips       clips/s of the demo checkpoint, from H.264 to the caption
+  scheduler   its own share of the demo checkpoint's steps while 1,000 prompts wait
+  neighbours  the share of 500 texts that change between batches of 1 and of 32
+  ranks       prefill and decode of R ranks of one thread each, which share the experts, beside one
+              engine of R threads and R groups of one rank; only with `--expert-parallel R`
+
+Beside a rate stands what it is of a limit that is measured in turns with it: the time of the bare
+bf16 products of the same shapes, on weights packed for this processor. For decode these are only
+the experts that the step's tokens chose and the head (`decode_of_limit`), and the time of merely
+reading all weights that a step touches is given too (`decode_of_memory_read`). Take the fractions,
+not the absolute numbers: the speed of a shared machine swings. Let nothing else run beside it; the
+share of the processors that others used is given with each part.
+
+`--compare transformers` does the same work in turns with DeepSeek-V3 and Kimi-K2.5's MoonViT of
+transformers on the same threads; above 1 the engine is faster.
+
+The last line of the output is one JSON object.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from jobs.bench.cases.clips import measure_clips, measure_neighbours
+from jobs.bench.cases.contexts import measure_contexts
+from jobs.bench.cases.questions import measure_questions
+from jobs.bench.cases.ranks import measure_ranks
+from jobs.bench.cases.text import measure_decode, measure_prefill
+from jobs.bench.cases.vision import measure_vision
+from jobs.bench.cases.waiting import measure_scheduler
+from jobs.bench.cases.workbench import Sizes, Workbench
+from jobs.bench.measure.shapes import narrow
+from jobs.bench.measure.turns import Others
+from jobs.cli.checkpoint import find_checkpoint
+from jobs.cli.options import Formatter, Parser, positive
+from jobs.planning.shapes import moonlight
+
+PARTS: Mapping[str, Callable[[Workbench], dict[str, object]]] = {
+    "prefill": measure_prefill,
+    "decode": measure_decode,
+    "vision": measure_vision,
+    "questions": measure_questions,
+    "contexts": measure_contexts,
+    "clips": measure_clips,
+    "scheduler": measure_scheduler,
+    "neighbours": measure_neighbours,
+    "ranks": measure_ranks,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table and a JSON object."""
+    options = _parser().parse_args(arguments)
+    parts = options.only or default_parts(options.expert_parallel)
+    if ("ranks" in parts) != (options.expert_parallel is not None):
+        print("bench_engine: error: ranks and --expert-parallel R go together", file=sys.stderr)
+        return 2
+    bench = Workbench(
+        config=moonlight(options.layers),
+        long_config=narrow(),
+        checkpoint=find_checkpoint("demo"),
+        num_threads=options.threads,
+        compares=options.compare is not None,
+        num_ranks=options.expert_parallel or 1,
+        sizes=Sizes(num_sequences=options.sequences),
+    )
+    shape = {"shape": f"moonlight-{options.layers}l", "threads": options.threads}
+    print(json.dumps(shape | run(parts, bench)))
+    return 0
+
+
+def default_parts(num_ranks: int | None) -> tuple[str, ...]:
+    """What is measured unless the user says otherwise: all of one process, or the ranks."""
+    if num_ranks is not None:
+        return ("ranks",)
+    return tuple(part for part in PARTS if part != "ranks")
+
+
+def run(parts: Sequence[str], bench: Workbench) -> dict[str, object]:
+    """Measure the parts, with a line for each number as it is known."""
+    torch.set_num_threads(bench.num_threads)
+    measured: dict[str, object] = {}
+    shares: dict[str, float] = {}
+    for part in parts:
+        print(f"{part} ...", flush=True)
+        started, others = time.perf_counter(), Others()
+        found = PARTS[part](bench)
+        shares[part] = round(others.share(), 3)
+        for name, value in found.items():
+            print(f"  {name:32} {_shown(value)}")
+        took_s = time.perf_counter() - started
+        print(f"  ({took_s:.0f} s; others used {100 * shares[part]:.0f} % of the processors)")
+        sys.stdout.flush()
+        measured |= found
+    return {**measured, "others_share": shares}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{key}: {each}" for key, each in value.items())
+    return str(value)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.bench.engine", description=__doc__, formatter_class=Formatter
+    )
+    parser.add_argument(
+        "--only",
+        type=_parts,
+        metavar="A,B",
+        help="the parts to measure",
+    )
+    parser.add_argument(
+        "--sequences",
+        type=_numbers,
+        default="1,8,32,64",
+        metavar="A,B",
+        help="numbers of sequences that decode at the same time",
+    )
+    parser.add_argument("--layers", type=int, default=4, help="the first of them dense")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument(
+        "--expert-parallel", type=_several, metavar="R", help="ranks that share the experts"
+    )
+    parser.add_argument("--compare", choices=("transformers",), help="do the same work with it")
+    return parser
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"there is no part {', '.join(unknown)}; choose from {', '.join(PARTS)}"
+        )
+    return names
+
+
+def _several(text: str) -> int:
+    if (number := positive(text)) < 2:
+        raise argparse.ArgumentTypeError("experts are shared by at least 2 ranks")
+    return number
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(map(int, text.split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"numbers from 1 on, like 1,8,32, not {text!r}")
+    return numbers
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Does the whole take as long as the slower of its halves? On the demo checkpoint and its clips.
+
+Prepare and engine run alone, each in this process on one thread, over the same rows; then the
+pipeline runs both. What starting takes (Ray, groups, workers) is told apart from what the rows
+take: the pipeline also runs over a few rows, and the difference is what the others took. Engine and
+pipeline run by turns, since machines that others share are fast and slow by turns.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.cli.checkpoint import DEMO
+from jobs.cli.ray_cluster import connect
+from model.engine.config import EngineConfig
+from model.engine.sequence import SamplingParams
+from model.inputs.processor import Processor
+from model.inputs.prompt import Prompt
+from parallel.experts.policy import Exchange
+from pipeline.cluster.deployment import load_engine
+from pipeline.config import PipelineConfig
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.input.plan import plan
+from pipeline.input.reader import read_piece
+from pipeline.input.source import open_source
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.monitor.report import Report
+from pipeline.output.ledger import Held
+from pipeline.prompts.instructions import Instructions
+from pipeline.prompts.prepare import Prepare
+from pipeline.prompts.prompt_columns import decode_prompt
+from pipeline.run import run
+
+_STARTS = 3  # they differ by a second
+_TURNS = 2
+_TEMPERATURE = 0.7
+
+
+def measure_overlap(source: Path, num_few: int, num_captions: int = 1) -> dict[str, object]:
+    """Seconds of the halves alone and of the whole, and by how much it takes longer.
+
+    Args:
+        source: Parquet with a column `video`.
+        num_few: rows of the short run, which are left out of all that is told.
+        num_captions: of each row; several are sampled, so that the engine is busy for longer.
+    """
+    sampling = SamplingParams(max_tokens=96)
+    if num_captions > 1:
+        sampling = replace(sampling, n=num_captions, temperature=_TEMPERATURE)
+    config = replace(_config(source), sampling=sampling)
+    prepare_s, prompts = _prepare_alone(config)
+    prepare_s *= 1 - num_few / len(prompts)
+    few = [_whole(config, f"few-{number}", limit=num_few) for number in range(_STARTS)]
+    start_s = statistics.median(report.seconds for report in few)
+    engine_alone_s, whole = [_engine_alone(config, prompts[num_few:])], []
+    for number in range(_TURNS):
+        whole.append(_whole(config, f"whole-{number}"))
+        engine_alone_s.append(_engine_alone(config, prompts[num_few:]))
+    # Each run of the whole lies between two of the engine.
+    engine_s = statistics.mean(map(statistics.mean, itertools.pairwise(engine_alone_s)))
+    whole_s = [report.seconds - start_s for report in whole]
+    rows_s = statistics.mean(whole_s)
+    return {
+        "rows": len(prompts) - num_few,
+        "prepare_s": round(prepare_s, 2),
+        "engine_s": round(engine_s, 2),
+        "whole_s": round(rows_s, 2),
+        "of_the_slower": round(rows_s / max(prepare_s, engine_s), 3),
+        "each_engine_s": [round(each, 2) for each in engine_alone_s],
+        "each_whole_s": [round(each, 2) for each in whole_s],
+        "start_s": round(start_s, 2),
+        "slower_stage": whole[-1].usage.slower_stage,
+    }
+
+
+def _whole(config: PipelineConfig, name: str, limit: int | None = None) -> Report:
+    named = replace(config, limit=limit, output=f"{config.output}-{name}")
+    return run(named, connect=connect, show_progress=False)
+
+
+def _config(source: Path) -> PipelineConfig:
+    return PipelineConfig(
+        input=str(source),
+        output=str(source.with_suffix(".captions")),
+        checkpoint=DEMO,
+        carry=(),
+        instructions=Instructions(frames=FrameSampling(num_frames=8)),
+        engine=EngineConfig(cache_gib=0.5),
+        device="cpu",
+    )
+
+
+def _prepare_alone(config: PipelineConfig) -> tuple[float, list[Prompt]]:
+    """Seconds of the stage over all rows in one process, and the prompts."""
+    source = open_source(config.input, config.columns, carry=config.carry)
+    processor = Processor.from_checkpoint(config.checkpoint)
+    access = MediaAccess(base=source.folder)
+    stage = Prepare(processor, source.layout, config.instructions, access.open)
+    prompts: list[Prompt] = []
+    started_s = None
+    for piece in plan(source, Held.nothing()).pieces:
+        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
+            if started_s is None:
+                stage(rows)  # starts the decoding process
+                started_s = time.perf_counter()
+            prompt = decode_prompt(stage(rows), 0)
+            assert prompt is not None
+            prompts.append(prompt)
+    assert started_s is not None
+    stage.close()
+    return time.perf_counter() - started_s, prompts
+
+
+def _engine_alone(config: PipelineConfig, prompts: Sequence[Prompt]) -> float:
+    """Seconds of the engine over prompts that all wait from the start."""
+    engine = load_engine(config.checkpoint, config.engine, Exchange(), None)
+    engine.add("first", prompts[0], replace(config.sampling, max_tokens=2))
+    while engine.has_work:
+        engine.step()
+    started_s = time.perf_counter()
+    for number, prompt in enumerate(prompts):
+        engine.add(str(number), prompt, config.sampling)
+    while engine.has_work:
+        engine.step()
+    return time.perf_counter() - started_s

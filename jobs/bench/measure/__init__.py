@@ -1,0 +1,1 @@
+"""Instruments of the benchmarks: shapes, limits of the machine, turns and random files."""

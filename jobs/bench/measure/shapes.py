@@ -1,0 +1,127 @@
+"""What is measured: shapes with random weights, engines for them, and prompts of random tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.planning.shapes import config_of
+from model.config import KimiVLConfig, TextConfig, VisionConfig
+from model.engine.config import EngineConfig
+from model.engine.engine import Engine
+from model.engine.sequence import SamplingParams
+from model.inputs.prompt import Prompt
+from model.inputs.tokenizer import Tokenizer
+from model.network.kimi_vl import KimiVL
+from model.network.vision import Grid
+from model.network.weights import empty_model
+
+# Drawing billions of numbers takes long; these are repeated, and no row of a matrix by another.
+_NUM_RANDOM = 16_777_259
+
+
+def narrow() -> KimiVLConfig:
+    """Two layers with the published latent width and a quarter of all else, for long contexts."""
+    return config_of(
+        TextConfig(
+            vocab_size=8192, hidden_size=512, intermediate_size=2816, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=4, rms_norm_eps=1e-5, rope_theta=800000.0,
+            max_position_embeddings=131072, kv_lora_rank=512, q_lora_rank=None,
+            qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, moe_intermediate_size=352,
+            n_routed_experts=16, num_experts_per_tok=4, n_shared_experts=2,
+            first_k_dense_replace=1, moe_layer_freq=1, scoring_func="sigmoid",
+            topk_method="noaux_tc", n_group=1, topk_group=1, norm_topk_prob=True,
+            routed_scaling_factor=2.446,
+        ),
+        VisionConfig(
+            num_attention_heads=2, num_hidden_layers=1, hidden_size=16, intermediate_size=16
+        ),
+    )  # fmt: skip
+
+
+def random_model(config: KimiVLConfig) -> KimiVL:
+    """The network in bfloat16, with random weights that keep activations near one."""
+    model = empty_model(config, torch.bfloat16, torch.device("cpu"))
+    noise = torch.empty(_NUM_RANDOM).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(float(name.endswith("weight")))
+            else:
+                scaled = (noise * parameter.shape[-1] ** -0.5).to(parameter.dtype)
+                for part in parameter.view(-1).split(_NUM_RANDOM):
+                    part.copy_(scaled[: len(part)])
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def engine_for(model: KimiVL, max_batch_size: int, num_threads: int, cache_gib: float) -> Engine:
+    """An engine whose tokenizer gives no text, which is not measured."""
+    bytes_alone = {bytes([byte]): byte for byte in range(256)}
+    tokenizer = Tokenizer(bytes_alone, {}, vocab_size=model.config.text.vocab_size)
+    config = EngineConfig(
+        max_batch_size=max_batch_size, cache_gib=cache_gib, num_threads=num_threads
+    )
+    return Engine(model, tokenizer, config)
+
+
+class RandomPrompts:
+    """Prompts that share nothing with those before them."""
+
+    def __init__(self, config: KimiVLConfig, seed: int = 0) -> None:
+        self._media_token_id = config.media_token_id
+        self._rng = np.random.default_rng(seed)
+
+    def ids(self, length: int) -> NDArray[np.int32]:
+        """Tokens that are no media pad."""
+        return self._rng.integers(0, self._media_token_id, length, dtype=np.int32)
+
+    def text(self, length: int) -> Prompt:
+        """A prompt without images."""
+        return text_prompt(self.ids(length))
+
+    def about(self, grids: Sequence[Grid], questions: int, length: int) -> list[Prompt]:
+        """Questions of `length` tokens about the same images, each image behind four tokens."""
+        pieces: list[NDArray[np.int32]] = []
+        for height, width in grids:
+            pads = np.full(height * width // 4, self._media_token_id, np.int32)
+            pieces += [self.ids(4), pads]
+        shown, patches = np.concatenate(pieces), self.patches(grids)
+        grid_hw = np.array(grids, np.int32)
+        return [
+            Prompt(
+                token_ids=np.concatenate((shown, self.ids(length))),
+                patches=patches,
+                grid_hw=grid_hw,
+            )
+            for _ in range(questions)
+        ]
+
+    def patches(self, grids: Sequence[Grid]) -> NDArray[np.uint8]:
+        """Noise: [P, 3, 14, 14]."""
+        num_patches = sum(height * width for height, width in grids)
+        return self._rng.integers(0, 256, (num_patches, 3, 14, 14), dtype=np.uint8)
+
+
+def text_prompt(ids: NDArray[np.int32]) -> Prompt:
+    """A prompt without images."""
+    return Prompt(
+        token_ids=ids,
+        patches=np.zeros((0, 3, 14, 14), np.uint8),
+        grid_hw=np.zeros((0, 2), np.int32),
+    )
+
+
+def add_all(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[str]:
+    """Queue prompts; returns the names of their requests."""
+    params = SamplingParams(max_tokens=max_tokens, loop_guard=0)
+    names = [str(number) for number in range(len(prompts))]
+    for name, prompt in zip(names, prompts, strict=True):
+        engine.add(name, prompt, params)
+    return names
+
+
+def drain(engine: Engine) -> None:
+    """Step until nothing is left."""
+    while engine.has_work:
+        engine.step()

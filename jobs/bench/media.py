@@ -1,0 +1,269 @@
+"""How fast frames come out of videos, beside other ways to take the same ones.
+
+    python -m jobs.bench.media                   # some two minutes on two cores
+    python -m jobs.bench.media --only 10s,prepare
+
+16 frames, evenly over H.264 clips of 1280x720 at 30 frames a second (groups of 250, B pictures),
+10 s and 10 min long, resized to 448 pixels, all with one thread:
+
+  ours         `pipeline.media.video.decode_video`
+  sequential   PyAV, decoding from the start to the last frame wanted
+  seeking      PyAV, a seek for each frame
+  decord       `VideoReader.get_batch`, where decord is installed
+
+`identical` says that our frames are those of sequential decoding, byte for byte. `prepare` is the
+whole stage (decoding process, patches, template) and the decoding process alone, against decoding
+in this process, in rows/s. What is
+compared runs in turns; the median counts. The last line of the output is one JSON object.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import io
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import pyarrow as pa
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from jobs.cli.checkpoint import find_checkpoint
+from jobs.cli.options import Formatter, Parser
+from model.inputs.processor import Processor
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.sandbox import Decoder
+from pipeline.media.video import decode_video
+from pipeline.prompts.frame_view import FitFrames
+from pipeline.prompts.instructions import Instructions
+from pipeline.prompts.prepare import Prepare
+from pipeline.schema import InputColumns, check_input
+
+_RATE = 30
+_SIZE = (1280, 720)
+_SMALL = (448, 252)
+_SIXTEEN = FrameSampling(num_frames=16)
+_PARTS = ("10s", "10min", "prepare")
+_SECOND_S = {"10s": 10, "10min": 600}
+_REPEATS = {"10s": 7, "10min": 2}  # of the slow ways
+_PREPARED_ROWS = 12
+
+_Way = Callable[[Path], NDArray[np.uint8] | None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a line for each number and a JSON object."""
+    options = _parser().parse_args(arguments)
+    found: dict[str, Any] = {}
+    with TemporaryDirectory() as folder:
+        for part in options.only:
+            path = Path(folder, f"{'10s' if part == 'prepare' else part}.mp4")
+            if not path.exists():
+                _say(f"making {path.name}")
+                make_clip(path, 10 if part == "prepare" else _SECOND_S[part])
+            if part == "prepare":
+                found["prepare"] = measure_prepare(path)
+            else:
+                found[f"uniform16_{part}"] = measure_ways(path, _REPEATS[part])
+    print(json.dumps(found))
+    return 0
+
+
+def make_clip(path: Path, duration_s: int) -> None:
+    """A clip that repeats its first 50 s, so that long ones are made quickly."""
+    once = _encoded(min(duration_s, 50))
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
+        sink, offset = None, 0
+        for _ in range(-(-duration_s // 50)):
+            with av.open(io.BytesIO(once), mode="r") as source:
+                stream = source.streams.video[0]
+                sink = sink or output.add_stream_from_template(stream)
+                for packet in source.demux(stream):
+                    if packet.dts is not None and packet.pts is not None:
+                        packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+                        packet.stream = sink
+                        output.mux(packet)
+                offset += stream.duration or 0
+
+
+def _encoded(duration_s: int) -> bytes:
+    """A textured picture that drifts and is cut to another one now and then, as MP4."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(30, 220, (8, 45, 80, 3), dtype=np.uint8)
+    scenes = [np.kron(each, np.ones((16, 16, 1), np.uint8)) for each in coarse]
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=_RATE)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = *_SIZE, "yuv420p"
+        stream.options = {"preset": "veryfast", "crf": "26", "g": "250", "bf": "3"}
+        for number in range(duration_s * _RATE):
+            rgb = np.roll(scenes[number // 120 % len(scenes)], (number, 3 * number), axis=(0, 1))
+            rgb[number % 16 :: 16, :, 0] ^= 8
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, _RATE)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def measure_ways(path: Path, num_repeats: int) -> dict[str, Any]:
+    """Seconds of each way, and whether ours gives the frames of sequential decoding."""
+    ways: dict[str, _Way] = {"ours": ours, "sequential": sequential, "seeking": seeking}
+    if importlib.util.find_spec("decord"):
+        ways["decord"] = with_decord
+    else:
+        _say("decord is not installed: pip install decord")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    frames: dict[str, Any] = {}
+    for _ in range(num_repeats):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            frames[name] = way(path)
+            seconds[name].append(time.perf_counter() - started)
+    found: dict[str, Any] = {
+        f"{name}_s": statistics.median(all_s) for name, all_s in seconds.items()
+    }
+    found.setdefault("decord_s", None)
+    found["identical"] = bool(np.array_equal(frames["ours"], frames["sequential"]))
+    for name in ways:
+        ratio = found[f"{name}_s"] / found["ours_s"]
+        _say(f"{path.stem:>6} {name:>10} {found[f'{name}_s']:8.3f} s   {ratio:6.2f} of ours")
+    _say(f"{path.stem:>6} identical to sequential: {found['identical']}")
+    return found
+
+
+def ours(path: Path) -> NDArray[np.uint8]:
+    """By the plan."""
+    with path.open("rb") as file:
+        return decode_video(file, _SIXTEEN, fit=lambda *_: _SMALL).rgb
+
+
+def sequential(path: Path) -> NDArray[np.uint8]:
+    """Decode up to the last frame wanted, resize those that are wanted."""
+    reformatter, found = VideoReformatter(), []
+    with av.open(str(path)) as container:
+        stream = _one_thread(container.streams.video[0])
+        wanted = set(_wanted(stream))
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                found.append(_small(reformatter, frame))
+            if len(found) == len(wanted):
+                break
+    return np.array(found)
+
+
+def seeking(path: Path) -> NDArray[np.uint8]:
+    """Seek to each frame and decode up to it."""
+    reformatter, found = VideoReformatter(), []
+    with av.open(str(path)) as container:
+        stream = _one_thread(container.streams.video[0])
+        assert stream.time_base is not None
+        for number in _wanted(stream):
+            pts = round(number / _RATE / stream.time_base)
+            container.seek(pts, stream=stream)
+            for frame in container.decode(stream):
+                if frame.pts is not None and frame.pts >= pts:
+                    found.append(_small(reformatter, frame))
+                    break
+    return np.array(found)
+
+
+def with_decord(path: Path) -> None:
+    """Its own resize, so its frames are not compared."""
+    decord = importlib.import_module("decord")
+    reader = decord.VideoReader(str(path), width=_SMALL[0], height=_SMALL[1], num_threads=1)
+    numbers = ((np.arange(16) + 0.5) * len(reader) / 16).astype(int)
+    reader.get_batch(numbers.tolist()).asnumpy()
+
+
+def measure_prepare(path: Path) -> dict[str, float]:
+    """Rows/s of the prepare stage and of bare decoding in this process, in turns."""
+    processor = Processor.from_checkpoint(find_checkpoint("demo"))
+    published = replace(processor.config.image, in_token_limit=4096)  # the demo's is far smaller
+    processor.config = replace(processor.config, image=published)
+    rows = pa.table({"row_id": ["0"], "video": [str(path)]})
+    layout = check_input(rows.schema.remove(0), InputColumns())
+    asked = Instructions(frames=_SIXTEEN, max_frame_tokens=144)  # 448 x 252 pixels
+
+    def opened(media: object) -> BinaryIO:
+        return Path(str(media)).open("rb")
+
+    prepare = Prepare(processor, layout, asked, opened)
+    decoder = Decoder()
+    fit = FitFrames(image=processor.config.image, max_frame_tokens=144)
+
+    def in_a_process() -> None:
+        with path.open("rb") as file:
+            decoder.decode(file, _SIXTEEN, fit=fit)
+
+    ways: Mapping[str, Callable[[], object]] = {
+        "bare": lambda: ours(path),
+        "process": in_a_process,
+        "stage": lambda: prepare(rows),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(1 + _PREPARED_ROWS):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - started)
+    prepare.close()
+    decoder.close()
+    found = {
+        f"{name}_rows_per_s": 1 / statistics.median(all_s[1:]) for name, all_s in seconds.items()
+    }
+    for name in ("process", "stage"):
+        found[f"{name}_of_bare"] = found[f"{name}_rows_per_s"] / found["bare_rows_per_s"]
+    for name, value in found.items():
+        _say(f"prepare {name:>18} {value:8.3f}")
+    return found
+
+
+def _wanted(stream: VideoStream) -> list[int]:
+    return ((np.arange(16) + 0.5) * stream.frames / 16).astype(int).tolist()
+
+
+def _one_thread(stream: VideoStream) -> VideoStream:
+    stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
+    return stream
+
+
+def _small(reformatter: VideoReformatter, frame: av.VideoFrame) -> NDArray[Any]:
+    converted = reformatter.reformat(frame, *_SMALL, "rgb24", interpolation="BICUBIC", threads=1)
+    return converted.to_ndarray()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="bench_media", description=__doc__, formatter_class=Formatter)
+    parser.add_argument(
+        "--only", type=_parts, default=_PARTS, metavar="A,B", help=f"of {', '.join(_PARTS)}"
+    )
+    return parser
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    for part in parts:
+        if part not in _PARTS:
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(_PARTS)}")
+    return parts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""Measure the pipeline apart from its model: ceiling, memory, resuming, overlap.
+
+    python -m jobs.bench.pipeline ceiling     rows/s with an engine that answers at once
+    python -m jobs.bench.pipeline slow        memory while a slow engine holds the rows up; a PNG
+    python -m jobs.bench.pipeline resume      seconds and memory to find that all rows are done
+    python -m jobs.bench.pipeline overlap     the demo checkpoint beside decoding and engine alone
+
+Each ends with one line of JSON.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Any, NoReturn
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from av.video.stream import VideoStream
+
+from jobs.bench.flow.flow_chart import Sample, draw_chart
+from jobs.bench.flow.overlap import measure_overlap
+from jobs.bench.flow.paced import run_with
+from jobs.cli.checkpoint import DEMO
+from jobs.cli.processes import command_line, private_bytes
+from jobs.demo.clips import encode, write_clips
+from model.engine.config import EngineConfig
+from model.malloc import own_peak_bytes
+from pipeline.cluster.processes import descendants
+from pipeline.config import PipelineConfig, recipe_of
+from pipeline.input.source import open_source
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.monitor.stage_costs import object_store
+from pipeline.output import ledger
+from pipeline.output.recipe import claim_output
+from pipeline.output.store import LocalStore
+from pipeline.output.writer import Committer
+from pipeline.prompts.instructions import Instructions
+from pipeline.run import run
+from pipeline.schema import Status
+from pipeline.stages.sizing import row_bytes
+
+_SAMPLE_S = 0.5
+_ROWS = {"ceiling": 3000, "slow": 2000, "resume": 100_000, "overlap": 1500}
+_FEW = 64  # rows
+_CAPTIONS = 4  # of a row, where there are several
+_KINDS = {  # of processes, by their command lines
+    "rank": re.compile(rb"^ray::Rank"),
+    "prepare": re.compile(rb"_Preparer"),
+    "decoder": re.compile(rb"sandbox_process"),
+    "generate": re.compile(rb"_Generator"),
+    "rest of Ray": re.compile(rb""),
+}
+_MINUTE_CLIP = (1280, 720, 15, 60)  # width, height, frames a second, seconds
+
+
+def ceiling(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Rows/s of all stages with rows of some sizes and an engine that answers at once."""
+    rates: dict[str, object] = {}
+    clip = small_clip(num_frames=1, width_px=64, height_px=64)
+    for name, num_bytes, num_rows in (("1kB", 1000, options.rows), ("5MB", 5_000_000, 150)):
+        for rows_per_batch in (1, 8):
+            source = write_input(folder / f"{name}.parquet", padded(clip, num_bytes), num_rows)
+            config = make_config(source, folder / f"{name}-{rows_per_batch}", num_frames=1)
+            config = replace(config, rows_per_batch=rows_per_batch)
+            report = run_with(config, rows_per_s=inf)
+            rates[f"{name}_batches_of_{rows_per_batch}"] = round(report.rows_per_s, 1)
+    return {"rows_per_s": rates}
+
+
+def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Memory over time while decoded frames could pile up before a slow engine."""
+    clip = minute_clip()
+    source = write_input(folder / "slow.parquet", clip, options.rows)
+    config = make_config(source, folder / "slow", num_frames=8, keyframes_only=True)
+    samples: list[Sample] = []
+    watch = partial(_watch, samples)
+    report = run_with(config, rows_per_s=options.rows_per_s, watch=watch)
+    draw_chart(samples, Path(options.chart))
+    middle = [each for each in samples if 0.2 <= each.seconds / samples[-1].seconds <= 0.95]
+    half = len(middle) // 2
+    spilled = report.usage.spilled_bytes
+    return {
+        "rows": report.rows_written,
+        "seconds": round(report.seconds, 1),
+        "clips_mb_of_all_rows": round(report.rows_written * len(clip) / 1e6),
+        "frames_mb_of_all_rows": round(report.rows_written * row_bytes(config) / 1e6),
+        "mb_first_half": _means_mb(middle[:half]),
+        "mb_second_half": _means_mb(middle[half:]),
+        "store_mb_most": round(max(each.num_bytes["object store"] for each in samples) / 1e6),
+        "spilled_mb": None if spilled is None else round(spilled / 1e6),
+    }
+
+
+def overlap(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """The demo's clips, some with several captions of each, and a tenth as many minutes of 720p."""
+    num_rows = options.rows // 10
+    num_several = options.rows // _CAPTIONS
+    short = write_clips(folder / "short.parquet", options.rows + _FEW, seed=0)
+    found: dict[str, object] = {"demo_clips": measure_overlap(short, _FEW)}
+    if num_several:
+        several = write_clips(folder / "several.parquet", num_several + _FEW, seed=0)
+        found[f"demo_clips_{_CAPTIONS}_captions"] = measure_overlap(several, _FEW, _CAPTIONS)
+    if num_rows:
+        minutes = write_input(folder / "minutes.parquet", minute_clip(), num_rows + _FEW // 4)
+        found["minutes_of_720p"] = measure_overlap(minutes, _FEW // 4)
+    return found
+
+
+def resume(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Seconds and memory of a run that finds all rows done, with an id column."""
+    one_s, _ = _resume_s(folder / "one", 1)  # what every start costs
+    seconds, more_bytes = _resume_s(folder / "all", options.rows)
+    return {
+        "rows": options.rows,
+        "seconds": round(seconds, 2),
+        "seconds_of_one_row": round(one_s, 2),
+        "mb_more_than_for_one_row": round(more_bytes / 1e6, 1),
+    }
+
+
+def _resume_s(folder: Path, num_rows: int) -> tuple[float, int]:
+    """The seconds of a run over done rows, and the memory that it took beyond what was there."""
+    folder.mkdir()
+    ids = pa.array(np.arange(num_rows)).cast(pa.string())
+    names = pa.array(["clip.mp4"]).take(pa.array(np.zeros(num_rows, np.int64)))
+    pq.write_table(pa.table({"video": names, "key": ids}), folder / "done.parquet")
+    config = make_config(folder / "done.parquet", folder / "done", num_frames=1)
+    config = replace(config, columns=replace(config.columns, id="key"))
+    answer_all(config, ids)
+    before = own_peak_bytes()
+    started_s = time.monotonic()
+    report = run(config, connect=_never, show_progress=False)
+    assert report.rows_done_before == num_rows
+    return time.monotonic() - started_s, own_peak_bytes() - before
+
+
+def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
+    """Write the output that a finished run would have left."""
+    source = open_source(config.input, config.columns, carry=config.carry)
+    recipe = recipe_of(config, source.layout)
+    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    store = LocalStore(Path(config.output))
+    store.prepare()
+    claim_output(store, recipe)
+    committer = Committer(
+        store, "bench", schema, ledger.Held.nothing(), rows_per_part=10_000, max_part_age_s=1e9
+    )
+    for start in range(0, len(ids), 10_000):
+        chunk = ids.slice(start, 10_000)
+        known: dict[str, Any] = {"row_id": chunk, "status": [Status.OK.value] * len(chunk)}
+        columns = [
+            pa.array(known[field.name], field.type)
+            if field.name in known
+            else pa.nulls(len(chunk), field.type)
+            for field in schema
+        ]
+        committer.add(pa.Table.from_arrays(columns, schema=schema))
+    committer.commit()
+
+
+def make_config(
+    source: Path, output: Path, *, num_frames: int, keyframes_only: bool = False
+) -> PipelineConfig:
+    """The demo's checkpoint, for its processor."""
+    return PipelineConfig(
+        input=str(source),
+        output=str(output),
+        checkpoint=DEMO,
+        carry=(),
+        instructions=Instructions(
+            frames=FrameSampling(num_frames=num_frames, keyframes_only=keyframes_only),
+            max_frame_tokens=256,
+        ),
+        engine=EngineConfig(max_batch_size=32),
+        device="cpu",
+    )
+
+
+def small_clip(*, num_frames: int, width_px: int, height_px: int) -> bytes:
+    """An mp4 of a moving gradient."""
+    ramp = np.add.outer(np.arange(height_px), np.arange(width_px)).astype(np.uint8)
+    frames = [np.repeat(np.roll(ramp, 9 * n, axis=1)[..., None], 3, 2) for n in range(num_frames)]
+    return encode(np.stack(frames), 8)
+
+
+def minute_clip() -> bytes:
+    """An mp4 of a minute of 720p: a texture that drifts, with a keyframe every second."""
+    width_px, height_px, rate, duration_s = _MINUTE_CLIP
+    texture = np.random.default_rng(0).integers(40, 200, (90, 160, 3), np.uint8)
+    picture = np.kron(texture, np.ones((8, 8, 1), np.uint8))
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=rate)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
+        stream.options = {"preset": "veryfast", "crf": "38", "g": str(rate)}
+        for number in range(rate * duration_s):
+            rgb = np.ascontiguousarray(np.roll(picture, 3 * number, axis=1))
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def padded(clip: bytes, num_bytes: int) -> bytes:
+    """The clip, with a box of zeros that says to be skipped (ISO/IEC 14496-12, 8.1.2)."""
+    num_more = max(8, num_bytes - len(clip))
+    return clip + num_more.to_bytes(4, "big") + b"free" + bytes(num_more - 8)
+
+
+def write_input(path: Path, clip: bytes, num_rows: int) -> Path:
+    """A Parquet file with the same clip in every row."""
+    group = max(1, min(num_rows, (64 << 20) // len(clip)))
+    schema = pa.schema([("video", pa.large_binary())])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for start in range(0, num_rows, group):
+            rows = min(group, num_rows - start)
+            writer.write_table(pa.table([[clip] * rows], schema))
+    return path
+
+
+def _watch(samples: list[Sample], ended: threading.Event) -> None:
+    started_s = time.monotonic()
+    while not ended.wait(_SAMPLE_S):
+        if ray.is_initialized():
+            store = object_store(ray.get_runtime_context().gcs_address)
+            if store is None:
+                continue
+            memory = {"object store": store.used_bytes, **_memory_by_kind()}
+            samples.append(Sample(time.monotonic() - started_s, memory))
+
+
+def _memory_by_kind() -> dict[str, int]:
+    """What all processes of a kind have resident, the object store left out."""
+    memory = dict.fromkeys(_KINDS, 0) | {"driver": private_bytes(os.getpid())}
+    for pid in descendants(os.getpid()):
+        command = command_line(pid)
+        kind = next(name for name, sign in _KINDS.items() if sign.search(command))
+        memory[kind] += private_bytes(pid)
+    return memory
+
+
+def _means_mb(samples: Sequence[Sample]) -> dict[str, int]:
+    names = samples[0].num_bytes if samples else ()
+    return {
+        name: round(sum(each.num_bytes[name] for each in samples) / len(samples) / 1e6)
+        for name in names
+    }
+
+
+def _never() -> NoReturn:
+    raise AssertionError("all rows are done")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark; its result is the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.bench.pipeline")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    benches = {"ceiling": ceiling, "slow": slow, "resume": resume, "overlap": overlap}
+    parser.add_argument("bench", choices=list(benches))
+    defaults = ", ".join(f"{number} for {name}" for name, number in _ROWS.items())
+    parser.add_argument("--rows", type=int, help=f"default: {defaults}")
+    parser.add_argument("--rows-per-s", type=float, default=4.0, help="of the slow engine")
+    parser.add_argument("--chart", default="flow.png", help="of the slow engine")
+    options = parser.parse_args(arguments)
+    options.rows = options.rows or _ROWS[options.bench]
+    with tempfile.TemporaryDirectory(prefix="bench-flow-") as folder:
+        print(json.dumps({options.bench: benches[options.bench](Path(folder), options)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""What placing experts by an earlier run's load gains, on routing of known skew.
+
+    python -m jobs.bench.placement [--ranks 2,4,8] [--skew 0,0.5,1] [--tokens 32,512] [--copies 1,2]
+    python -m jobs.bench.placement --load captions/_expert_load.parquet
+
+A load is counted on tokens drawn from a distribution in which the expert of place n in its layer's
+order is n ** -skew times as likely as the first (Zipf), in an order of each layer's own; `--load`
+takes the shares of a real record. Experts are placed by that load, and other tokens of the same
+distribution are routed.
+
+max/mean  rows of the busiest rank's experts by those of the average rank, over layers and steps: so
+          much longer than necessary the experts of a layer take
+sent      other ranks to which a token's row travels, each way
+
+"in order" is equal shares without a record; "one for all" places by the sum over layers, "by layer"
+each layer for itself, as a job does; "+ n" adds n copies of hot experts on each rank. Only routing
+is computed, no network; the same seed gives the same numbers on every machine.
+
+Letters: R ranks, T tokens of a rank, E experts, K experts per token.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jobs.cli.options import Formatter, Parser, positive
+from parallel.experts.load import ExpertLoad, add
+from parallel.experts.placement import place, place_layer
+from parallel.experts.topology import Topology
+
+_COUNTED_TOKENS = 20_000
+_STEPS = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table, and its numbers as JSON."""
+    options = _parser().parse_args(arguments)
+    print(f"{'shares':>10} ranks tokens  {'placement':14} max/mean  sent")
+    measured: list[dict[str, object]] = []
+    for name, shares in _distributions(options):
+        chance = np.random.default_rng(0)
+        counted = _draw(chance, shares, _COUNTED_TOKENS, options.top_k)
+        load = {
+            layer: np.bincount(ids.ravel(), minlength=shares.shape[1])
+            for layer, ids in enumerate(counted)
+        }
+        for num_ranks in options.ranks:
+            for num_tokens in options.tokens:
+                steps = [
+                    _draw(chance, shares, num_ranks * num_tokens, options.top_k)
+                    for _ in range(_STEPS)
+                ]
+                for placement, topologies in placements(load, num_ranks, options.copies):
+                    busiest, sent = route(topologies, steps, num_ranks)
+                    line = {
+                        "shares": name,
+                        "ranks": num_ranks,
+                        "tokens": num_tokens,
+                        "placement": placement,
+                        "max_by_mean": round(busiest, 3),
+                        "sent": round(sent, 2),
+                    }
+                    measured.append(line)
+                    print(
+                        f"{name:>10} {num_ranks:5} {num_tokens:6}  {placement:14} {busiest:8.2f} "
+                        f"{sent:5.2f}",
+                        flush=True,
+                    )
+    print(json.dumps(measured))
+    return 0
+
+
+def placements(
+    load: ExpertLoad, num_ranks: int, copies: Sequence[int]
+) -> Iterator[tuple[str, Mapping[int, Topology]]]:
+    """The placements that are compared, by name."""
+    num_experts = len(load[0])
+    yield "in order", dict.fromkeys(load, Topology.even(num_experts, num_ranks))
+    total = add({0: tokens} for tokens in load.values())[0]
+    yield "one for all", dict.fromkeys(load, place_layer(total.tolist(), num_ranks, 0))
+    yield "by layer", place(load, num_ranks, 0)
+    for number in copies:
+        yield f"by layer + {number}", place(load, num_ranks, number)
+
+
+def route(
+    topologies: Mapping[int, Topology], steps: Sequence[NDArray[np.int64]], num_ranks: int
+) -> tuple[float, float]:
+    """Busiest by average rank, and other ranks to which a row travels, over layers and steps.
+
+    Args:
+        topologies: by layer.
+        steps: [layers, R * T, K] experts of all ranks' tokens, each.
+        num_ranks: R.
+    """
+    busiest: list[float] = []
+    sent: list[float] = []
+    for layer, topology in topologies.items():
+        tables = [topology.slots(rank).numpy() // topology.num_held for rank in range(num_ranks)]
+        for step in steps:
+            by_rank = step[layer].reshape(num_ranks, -1, step.shape[2])  # [R, T, K]
+            owners = np.stack([table[ids] for table, ids in zip(tables, by_rank, strict=True)])
+            rows = np.bincount(owners.ravel(), minlength=num_ranks)
+            busiest.append(rows.max() / rows.mean())
+            reached = (owners[..., None] == np.arange(num_ranks)).any(2)  # [R, T, R]
+            at_home = np.einsum("rtr->", reached.astype(int))
+            sent.append((reached.sum() - at_home) / owners[..., 0].size)
+    return float(np.mean(busiest)), float(np.mean(sent))
+
+
+def _draw(
+    chance: np.random.Generator, shares: NDArray[np.float64], num_tokens: int, top_k: int
+) -> NDArray[np.int64]:
+    """[layers, tokens, K] distinct experts, drawn one after another by their shares.
+
+    By the largest of log share + Gumbel noise, which is the same (Gumbel-top-k, arXiv 1903.06059).
+    """
+    noise = chance.gumbel(size=(len(shares), num_tokens, shares.shape[1]))
+    with np.errstate(divide="ignore"):
+        keys = np.log(shares)[:, None] + noise
+    return np.argpartition(-keys, top_k - 1, axis=-1)[..., :top_k]
+
+
+def _distributions(options: argparse.Namespace) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Names, and [layers, E] shares."""
+    if options.load is not None:
+        table = pq.read_table(options.load).sort_by(
+            [("layer", "ascending"), ("expert", "ascending")]
+        )
+        num_layers = len(table["layer"].unique())
+        yield "record", table["tokens"].to_numpy().reshape(num_layers, -1).astype(np.float64)
+        return
+    for skew in options.skew:
+        chance = np.random.default_rng(1)
+        zipf = np.arange(1, options.experts + 1) ** -skew
+        layers = [chance.permutation(zipf) for _ in range(options.layers)]
+        yield f"zipf {skew:g}", np.stack(layers).astype(np.float64)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jobs.bench.placement", description=__doc__, formatter_class=Formatter
+    )
+    parser.add_argument("--ranks", type=_numbers, default="2,4,8", metavar="R,...", help="ranks")
+    parser.add_argument("--tokens", type=_numbers, default="32,512", metavar="T,...", help="each")
+    parser.add_argument("--skew", type=_skews, default="0,0.5,1", metavar="S,...", help="of Zipf")
+    parser.add_argument("--load", type=Path, metavar="PARQUET", help="instead: a real record")
+    parser.add_argument("--copies", type=_numbers, default="1,2", metavar="N,...", help="a rank")
+    parser.add_argument("--layers", type=positive, default=26, metavar="N", help="with experts")
+    parser.add_argument("--experts", type=positive, default=64, metavar="E", help="routed")
+    parser.add_argument("--top-k", type=positive, default=6, metavar="K", help="of a token")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [positive(number) for number in text.split(",")]
+
+
+def _skews(text: str) -> list[float]:
+    try:
+        skews = [float(number) for number in text.split(",")]
+    except ValueError:
+        skews = [-1.0]
+    if min(skews) < 0:
+        raise argparse.ArgumentTypeError(f"numbers from 0 on, like 0,0.5,1, not {text!r}")
+    return skews
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Media that tries to read other files, to open sockets or to eat the machine; is it refused here?
+
+The answer depends on the FFmpeg and Pillow that are installed, so it is tried, not assumed. Each
+attack goes through the fetching and decoding of a job. Everything happens in a temporary directory
+and on a port of this machine that is opened for the purpose and counts who knocks.
+"""
+
+import io
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import av
+import numpy as np
+import pyarrow as pa
+from av.video.stream import VideoStream
+from PIL import Image
+
+from jobs.checks.finding import Finding
+from model.inputs.processor import Processor
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.prompts.instructions import Instructions
+from pipeline.prompts.prepare import Prepare
+from pipeline.schema import InputColumns, check_input
+
+_SLOW_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of one attack."""
+
+    error_code: str | None  # None: it was decoded
+    seconds: float
+    num_connections: int
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it gave no frame, reached nobody and cost little."""
+        return self.error_code is not None and not self.num_connections and self.seconds < _SLOW_S
+
+
+def findings(processor: Processor) -> Iterator[Finding]:
+    """Try all attacks."""
+    answers = try_all(processor)
+    bad = {name: answer for name, answer in answers.items() if not answer.is_refused}
+    for name, answer in bad.items():
+        what = f"gave {answer.error_code}" if answer.error_code else "was decoded"
+        yield Finding(
+            "BAD",
+            "attacks",
+            f"{name} {what} after {answer.seconds:.1f} s and {answer.num_connections} connections; "
+            f"install the versions of PyAV and Pillow that pyproject.toml names",
+        )
+    if not bad:
+        slowest = max(answer.seconds for answer in answers.values())
+        yield Finding(
+            "ok", "attacks", f"all of {len(answers)} refused, the slowest after {slowest:.2f} s"
+        )
+
+
+def try_all(processor: Processor) -> dict[str, Answer]:
+    """Give each attack to the prepare stage of a job, as the only row of its table."""
+    schema = pa.schema(
+        [
+            ("row_id", pa.string()),
+            ("video", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ]
+    )
+    with TemporaryDirectory() as folder, _listener() as (port, connections):
+        layout = check_input(schema.remove(0), InputColumns(), carry=())
+        access = MediaAccess(base=folder)
+        prepare = Prepare(processor, layout, Instructions(), access.open)
+        _try(
+            prepare, {"bytes": _video(), "path": None}, schema, connections
+        )  # starts what must start
+        answers = {}
+        for name, media in attacks(Path(folder), port).items():
+            value = (
+                {"bytes": media, "path": None}
+                if isinstance(media, bytes)
+                else {"bytes": None, "path": media}
+            )
+            answers[name] = _try(prepare, value, schema, connections)
+    return answers
+
+
+def attacks(folder: Path, port: int) -> Mapping[str, bytes | str]:
+    """The media by name: bytes, or what a path column says; files that they need are written."""
+    secret = folder / "secret.mp4"
+    secret.write_bytes(_video())
+    (folder / "img1.png").write_bytes(_png(8, 8))
+    (folder / "list.m3u8").write_bytes(_playlist(str(secret)))
+    (folder / "list.mp4").write_bytes(_playlist(str(secret)))
+    (folder / "concat.mp4").write_bytes(b"ffconcat version 1.0\nfile secret.mp4\n")
+    (folder / "net.m3u8").write_bytes(_playlist(f"http://127.0.0.1:{port}/a.ts"))
+    return {
+        "HLS playlist of a local file, as a path": "list.m3u8",
+        "HLS playlist of a local file, named as a video": "list.mp4",
+        "HLS playlist of a local file, as bytes": _playlist(str(secret)),
+        "HLS playlist of a server, as a path": "net.m3u8",
+        "HLS playlist of a server, as bytes": _playlist(f"http://127.0.0.1:{port}/a.ts"),
+        "ffconcat list of a local file": f"ffconcat version 1.0\nfile {secret}\n".encode(),
+        "ffconcat list of a relative file": b"ffconcat version 1.0\nfile secret.mp4\n",
+        "ffconcat list, named as a video": "concat.mp4",
+        "SDP that opens a socket": (
+            f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+            f"m=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+        ).encode(),
+        "DASH manifest of a server": (
+            '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
+            f"<AdaptationSet><Representation><BaseURL>http://127.0.0.1:{port}/a.mp4</BaseURL>"
+            "</Representation></AdaptationSet></Period></MPD>"
+        ).encode(),
+        "pattern of image files": "img%d.png",
+        "URL of a server": f"http://127.0.0.1:{port}/a.mp4",
+        "FTP URL": f"ftp://127.0.0.1:{port}/a.mp4",
+        "concat protocol": f"concat:{secret}|{secret}",
+        "subfile protocol": f"subfile,,start,0,end,0,,:{secret}",
+        "cache protocol": f"cache:http://127.0.0.1:{port}/a.mp4",
+        "async protocol": f"async:{secret}",
+        "path out of the folder to a device": "../../../../../../dev/zero",
+        "data URI": "data:video/mp4;base64,AAAA",
+        "PostScript, which Pillow gives to Ghostscript": b"%!PS-Adobe-3.0 EPSF-3.0\n"
+        b"%%BoundingBox: 0 0 9 9\nshowpage\n",
+        "PNG of 11 kB that unfolds to 270 MB": _png(9500, 9500),
+        "JPEG cut in two": _picture("JPEG")[:600],
+        "GIF of 2,000 pages": _picture("GIF", 2000),
+        "video of 8192 x 8192 pixels": _video("avi", "mjpeg", side_px=8192, times_s=(0,)),
+        "video of 94 million seconds": _video("matroska", "mjpeg", times_s=(0, 94_608_000)),
+        "codec that is not on the list": _video("matroska", "ffv1"),
+        "video header without a video": _video()[:200],
+        "nothing": b"",
+        "noise": np.random.default_rng(0).bytes(4096),
+    }
+
+
+def _try(prepare: Prepare, media: Mapping, schema: pa.Schema, connections: list[str]) -> Answer:
+    num_before = len(connections)
+    rows = pa.Table.from_pylist([{"row_id": "0", "video": media}], schema)
+    started = time.perf_counter()
+    code = prepare(rows)["error_code"][0].as_py()
+    seconds = time.perf_counter() - started
+    return Answer(error_code=code, seconds=seconds, num_connections=len(connections) - num_before)
+
+
+@contextmanager
+def _listener() -> Iterator[tuple[int, list[str]]]:
+    """A port of this machine and the list of those who connected to it."""
+    connections: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        is_over = threading.Event()
+
+        def listen() -> None:
+            while not is_over.is_set():
+                try:
+                    client, address = server.accept()
+                except TimeoutError:
+                    continue
+                connections.append(str(address))
+                client.close()
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        try:
+            yield server.getsockname()[1], connections
+        finally:
+            is_over.set()
+            thread.join()
+
+
+def _playlist(target: str) -> bytes:
+    return f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n".encode()
+
+
+def _video(
+    container: str = "mp4",
+    codec: str = "mpeg4",
+    *,
+    side_px: int = 64,
+    times_s: Sequence[int] = range(5),
+) -> bytes:
+    """Grey frames, by default of MPEG-4, which every FFmpeg can write."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=1)
+        assert isinstance(stream, VideoStream)
+        stream.width = stream.height = side_px
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for time_s in times_s:
+            frame = av.VideoFrame(side_px, side_px, stream.pix_fmt)
+            frame.pts, frame.time_base = time_s, Fraction(1)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def _picture(kind: str, num_pages: int = 1) -> bytes:
+    """Noise; as many pages, all different, as an animation has."""
+    random = np.random.default_rng(0)
+    pages = [Image.fromarray(random.integers(0, 256, (32, 32), np.uint8)) for _ in range(num_pages)]
+    file = io.BytesIO()
+    more = {"save_all": True, "append_images": pages[1:]} if num_pages > 1 else {}
+    pages[0].save(file, kind, **more)
+    return file.getvalue()
+
+
+def _png(width_px: int, height_px: int) -> bytes:
+    """A white picture of one bit a pixel."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checksum = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+    line = b"\0" + b"\xff" * -(-width_px // 8)
+    header = struct.pack(">IIBBBBB", width_px, height_px, 1, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(line * height_px, 9))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")

@@ -1,0 +1,154 @@
+"""Some rows of the input, drawn over its whole length and prepared exactly as a job would."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.checks.finding import Finding
+from model.engine.sequence import SamplingParams
+from model.inputs.processor import Processor
+from model.inputs.prompt import Prompt
+from pipeline.config import PipelineConfig
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.input.plan import Piece, plan
+from pipeline.input.reader import read_piece
+from pipeline.input.source import Source
+from pipeline.output.ledger import Held
+from pipeline.prompts.prepare import Prepare
+from pipeline.prompts.prompt_columns import decode_prompt
+from pipeline.schema import QUESTION_FIELD
+
+_BAR = 24  # characters of the longest bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledRow:
+    """One row after the prepare stage."""
+
+    row_id: str
+    seconds: float  # to fetch, decode and cut
+    asked: tuple[tuple[Prompt, SamplingParams], ...]  # for each of its parts; none for an error
+    error_code: str | None  # of the first part that failed
+    error: str | None
+
+    @property
+    def num_tokens(self) -> int:
+        """Of its prompts, visual ones included."""
+        return sum(len(prompt.token_ids) for prompt, _ in self.asked)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Of its prompts; several about the same frames compute them once."""
+        return sum(prompt.num_vision_tokens for prompt, _ in self.asked)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that one of its sequences can have in the cache."""
+        return max(len(prompt.token_ids) + params.max_tokens for prompt, params in self.asked)
+
+
+def prepare_sample(
+    config: PipelineConfig, source: Source, processor: Processor, num_rows: int, seed: int
+) -> list[SampledRow]:
+    """Prepare `num_rows` rows, one by one; a row that fails is a row with an error."""
+    media = MediaAccess(
+        base=source.folder,
+        allowed_prefixes=config.allowed_uris,
+        allowed_folders=config.allowed_folders,
+        max_bytes=config.instructions.limits.max_bytes,
+    )
+    prepare = Prepare(processor, source.layout, config.instructions, media.open)
+    found = []
+    for piece in _drawn(source, num_rows, seed):
+        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
+            started = time.perf_counter()
+            prepared = prepare(rows)
+            found.append(_row(config, prepared, time.perf_counter() - started))
+    return found
+
+
+def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Finding]:
+    """Errors, time and tokens of the sample."""
+    failed = [row for row in rows if row.error_code]
+    good = [row for row in rows if row.asked]
+    if failed:
+        errors = Counter(row.error_code for row in failed)
+        codes = ", ".join(f"{count} {code}" for code, count in errors.most_common())
+        num_partly = sum(bool(row.asked) for row in failed)
+        partly = f", {num_partly} of them in part" if num_partly else ""
+        text = f"{len(failed)} of {len(rows)} sampled rows fail{partly}: {codes}; "
+        text += f"{failed[0].row_id}: {failed[0].error}"
+        yield Finding("note" if good else "BAD", "rows", text)
+    else:
+        text = f"all of {len(rows)} sampled rows of {num_rows_in_input} can be used"
+        yield Finding("ok", "rows", text)
+    if good:
+        seconds = sorted(row.seconds for row in good)
+        yield Finding(
+            "ok",
+            "decoding",
+            f"{np.mean(seconds):.3f} s a row on one core, the slowest {seconds[-1]:.3f} s",
+        )
+        num_prompts = sorted(len(row.asked) for row in good)
+        if num_prompts[-1] > 1:
+            yield Finding("ok", "prompts", f"{num_prompts[0]} to {num_prompts[-1]} of a row")
+        yield Finding("ok", "tokens", _spread([row.num_tokens for row in good]))
+        yield from _histogram([row.num_tokens for row in good])
+
+
+def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[Piece]:
+    """Pieces with one bit for each of `num_rows` rows, drawn over all files."""
+    pieces = plan(source, Held.nothing()).pieces
+    total = sum(piece.num_todo for piece in pieces)
+    chosen = sorted(random.Random(seed).sample(range(total), min(num_rows, total)))
+    first = 0
+    for piece in pieces:
+        last = first + piece.num_todo
+        here = [position - first for position in chosen if first <= position < last]
+        if here:
+            bits = np.zeros(piece.num_todo, dtype=np.bool_)  # all rows of the group are to do
+            bits[here] = True
+            yield replace(piece, todo=np.packbits(bits).tobytes(), num_todo=len(here))
+        first = last
+
+
+def _row(config: PipelineConfig, prepared: pa.Table, seconds: float) -> SampledRow:
+    """One row of the input, of whose questions each is a row of the table."""
+    questions = config.instructions.questions
+    asked = []
+    for index in range(prepared.num_rows):
+        prompt = decode_prompt(prepared, index)
+        if prompt is not None:
+            number = prepared[QUESTION_FIELD.name][index].as_py() if questions else None
+            asked.append(
+                (prompt, config.sampling if number is None else questions[number].sampling)
+            )
+    codes, errors = prepared["error_code"].drop_null(), prepared["error"].drop_null()
+    return SampledRow(
+        row_id=prepared["row_id"][0].as_py(),
+        seconds=seconds,
+        asked=tuple(asked),
+        error_code=codes[0].as_py() if len(codes) else None,
+        error=errors[0].as_py() if len(errors) else None,
+    )
+
+
+def _spread(tokens: Sequence[int]) -> str:
+    quantiles = np.quantile(tokens, [0, 0.5, 0.9, 1]).round().astype(int)
+    least, median, most_rows, most = quantiles.tolist()
+    return f"{least} to {most} prompt tokens, median {median}, 90 % at most {most_rows}"
+
+
+def _histogram(tokens: Sequence[int]) -> Iterator[Finding]:
+    """Up to six bars of equal width."""
+    if min(tokens) == max(tokens):
+        return
+    counts, edges = np.histogram(tokens, bins=min(6, max(tokens) - min(tokens)))
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        bar = "#" * round(_BAR * count / counts.max())
+        yield Finding("ok", "", f"{round(low):>7} - {round(high):<7} {bar} {count}")

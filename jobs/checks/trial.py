@@ -1,0 +1,156 @@
+"""Some sampled rows answered by the engine in this process, for an estimate of the whole job."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from jobs.checks.finding import Finding, Level
+from jobs.checks.sampled_rows import SampledRow
+from jobs.checks.weights import DTYPE_BYTES, Footprint, free_gib
+from model.config import BLOCK_SIZE, TextConfig
+from model.engine.config import EngineConfig
+from model.malloc import own_peak_bytes
+from model.network.kv_cache import cache_width
+from pipeline.cluster.deployment import load_engine
+from pipeline.config import PipelineConfig
+from pipeline.monitor.progress import duration_text
+
+_GIB = 1 << 30
+_MOST_PROMPTS = 16  # of one row: a long document has hundreds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What the engine did."""
+
+    num_threads: int  # on processors that also prepare rows; 0 on a GPU
+    num_rows: int
+    num_prompts: int  # of these rows, not always all
+    num_generated_tokens: int
+    seconds: float
+    load_s: float
+    peak_gib: float  # of the memory of this process, the doctor's own included
+
+
+def no_room(footprint: Footprint, engine: EngineConfig) -> Finding | None:
+    """What to say in place of a trial where no whole copy fits; None where one does."""
+    needed, (free, where) = footprint.rank_gib(1, engine), free_gib(engine.device)
+    if needed <= free:
+        return None
+    text = (
+        f"none: rows are answered here by one whole copy, which needs {needed:.1f} GiB, and "
+        f"{free:.1f} are free on {where}; --answers 0 leaves this out"
+    )
+    return Finding("note", "forecast", text)
+
+
+def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
+    """Load a whole copy of the model, answer `rows` together, and say how long it took.
+
+    Of a row with very many prompts only the first ones are answered.
+    """
+    import torch
+
+    has_gpu = config.engine.device == "cuda"
+    started = time.perf_counter()
+    engine = load_engine(config.checkpoint, config.engine, config.exchange, None)
+    loaded = time.perf_counter()
+    num_prompts = num_tokens = 0
+    for row in rows:
+        for prompt, params in row.asked[:_MOST_PROMPTS]:
+            engine.add(f"{num_prompts}", prompt, params)
+            num_prompts += 1
+    with torch.inference_mode():
+        while engine.has_work:
+            for _, outcome in engine.step():
+                num_tokens += getattr(outcome, "num_generated_tokens", 0)
+    return Trial(
+        num_threads=0 if has_gpu else config.engine.num_threads,
+        num_rows=len(rows),
+        num_prompts=num_prompts,
+        num_generated_tokens=num_tokens,
+        seconds=time.perf_counter() - loaded,
+        load_s=loaded - started,
+        peak_gib=_peak_gib(has_gpu=has_gpu),
+    )
+
+
+def _peak_gib(*, has_gpu: bool) -> float:
+    if has_gpu:
+        import torch
+
+        return torch.cuda.max_memory_allocated() / _GIB
+    return own_peak_bytes() / _GIB
+
+
+def cache_finding(
+    rows: Sequence[SampledRow], text: TextConfig, dtype: str, engine: EngineConfig
+) -> Finding:
+    """How many sequences like the sampled ones the cache of a rank holds at the same time."""
+    width = cache_width(text) * text.num_hidden_layers * DTYPE_BYTES[dtype]
+    held = int(engine.cache_gib * _GIB) // (width * BLOCK_SIZE) * BLOCK_SIZE
+    longest = max(row.longest for row in rows)
+    num_held = held // longest
+    level: Level = "ok" if num_held >= engine.max_batch_size else "note"
+    if num_held == 0:
+        level = "BAD"
+    text_of = (
+        f"--cache-gib {engine.cache_gib:g} holds {held:,} tokens: {num_held} sequences like the "
+        f"longest sampled ({longest} tokens with its answer), for --batch-size "
+        f"{engine.max_batch_size}"
+    )
+    if engine.cache_fraction is not None:
+        level, text_of = "note", "how much the cache holds is known once the weights are loaded"
+    return Finding(level, "memory", text_of)
+
+
+def forecast(
+    trial: Trial,
+    rows: Sequence[SampledRow],
+    num_rows: int,
+    num_groups: int,
+    num_cpus: int,
+) -> Iterator[Finding]:
+    """How long the job takes, and how many tokens, if all rows are like the sample.
+
+    Decoding and answering overlap, so the slower of them counts, or what both do on the same
+    processors. The engine answers a few rows at a time here and `--batch-size` in a job, which is
+    faster: take the time as the most.
+
+    Args:
+        trial: what the engine did; at least one prompt.
+        rows: of the sample, those that can be used.
+        num_rows: of the job.
+        num_groups: copies of the model.
+        num_cpus: of this machine.
+    """
+    decode_s = sum(row.seconds for row in rows) / len(rows)
+    prompts_per_row = sum(len(row.asked) for row in rows) / len(rows)
+    engine_s = trial.seconds / trial.num_prompts * prompts_per_row
+    bounds = {
+        "answering": engine_s / num_groups,
+        "decoding": decode_s / num_cpus,
+        "the processors, which both need": (decode_s + trial.num_threads * engine_s) / num_cpus,
+    }
+    slower = max(bounds, key=lambda name: bounds[name])  # the first of equals
+    seconds = num_rows * bounds[slower]
+    yield Finding(
+        "ok",
+        "forecast",
+        f"{trial.num_prompts} prompts of {trial.num_rows} rows answered at once in "
+        f"{trial.seconds:.1f} s (loading {trial.load_s:.1f} s): {num_rows} rows take at most about "
+        f"{duration_text(seconds)} with {num_groups} group(s), bound by {slower}",
+    )
+
+    def total(per_row: float) -> str:
+        return f"{num_rows * per_row:,.0f}"
+
+    prompt = total(sum(row.num_tokens for row in rows) / len(rows))
+    visual = total(sum(row.num_visual_tokens for row in rows) / len(rows))
+    generated = total(trial.num_generated_tokens / trial.num_prompts * prompts_per_row)
+    yield Finding(
+        "ok",
+        "forecast",
+        f"they have about {prompt} prompt tokens, {visual} of them visual, and give about "
+        f"{generated} tokens; the engine had {trial.peak_gib:.1f} GiB at its peak here",
+    )

@@ -1,0 +1,102 @@
+"""What a rank of each layout holds in memory, from the files' headers and the configuration."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from jobs.checks.finding import Finding
+from model.config import KimiVLConfig
+from model.engine.config import EngineConfig
+from model.memory import free_bytes
+from model.network.weights import EMBEDDING, check_checkpoint, destinations, stored_tensors
+
+_GIB = 1 << 30
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "bfloat16": 2, "float16": 2, "float32": 4}
+_WORKING_GIB = 1.0  # of a step: activations, logits, buffers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """The weights of a checkpoint in the dtype that an engine uses."""
+
+    config: KimiVLConfig
+    dtype: str  # as asked for, or as stored
+    num_tensors: int
+    num_parameters: int
+    shared_bytes: int  # whole on every rank
+    expert_bytes: int  # split over the ranks of a group
+
+    def rank_bytes(self, num_ranks: int) -> int:
+        """Of the rank with the most experts."""
+        experts = self.config.text.n_routed_experts or 1
+        return self.shared_bytes + self.expert_bytes * -(-experts // num_ranks) // experts
+
+    def rank_gib(self, num_ranks: int, engine: EngineConfig) -> float:
+        """The same with its caches and what a step takes."""
+        fixed = engine.cache_gib + engine.feature_cache_gib + _WORKING_GIB
+        return self.rank_bytes(num_ranks) / _GIB + fixed
+
+
+def read_footprint(directory: Path, dtype: str) -> Footprint:
+    """Check every tensor's name and shape, and count bytes; reads headers only.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    config = check_checkpoint(directory)
+    stored = stored_tensors(directory)
+    wanted = destinations(config)
+    dtype = stored[EMBEDDING].dtype if dtype == "auto" else dtype  # as `load_model` decides
+    sizes = {True: 0, False: 0}
+    num_parameters = 0
+    for name, tensor in stored.items():
+        if name not in wanted:
+            continue  # stale buffers that nothing claims
+        count = prod(tensor.shape)
+        num_parameters += count
+        is_routed = re.search(r"\.mlp\.experts\.", name) is not None
+        sizes[is_routed] += count * DTYPE_BYTES[dtype]
+    return Footprint(
+        config=config,
+        dtype=dtype,
+        num_tensors=len(stored),
+        num_parameters=num_parameters,
+        shared_bytes=sizes[False],
+        expert_bytes=sizes[True],
+    )
+
+
+def findings(
+    footprint: Footprint, engine: EngineConfig, layouts: Sequence[int]
+) -> Iterator[Finding]:
+    """The checkpoint, and whether a rank of the first layout fits into this machine."""
+    text = footprint.config.text
+    yield Finding(
+        "ok",
+        "checkpoint",
+        f"{footprint.num_tensors} tensors as the configuration says, {footprint.num_parameters:,} "
+        f"parameters, {text.num_hidden_layers} layers, {text.n_routed_experts} experts",
+    )
+    sizes = {ranks: footprint.rank_gib(ranks, engine) for ranks in layouts}
+    yield Finding(
+        "ok",
+        "memory",
+        f"a rank needs about {', '.join(f'{gib:.1f} GiB at {n}' for n, gib in sizes.items())} "
+        f"rank(s) a group: its weights, {engine.cache_gib:g} for the cache and "
+        f"{engine.feature_cache_gib + _WORKING_GIB:g} to work",
+    )
+    free, where = free_gib(engine.device)
+    needed = sizes[layouts[0]]
+    level = "ok" if needed <= free else "BAD"
+    text_free = f"{free:.1f} GiB free on {where}, {needed:.1f} needed for a rank of {layouts[0]}"
+    yield Finding(level, "memory", text_free)
+
+
+def free_gib(device: str) -> tuple[float, str]:
+    """What is free here for a rank on such a device: of the first GPU, or of this machine."""
+    where = f"GPU 0 of {torch.cuda.device_count()}" if device == "cuda" else "this machine"
+    return free_bytes(torch.device(device)) / _GIB, where

@@ -1,0 +1,262 @@
+"""Options from a YAML file (`--config run.yaml`) under those of the command line.
+
+The keys are the names of the options: `frames: 16`, `stop: [a, b]`, `keep-media: true`. What is
+given on the command line wins. All options of a run, with their defaults, are written back as
+`_run.yaml` beside the output, which repeats the run; the credentials in its URIs are left out.
+"""
+
+import argparse
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.cli.options import Parser
+
+# Written back absolute.
+_PATHS = frozenset("input output model schema prompts grid expert_placement allow_folder".split())
+_URIS = _PATHS | {"allow_uri", "video_path"}  # may name object stores
+_NOT_KEPT = frozenset(
+    {"help", "config", "job", "dry_run", "retry_failed", "new_recipe"}
+)  # of one call, not of the run
+
+
+def parse(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line over the file that it names with `--config`.
+
+    Args:
+        make_parser: a new parser of the job, with an option `--config`.
+        arguments: of the command line.
+
+    Returns:
+        The options, and as `run_yaml` all that repeats the run. Exits with 2, after one line on
+        standard error, for what cannot be parsed.
+    """
+    parser = make_parser()
+    given = _given(make_parser, [text for text in arguments if text not in ("-h", "--help")])
+    path = given.get("config")
+    from_file: list[str] = []
+    if path is not None:
+        try:
+            values = read_mapping(path)
+            _refuse_unknown(parser, values)
+            from_file = as_arguments(parser, _not_overruled(parser, values, given))
+        except ValueError as error:
+            parser.error(f"{path}: {error}")
+        _check(make_parser, from_file, path)
+    options = parser.parse_args([*from_file, *arguments])
+    options.run_yaml = _run_yaml(parser, _given(make_parser, [*from_file, *arguments]))
+    return options
+
+
+def overlay(
+    make_parser: Callable[[], Parser],
+    options: argparse.Namespace,
+    values: Mapping[str, Any],
+    where: str,
+) -> argparse.Namespace:
+    """Options with some replaced, and those gone that exclude them.
+
+    Args:
+        make_parser: a new parser of the job.
+        options: of it.
+        values: by name, as in a file.
+        where: before the message about one that its option does not take; it exits with 2.
+
+    Raises:
+        ValueError: a value is no text, number or truth.
+    """
+    parser = _without_defaults(_lenient(make_parser()))
+    parser.where = where
+    given = vars(parser.parse_args(as_arguments(parser, values)))
+    excluded = {
+        action.dest: None
+        for group in parser._mutually_exclusive_groups
+        if any(action.dest in given for action in group._group_actions)
+        for action in group._group_actions
+    }
+    return argparse.Namespace(**{**vars(options), **excluded, **given})
+
+
+def _given(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> dict[str, Any]:
+    """What `arguments` say, by destination, as text; nothing of the defaults."""
+    parser = _without_defaults(_lenient(make_parser()))
+    for action in parser._actions:
+        action.type = action.choices = None
+    return vars(parser.parse_args(arguments))
+
+
+def _check(make_parser: Callable[[], Parser], arguments: Sequence[str], path: str) -> None:
+    """Parse the options of the file alone, so that the message about a bad one names the file."""
+    parser = _lenient(make_parser())
+    parser.where = f"{path}: "
+    parser.parse_args(arguments)
+
+
+def _lenient(parser: Parser) -> Parser:
+    """Require nothing: what is missing here may stand elsewhere."""
+    for each in (*parser._actions, *parser._mutually_exclusive_groups):
+        each.required = False
+    return parser
+
+
+def _without_defaults(parser: Parser) -> Parser:
+    """Leave out what is not given."""
+    parser._defaults.clear()  # of `set_defaults`, which knows them twice
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return parser
+
+
+def read_mapping(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file, by its path or URI.
+
+    Raises:
+        ValueError: it cannot be read, is no mapping, or has a key twice; the line is named.
+    """
+    import yaml
+
+    try:
+        node = yaml.compose(_read_text(path), Loader=yaml.SafeLoader)
+        value = None if node is None else yaml.SafeLoader("").construct_document(node)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from error
+    except ImportError as error:  # of a filesystem
+        raise ValueError(f"cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("is not UTF-8 text") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}no YAML, {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"no YAML, {' '.join(str(error).split())}") from error
+    if not isinstance(node, yaml.MappingNode) or not isinstance(value, dict):
+        message = "must be a mapping of names to values, such as `frames: 16`"
+        raise ValueError(message)  # noqa: TRY004
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r} stands there twice")
+        seen.add(key.value)
+    return value
+
+
+def _read_text(path: str) -> str:
+    if "://" not in path:
+        return Path(path).read_text(encoding="utf-8")
+    from pipeline.filesystems import open_filesystem  # pyarrow
+
+    filesystem, place = open_filesystem(path)
+    with filesystem.open_input_stream(place, compression=None) as stream:
+        return stream.read().decode()
+
+
+def _refuse_unknown(parser: Parser, values: Mapping[str, Any]) -> None:
+    names = [_name(action) for action in _kept(parser)]
+    of_one_call = {_name(action) for action in parser._actions if action.dest in _NOT_KEPT}
+    for name in values:
+        if name in of_one_call:
+            raise ValueError(f"{name!r} is of one call: give it on the command line, --{name}")
+        if name not in names:
+            (nearest,) = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+            raise ValueError(f"there is no option {name!r}; the nearest is {nearest!r}")
+
+
+def _not_overruled(
+    parser: Parser, values: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The values of the file that the command line does not replace, by name or by an exclusion."""
+    overruled = {_name(action) for action in parser._actions if action.dest in given}
+    for group in parser._mutually_exclusive_groups:
+        names = {_name(action) for action in group._group_actions}
+        if names & overruled:
+            overruled |= names
+    return {name: value for name, value in values.items() if name not in overruled}
+
+
+def as_arguments(parser: Parser, values: Mapping[str, Any]) -> list[str]:
+    """`{"frames": 16}` -> `["--frames=16"]`.
+
+    Raises:
+        ValueError: an option takes no such value.
+    """
+    actions = {_name(action): action for action in _kept(parser)}
+    arguments: list[str] = []
+    for name, value in values.items():
+        arguments += _of_option(actions[name], name, value)
+    return arguments
+
+
+def _of_option(action: argparse.Action, name: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return [f"--{name}" if value else f"--no-{name}"]
+        return [f"--{name}"] if value else []
+    repeats = isinstance(action, argparse._AppendAction)
+    values = value if isinstance(value, list) and repeats else [value]
+    for each in values:
+        is_plain = isinstance(each, str | int | float) and not isinstance(each, bool)
+        if not is_plain:
+            what = "values" if repeats else "one value"
+            raise ValueError(f"{name} takes {what} of text or numbers, got {each!r}; quote text")
+    return [f"--{name}={each}" for each in values]
+
+
+def _run_yaml(parser: Parser, given: Mapping[str, Any]) -> str:
+    """All options of a run; of options that exclude each other the one that was given."""
+    import yaml
+
+    replaced = {
+        action.dest
+        for group in parser._mutually_exclusive_groups
+        if any(each.dest in given for each in group._group_actions)
+        for action in group._group_actions
+        if action.dest not in given
+    }
+    values: dict[str, Any] = {}
+    for action in _kept(parser):
+        value = given.get(action.dest, action.default)
+        if value not in (None, []) and action.dest not in replaced:
+            values[_name(action)] = _as_yaml(action.dest, value)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    return f"# python -m jobs.{parser.prog} --config THIS_FILE repeats this run\n{text}"
+
+
+def _as_yaml(name: str, value: Any) -> Any:
+    """A path as an absolute one, a URI without secrets, a number as a number."""
+    if isinstance(value, list):
+        return [_as_yaml(name, each) for each in value] if name in _URIS else value
+    if not isinstance(value, str):
+        return value
+    if name in _URIS and "://" in value:
+        from pipeline.filesystems import without_secrets  # pyarrow
+
+        return without_secrets(value)
+    if name in _PATHS:
+        from jobs.cli.ray_cluster import is_in_copy  # Ray
+
+        path = Path(value).expanduser()
+        if is_in_copy() and not path.is_absolute():
+            return value  # travels with the job, into another copy the next time
+        path = path.absolute()
+        return str(path) if name != "model" or path.is_dir() else value
+    for number in (int, float):
+        try:
+            if str(number(value)) == value:
+                return number(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _kept(parser: Parser) -> list[argparse.Action]:
+    return [each for each in parser._actions if each.option_strings and each.dest not in _NOT_KEPT]
+
+
+def _name(action: argparse.Action) -> str:
+    """The long name without its dashes; empty for what has none."""
+    return next((text[2:] for text in action.option_strings if text.startswith("--")), "")

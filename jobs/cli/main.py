@@ -1,0 +1,88 @@
+"""What every captioning job does with its command line: parse, run, one line for what went wrong.
+
+Only the standard library is imported until the arguments are known to be good.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs.cli.options import Parser
+    from pipeline.config import PipelineConfig
+
+_ROOT = Path(__file__).resolve().parents[2]
+_INTERRUPTED = "interrupted; what is committed stays, and the same command continues"
+
+
+def run_command(
+    make_parser: Callable[[], "Parser"],
+    arguments: Sequence[str] | None,
+    work: Callable[[argparse.Namespace], object] | None = None,
+) -> int:
+    """Run the job of a parser; the exit code.
+
+    Args:
+        make_parser: makes a parser with the options that `pipeline_config` reads.
+        arguments: of the command line; None means those of this process.
+        work: does what the options say and returns what to print; None runs the pipeline.
+    """
+    from jobs.cli import config_file
+
+    prog = make_parser().prog
+    try:
+        options = config_file.parse(make_parser, sys.argv[1:] if arguments is None else arguments)
+        from pipeline.run import RunError
+    except ModuleNotFoundError as error:
+        return _fail(
+            prog,
+            2,
+            f"{error}, for {sys.executable}; activate the environment (`make setup` makes it: "
+            f". {_ROOT}/.venv/bin/activate) or install with `pip install {_ROOT}`",
+        )
+    try:
+        print((work or _run)(options))
+    except ValueError as error:
+        return _fail(prog, 2, error)
+    except (RunError, OSError) as error:
+        return _fail(prog, 1, error)
+    except KeyboardInterrupt:
+        return _fail(prog, 130, _INTERRUPTED)
+    except SystemExit:  # of `connect`, on Ctrl-C or SIGTERM
+        print(f"{prog}: {_INTERRUPTED}", file=sys.stderr)
+        raise
+    return 0
+
+
+def _run(options: argparse.Namespace) -> object:
+    """Run with these arguments; the report, or with `--dry-run` the outlook."""
+    from jobs.cli.pipeline_config import pipeline_config
+    from jobs.cli.ray_cluster import connect
+    from pipeline.run import run
+
+    config = pipeline_config(options)
+    if options.dry_run:
+        return _outlook(config)
+    return run(config, connect=connect)
+
+
+def _outlook(config: "PipelineConfig") -> object:
+    """What a run would do, with the GPUs of this machine in place of the cluster's."""
+    import torch
+
+    from jobs.cli.ray_cluster import find_address
+    from pipeline.dry_run import look_ahead
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    where = f"as on this machine alone, with {num_gpus} GPUs"
+    if (address := find_address(os.environ)) is not None:
+        where += f"; the run would use those of the Ray cluster ({address})"
+    return look_ahead(config, num_gpus=num_gpus, where=where)
+
+
+def _fail(prog: str, code: int, reason: object) -> int:
+    print(f"{prog}: error: {reason}", file=sys.stderr)
+    return code

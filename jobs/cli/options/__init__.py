@@ -1,0 +1,63 @@
+"""The options that jobs share, by group.
+
+`jobs.cli.pipeline_config` makes a `PipelineConfig` of them.
+
+Nothing slow is imported: a wrong argument is told at once.
+"""
+
+from jobs.cli.options.answer import add_answer
+from jobs.cli.options.limits import LIMITS, add_limits, media_limits
+from jobs.cli.options.machine import add_machine
+from jobs.cli.options.parser import Formatter, Parser
+from jobs.cli.options.question import add_frames, add_question
+from jobs.cli.options.rows import add_data, add_required
+from jobs.cli.options.run import add_run
+from jobs.cli.options.values import count, parse_names, positive, positive_or
+from jobs.cli.options.windows import MERGE_PROMPT, NO_FRAMES, NO_PAGES, add_pages, add_windows
+
+__all__ = [
+    "LIMITS",
+    "MERGE_PROMPT",
+    "NO_PAGES",
+    "Formatter",
+    "Parser",
+    "add_limits",
+    "count",
+    "job_parser",
+    "media_limits",
+    "parse_names",
+    "positive",
+    "positive_or",
+]
+
+
+def job_parser(prog: str, description: str, epilog: str, media: str = "video") -> Parser:
+    """The parser of a job over rows of `media`, with all groups."""
+    parser = Parser(
+        prog=prog,
+        usage="%(prog)s --input PARQUET --output DIR --model MODEL [option ...]",
+        description=description,
+        epilog=epilog,
+        formatter_class=Formatter,
+    )
+    add_required(parser.add_argument_group("required"))
+    add_data(parser.add_argument_group("data"), media)
+    question = parser.add_argument_group("what the model sees and is asked")
+    add_question(question)
+    if media == "document":
+        add_pages(question)
+        parser.set_defaults(**NO_FRAMES)
+    else:
+        add_frames(question)
+        parser.set_defaults(pages_per_prompt=NO_PAGES)
+    if media == "video":
+        add_windows(parser.add_argument_group("long videos"))
+    else:
+        parser.set_defaults(
+            window_s=None, window_overlap_s=None, merge=False, merge_prompt=MERGE_PROMPT
+        )
+    add_answer(parser.add_argument_group("how it answers"))
+    add_limits(parser.add_argument_group("limits, of one row's media"))
+    add_machine(parser.add_argument_group("machine"))
+    add_run(parser.add_argument_group("run"))
+    return parser

@@ -1,0 +1,169 @@
+"""The `PipelineConfig` that the options of `jobs.cli.options` make; loads the libraries."""
+
+import argparse
+import os
+from pathlib import Path
+
+from jobs.cli.checkpoint import find_checkpoint
+from jobs.cli.options import MERGE_PROMPT, NO_PAGES, media_limits, parse_names
+from jobs.cli.prompts_file import read_questions
+from jobs.cli.ray_cluster import refuse_relative, refuse_unsafe_settings
+from jobs.cli.schema_file import read_schema
+from model.engine.config import EngineConfig
+from model.engine.sequence import SamplingParams
+from parallel.experts.policy import Exchange
+from pipeline.config import PipelineConfig
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.windows import PageWindows, TimeWindows, Windows
+from pipeline.prompts.instructions import Instructions
+from pipeline.prompts.questions import fields_of, lists_of
+from pipeline.schema import ErrorCode, InputColumns
+
+
+def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
+    """What the options ask for; finds the checkpoint.
+
+    Raises:
+        ValueError: a value cannot work; the message names it.
+    """
+    refuse_unsafe_settings(os.environ)  # before any file is opened
+    refuse_relative(options.output, "--output")
+    if not Path(options.input).exists():  # what was submitted along may be named by its place
+        refuse_relative(options.input, "--input")
+    if options.prompts is not None and options.prompt_column is not None:
+        raise ValueError("--prompt-column and --prompts exclude each other; name the column in one")
+    sampling = SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        loop_guard=options.loop_guard,
+        seed=options.seed,
+        stop=tuple(options.stop),
+        schema=None if options.schema is None else read_schema(options.schema),
+        thinking=options.thinking,
+        n=options.samples,
+        token_logprobs=options.token_logprobs,
+    )
+    questions = () if options.prompts is None else read_questions(options.prompts, sampling)
+    return PipelineConfig(
+        input=options.input,
+        output=options.output,
+        checkpoint=find_checkpoint(options.model),
+        columns=InputColumns(
+            video=options.video_column,
+            id=options.id_column,
+            prompt=options.prompt_column,
+            start_s=options.start_column,
+            end_s=options.end_column,
+            fields=fields_of(questions),
+            lists=lists_of(questions),
+        ),
+        carry=options.columns,
+        keep_media=options.keep_media,
+        limit=options.limit,
+        instructions=Instructions(
+            prompt=options.prompt,
+            questions=questions,
+            frames=_frame_sampling(options),
+            windows=_windows(options),
+            timestamps=options.timestamps,
+            max_frame_tokens=options.frame_tokens,
+            max_row_tokens=options.tokens_per_row,
+            limits=media_limits(options),
+        ),
+        allowed_uris=tuple(options.allow_uri),
+        allowed_folders=tuple(
+            str(Path(each).expanduser().absolute()) for each in options.allow_folder
+        ),
+        sampling=sampling,
+        engine=EngineConfig(
+            dtype=options.dtype,
+            max_batch_size=options.batch_size,
+            cache_gib=options.cache_gib,
+            cache_fraction=options.cache_fraction,
+            num_threads=options.threads or _fair_threads(options),
+        ),
+        device=options.device,
+        num_groups=options.groups,
+        expert_parallel=options.expert_parallel,
+        exchange=Exchange(options.dispatch, options.wire_dtype),
+        placement=options.placement.upper(),
+        expert_placement=options.expert_placement,
+        expert_copies=options.expert_copies,
+        rows_per_part=options.rows_per_part,
+        max_part_age_s=options.max_part_age,
+        make_ids_unique=options.make_ids_unique,
+        retry_failed=_error_codes(options.retry_failed),
+        new_recipe=options.new_recipe,
+        keep_order=options.keep_order,
+        rows_per_batch=options.rows_per_batch,
+        run_yaml=options.run_yaml,
+    )
+
+
+def _windows(options: argparse.Namespace) -> Windows | None:
+    """Those of documents or of long videos.
+
+    Raises:
+        ValueError: the options do not make any.
+    """
+    if options.pages_per_prompt != NO_PAGES:
+        return PageWindows(
+            pages_per_prompt=options.pages_per_prompt, answer_tokens=options.max_tokens
+        )
+    if options.merge_prompt != MERGE_PROMPT and not options.merge:
+        raise ValueError("--merge-prompt needs --merge, which asks it")
+    if options.window_s is None:
+        if options.merge or options.window_overlap_s is not None:
+            raise ValueError("--merge and --window-overlap-s need --window-s, the windows' length")
+        return None
+    return TimeWindows(
+        length_s=options.window_s,
+        overlap_s=options.window_overlap_s or 0.0,
+        merge=options.merge_prompt if options.merge else None,
+    )
+
+
+def _frame_sampling(options: argparse.Namespace) -> FrameSampling:
+
+    num_frames, fps = options.frames, options.fps
+    if num_frames is None and fps is None and options.at is None:
+        num_frames, fps = (8, None) if options.tokens_per_row is None else (None, 1.0)
+    return FrameSampling(
+        num_frames=num_frames,
+        fps=fps,
+        at_s=options.at,
+        max_frames=options.max_frames,
+        keyframes_only=options.keyframes,
+    )
+
+
+def _fair_threads(options: argparse.Namespace) -> int:
+    """Half of the CPUs, shared by all ranks."""
+    num_ranks = (options.groups or 1) * (options.expert_parallel or 1)
+    return max(1, (os.cpu_count() or 1) // 2 // num_ranks)
+
+
+def _error_codes(text: str | None) -> tuple[ErrorCode, ...]:
+    """The codes in `--retry-failed`.
+
+    Raises:
+        ValueError: there is no such code, or none at all.
+    """
+    if text is None:
+        return ()
+    if text == "all":
+        return tuple(ErrorCode)
+    names = parse_names(text)
+    if not names:
+        raise ValueError(f"--retry-failed: {text!r} names no error code; leave it out for all")
+    unknown = [name for name in names if name not in set(ErrorCode)]
+    if unknown:
+        raise ValueError(
+            f"--retry-failed: there is no error code {unknown[0]!r}; they are "
+            f"{', '.join(ErrorCode)}"
+        )
+    return tuple(ErrorCode(name) for name in names)

@@ -1,0 +1,1 @@
+"""The engine: schedules sequences, runs steps and samples tokens."""

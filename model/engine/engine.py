@@ -1,0 +1,342 @@
+"""`Engine`: many prompts in one process, each answered as soon as it is done.
+
+A step computes what the `Scheduler` plans: one token for each sequence that decodes, and chunks of
+prompts. Images are encoded before the step in which their first pad is computed.
+
+    add --> scheduler: waiting --> running --> finished
+
+Letters: T tokens of the step, B sequences, V vision tokens.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.config import BLOCK_SIZE
+from model.engine.batch_builder import batch_of
+from model.engine.blocks import BlockPool, block_keys, blocks_for, image_digests
+from model.engine.config import EngineConfig
+from model.engine.cuda_graphs import DecodeGraphs
+from model.engine.grammar import Constraint, Grammars
+from model.engine.image_cache import ImageFeatures
+from model.engine.sampling import sample
+from model.engine.scheduler import Scheduler
+from model.engine.sequence import Answer, Completion, SamplingParams, Sequence
+from model.engine.utilization import EngineTime
+from model.inputs.prompt import Prompt, PromptError
+from model.inputs.tokenizer import Tokenizer
+from model.malloc import keep_freed_memory
+from model.memory import free_bytes
+from model.network.batch import TokenBatch
+from model.network.kimi_vl import KimiVL
+from model.network.kv_cache import LatentCache
+from model.network.moe import Shares
+from model.network.onednn import pack
+from model.network.weights import load_model
+
+GIB = 1 << 30
+
+# Entered for the layers of a step, once all that can fail in this process alone is done: takes the
+# number of tokens and whether all are decodes, says whether to compute at all.
+Turn = Callable[[int, bool], AbstractContextManager[bool]]
+
+
+def own_turn(num_tokens: int, is_decode: bool) -> AbstractContextManager[bool]:
+    """The turn of an engine that steps alone."""
+    return nullcontext(num_tokens > 0)
+
+
+class Engine:
+    """Generates for many sequences with one model and one cache.
+
+    `add` prompts at any time, call `step` while `has_work`; each step returns what finished in it.
+    Not safe to call from several threads.
+    """
+
+    def __init__(self, model: KimiVL, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        text = model.config.text
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.max_model_len = min(
+            config.max_model_len or text.max_position_embeddings, text.max_position_embeddings
+        )
+        self.cache = self._reserve_cache()
+        self.pool = BlockPool(self.cache.num_blocks)
+        self.scheduler = Scheduler(self.pool, config.max_batch_size, config.max_step_tokens)
+        self._time = EngineTime(config.max_batch_size)
+        self._graphs = DecodeGraphs(model, self.cache) if config.cuda_graphs else None
+        self._num_steps = 0
+        self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
+        self._features = ImageFeatures(
+            model, config.max_vision_patches, int(config.feature_cache_gib * GIB)
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        directory: Path,
+        config: EngineConfig,
+        shares: Shares | None = None,
+    ) -> Self:
+        """Load a checkpoint and reserve the cache; `shares` as for `KimiVL`.
+
+        Sets the number of torch's threads and lets malloc keep what is freed, both of which belong
+        to the process.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be used; nothing was reserved.
+            ValueError: the device does not exist here, or weights or cache do not fit.
+        """
+        if config.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
+        if config.cuda_graphs and shares is not None:
+            raise ValueError("cuda_graphs needs all experts in one process: ranks wait for others")
+        torch.set_num_threads(config.num_threads)
+        dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+        model = load_model(
+            directory,
+            dtype=dtype,
+            device=torch.device(config.device),
+            shares=shares,
+        )
+        pack(model)
+        keep_freed_memory()  # from here on, so that the plain weights were given back
+        tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
+        return cls(model, tokenizer, config)
+
+    def _reserve_cache(self) -> LatentCache:
+        model, config = self.model, self.config
+        num_bytes, origin = int(config.cache_gib * GIB), f"cache_gib={config.cache_gib:g}"
+        if config.cache_fraction is not None:
+            free = free_bytes(model.device)
+            num_bytes = int(config.cache_fraction * free)
+            origin = f"cache_fraction={config.cache_fraction:g} of {free / GIB:.2f} GiB free"
+        block_bytes = LatentCache.block_bytes(model.config.text, model.dtype)
+        # More blocks than all sequences at their longest could use would only be wasted.
+        most = config.max_batch_size * blocks_for(self.max_model_len)
+        num_blocks = min(num_bytes // block_bytes, most)
+        if num_blocks < 1:
+            raise ValueError(f"{origin} holds no block of {block_bytes} bytes")
+        try:
+            return LatentCache(model.config.text, num_blocks, model.dtype, model.device)
+        except RuntimeError as error:  # of torch, when memory is short
+            raise ValueError(f"{origin} cannot be reserved on {model.device}: {error}") from error
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_work
+
+    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+        """Queue a prompt; its samples are sequences that share the prefill.
+
+        Raises:
+            PromptError: this prompt cannot be run; nothing else is affected.
+        """
+        num_prompt = len(prompt.token_ids)
+        capacity = min(self.max_model_len, self.pool.num_blocks * BLOCK_SIZE)
+        if num_prompt >= capacity:
+            raise PromptError(
+                "prompt_too_long",
+                f"the prompt has {num_prompt} tokens and the engine holds {capacity} with the "
+                "answer; use fewer or smaller frames, or a larger max_model_len or cache_gib",
+            )
+        self._check_tokens(prompt)
+        constraints = [self._constraint(params) for _ in range(params.n)]
+        choice_ids = self._choice_ids(params)
+        digests = image_digests(prompt)
+        keys = block_keys(prompt, self.model.config.media_token_id, digests)
+        answer = Answer(params.n)
+        for number, constraint in enumerate(constraints):
+            sequence = Sequence(
+                request_id,
+                prompt,
+                params.of_sample(number),
+                max_tokens=min(params.max_tokens, capacity - num_prompt),
+                block_keys=keys,
+                image_digests=digests,
+                constraint=constraint,
+                choice_ids=choice_ids,
+                number=number,
+                answer=answer,
+            )
+            self.scheduler.add(sequence)
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        if params.schema is None:
+            return None
+        return self._grammars.start(params.schema, thinking=params.thinking)
+
+    def _choice_ids(self, params: SamplingParams) -> list[int]:
+        """The first token of each of the choices.
+
+        Raises:
+            PromptError: two choices begin alike, so nothing is known of them apart.
+        """
+        token_ids = [self.tokenizer.encode(choice)[0] for choice in params.choices]
+        if len(set(token_ids)) < len(token_ids):
+            choices = ", ".join(repr(choice) for choice in params.choices)
+            raise PromptError("bad_prompt", f"two of the choices {choices} begin with one token")
+        return token_ids
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request, wherever it is; unknown ones are no error."""
+        self.scheduler.cancel(request_id)
+
+    def stats(self) -> dict[str, float]:
+        """Counts so far, for reports; `step_s` and `needed_s` as in `EngineTime`."""
+        return {
+            "steps": self._num_steps,
+            "preemptions": self.scheduler.num_preemptions,
+            "step_s": self._time.step_s,
+            "needed_s": self._time.needed_s,
+        }
+
+    def expert_load(self) -> dict[int, NDArray[np.int64]]:
+        """Tokens that each routed expert has computed here, by layer: [E]; waits for the device.
+
+        What was computed again counts again, and so does what fills up CUDA graphs.
+        """
+        layers = self.model.experts
+        if not layers:
+            return {}
+        rows = torch.stack([moe.rows_computed for moe in layers.values()]).cpu().numpy()
+        load = np.zeros((len(layers), self.model.config.text.n_routed_experts), np.int64)
+        for number, moe in enumerate(layers.values()):
+            load[number, list(moe.held)] = rows[number]
+        return dict(zip(layers, load, strict=True))
+
+    def close(self) -> None:
+        """Give the cache's memory back; no step may follow."""
+        self.cache.layers = ()
+
+    @torch.inference_mode()
+    def step(
+        self, turn: Turn = own_turn, max_new_tokens: float = math.inf
+    ) -> list[tuple[str, Completion | PromptError]]:
+        """Compute what the scheduler plans, and sample where a sequence's next token follows.
+
+        Args:
+            turn: lets this step's layers run together with those of other ranks; a rank without
+                work steps too, with no tokens.
+            max_new_tokens: as for `Scheduler.plan`.
+
+        Returns:
+            (request id, completion) of every request that is answered, or why it alone failed.
+        """
+        began_s = time.monotonic()
+        chunks = self.scheduler.plan(max_new_tokens)
+        features = self._features.of(chunks)
+        batch = batch_of(chunks, self.model.config.media_token_id, self.model.device)
+        only_decodes = batch.num_decodes == len(chunks)
+        planned_s = time.monotonic()
+        with turn(len(batch.token_ids), only_decodes) as goes:
+            if not goes:
+                return []
+            waited_s = time.monotonic() - planned_s
+            hidden = self._hidden(batch, features)
+        self._num_steps += 1
+        for chunk in chunks:
+            chunk.sequence.num_cached = chunk.end
+        rows = [row for row, chunk in zip(batch.last_rows, chunks, strict=True) if chunk.is_last]
+        sequences = [chunk.sequence for chunk in chunks if chunk.is_last]
+        is_full = self.scheduler.num_waiting > 0
+        finished = self._take_tokens(sequences, self.model.logits(hidden[rows])) if rows else []
+        self._time.note(
+            len(batch.token_ids),
+            time.monotonic() - began_s - waited_s,
+            only_decodes=only_decodes,
+            is_full=is_full,
+        )
+        return finished
+
+    def _hidden(self, batch: TokenBatch, features: Tensor | None) -> Tensor:
+        """Hidden states [T, D] of the step's tokens."""
+        only_decodes = len(batch.query_lens) == batch.num_decodes and features is None
+        if self._graphs is not None and only_decodes:
+            return self._graphs(batch)
+        return self.model(batch, self.cache, features)
+
+    def _check_tokens(self, prompt: Prompt) -> None:
+        token_ids = prompt.token_ids
+        vocab_size = self.model.config.text.vocab_size
+        if token_ids.min() < 0 or token_ids.max() >= vocab_size:
+            raise PromptError("bad_prompt", f"token ids must be in [0, {vocab_size})")
+        num_pads = int((token_ids == self.model.config.media_token_id).sum())
+        if num_pads != prompt.num_vision_tokens:
+            raise PromptError(
+                "bad_prompt",
+                f"{num_pads} media pads for {prompt.num_vision_tokens} vision tokens",
+            )
+        side_px, wanted_px = prompt.patches.shape[-1], self.model.config.vision.patch_size
+        if len(prompt.patches) and side_px != wanted_px:
+            raise PromptError(
+                "bad_prompt", f"patches must be {wanted_px} pixels wide, got {side_px}"
+            )
+
+    def _take_tokens(
+        self, sequences: Seq[Sequence], logits: Tensor
+    ) -> list[tuple[str, Completion | PromptError]]:
+        """Sample a token for each sequence and let the finished ones go."""
+        params = [sequence.params for sequence in sequences]
+        seen = None
+        if any(each.repetition_penalty != 1.0 for each in params):
+            seen = [sequence.token_ids(0, sequence.num_tokens) for sequence in sequences]
+        num_sampled = [len(sequence.generated) for sequence in sequences]
+        allowed_bits = {
+            row: sequence.constraint.allowed_bits()
+            for row, sequence in enumerate(sequences)
+            if sequence.constraint is not None
+        }
+        token_ids, logprobs = sample(logits, params, num_sampled, seen, allowed_bits)
+        for row, sequence in enumerate(sequences):
+            if sequence.choice_ids and not sequence.generated:
+                told = logits[row].log_softmax(-1)[sequence.choice_ids]
+                sequence.choice_logprobs = tuple(told.tolist())
+        finished: list[tuple[str, Completion | PromptError]] = []
+        for sequence, token_id, logprob in zip(sequences, token_ids, logprobs, strict=True):
+            if not math.isfinite(logprob) and sequence.block_keys:
+                self.scheduler.start_alone(sequence)
+                continue
+            outcome = self._take_token(sequence, token_id, logprob)
+            if outcome is not None:
+                self.scheduler.finish(sequence)
+                answer = sequence.answer.take(sequence.number, outcome)
+                if answer is not None:
+                    finished.append((sequence.request_id, answer))
+        return finished
+
+    def _take_token(
+        self, sequence: Sequence, token_id: int, logprob: float
+    ) -> Completion | PromptError | None:
+        """Give a sequence its next token; what came of it, if that was its end."""
+        if sequence.constraint is not None and sequence.constraint.error is not None:
+            return PromptError(
+                "schema_failed",
+                f"the schema's grammar gave up after {len(sequence.generated)} tokens: "
+                f"{sequence.constraint.error}",
+            )
+        if not math.isfinite(logprob):
+            return PromptError(
+                "engine_error",
+                f"the network's output is not a number after {sequence.num_tokens} tokens; are "
+                "the weights damaged, or does float16 overflow?",
+            )
+        sequence.append(
+            token_id,
+            logprob,
+            self.tokenizer.decode_bytes([token_id]),
+            is_stop_token=token_id in self.model.config.stop_token_ids
+            or token_id in sequence.params.stop_token_ids,
+        )
+        return None if sequence.finish_reason is None else sequence.completion()

@@ -1,0 +1,1 @@
+"""Text and images -> `Prompt`: tokenizer, image processor and chat template."""

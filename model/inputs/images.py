@@ -1,0 +1,167 @@
+"""An image to uint8 patches on the 28-pixel grid, as `KimiVLImageProcessor` of the checkpoint does.
+
+`image_size` is the arithmetic alone, so that a prompt can be measured before a pixel is touched;
+`image_patches` does the work. Normalisation is left to the engine: patches stay uint8.
+
+Letters: h, w rows and columns of patches; P = h * w. A visual token is 2 x 2 patches.
+"""
+
+import bisect
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.config import ImageConfig
+from model.inputs.prompt import PromptError
+
+# Sides of the grid must stay below the rotary table, `Rope2DPosEmb(..., 512, 512)` in
+# modeling_kimi_vl.py.
+MAX_GRID_SIDE = 512
+
+# Modes with 8 bits per channel. Pillow would clip wider ones to white instead of scaling them.
+_MODES = frozenset("1 L LA P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV LAB".split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSize:
+    """What becomes of an image: resized, then padded at the right and at the bottom."""
+
+    width_px: int  # after the resize
+    height_px: int
+    padded_width_px: int  # multiples of 28
+    padded_height_px: int
+    grid_hw: tuple[int, int]  # rows and columns of patches, both even
+
+    @property
+    def num_patches(self) -> int:
+        """P, the patches of the padded image."""
+        return self.grid_hw[0] * self.grid_hw[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """The media pads of the image, one for each 2 x 2 patches."""
+        return self.num_patches // 4
+
+
+def image_size(
+    width_px: int, height_px: int, config: ImageConfig, max_tokens: int | None = None
+) -> ImageSize:
+    """The size at which the network sees an image; never larger than the image but for padding.
+
+    `config.in_token_limit` counts whole patches before padding, as the checkpoint does, so the
+    padded grid may exceed it (1280x720 at 4096 has 4300 patches). `max_tokens` counts the padded
+    grid and is never exceeded: an image that has more after the checkpoint's own rule becomes the
+    largest one of its shape that has not. A side that would shrink below one pixel stays one
+    pixel; there the reference fails.
+
+    Raises:
+        PromptError: the image has no pixels, or a side of its grid reaches 512 patches.
+        ValueError: `max_tokens` is below 1.
+    """
+    if width_px < 1 or height_px < 1:
+        raise PromptError("bad_prompt", f"an image needs pixels, got {width_px}x{height_px}")
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"an image takes at least 1 token, got max_tokens={max_tokens}")
+    size = _padded(*_within_limit(width_px, height_px, config), config)
+    if max_tokens is not None and size.num_tokens > max_tokens:
+        size = _within_tokens(width_px, height_px, size, config, max_tokens)
+    if max(size.grid_hw) >= MAX_GRID_SIDE:
+        rows, columns = size.grid_hw
+        raise PromptError(
+            "bad_prompt",
+            f"a {width_px}x{height_px} image has {columns}x{rows} patches of {config.patch_size} "
+            f"px, and a side must have fewer than {MAX_GRID_SIDE}; crop or shrink it",
+        )
+    return size
+
+
+def image_patches(
+    image: NDArray[np.uint8] | Image.Image, config: ImageConfig, max_tokens: int | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Resize, pad with black and cut an image.
+
+    Args:
+        image: [H, W, 3] uint8 RGB, or a PIL image of 8 bits per channel; its alpha is dropped.
+        config: patch size and limit of the checkpoint.
+        max_tokens: see `image_size`.
+
+    Returns:
+        Patches [P, 3, 14, 14] uint8, row-major, and their grid (h, w).
+
+    Raises:
+        PromptError: see `image_size`; or a PIL image has more than 8 bits per channel.
+        ValueError: an array is not [H, W, 3] uint8.
+    """
+    if isinstance(image, Image.Image):
+        image = np.asarray(_to_rgb(image))
+    require_rgb(image)
+    height_px, width_px, _ = image.shape
+    size = image_size(width_px, height_px, config, max_tokens)
+    target = (size.width_px, size.height_px)
+    if target != (width_px, height_px):
+        resized = Image.fromarray(image).resize(target, Image.Resampling.BICUBIC)
+        image = np.asarray(resized)
+    padded = np.zeros((size.padded_height_px, size.padded_width_px, 3), np.uint8)
+    padded[: size.height_px, : size.width_px] = image
+    (rows, columns), side = size.grid_hw, config.patch_size
+    cut = padded.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
+    return cut.reshape(rows * columns, 3, side, side), size.grid_hw  # one copy, contiguous
+
+
+def require_rgb(image: NDArray[np.uint8]) -> None:
+    """Refuse what is not an [H, W, 3] uint8 array with a ValueError."""
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected an [H, W, 3] uint8 array, got {type(image).__name__}")  # noqa: TRY004
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected [H, W, 3] uint8, got {list(image.shape)} {image.dtype}")
+
+
+def _within_limit(width_px: int, height_px: int, config: ImageConfig) -> tuple[int, int]:
+    """The resize of the checkpoint: sides are truncated, patches counted by floor division."""
+    num_patches = (width_px // config.patch_size) * (height_px // config.patch_size)
+    if num_patches <= config.in_token_limit:
+        return width_px, height_px
+    scale = math.sqrt(config.in_token_limit / num_patches)
+    return max(1, int(width_px * scale)), max(1, int(height_px * scale))
+
+
+def _within_tokens(
+    width_px: int, height_px: int, upper: ImageSize, config: ImageConfig, max_tokens: int
+) -> ImageSize:
+    """The largest size below `upper` with the shape of the image and at most `max_tokens`."""
+    longest_px = max(width_px, height_px)
+
+    def scaled(side_px: int) -> ImageSize:
+        width, height = (side * side_px // longest_px for side in (width_px, height_px))
+        return _padded(max(1, width), max(1, height), config)
+
+    # Tokens never fall as the longer side grows, and one pixel has one token.
+    sides = range(1, max(upper.width_px, upper.height_px) + 1)
+    return scaled(bisect.bisect_right(sides, max_tokens, key=lambda side: scaled(side).num_tokens))
+
+
+def _padded(width_px: int, height_px: int, config: ImageConfig) -> ImageSize:
+    step = config.patch_size * config.merge_size
+    padded_width_px = -(-width_px // step) * step
+    padded_height_px = -(-height_px // step) * step
+    return ImageSize(
+        width_px=width_px,
+        height_px=height_px,
+        padded_width_px=padded_width_px,
+        padded_height_px=padded_height_px,
+        grid_hw=(padded_height_px // config.patch_size, padded_width_px // config.patch_size),
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode not in _MODES:
+        raise PromptError(
+            "bad_prompt",
+            f"an image of mode {image.mode} has no 8-bit RGB form; scale its values to 8 bits",
+        )
+    if image.mode == "P":  # Pillow warns when transparency is dropped in one step
+        image = image.convert("RGBA")
+    return image.convert("RGB")

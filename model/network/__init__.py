@@ -1,0 +1,1 @@
+"""The network: vision tower, decoder, latent key-value cache and weights."""

@@ -1,0 +1,230 @@
+"""Softmax attention to a part of a context, and how parts are joined.
+
+Attention to a long context is computed part by part, each with the logarithm of the sum of its
+exponentials (lse), by which the parts are weighted when they are joined (arXiv 2205.14135, section
+3.1). So no mask of queries x context is ever built, and memory does not grow with the context.
+
+The seam of the back ends: `attend` is torch's fused kernel on CPUs and plain products elsewhere,
+`attend_packed` is `varlen` on GPUs.
+
+Letters: B sequences, H heads, T tokens, N pieces, n queries, L keys.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.network import varlen
+from model.network.kv_pieces import PIECE_LEN, Pieces
+
+TILE_LEN = 8192  # tokens of context that are read at once
+MAX_SCORES = 1 << 25  # that plain products make at once; three float32 copies are 384 MiB
+
+# Memories [..., L, width] of the cache -> keys and values [..., L, heads, width], equally wide.
+Heads = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What queries found in a part of their context."""
+
+    output: Tensor  # [..., n, width]
+    lse: Tensor  # [..., n], float32 (float64 of float64): log of the sum of exp(scores)
+
+    def joined(self, other: "Attended") -> "Attended":
+        """Attention to this part and another of the same context."""
+        lse = torch.logaddexp(self.lse, other.lse)
+        mine, others = (self.lse - lse).exp()[..., None], (other.lse - lse).exp()[..., None]
+        return Attended(self.output * mine + other.output * others, lse)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    is_causal: bool = False,
+    mask: Tensor | None = None,
+) -> Attended:
+    """Attention of `query` [B, H, n, width] to `key` and `value` [B, H, L, width].
+
+    Args:
+        query: as above; keys and values are equally wide.
+        key: as above.
+        value: as above.
+        scale: on the scores.
+        is_causal: query i sees the keys up to i; n = L.
+        mask: added to the scores, of their dtype; broadcasts to [B, H, n, L].
+    """
+    if query.device.type != "cpu":
+        return attend_plainly(query, key, value, scale, is_causal=is_causal, mask=mask)
+    # What `scaled_dot_product_attention` calls on CPUs; it drops the lse. Internal to torch.
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
+    )
+    return Attended(output, lse)
+
+
+def attend_plainly(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    is_causal: bool = False,
+    mask: Tensor | None = None,
+) -> Attended:
+    """As `attend`, in products that every device has; a bounded number of scores at once."""
+    num_rows = max(1, MAX_SCORES // max(1, key.shape[:-1].numel()))
+    if mask is not None:
+        mask = mask.expand(*query.shape[:-1], key.shape[-2])
+    found: list[Attended] = []
+    for number, rows in enumerate(query.split(num_rows, dim=-2)):
+        first = number * num_rows
+        bias = None if mask is None else mask[..., first : first + num_rows, :]
+        scores = _scores(rows, key, scale, bias, first if is_causal else None)
+        lse = scores.logsumexp(-1)
+        weights = (scores - lse[..., None]).exp().type_as(value)
+        found.append(Attended(weights @ value, lse))
+    output = torch.cat([each.output for each in found], dim=-2)
+    return Attended(output, torch.cat([each.lse for each in found], dim=-1))
+
+
+def _scores(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, first: int | None
+) -> Tensor:
+    """[B, H, n, L]; the queries stand from `first` on and see no later key, all keys if None."""
+    scores = query @ key.mT
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+    if mask is not None:
+        scores = scores + mask
+    if first is not None:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device)
+        scores = scores.masked_fill(ahead.triu(first + 1), -torch.inf)
+    return scores
+
+
+def attend_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lens: Sequence[int],
+    scale: float,
+    *,
+    is_causal: bool,
+) -> Attended:
+    """Attention within each of many sequences that stand one after another, without any mask.
+
+    Args:
+        query: [T, H, width].
+        key: [T, H, width].
+        value: [T, H, width].
+        lens: of the sequences; they sum to T.
+        scale: on the scores.
+        is_causal: a token sees those before it only.
+
+    Returns:
+        output [T, H, width], lse [T, H].
+    """
+    if varlen.runs_on(query):
+        output, lse = varlen.attend(query, key, value, lens, scale, is_causal=is_causal)
+        return Attended(output, lse)
+    outputs, lses = [query[:0]], [query.new_empty(0, query.shape[1], dtype=torch.float32)]
+    runs = [(len(list(run)), length) for length, run in groupby(lens)]
+    totals = [count * length for count, length in runs]
+    parts = (x.split(totals) for x in (query, key, value))
+    for (count, length), *run in zip(runs, *parts, strict=True):
+        # Equally long sequences are one call: [count, H, length, width].
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in run)
+        found = attend(q, k, v, scale, is_causal=is_causal)
+        outputs.append(found.output.transpose(1, 2).flatten(0, 1))
+        lses.append(found.lse.transpose(1, 2).flatten(0, 1))
+    return Attended(torch.cat(outputs), torch.cat(lses))
+
+
+def attend_past(
+    query: Tensor, cache: Tensor, slots: Tensor, heads: Heads, scale: float
+) -> Attended:
+    """Attention of the queries of one sequence to all of its cached past.
+
+    Args:
+        query: [n, H, width].
+        cache: [slots, memory width], one layer.
+        slots: [L] of the past, L >= 1.
+        heads: makes keys and values of memories.
+        scale: on the scores.
+
+    Returns:
+        output [n, H, width], lse [n, H].
+    """
+    rows = query.transpose(0, 1)[None]  # [1, H, n, width]
+    total = None
+    for tile in slots.split(TILE_LEN):
+        key, value = heads(cache.index_select(0, tile))
+        found = attend(rows, key.transpose(0, 1)[None], value.transpose(0, 1)[None], scale)
+        total = found if total is None else total.joined(found)
+    assert total is not None
+    return Attended(total.output[0].transpose(0, 1), total.lse[0].T)
+
+
+def attend_pieces(
+    query: Tensor, cache: Tensor, pieces: Pieces, heads: Heads, scale: float
+) -> Tensor:
+    """Attention of a few queries of each sequence to its whole cached context.
+
+    All pieces of all sequences are computed alike, then joined by sequence: a context costs what
+    it is long, and one long context occupies all cores.
+
+    Args:
+        query: [B, n, H, width].
+        cache: [slots, memory width], one layer.
+        pieces: of the B contexts.
+        heads: makes keys and values of memories.
+        scale: on the scores.
+
+    Returns:
+        [B, n, H, width].
+    """
+    rows = query.transpose(1, 2)  # [B, H, n, width]
+    found = list(_piece_by_piece(rows, cache, pieces, heads, scale))
+    output = torch.cat([each.output for each in found])  # [N, H, n, width]
+    if pieces.most > 1:
+        lse = torch.cat([each.lse for each in found])  # [N, H, n]
+        output = joined_by_owner(output, lse, pieces, len(query)).type_as(query)
+    return output.transpose(1, 2)
+
+
+def joined_by_owner(output: Tensor, lse: Tensor, pieces: Pieces, num_owners: int) -> Tensor:
+    """What the pieces found: [N, ..., width] -> [B, ..., width], as `Attended.joined`.
+
+    A bag for each owner adds its pieces in their order; `index_add_` would do so in any on a GPU.
+    """
+    by_place = lse.new_full((num_owners, pieces.most, *lse.shape[1:]), -torch.inf)
+    by_place = by_place.index_put((pieces.owners, pieces.places), lse)
+    weights = (lse - by_place.logsumexp(1)[pieces.owners]).exp()
+    weighted = (output * weights[..., None]).flatten(1)
+    device = output.device
+    firsts = torch.searchsorted(pieces.owners, torch.arange(num_owners, device=device))
+    joined = F.embedding_bag(
+        torch.arange(len(weighted), device=device), weighted, firsts, mode="sum"
+    )
+    return joined.unflatten(1, output.shape[1:])
+
+
+def _piece_by_piece(
+    query: Tensor, cache: Tensor, pieces: Pieces, heads: Heads, scale: float
+) -> Iterator[Attended]:
+    """What each piece gives to the queries of its owner, a bounded number of pieces at once."""
+    at_once = TILE_LEN // PIECE_LEN
+    mask = torch.where(pieces.is_context, 0.0, -torch.inf).to(query.dtype)[:, None, None]
+    for owners, slots, bias in zip(
+        pieces.owners.split(at_once), pieces.slots.split(at_once), mask.split(at_once), strict=True
+    ):
+        memory = cache.index_select(0, slots.flatten()).unflatten(0, slots.shape)
+        key, value = (x.transpose(1, 2) for x in heads(memory))
+        yield attend(query.index_select(0, owners), key, value, scale, mask=bias)

@@ -1,0 +1,105 @@
+"""`KimiVL`: vision tower, projector and language model, with the names of the published checkpoint.
+
+Letters: T tokens, D hidden size, P patches, V vision tokens (V = P / 4), W vision width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.config import KimiVLConfig
+from model.network.batch import TokenBatch
+from model.network.decoder import LanguageModel
+from model.network.kv_cache import LatentCache
+from model.network.mlp import LinearGelu
+from model.network.moe import MoE, Shares, whole
+from model.network.vision import LAYER_NORM_EPS, Grid, MoonViT
+
+
+class MultiModalProjector(nn.Module):
+    """Four neighbouring patches -> one embedding of the decoder."""
+
+    def __init__(self, vision_width: int, hidden_size: int) -> None:
+        super().__init__()
+        merged = 4 * vision_width
+        self.pre_norm = nn.LayerNorm(vision_width, eps=LAYER_NORM_EPS)  # of each patch alone
+        self.linear_1 = LinearGelu(merged, merged, approximate="none")
+        self.linear_2 = nn.Linear(merged, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [V, 4, W] -> [V, D]; the exact GELU, unlike the tower's."""
+        return self.linear_2(self.linear_1(self.pre_norm(x).flatten(1)))
+
+
+class KimiVL(nn.Module):
+    """The whole network of one rank.
+
+        uint8 patches --normalise--> MoonViT --> projector --> features [V, D]
+                                                                  |  (overwrite the media pads)
+        token ids -------------------------------> embeddings [T, D] --> decoder --> hidden [T, D]
+                                                                                        |
+                                                  logits of the rows that are asked <-- lm_head
+
+    Args:
+        config: of the checkpoint.
+        shares: of each layer, the routed experts whose weights this process holds and what brings
+            tokens to all of them; by default all are here.
+    """
+
+    def __init__(self, config: KimiVLConfig, shares: Shares | None = None) -> None:
+        super().__init__()
+        text = config.text
+        self.config = config
+        self.vision_tower = MoonViT(config.vision)
+        self.multi_modal_projector = MultiModalProjector(
+            config.vision.hidden_size, text.hidden_size
+        )
+        self.language_model = LanguageModel(text, shares or whole(text.n_routed_experts))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.language_model.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return self.language_model.model.embed_tokens.weight.dtype
+
+    @property
+    def experts(self) -> dict[int, MoE]:
+        """The layers with routed experts, by number."""
+        layers = enumerate(self.language_model.model.layers)
+        return {number: layer.mlp for number, layer in layers if isinstance(layer.mlp, MoE)}
+
+    def encode_images(self, patches: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
+        """Patches of packed images [P, 3, patch, patch] uint8 -> features [V, D]."""
+        image = self.config.image
+        mean = torch.tensor(image.image_mean, device=patches.device)[:, None, None]
+        std = torch.tensor(image.image_std, device=patches.device)[:, None, None]
+        pixels = ((patches.float() / 255.0 - mean) / std).to(self.dtype)
+        return self.multi_modal_projector(self.vision_tower(pixels, grid_hw))
+
+    def forward(
+        self,
+        batch: TokenBatch,
+        cache: LatentCache | None = None,
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [T, D] of the tokens of one step.
+
+        Args:
+            batch: the new tokens.
+            cache: read and written; None when the batch holds whole sequences.
+            features: [V, D], in the order of `batch.media_rows`.
+        """
+        embeddings = self.language_model.model.embed_tokens(batch.token_ids)
+        if features is not None and batch.media_rows is not None:
+            assert len(features) == len(batch.media_rows)
+            embeddings = embeddings.index_copy(0, batch.media_rows, features)
+        return self.language_model.model(embeddings, batch, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, D] of the rows that need them -> float32 logits [n, vocabulary]."""
+        return self.language_model.lm_head(hidden).float()

@@ -1,0 +1,49 @@
+"""`LatentCache`: what the decoder remembers of every token, in blocks of slots.
+
+Multi-head latent attention remembers `kv_lora_rank + qk_rope_head_dim` numbers for each token and
+layer (DeepSeek-V2, arXiv 2405.04434, section 2.1): 576 in Kimi-VL, 31,104 bytes a token over its 27
+layers in bfloat16. Plain multi-head attention remembers its keys and values.
+
+Which slot is whose is the business of `context` and `blocks.BlockPool`.
+"""
+
+import torch
+
+from model.config import BLOCK_SIZE, TextConfig
+
+
+def cache_width(config: TextConfig) -> int:
+    """Numbers that one layer remembers of one token."""
+    if config.kv_lora_rank is None:
+        return 2 * config.num_key_value_heads * config.v_head_dim
+    return config.kv_lora_rank + config.qk_rope_head_dim
+
+
+class LatentCache:
+    """Storage for the blocks 0 to `num_blocks`.
+
+    Args:
+        config: gives the width and the number of layers.
+        num_blocks: blocks for sequences, beside block 0, which nobody owns.
+        dtype: of the remembered numbers.
+        device: where they lie.
+    """
+
+    def __init__(
+        self, config: TextConfig, num_blocks: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        if num_blocks < 1:
+            raise ValueError(f"a cache needs at least one block, got {num_blocks}")
+        self.num_blocks = num_blocks
+        num_slots = (num_blocks + 1) * BLOCK_SIZE
+        self.layers = tuple(
+            torch.empty(num_slots, cache_width(config), dtype=dtype, device=device)
+            for _ in range(config.num_hidden_layers)
+        )
+        for layer in self.layers:
+            layer[0] = 0  # read in place of what lies behind a context
+
+    @staticmethod
+    def block_bytes(config: TextConfig, dtype: torch.dtype) -> int:
+        """Bytes of one block over all layers."""
+        return BLOCK_SIZE * cache_width(config) * config.num_hidden_layers * dtype.itemsize

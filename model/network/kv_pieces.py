@@ -1,0 +1,58 @@
+"""Where the context of each sequence lies in the cache.
+
+A slot is one token's place: slot = block * BLOCK_SIZE + offset. Contexts of very different lengths
+are read side by side in pieces of equal length, so that no copy is padded to the longest.
+
+Letters: B sequences, N pieces.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.config import BLOCK_SIZE
+
+PIECE_LEN = 256  # tokens; BENCHMARKS.md, "What was tried"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The contexts of B sequences, cut into pieces; those of one sequence stand together."""
+
+    owners: Tensor  # [N] int64, the sequence of each piece
+    places: Tensor  # [N] int64, its number within that sequence
+    most: int  # pieces of one sequence
+    slots: Tensor  # [N, PIECE_LEN] int64; behind a context's end slot 0, which stays zero
+    is_context: Tensor  # [N, PIECE_LEN] bool, False behind the end
+
+
+def pieces_of(block_tables: Tensor, lens: Sequence[int]) -> Pieces:
+    """Cut the first `lens` tokens of each sequence into pieces; its last is filled up.
+
+    Args:
+        block_tables: [B, blocks] int64.
+        lens: of the contexts, at least 1.
+    """
+    device = block_tables.device
+    counts = [-(-length // PIECE_LEN) for length in lens]
+    numbers = [(owner, place) for owner, count in enumerate(counts) for place in range(count)]
+    owners, places = torch.tensor(numbers, device=device).T.contiguous()
+    ends = torch.tensor(lens, device=device)[owners, None]  # [N, 1]
+    positions = places[:, None] * PIECE_LEN + torch.arange(PIECE_LEN, device=device)
+    is_context = positions < ends
+    blocks = block_tables[owners[:, None], positions.minimum(ends - 1) // BLOCK_SIZE]
+    slots = blocks * BLOCK_SIZE + positions % BLOCK_SIZE
+    return Pieces(owners, places, max(counts), slots.where(is_context, 0), is_context)
+
+
+def slots_of(block_table: Tensor, length: int) -> Tensor:
+    """The slots of the first `length` tokens of one sequence: [length] int64.
+
+    Args:
+        block_table: [blocks] int64.
+        length: at most blocks * BLOCK_SIZE.
+    """
+    position = torch.arange(length, device=block_table.device)
+    return block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE

@@ -1,0 +1,268 @@
+"""Safetensors files -> `KimiVL`, every tensor accounted for.
+
+The published names are the names of the network's parameters, but for the routed experts: the files
+hold three matrices an expert, the network holds them stacked. A tensor that nobody claims, a
+parameter that nothing fills and a wrong shape are refused by name, from the files' headers alone,
+before any weight is read. No pickle, no remote code.
+
+Letters: E routed experts, D hidden size, F expert width.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from model.config import KimiVLConfig
+from model.json_values import CheckpointError, read_json
+from model.memory import require_room
+from model.network.kimi_vl import KimiVL
+from model.network.moe import MoE, Router, Shares
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# Stale buffers of the published files; the frequencies are computed in float32 from the config.
+IGNORED = re.compile(r"language_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+STACKED = re.compile(r"(?P<experts>.*\.mlp\.experts)\.(?P<stack>gate_up_proj|down_proj)")
+READABLE_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+EMBEDDING = "language_model.model.embed_tokens.weight"  # every checkpoint has it
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a file's header says of one tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where one tensor of the files goes: a parameter, or a part of a stack of experts."""
+
+    parameter: str
+    shape: tuple[int, ...]
+    expert: int | None = None
+    first_row: int = 0
+
+
+def check_checkpoint(directory: Path) -> KimiVLConfig:
+    """Refuse a checkpoint whose files do not fill the network exactly; reads headers only.
+
+    Returns:
+        The checkpoint's configuration.
+
+    Raises:
+        CheckpointError: names the file, key or tensor.
+    """
+    config = KimiVLConfig.from_checkpoint(directory)
+    _match(stored_tensors(directory), destinations(config), directory)
+    return config
+
+
+def load_model(
+    directory: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    shares: Shares | None = None,
+) -> KimiVL:
+    """Build the network of a checkpoint, file by file.
+
+    Peak memory beyond the model is one tensor. Experts that `shares` does not hold are not read.
+
+    Args:
+        directory: of the checkpoint.
+        dtype: of the weights; None keeps the stored one, the embedding's where they differ.
+        device: None is the CPU.
+        shares: as for `KimiVL`.
+
+    Raises:
+        CheckpointError: as `check_checkpoint`, or a file that cannot be read to its end.
+        ValueError: as `require_room`.
+    """
+    config = KimiVLConfig.from_checkpoint(directory)
+    stored = stored_tensors(directory)
+    where = destinations(config)
+    _match(stored, where, directory)
+    device = device or torch.device("cpu")
+    model = empty_model(config, dtype or READABLE_DTYPES[stored[EMBEDDING].dtype], device, shares)
+    parameters = dict(model.named_parameters())
+    held = _held(model)
+    wanted = {
+        name: target
+        for name, target in where.items()
+        if target.expert is None or target.expert in held[target.parameter]
+    }
+    with torch.no_grad():
+        for name, tensor in _read(stored, wanted):
+            _place(parameters, wanted[name], held, tensor)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def empty_model(
+    config: KimiVLConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    shares: Shares | None = None,
+) -> KimiVL:
+    """The network with uninitialised weights in `dtype`; router biases stay float32.
+
+    Raises:
+        ValueError: as `require_room`.
+    """
+    with torch.device("meta"):
+        model = KimiVL(config, shares).to(dtype)
+    for router in (module for module in model.modules() if isinstance(module, Router)):
+        if config.text.topk_method == "noaux_tc":
+            bias = router.e_score_correction_bias
+            router.e_score_correction_bias = nn.Parameter(bias.float(), requires_grad=False)
+    require_room(sum(parameter.nbytes for parameter in model.parameters()), device)
+    model.to_empty(device=device)
+    for moe in model.experts.values():
+        moe.rows_computed.zero_()
+    return model
+
+
+def destinations(config: KimiVLConfig) -> dict[str, Destination]:
+    """Every tensor name that a checkpoint of this configuration has, and where it goes."""
+    with torch.device("meta"):
+        parameters = KimiVL(config).named_parameters()
+    where: dict[str, Destination] = {}
+    for name, parameter in parameters:
+        stacked = STACKED.fullmatch(name)
+        if stacked is None:
+            where[name] = Destination(name, tuple(parameter.shape))
+        else:
+            where |= _of_stack(name, stacked["experts"], stacked["stack"], tuple(parameter.shape))
+    return where
+
+
+def _held(model: KimiVL) -> dict[str, Sequence[int]]:
+    """The experts in each stack, by the name of its parameter."""
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, MoE)}
+    return {
+        f"{name}.experts.{stack}": moe.held
+        for name, moe in layers.items()
+        for stack in ("gate_up_proj", "down_proj")
+    }
+
+
+def _of_stack(
+    name: str, experts: str, stack: str, shape: tuple[int, ...]
+) -> Iterator[tuple[str, Destination]]:
+    """The tensors of the files that make one stack: [E, 2F, D] or [E, D, F]."""
+    num_experts, rows, columns = shape
+    matrices = ("gate_proj", "up_proj") if stack == "gate_up_proj" else ("down_proj",)
+    height = rows // len(matrices)
+    for expert in range(num_experts):
+        for place, matrix in enumerate(matrices):
+            target = Destination(name, (height, columns), expert, place * height)
+            yield f"{experts}.{expert}.{matrix}.weight", target
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """What the headers of a checkpoint's files say, by tensor name.
+
+    Raises:
+        CheckpointError: no weights, a missing or damaged file, an index that does not match.
+    """
+    index_file = directory / INDEX_FILE
+    if not index_file.exists():
+        if not (directory / SINGLE_FILE).exists():
+            raise CheckpointError(f"{directory} has neither {INDEX_FILE} nor {SINGLE_FILE}")
+        return _header(directory / SINGLE_FILE)
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_file} has no weight_map")
+    stored: dict[str, StoredTensor] = {}
+    for file_name in sorted(set(map(str, weight_map.values()))):
+        if Path(file_name).name != file_name:
+            raise CheckpointError(f"{index_file} names {file_name!r}, which is not a plain name")
+        for name, tensor in _header(directory / file_name).items():
+            if weight_map.get(name) != file_name:
+                raise CheckpointError(
+                    f"{file_name} holds {name}, which {INDEX_FILE} puts in {weight_map.get(name)}"
+                )
+            stored[name] = tensor
+    missing = sorted(weight_map.keys() - stored.keys())
+    if missing:
+        raise CheckpointError(f"{INDEX_FILE} names {_some(missing)}, which its files do not hold")
+    return stored
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing; was the checkpoint downloaded whole?")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {
+                name: StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
+                for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged or not safetensors: {error}") from error
+
+
+def _match(
+    stored: Mapping[str, StoredTensor], where: Mapping[str, Destination], directory: Path
+) -> None:
+    missing = sorted(where.keys() - stored.keys())
+    if missing:
+        raise CheckpointError(f"{directory} lacks {_some(missing)}")
+    unclaimed = sorted(name for name in stored.keys() - where.keys() if not IGNORED.fullmatch(name))
+    if unclaimed:
+        raise CheckpointError(f"{directory} holds {_some(unclaimed)}, which no parameter claims")
+    for name, target in where.items():
+        tensor = stored[name]
+        if tensor.shape != target.shape:
+            raise CheckpointError(
+                f"{tensor.file}: {name} has shape {list(tensor.shape)}, "
+                f"the config asks for {list(target.shape)}"
+            )
+        if tensor.dtype not in READABLE_DTYPES:
+            raise CheckpointError(
+                f"{tensor.file}: {name} is stored as {tensor.dtype}; "
+                f"only {', '.join(READABLE_DTYPES)} are implemented"
+            )
+
+
+def _some(names: Collection[str]) -> str:
+    """Up to three names and how many there are."""
+    shown = ", ".join(list(names)[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
+
+
+def _read(
+    stored: Mapping[str, StoredTensor], names: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors, file by file, one in memory at a time."""
+    for file in sorted({stored[name].file for name in names}):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in names:
+                    if stored[name].file == file:
+                        yield name, tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _place(
+    parameters: Mapping[str, nn.Parameter],
+    target: Destination,
+    held: Mapping[str, Sequence[int]],
+    tensor: Tensor,
+) -> None:
+    parameter = parameters[target.parameter]
+    if target.expert is None:
+        parameter.copy_(tensor)
+    else:
+        rows = slice(target.first_row, target.first_row + len(tensor))
+        parameter[held[target.parameter].index(target.expert), rows].copy_(tensor)

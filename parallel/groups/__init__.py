@@ -1,0 +1,1 @@
+"""Groups of ranks as Ray actors: started, watched, rebuilt and leased."""

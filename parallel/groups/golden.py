@@ -1,0 +1,90 @@
+"""Golden prompts: the same few questions to every rank, at its start and again and again.
+
+A rank with a corrupt shard or a bad card answers like the others, only wrongly, and would quietly
+spoil captions. So all ranks of a run are asked the same, and the first answers are what all later
+ones are held against. A prompt is shorter than a block of the cache, so it is computed anew each
+time; only its first token is asked for, whose log-probability moves smoothly where later tokens
+could turn on a tie.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.config import BLOCK_SIZE
+from model.engine.sequence import Completion, SamplingParams
+from model.inputs.prompt import Prompt
+from parallel.groups.errors import DeadGroupError
+from parallel.groups.group import EngineGroup
+from parallel.ranks.worker import Outcome, Request
+
+_NUM_PROMPTS = 8
+
+
+def golden_requests(num_token_ids: int, seed: int = 0) -> list[Request]:
+    """Prompts of random tokens below `num_token_ids`, which must all be ordinary ones."""
+    chance = np.random.default_rng(seed)
+    shape = (_NUM_PROMPTS, BLOCK_SIZE - 1)
+    return [
+        Request(
+            request_id="golden",
+            prompt=Prompt(
+                token_ids=token_ids.astype(np.int32),
+                patches=np.zeros((0, 3, 14, 14), np.uint8),
+                grid_hw=np.zeros((0, 2), np.int32),
+            ),
+            params=SamplingParams(max_tokens=1),
+        )
+        for token_ids in chance.integers(0, num_token_ids, shape)
+    ]
+
+
+class GoldenPrompts:
+    """What all ranks of a run are asked, and what the first answered.
+
+    Args:
+        requests: none turns the check off.
+        tolerance: nats by which the log-probability of an answer may differ.
+        timeout_s: for the answers of a rank.
+    """
+
+    def __init__(self, requests: Sequence[Request], tolerance: float, timeout_s: float) -> None:
+        self._requests = requests
+        self._tolerance = tolerance
+        self._timeout_s = timeout_s
+        self._expected: list[float] | None = None
+
+    async def check(self, group: EngineGroup) -> None:
+        """Ask every rank of a group.
+
+        Raises:
+            DeadGroupError: a rank does not answer, or otherwise than the first of the run.
+        """
+        if self._requests:
+            await asyncio.gather(*(self._ask(group, rank) for rank in range(len(group.ranks))))
+
+    async def _ask(self, group: EngineGroup, rank: int) -> None:
+        who = f"group {group.group_id} (generation {group.generation}), rank {rank}"
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                outcomes = await group.generate("golden prompts", self._requests, rank)
+        except TimeoutError:
+            raise DeadGroupError(
+                f"{who}: no answer to the golden prompts in {self._timeout_s:g} s"
+            ) from None
+        answers = [_logprob(outcome) for outcome in outcomes]
+        expected = self._expected = self._expected or answers
+        drifts = [abs(got - wanted) for got, wanted in zip(answers, expected, strict=True)]
+        if not all(drift <= self._tolerance for drift in drifts):  # nan is no answer either
+            worst = max(drifts, key=lambda drift: math.inf if math.isnan(drift) else drift)
+            raise DeadGroupError(
+                f"{who}: the golden prompts drift by {worst:.3g} nats from the first answers of "
+                f"this run, more than {self._tolerance:g}; a corrupt file or a bad card? (if every "
+                "group says so, the first was the sick one)"
+            )
+
+
+def _logprob(outcome: Outcome) -> float:
+    return outcome.mean_logprob if isinstance(outcome, Completion) else math.nan

@@ -1,0 +1,1 @@
+"""What a run uses of its machines: groups, ranks, processors and expert placement."""

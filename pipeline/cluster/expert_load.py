@@ -1,0 +1,117 @@
+"""The record of an output's expert load: `_expert_load.parquet`, and `_expert_load.png` beside it.
+
+Readers of a Parquet directory skip names with a leading underscore. Runs that continue an output
+add to its record, so it tells of all work that was done for the output, also of rows that were
+computed twice; a driver that is killed adds nothing.
+"""
+
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.config import TextConfig
+from parallel.experts.load import ExpertLoad, add
+from pipeline.cluster.heat_map import draw_heat_map
+from pipeline.filesystems import open_filesystem
+from pipeline.output.store import Store
+
+LOAD_FILE, LOAD_PICTURE = "_expert_load.parquet", "_expert_load.png"
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("layer", pa.int32(), nullable=False),
+        pa.field("expert", pa.int32(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+    ]
+)
+_ORIGIN = b"moonsweep.checkpoint"  # its fingerprint
+
+
+def record_load(store: Store, load: ExpertLoad, checkpoint: str) -> None:
+    """Add what a run's experts computed to the record of its output.
+
+    Args:
+        store: the output.
+        load: of this run; without any tokens nothing is written.
+        checkpoint: its fingerprint; a record of another one is replaced.
+    """
+    if not any(tokens.any() for tokens in load.values()):
+        return
+    content = store.read(LOAD_FILE)
+    if content is not None:
+        before = pq.read_table(pa.BufferReader(content))
+        if (before.schema.metadata or {}).get(_ORIGIN) == checkpoint.encode():
+            load = add((_from_table(before), load))
+    sink = pa.BufferOutputStream()
+    pq.write_table(_to_table(load, checkpoint), sink)
+    store.write(LOAD_FILE, sink.getvalue())
+    picture = BytesIO()
+    draw_heat_map(load).save(picture, "PNG")
+    store.write(LOAD_PICTURE, picture.getvalue())
+
+
+def read_load(uri: str, text: TextConfig) -> ExpertLoad:
+    """The record of an earlier run with a network of the same experts.
+
+    Args:
+        uri: of the record.
+        text: the decoder for which it is wanted.
+
+    Raises:
+        ValueError: it cannot be read, or tells of other layers or experts.
+    """
+    try:
+        filesystem, path = open_filesystem(uri)
+        table = pq.read_table(path, filesystem=filesystem)
+        load = _from_table(table.select(_SCHEMA.names).cast(_SCHEMA))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise ValueError(
+            f"{uri} is no record of expert load ({reason}); an earlier run writes one, "
+            f"{LOAD_FILE} in its output"
+        ) from error
+    layers = list(filter(text.is_moe_layer, range(text.num_hidden_layers)))
+    sizes = sorted({len(tokens) for tokens in load.values()})
+    if sorted(load) != layers or sizes != [text.n_routed_experts]:
+        raise ValueError(
+            f"{uri} tells of layers {_span(sorted(load))} with {sizes} experts each; this "
+            f"checkpoint has experts in layers {_span(layers)}, {text.n_routed_experts} each"
+        )
+    return load
+
+
+def _to_table(load: ExpertLoad, checkpoint: str) -> pa.Table:
+    num_experts = len(next(iter(load.values())))
+    layers = sorted(load)
+    columns = [
+        np.repeat(np.array(layers, np.int32), num_experts),
+        np.tile(np.arange(num_experts, dtype=np.int32), len(layers)),
+        np.concatenate([load[layer] for layer in layers]),
+    ]
+    schema = _SCHEMA.with_metadata({_ORIGIN: checkpoint.encode()})
+    return pa.table(list(map(pa.array, columns)), schema=schema)
+
+
+def _from_table(table: pa.Table) -> ExpertLoad:
+    """The experts of a layer must be 0, 1, ... in any order.
+
+    Raises:
+        ValueError: one is missing or there twice.
+    """
+    layers, experts, tokens = (table[name].to_numpy() for name in _SCHEMA.names)
+    load: dict[int, np.ndarray] = {}
+    for layer in np.unique(layers).tolist():
+        is_here = layers == layer
+        order = np.argsort(experts[is_here])
+        if not np.array_equal(experts[is_here][order], np.arange(is_here.sum())):
+            raise ValueError(f"layer {layer} has experts {sorted(experts[is_here].tolist())}")
+        load[layer] = tokens[is_here][order].astype(np.int64)
+    if min((each.min() for each in load.values()), default=0) < 0:
+        raise ValueError("a number of tokens is negative")
+    return load
+
+
+def _span(layers: list[int]) -> str:
+    return f"{layers[0]} to {layers[-1]}" if layers else "none"

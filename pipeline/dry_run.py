@@ -1,0 +1,204 @@
+"""`Outlook`: what a run would do, without doing any of it.
+
+Reads the checkpoint's headers, the input's footers and ids, and the ids and statuses of the output;
+starts no Ray, takes no lock and writes nothing. What a run would refuse is refused here too, but
+for another recipe and too few machines, which are part of the answer.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.cluster.deployment import choose_machines, wanted_load
+from pipeline.config import PipelineConfig, recipe_of
+from pipeline.input.manifest import in_known_order
+from pipeline.input.plan import Plan, plan
+from pipeline.input.source import Source
+from pipeline.output import ledger
+from pipeline.output.in_flight import read_starts
+from pipeline.output.recipe import differences, stored_fields
+from pipeline.output.store import Store, open_store
+from pipeline.preflight import open_checkpoint, open_input
+from pipeline.schema import ErrorCode
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCounts:
+    """The rows of an input, within `--limit`, by what a run would do with them."""
+
+    all: int
+    new: int
+    done: int  # with a caption: they stay
+    failed: int  # with status error in the output
+    retried: int  # of these, by --retry-failed
+    alone: int  # were in flight when runs were killed
+    hopeless: int  # were so too often, and get an error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a run would do with each row of its input, and on what."""
+
+    input: str
+    output: str
+    num_files: int
+    counts: RowCounts
+    statuses: Mapping[str, int]  # of all rows of the output
+    failed_codes: Mapping[str, int]  # of all rows of the output
+    changes: tuple[str, ...]  # of the recipe, `name: old -> new`; empty where it is the same
+    new_recipe: bool
+    rows_per_part: int
+    max_part_age_s: float
+    machines: str
+
+    @property
+    def num_todo(self) -> int:
+        """Rows that the run would work on; none where it would be refused."""
+        if self.changes:
+            return self.counts.all if self.new_recipe else 0
+        return self.counts.new + self.counts.retried
+
+    def __str__(self) -> str:
+        files = f"{self.num_files} file{'s' * (self.num_files > 1)}"
+        lines = [
+            f"input     {self.counts.all} rows in {files} of {self.input}",
+            f"output    {self.output}{self._holds()}",
+            *(self._changed() if self.changes else self._rows()),
+        ]
+        if self.num_todo:
+            parts = math.ceil(self.num_todo / self.rows_per_part)
+            lines += [
+                f"parts     {parts} or more, of at most {self.rows_per_part} rows, one at least "
+                f"every {self.max_part_age_s:g} s",
+                f"machines  {self.machines}",
+            ]
+        return "\n".join([*lines, "nothing was started, nothing was written"])
+
+    def _holds(self) -> str:
+        if not self.statuses:
+            return ": new"
+        return f": {sum(self.statuses.values())} rows, {_counts(self.statuses)}"
+
+    def _rows(self) -> list[str]:
+        counts = self.counts
+        lines = [f"rows      {counts.new} new, {counts.done} done, {counts.failed} failed"]
+        if self.failed_codes:
+            lines.append(f"failed    {_counts(self.failed_codes)}; {self._retries()}")
+        if counts.alone or counts.hopeless:
+            lines.append(
+                f"suspects  {counts.alone} rows were in flight in killed runs and come last, each "
+                f"alone; {counts.hopeless} were so too often and become poison_row"
+            )
+        return [*lines, f"to do     {self.num_todo} rows"]
+
+    def _retries(self) -> str:
+        if self.counts.retried:
+            return f"--retry-failed tries {self.counts.retried} of them again and replaces them"
+        return "they stay; --retry-failed would try them again, or only CODES of them"
+
+    def _changed(self) -> list[str]:
+        num_old = sum(self.statuses.values())
+        if self.new_recipe:
+            what = (
+                f"--new-recipe moves the {num_old} rows to _old-<time>/ and does all "
+                f"{self.counts.all} rows anew"
+            )
+        else:
+            what = (
+                f"the run would be REFUSED; --new-recipe would move the {num_old} rows to "
+                f"_old-<time>/ and do all {self.counts.all} rows anew"
+            )
+        return [
+            "recipe    changed since the output was begun:",
+            *(f"            {change}" for change in self.changes),
+            f"          {what}",
+        ]
+
+
+def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
+    """Find out what `pipeline.run.run` would do.
+
+    Args:
+        config: of the run.
+        num_gpus: that it is taken to have, on one node.
+        where: how that is known, for the reader.
+
+    Raises:
+        ValueError: the run would be refused.
+    """
+    text = open_checkpoint(config)
+    wanted_load(config, text)
+    source = open_input(config)
+    store = open_store(config.output)
+    parts = ledger.committed_parts(store)
+    recipe = recipe_of(config, source.layout)
+    changes = tuple(_changes(store, recipe.plain_fields)) if parts else ()
+    if not changes:
+        source = in_known_order(source, store, parts)
+    statuses, codes = ledger.count_results(store, parts)
+    # Rows of another recipe are not of this run, whatever became of them.
+    counts = _count(config, source, store, [] if changes else parts, has_failed=bool(codes))
+    return Outlook(
+        input=config.input,
+        output=store.uri,
+        num_files=len(source.files),
+        counts=counts,
+        statuses=statuses,
+        failed_codes=codes,
+        changes=changes,
+        new_recipe=config.new_recipe,
+        rows_per_part=config.rows_per_part,
+        max_part_age_s=config.max_part_age_s,
+        machines=f"{_machines(config, num_gpus, text.n_routed_experts)} ({where})",
+    )
+
+
+def _machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> str:
+    """What would be chosen, or why nothing could: a cluster may have what this machine has not."""
+    try:
+        return str(choose_machines(config, [num_gpus], num_experts))
+    except ValueError as error:
+        return f"REFUSED: {error}"
+
+
+def _changes(store: Store, fields: Any) -> Iterator[str]:
+    """What differs from the recipe that an output with parts was begun with."""
+    stored = stored_fields(store)
+    if stored is None:
+        yield "the output holds parts and no recipe"
+    else:
+        yield from differences(stored, fields)
+
+
+def _count(
+    config: PipelineConfig,
+    source: Source,
+    store: Store,
+    parts: Sequence[str],
+    *,
+    has_failed: bool,
+) -> RowCounts:
+    """Plan as a run would, with and without the rows that failed."""
+    schema = source.layout.output
+
+    def planned(retry: Collection[ErrorCode]) -> Plan:
+        held = ledger.read_held(store, parts, schema, retry=retry)
+        return plan(source, held, limit=config.limit, starts=read_starts(store, held.done))
+
+    new = planned(())
+    failed = planned(tuple(ErrorCode)).num_todo - new.num_todo if has_failed else 0
+    wanted = planned(config.retry_failed) if config.retry_failed else new
+    return RowCounts(
+        all=new.num_rows,
+        new=new.num_todo,
+        done=new.num_done - failed,
+        failed=failed,
+        retried=wanted.num_todo - new.num_todo,
+        alone=len(wanted.alone),
+        hopeless=len(wanted.hopeless),
+    )
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))

@@ -1,0 +1,1 @@
+"""Parquet files -> the rows that are still to do."""

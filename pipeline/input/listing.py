@@ -1,0 +1,150 @@
+"""Which Parquet files an input names, on any filesystem that pyarrow or fsspec knows."""
+
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipeline.filesystems import open_filesystem
+from pipeline.output.ledger import is_part
+from pipeline.output.store import open_store
+
+_SUFFIXES = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of an input, sorted by name."""
+
+    filesystem: pafs.FileSystem
+    folder: str  # what relative paths in the input are relative to; absolute, or a URI
+    files: tuple[tuple[str, str], ...]  # (name below the folder, path on the filesystem)
+
+
+def list_files(uri: str, *, output: str | None = None) -> Listing:
+    """Find the files of an input.
+
+    Args:
+        uri: a file, a directory whose Parquet files are meant, or a glob pattern (`**` crosses
+            directories); names that begin with `_` or `.` are left out of the latter two. A path,
+            or a URI, which may end in a query for the filesystem's settings.
+        output: where the results go, which may be the same directory or one below. Its parts are
+            left out: they are no input, else each run would answer the rows of the one before.
+
+    Raises:
+        ValueError: there is nothing, or it cannot be listed; or a file may be a part of the output
+            or not.
+    """
+    place, _, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    settings = f"?{query}" if query else ""
+    head, pattern = _split_pattern(place)
+    try:
+        if "://" not in uri and Path(place).expanduser().is_file():
+            head, pattern = place, ""  # a name with brackets, not a pattern
+        filesystem, root = open_filesystem(f"{head}{settings}")
+        kind = filesystem.get_file_info(root).type
+        if kind == pafs.FileType.NotFound:
+            raise FileNotFoundError(f"{root} does not exist")
+        if not pattern and kind == pafs.FileType.File:
+            folder, name = str(PurePosixPath(root).parent), PurePosixPath(root).name
+            head = head.rpartition("/")[0]
+            found = [(name, root)]
+        else:
+            folder, found = root, _below(filesystem, root, pattern)
+    except (OSError, pa.ArrowException, ValueError, ImportError) as error:
+        raise ValueError(f"cannot open {uri}: {error}") from error
+    if not found:
+        raise ValueError(f"{uri} names no Parquet file")
+    if output is not None:
+        found = _without_parts(filesystem, found, uri, output)
+    if not found:
+        raise ValueError(
+            f"{uri} names no Parquet file but the parts of the output {output}; name the files to "
+            "caption, or another --output"
+        )
+    is_remote = "://" in uri and not uri.startswith("file://")
+    return Listing(
+        filesystem,
+        f"{head}{settings}" if is_remote else folder,
+        tuple(sorted(found)),
+    )
+
+
+def _split_pattern(path: str) -> tuple[str, str]:
+    """Split before the first component with a wildcard: `a/b/*.pq` -> `a/b`, `*.pq`."""
+    marks = "*[" if "://" in path else "*[?"
+    first = min((path.find(mark) for mark in marks if mark in path), default=-1)
+    if first < 0:
+        return path, ""
+    head, slash, _ = path[:first].rpartition("/")
+    return (head or slash or "."), path[len(head) + len(slash) :]
+
+
+def _below(filesystem: pafs.FileSystem, root: str, pattern: str) -> list[tuple[str, str]]:
+    found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    names = [
+        (str(PurePosixPath(info.path).relative_to(root)), info.path)
+        for info in found
+        if info.type == pafs.FileType.File
+    ]
+    return [
+        (name, path)
+        for name, path in names
+        if not any(part.startswith(("_", ".")) for part in name.split("/"))
+        and (_matches(name, pattern) if pattern else name.endswith(_SUFFIXES))
+    ]
+
+
+def _without_parts(
+    filesystem: pafs.FileSystem, found: list[tuple[str, str]], uri: str, output: str
+) -> list[tuple[str, str]]:
+    """Leave out what stands directly in an output and has the name of a part.
+
+    Raises:
+        ValueError: the output cannot be opened, or it may be another one of the same name.
+    """
+    other, part = open_store(output).path_of("part")
+    if filesystem.type_name != other.type_name:
+        return found
+    folder = _folder(other, part)
+    own = {
+        path
+        for _, path in found
+        if is_part(PurePosixPath(path).name) and _folder(filesystem, path) == folder
+    }
+    # Such as buckets of one name on two servers. Credentials that each fetched may differ too.
+    if own and _settings(uri) != _settings(output) and not filesystem.equals(other):
+        raise ValueError(
+            f"{min(own)} of the input may be a part of the output {output} or not, since the two "
+            "have different settings; give both the same ones, or use another --output"
+        )
+    return [(name, path) for name, path in found if path not in own]
+
+
+def _settings(uri: str) -> tuple[str, str, list[tuple[str, str]]]:
+    """What a URI says of its filesystem, beside the place there."""
+    place, _, query = uri.partition("?")
+    scheme, _, rest = place.partition("://")
+    return scheme, rest.partition("/")[0].rpartition("@")[0], sorted(parse_qsl(query))
+
+
+def _folder(filesystem: pafs.FileSystem, path: str) -> str:
+    """The folder of a file; on disks the one that links lead to."""
+    folder = path.rpartition("/")[0]
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    return os.path.realpath(folder) if is_local else folder.strip("/")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a relative path fits a pattern; `*` stays in one directory, `**` does not."""
+    first, _, rest = pattern.partition("/")
+    head, _, tail = name.partition("/")
+    if first == "**":
+        return _matches(name, rest or "*") or bool(tail and _matches(tail, pattern))
+    if not fnmatchcase(head, first):
+        return False
+    return _matches(tail, rest) if rest and tail else not rest and not tail

@@ -1,0 +1,138 @@
+"""The ids of rows: the user's, or `<file>#<row>`; null and repeated ones refused or renamed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.output.ledger import IdSet, hash_ids
+
+_IDS_PER_BATCH = 1 << 16
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One Parquet file of the input."""
+
+    name: str  # relative to the input; the row ids begin with it
+    path: str  # on the source's filesystem
+    row_group_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the rows of an input are named.
+
+    Args:
+        filesystem: of the files.
+        files: of the input.
+        column: with the user's ids; None numbers the rows.
+        make_unique: rename null and repeated ids instead of refusing them.
+    """
+
+    filesystem: pafs.FileSystem
+    files: tuple[InputFile, ...]
+    column: str | None
+    make_unique: bool = False
+
+    def of_file(self, file: InputFile) -> Iterator[pa.Array]:
+        """The ids of each row group, in order, as they stand there.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        if self.column is None:
+            first = 0
+            for num_rows in file.row_group_rows:
+                yield numbered(file, np.arange(first, first + num_rows))
+                first += num_rows
+            return
+        try:
+            with pq.ParquetFile(file.path, filesystem=self.filesystem) as parquet:
+                for row_group in range(len(file.row_group_rows)):
+                    batches = parquet.iter_batches(
+                        batch_size=_IDS_PER_BATCH, row_groups=[row_group], columns=[self.column]
+                    )
+                    chunks = [batch.column(0).cast(pa.string()) for batch in batches]
+                    ids = pa.chunked_array(chunks, type=pa.string()).combine_chunks()
+                    ids.validate(full=True)  # files may hold text that is not UTF-8
+                    yield ids
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"the ids of {file.path} cannot be read: {error}") from error
+
+    def good(
+        self, file: InputFile, first_row: int, ids: pa.Array, seen: IdSet
+    ) -> tuple[pa.Array, NDArray[np.bool_]]:
+        """The ids of a row group, none null and all new to `seen`, and which were renamed.
+
+        Raises:
+            ValueError: some are not, and shall not be made so.
+        """
+        if self.column is None:
+            return ids, np.zeros(len(ids), np.bool_)
+        is_bad = ids.is_null().to_numpy(zero_copy_only=False).copy()
+        is_bad[~is_bad] = ~seen.add(ids.drop_null())
+        if not is_bad.any():
+            return ids, is_bad
+        if not self.make_unique:
+            self._refuse(file, first_row, ids, is_bad)
+        ids = renamed(ids, file, first_row + np.arange(len(ids)), is_bad)
+        is_taken = np.zeros(len(ids), np.bool_)
+        is_taken[is_bad] = ~seen.add(ids.filter(pa.array(is_bad)))
+        if is_taken.any():
+            self._refuse(file, first_row, ids, is_taken)
+        return ids, is_bad
+
+    def _refuse(
+        self, file: InputFile, first_row: int, ids: pa.Array, is_bad: NDArray[np.bool_]
+    ) -> NoReturn:
+        index = int(np.flatnonzero(is_bad)[0])
+        value, row = ids[index].as_py(), first_row + index
+        remedy = "use --make-ids-unique, or leave out --id-column to number the rows"
+        if value is None:
+            raise ValueError(
+                f"the id column {self.column!r} is null in {file.path}, row {row}; {remedy}"
+            )
+        for other, other_row, other_value in self._with_hash(hash_ids(ids.slice(index, 1))[0]):
+            if (other, other_row) == (file, row):
+                break
+            if other_value == value:
+                raise ValueError(
+                    f"the id {value!r} stands twice in column {self.column!r}: in {other.path}, "
+                    f"row {other_row}, and in {file.path}, row {row}; {remedy}"
+                )
+        raise ValueError(
+            f"the id {value!r} in {file.path}, row {row} cannot be told from another id by its "
+            f"64-bit hash; change it, {remedy}"
+        )
+
+    def _with_hash(self, wanted: np.uint64) -> Iterator[tuple[InputFile, int, str | None]]:
+        """All rows whose id has a given hash: a second pass over the ids, for an error message."""
+        for file in self.files:
+            first_row = 0
+            for ids in self.of_file(file):
+                for index in np.flatnonzero(hash_ids(ids.fill_null("")) == wanted):
+                    yield file, first_row + int(index), ids[int(index)].as_py()
+                first_row += len(ids)
+
+
+def numbered(file: InputFile, numbers: NDArray[np.int64]) -> pa.Array:
+    """`<file>#<row>`."""
+    text = pa.array(numbers).cast(pa.string())
+    return pc.call_function("binary_join_element_wise", [pa.scalar(file.name), text, "#"])
+
+
+def renamed(
+    ids: pa.Array, file: InputFile, numbers: NDArray[np.int64], is_bad: NDArray[np.bool_]
+) -> pa.Array:
+    """Put `<id>@<file>#<row>` for the bad ids, and `<file>#<row>` where that is null."""
+    places = numbered(file, numbers)
+    joined = pc.call_function("binary_join_element_wise", [ids, places, pa.scalar("@")])
+    unique = pc.call_function("coalesce", [joined, places])
+    return pc.call_function("if_else", [pa.array(is_bad), unique, ids])

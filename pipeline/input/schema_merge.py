@@ -1,0 +1,117 @@
+"""One schema for input files that differ a little.
+
+Files written by different jobs name the same columns with other widths, encodings, or without the
+ones that were all null. What can be widened without loss is; the rest is refused by name.
+"""
+
+from collections.abc import Collection, Sequence
+
+import pyarrow as pa
+
+from pipeline.schema import plain
+
+_INTEGERS = (
+    (pa.types.is_signed_integer, (pa.int8(), pa.int16(), pa.int32(), pa.int64())),
+    (pa.types.is_unsigned_integer, (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())),
+)
+_FLOATS = (pa.float16(), pa.float32(), pa.float64())
+
+
+def unify(
+    schemas: Sequence[tuple[str, pa.Schema]],
+    wanted: Collection[str] | None,
+    required: Collection[str] = (),
+) -> pa.Schema:
+    """The schema that holds the rows of all files.
+
+    Args:
+        schemas: (path, schema) of each file.
+        wanted: the columns that matter; None means all. The others are left as they are.
+        required: columns that no file may lack.
+
+    Raises:
+        ValueError: a column has types that do not fit each other, or a file lacks one that is not
+            nullable; the message names both files.
+    """
+    fields: dict[str, tuple[pa.Field, str]] = {}  # with the file that it was first seen in
+    for path, schema in schemas:
+        for name in schema.names:
+            if schema.names.count(name) > 1:
+                raise ValueError(f"{path} has several columns named {name!r}; rename them")
+        for field in schema:
+            if field.name not in fields:
+                fields[field.name] = (field, path)
+            elif wanted is None or field.name in wanted:
+                known, first = fields[field.name]
+                fields[field.name] = (_wider(known, first, field, path), first)
+    for name, (field, first) in fields.items():
+        lacking = [path for path, schema in schemas if name not in schema.names]
+        matters = wanted is None or name in wanted
+        if lacking and matters and (name in required or not field.nullable):
+            raise ValueError(f"{lacking[0]} has no column {name!r}, which {first} has")
+        fields[name] = (field.with_nullable(field.nullable or bool(lacking)), first)
+    return pa.schema([field for field, _ in fields.values()])
+
+
+def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`; null where `rows` has no such column."""
+    columns = [
+        _cast(rows[field.name], field.type)
+        if field.name in rows.column_names
+        else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _wider(known: pa.Field, first: str, field: pa.Field, path: str) -> pa.Field:
+    kind = wider(plain(known.type), plain(field.type))
+    if kind is None:
+        raise ValueError(
+            f"column {field.name!r} is {field.type} in {path} and {known.type} in {first}, which "
+            "cannot be one column; write one of the files again, or leave the column out with "
+            "--columns"
+        )
+    return pa.field(field.name, kind, nullable=known.nullable or field.nullable)
+
+
+def wider(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both as they are; None where there is none."""
+    if a == b or pa.types.is_null(b):
+        return a
+    if pa.types.is_null(a):
+        return b
+    for is_kind, ordered in _INTEGERS:
+        if is_kind(a) and is_kind(b):
+            return max(a, b, key=ordered.index)
+    if pa.types.is_integer(a) and pa.types.is_integer(b):
+        unsigned = a if pa.types.is_unsigned_integer(a) else b
+        return None if unsigned == pa.uint64() else pa.int64()
+    if a in _FLOATS and b in _FLOATS:
+        return max(a, b, key=_FLOATS.index)
+    if {a, b} == {pa.string(), pa.large_string()}:
+        return pa.large_string()
+    if {a, b} == {pa.binary(), pa.large_binary()}:
+        return pa.large_binary()
+    return _wider_nested(a, b)
+
+
+def _wider_nested(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_list(a) and pa.types.is_list(b):
+        item = wider(a.value_type, b.value_type)
+        return None if item is None else pa.list_(item)
+    if not (pa.types.is_struct(a) and pa.types.is_struct(b)):
+        return None
+    parts: dict[str, pa.DataType] = {}
+    for kind in (a, b):
+        for index in range(kind.num_fields):
+            part = kind.field(index)
+            both = wider(parts[part.name], part.type) if part.name in parts else part.type
+            if both is None:
+                return None
+            parts[part.name] = both
+    return pa.struct(list(parts.items()))
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return column if column.type == kind else column.cast(kind)

@@ -1,0 +1,89 @@
+"""The files of an input, with one schema of theirs: footers are read here, rows are not.
+
+A row's id is the user's id column as a string, else `<file>#<row number>`.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipeline.input.listing import list_files
+from pipeline.input.row_ids import InputFile, Naming
+from pipeline.input.schema_merge import unify
+from pipeline.schema import InputColumns, Layout, check_input
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of an input and what to read of them."""
+
+    filesystem: pafs.FileSystem
+    folder: str  # to which relative media paths belong; absolute, or a URI
+    files: tuple[InputFile, ...]
+    layout: Layout
+    naming: Naming
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole input, done or not."""
+        return sum(sum(file.row_group_rows) for file in self.files)
+
+
+def open_source(
+    uri: str,
+    columns: InputColumns,
+    *,
+    carry: Sequence[str] | None = None,
+    keep_media: bool = False,
+    extra: Sequence[pa.Field] = (),
+    make_ids_unique: bool = False,
+    output: str | None = None,
+) -> Source:
+    """Find the files of an input and make one schema of theirs.
+
+    Args:
+        uri: as for `list_files`.
+        columns: the roles of the columns.
+        carry: columns to write beside the results; None means all.
+        keep_media: write media bytes too.
+        extra: result columns beside the usual ones.
+        make_ids_unique: give rows whose id is null or stands there already an id of their own.
+        output: as for `list_files`.
+
+    Raises:
+        ValueError: there is no such file, a file is not Parquet, there are no rows, a column is
+            missing or wrong, or differs too much between files; the message names the file.
+    """
+    listing = list_files(uri, output=output)
+    filesystem, found = listing.filesystem, listing.files
+    with ThreadPoolExecutor(16) as pool:  # a footer is a round trip or two on object stores
+        footers = list(pool.map(lambda item: _footer(filesystem, item[1]), found))
+    schemas = [footer.schema.to_arrow_schema() for footer in footers]
+    wanted = None if carry is None else {*carry, *columns.names, *columns.fields, *columns.lists}
+    named = [(path, schema) for (_, path), schema in zip(found, schemas, strict=True)]
+    schema = unify(named, wanted, required=columns.required)
+    layout = check_input(schema, columns, carry=carry, keep_media=keep_media, extra=extra)
+    files = tuple(
+        InputFile(name, path, _row_group_rows(footer))
+        for (name, path), footer in zip(found, footers, strict=True)
+    )
+    naming = Naming(filesystem, files, columns.id, make_ids_unique)
+    source = Source(filesystem, listing.folder, files, layout, naming)
+    if source.num_rows == 0:
+        raise ValueError(f"{uri} has no rows")
+    return source
+
+
+def _footer(filesystem: pafs.FileSystem, path: str) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path, filesystem=filesystem)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is not a Parquet file that can be read: {error}") from error
+
+
+def _row_group_rows(footer: pq.FileMetaData) -> tuple[int, ...]:
+    return tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))

@@ -1,0 +1,1 @@
+"""Untrusted bytes -> `Frames`: sandboxed decoding of videos, images and documents."""

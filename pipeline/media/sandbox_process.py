@@ -1,0 +1,137 @@
+"""The decoding process of `pipeline.media.sandbox`: requests in, frames or errors out, one by one.
+
+    python -m pipeline.media.sandbox_process <descriptor of a socket>
+
+It limits itself. An exception that is not foreseen ends it, which its owner counts as a death.
+"""
+
+import itertools
+import json
+import os
+import pickle
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from model.inputs.prompt import PromptError
+from model.malloc import give_back_freed_memory
+from pipeline.media.decode import shoot_windows
+from pipeline.media.limits import MediaError, MediaLimits
+from pipeline.media.windows import Window
+
+LENGTH = struct.Struct("<Q")  # of the message that follows, in bytes
+_TRIM_ROWS = 16  # after so many it gives back the memory that they have left
+NO_MEMORY = "no_memory"  # in place of an error code
+
+
+def main(descriptor: int) -> None:
+    """Serve the owner at the other end of a socket until it goes."""
+    connection = socket.socket(fileno=descriptor)
+    threading.Thread(target=_exit_with_owner, args=(descriptor,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it has nothing to write
+    with suppress(OSError):  # where the kernel must choose, it is this process
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    base_bytes = _address_space_bytes()
+    connection.sendall(LENGTH.pack(0))  # ready
+    for number in itertools.count(1):
+        received = _receive(connection)
+        if received is None:
+            return
+        request, media = received
+        with media:
+            answer, pixels = _answer(request, media, base_bytes)
+        text = json.dumps(answer).encode()
+        connection.sendall(LENGTH.pack(len(text)) + text)
+        for rgb in pixels:
+            connection.sendall(rgb)
+        if number % _TRIM_ROWS == 0:
+            del pixels
+            give_back_freed_memory()
+
+
+def _answer(
+    request: Mapping[str, Any], media: BinaryIO, base_bytes: int
+) -> tuple[dict[str, Any], Sequence[memoryview]]:
+    """Decode within the limits: what is known as JSON, and the pixels."""
+    limits: MediaLimits = request["limits"]
+    most_bytes = base_bytes + limits.max_decode_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, resource.RLIM_INFINITY))
+    signal.setitimer(signal.ITIMER_PROF, limits.max_decode_s)  # of CPU time; the signal kills
+    try:
+        windows = shoot_windows(media, **request)
+    except (MediaError, PromptError) as error:
+        return _error(error), []
+    except MemoryError:
+        return {"code": NO_MEMORY}, []
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+    pixels = [
+        np.ascontiguousarray(frames.rgb).reshape(-1).data
+        for window in windows
+        for frames in window.media
+    ]
+    return {"windows": [_told(window) for window in windows]}, pixels
+
+
+def _told(window: Window) -> dict[str, Any]:
+    return {
+        "start": window.start,
+        "end": window.end,
+        "error": None if window.error is None else _error(window.error),
+        "media": [
+            {
+                "shape": frames.rgb.shape,
+                "timestamps_s": frames.timestamps_s.tolist(),
+                "facts": asdict(frames.facts),
+            }
+            for frames in window.media
+        ],
+    }
+
+
+def _error(error: MediaError | PromptError) -> dict[str, Any]:
+    return {"code": str(error.code), "message": error.message}
+
+
+def _receive(connection: socket.socket) -> tuple[Mapping[str, Any], BinaryIO] | None:
+    """A request of the owner, with the open media; None when there are no more."""
+    header, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 1)
+    if len(header) < LENGTH.size:
+        return None
+    (num_bytes,) = LENGTH.unpack(header)
+    message = bytearray()
+    while len(message) < num_bytes:
+        message += connection.recv(num_bytes - len(message))
+    media = os.fdopen(descriptors[0], "rb", buffering=0)
+    return pickle.loads(message), cast(BinaryIO, media)
+
+
+def _exit_with_owner(descriptor: int) -> None:
+    """Wait until the owner has closed its end, and go, whatever is being decoded."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # hanging up is always told
+    poll.poll()
+    os._exit(0)
+
+
+def _address_space_bytes() -> int:
+    """What this process takes before it has decoded anything, as RLIMIT_AS counts."""
+    num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return num_pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,78 @@
+"""A `Sight` for Prometheus, through Ray's own exporter.
+
+Ray adds `ray_` before each name and `_total` behind counters, and exports at the metrics port of
+each node. Rates are left to Prometheus: `rate(ray_moonsweep_rows_total[5m])`.
+"""
+
+from ray.util.metrics import Counter, Gauge
+
+from pipeline.monitor.snapshot import Sight
+
+COUNTERS = {
+    "moonsweep_rows": "Finished rows, by status and error code.",
+    "moonsweep_video_seconds": "Seconds of video in finished rows.",
+    "moonsweep_generated_tokens": "Tokens generated for finished rows.",
+}
+GAUGES = {
+    "moonsweep_engine_time_used": "Output tokens/s by those of the engine with all rows prepared.",
+    "moonsweep_rows_left": "Rows that are not finished yet.",
+    "moonsweep_video_seconds_left": "Seconds of video in them, if they are like the finished ones.",
+    "moonsweep_eta_seconds": "Until all rows are finished, at the rate of the last 5 minutes.",
+    "moonsweep_rank_wait_share": "Of a rank's time: what it waited for data, peers, the writer.",
+}
+_TAGS = {
+    "moonsweep_rows": ("status", "error_code"),
+    "moonsweep_rank_wait_share": ("group", "rank", "reason"),
+}
+
+
+class Metrics:
+    """The metrics of one run, each with the tag `output`."""
+
+    def __init__(self, output: str) -> None:
+        def tags(name: str) -> tuple[str, ...]:
+            return ("output", *_TAGS.get(name, ()))
+
+        self._counters = {name: Counter(name, text, tags(name)) for name, text in COUNTERS.items()}
+        self._gauges = {name: Gauge(name, text, tags(name)) for name, text in GAUGES.items()}
+        for metric in (*self._counters.values(), *self._gauges.values()):
+            metric.set_default_tags({"output": output})
+        self._told: dict[tuple[str, ...], float] = {}
+
+    def show(self, sight: Sight) -> None:
+        """Set all of them to this moment."""
+        for status, count in sight.statuses.items():
+            if status != "error":
+                self._count("moonsweep_rows", count, status=status, error_code="")
+        for code, count in sight.error_codes.items():
+            self._count("moonsweep_rows", count, status="error", error_code=code)
+        self._count("moonsweep_video_seconds", sight.video_seconds)
+        self._count("moonsweep_generated_tokens", sight.generated_tokens)
+        for name, value in (
+            ("moonsweep_engine_time_used", sight.engine_time_used),
+            ("moonsweep_rows_left", sight.rows_left),
+            ("moonsweep_video_seconds_left", sight.video_seconds_left),
+            ("moonsweep_eta_seconds", sight.eta_s),
+        ):
+            if value is not None:
+                self._set(name, value)
+        for rank in sight.ranks:
+            who = {"group": str(rank.group), "rank": str(rank.rank)}
+            for reason in ("data", "peers", "writer"):
+                share = getattr(rank, reason)
+                self._set("moonsweep_rank_wait_share", share, **who, reason=reason)
+
+    def close(self, sight: Sight) -> None:
+        """The last moment; Ray exports it until the driver ends."""
+        self.show(sight)
+
+    def _count(self, name: str, value: float, **tags: str) -> None:
+        """Raise a counter to `value`."""
+        key = (name, *tags.values())
+        more = value - self._told.get(key, 0.0)
+        if more > 0:
+            self._counters[name].inc(more, tags=tags)
+            self._told[key] = value
+
+    def _set(self, name: str, value: float, **tags: str) -> None:
+        self._gauges[name].set(value, tags=tags)

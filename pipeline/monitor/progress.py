@@ -1,0 +1,132 @@
+"""A `Sight` for people: a bar on a terminal, a line now and then in a job's log."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.monitor.snapshot import Sight, Waits
+
+_LINE_EVERY_S = 30.0
+
+
+class Bar:
+    """On a terminal: one line that is drawn again and again."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def show(self, sight: Sight) -> None:
+        """Draw."""
+        if self._bar is None:
+            self._bar = tqdm(
+                total=sight.rows_done + sight.rows_left,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                bar_format="{desc} {bar:12} {n_fmt}/{total_fmt} rows, {postfix}",
+            )
+        self._bar.n = sight.rows_done
+        self._bar.set_description_str(engine_text(sight), refresh=False)
+        self._bar.set_postfix_str(rest_text(sight), refresh=True)
+
+    def close(self, sight: Sight) -> None:
+        """Draw once more, and leave it there."""
+        self.show(sight)
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Lines:
+    """In a log: a whole line every half minute."""
+
+    def __init__(self) -> None:
+        self._shown_at = time.monotonic()
+
+    def show(self, sight: Sight) -> None:
+        """Write a line if the last one is old enough."""
+        if time.monotonic() - self._shown_at >= _LINE_EVERY_S:
+            self._write(sight)
+
+    def close(self, sight: Sight) -> None:
+        """Write the last line."""
+        self._write(sight)
+
+    def _write(self, sight: Sight) -> None:
+        self._shown_at = time.monotonic()
+        total = sight.rows_done + sight.rows_left
+        line = f"{engine_text(sight)} {sight.rows_done}/{total} rows, {rest_text(sight)}"
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Silence:
+    """Shows nothing."""
+
+    def show(self, sight: Sight) -> None:
+        """Nothing."""
+
+    def close(self, sight: Sight) -> None:
+        """Nothing."""
+
+
+def open_display(*, show: bool) -> Bar | Lines | Silence:
+    """What fits standard error."""
+    if not show:
+        return Silence()
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def engine_text(sight: Sight) -> str:
+    """The first number."""
+    used = sight.engine_time_used
+    return "engine ..." if used is None else f"engine {used:4.0%}"
+
+
+def rest_text(sight: Sight) -> str:
+    """Rates, time left, errors and what ranks waited for."""
+    parts = [
+        f"{sight.rows_per_s:.3g} rows/s",
+        f"{sight.video_seconds_per_s:.3g} video-s/s",
+        f"{sight.tokens_per_s:.4g} tokens/s",
+    ]
+    if sight.rows_left:
+        left = f"{sight.rows_left} rows"
+        if sight.video_seconds_left:
+            left += f" and {duration_text(sight.video_seconds_left)} of video"
+        eta = "?" if sight.eta_s is None else duration_text(sight.eta_s)
+        parts.append(f"{eta} for {left}")
+    return "; ".join([", ".join(parts), *_errors(sight.error_codes), *_waits(sight.ranks)])
+
+
+def _errors(codes: Mapping[str, int]) -> list[str]:
+    found = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
+    return [f"errors: {found}"] if found else []
+
+
+def _waits(ranks: Sequence[Waits]) -> list[str]:
+    """Shares of the ranks together, and of the one that waited most where there are several."""
+    if not ranks:
+        return []
+    shares = [
+        f"{reason} {sum(getattr(rank, reason) for rank in ranks) / len(ranks):.0%}"
+        for reason in ("data", "peers", "writer")
+    ]
+    text = f"waits: {', '.join(shares)}"
+    if len(ranks) > 1:
+        most = max(ranks, key=lambda rank: rank.data + rank.peers + rank.writer)
+        share = most.data + most.peers + most.writer
+        text += f", most {share:.0%} by group {most.group} rank {most.rank}"
+    return [text]
+
+
+def duration_text(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

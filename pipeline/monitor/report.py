@@ -1,0 +1,182 @@
+"""`Report`: what one run did, for people and for programs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from pipeline.monitor.snapshot import Sight
+from pipeline.monitor.stage_costs import Costs, StageCost
+from pipeline.status import Status
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a run took of the machines."""
+
+    seconds: float = 0.0  # from the first group being ready to the last commit
+    costs: Costs = field(default_factory=Costs)
+    spilled_bytes: int | None = 0  # by the object stores; None where they did not answer
+    machines: str = ""  # groups, ranks and device, and why; empty where nothing was to do
+    ranks: Mapping[str, float] = field(default_factory=dict)  # as `machines.rank_numbers`
+    group_failures: tuple[str, ...] = ()  # each death of a group, and why
+    longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
+    sight: Sight | None = None  # the last one; None where nothing was to do
+    num_preparers: int = 0  # workers that prepare rows, at most
+    max_rows: int = 0  # that may be at the engines at a time
+
+    @property
+    def prepare_busy(self) -> float:
+        """The share of their time in which the workers of prepare had work."""
+        found = self.costs.stages.get("prepare", StageCost())
+        return found.seconds / max(self.seconds, 1e-9) / max(1, self.num_preparers)
+
+    @property
+    def mean_rows(self) -> float:
+        """How many rows were at the engines, on average."""
+        found = self.costs.stages.get("generate", StageCost())
+        return found.row_seconds / max(self.seconds, 1e-9)
+
+    @property
+    def slower_stage(self) -> str:
+        """What the other stages waited for, `prepare` or `generate`."""
+        return "prepare" if self.mean_rows < self.max_rows / 2 else "generate"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How the rows of a whole output ended."""
+
+    statuses: Mapping[str, int]
+    error_codes: Mapping[str, int]
+
+    @property
+    def num_rows(self) -> int:
+        """All rows."""
+        return sum(self.statuses.values())
+
+    @property
+    def num_failed(self) -> int:
+        """Rows with an error code."""
+        return self.statuses.get(Status.ERROR, 0)
+
+    def as_json(self) -> dict[str, object]:
+        """For `_report.json`."""
+        done = self.num_rows - self.num_failed
+        return {"rows": self.num_rows, "done": done, "failed": self.num_failed, **asdict(self)}
+
+    def __str__(self) -> str:
+        done = self.num_rows - self.num_failed
+        failed = f"{self.num_failed} failed{_counts(self.error_codes)}"
+        return f"output: {self.num_rows} rows = {done} done + {failed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run did; also `_report.json` beside the parts."""
+
+    rows_in: int
+    rows_done_before: int
+    rows_written: int
+    statuses: Mapping[str, int]  # of the rows written, as all that follows
+    error_codes: Mapping[str, int]
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_bytes_written: int
+    usage: Usage
+    output: Tally  # with the rows of earlier runs
+
+    @property
+    def seconds(self) -> float:
+        """The time of the run."""
+        return self.usage.seconds
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows of this run by its time."""
+        return self.rows_written / max(self.seconds, 1e-9)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens by the time of this run."""
+        return self.num_generated_tokens / max(self.seconds, 1e-9)
+
+    @property
+    def video_seconds_per_s(self) -> float:
+        """Seconds of video in the rows of this run by its time."""
+        sight = self.usage.sight
+        return 0.0 if sight is None else sight.video_seconds / max(self.seconds, 1e-9)
+
+    def as_json(self) -> dict[str, object]:
+        """For `_report.json`: flat, with what the stages and processes took below."""
+        fields = asdict(self)
+        del fields["usage"]
+        sight = self.usage.sight
+        return {
+            **({} if sight is None else sight.as_json()),
+            **fields,
+            "output": self.output.as_json(),
+            "seconds": self.seconds,
+            "rows_per_s": self.rows_per_s,
+            "tokens_per_s": self.tokens_per_s,
+            "video_seconds_per_s": self.video_seconds_per_s,
+            "spilled_bytes": self.usage.spilled_bytes,
+            "machines": self.usage.machines,
+            "ranks": dict(self.usage.ranks),
+            "group_failures": list(self.usage.group_failures),
+            "longest_pause_s": self.usage.longest_pause_s,
+            "prepare_busy": round(self.usage.prepare_busy, 3),
+            "mean_rows_at_engines": round(self.usage.mean_rows, 2),
+            "max_rows_at_engines": self.usage.max_rows,
+            "slower_stage": self.usage.slower_stage,
+            **self.usage.costs.as_json(),
+        }
+
+    def __str__(self) -> str:
+        done = f"{self.rows_done_before} done before + " if self.rows_done_before else ""
+        lines = [
+            f"{self.rows_in} rows in = {done}{self.rows_written} written{_counts(self.statuses)}",
+            str(self.output),
+        ]
+        if not self.rows_written:
+            return "\n".join([*lines, "nothing to do: all rows are done"])
+        lines.append(
+            f"{self._engine()}{self.seconds:.1f} s: {self.rows_per_s:.3g} rows/s, "
+            f"{self.video_seconds_per_s:.3g} video-s/s, {self.tokens_per_s:.4g} generated "
+            f"tokens/s, {self.num_prompt_tokens} prompt tokens"
+        )
+        return "\n".join([*lines, *self._table()])
+
+    def _engine(self) -> str:
+        used = None if self.usage.sight is None else self.usage.sight.engine_time_used
+        return "" if used is None else f"engine time used {used:.0%}; "
+
+    def _table(self) -> list[str]:
+        """What each stage took, a line each."""
+        costs = self.usage.costs
+        lines = [f"{'':10}{'seconds':>10}{'MB read':>10}{'peak MB':>10}"]
+        for kind in dict.fromkeys(["read", "prepare", "generate", *sorted(costs.peak_bytes)]):
+            stage, peak = costs.stages.get(kind), costs.peak_bytes.get(kind)
+            lines.append(
+                f"{kind:10}"
+                f"{'' if stage is None else f'{stage.seconds:.1f}':>10}"
+                f"{'' if stage is None or not stage.num_bytes else _mb(stage.num_bytes):>10}"
+                f"{'' if peak is None else _mb(peak):>10}"
+            )
+        written, spilled = _mb(self.num_bytes_written), "an unknown number of"
+        if self.usage.spilled_bytes is not None:
+            spilled = _mb(self.usage.spilled_bytes)
+        return [
+            *lines,
+            f"{written} MB written, {spilled} MB spilled by the object store",
+            f"{self.usage.slower_stage} was the slower stage: prepare was busy "
+            f"{self.usage.prepare_busy:.0%} of the time of {self.usage.num_preparers} workers, "
+            f"the engines had {self.usage.mean_rows:.1f} of {self.usage.max_rows} rows",
+        ]
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    parts = [f"{count} {name}" for name, count in sorted(counts.items())]
+    return f": {', '.join(parts)}" if parts else ""

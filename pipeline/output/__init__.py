@@ -1,0 +1,1 @@
+"""The output folder: its lock, its parts, its recipe, and which of its rows are done."""

@@ -1,0 +1,213 @@
+"""What an output already holds: the ids of committed rows, and which of them may be tried again.
+
+An output is one flat folder: `part-*.parquet` (committed, whole), `_recipe.json`, `_report.json`,
+`_starts.json`, `_files.json`, `_lock`. Readers skip names that begin with `_`.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pandas.util import hash_array
+
+from pipeline.output.store import Store
+from pipeline.schema import ErrorCode
+
+_READERS = 8
+_IDS_PER_BATCH = 1 << 16
+NO_PART = -1
+
+
+class IdSet:
+    """A set of row ids that holds 64-bit hashes: 8 bytes a row, 0.8 GB for 100 million.
+
+    Among 100 million ids the chance that any two share a hash is 3e-4, so ids that a user chose
+    are compared in full where their hashes meet (`source.plan`).
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[NDArray[np.uint64]] = []  # each sorted and free of the others' hashes
+
+    def __len__(self) -> int:
+        return sum(len(run) for run in self._runs)
+
+    def contains(self, ids: pa.Array) -> NDArray[np.bool_]:
+        """Which of `ids` are in the set."""
+        return self.contains_hashes(hash_ids(ids))
+
+    def contains_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of `hashes` are in the set."""
+        found = np.zeros(len(hashes), dtype=np.bool_)
+        for run in self._runs:
+            place = np.searchsorted(run, hashes)
+            found |= run[np.minimum(place, len(run) - 1)] == hashes
+        return found
+
+    def add(self, ids: pa.Array) -> NDArray[np.bool_]:
+        """Add `ids`; return which were new. Of equal ids in one call only the first is new."""
+        return self.add_hashes(hash_ids(ids))
+
+    def add_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Add hashes; return which were new, of equal ones the first."""
+        is_new = self.first_of_new(hashes)
+        if is_new.any():
+            self._runs.append(np.sort(hashes[is_new]))
+            # Runs of doubling length: each hash is sorted again log2(n) times in all.
+            while len(self._runs) > 1 and len(self._runs[-1]) * 2 > len(self._runs[-2]):
+                self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
+        return is_new
+
+    def first_of_new(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which hashes `add_hashes` would add."""
+        distinct, first = np.unique(hashes, return_index=True)
+        is_new = np.zeros(len(hashes), dtype=np.bool_)
+        is_new[first[~self.contains_hashes(distinct)]] = True
+        return is_new
+
+
+@dataclass
+class Held:
+    """The committed rows of an output, by the hashes of their ids.
+
+    A row is `done`, or it failed and may be replaced where it stands.
+    """
+
+    done: IdSet
+    failed: NDArray[np.uint64]  # sorted
+    failed_part: NDArray[np.int32]  # for each of `failed` the index of its part
+    parts: tuple[str, ...]  # names
+
+    @classmethod
+    def nothing(cls) -> "Held":
+        """Of a new output."""
+        return cls(IdSet(), np.empty(0, np.uint64), np.empty(0, np.int32), ())
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the output."""
+        return len(self.done) + len(self.failed)
+
+    def part_of(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """In which part each row stands that may be replaced; `NO_PART` for the others."""
+        part = np.full(len(hashes), NO_PART, np.int32)
+        if len(self.failed):
+            place = np.minimum(np.searchsorted(self.failed, hashes), len(self.failed) - 1)
+            part = np.where(self.failed[place] == hashes, self.failed_part[place], part)
+        return part
+
+    def replaced(self, hashes: NDArray[np.uint64]) -> None:
+        """Note that rows that could be replaced have been."""
+        stays = ~np.isin(self.failed, hashes)
+        self.failed, self.failed_part = self.failed[stays], self.failed_part[stays]
+        self.done.add_hashes(hashes)
+
+
+def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
+    """Hash ids, the same in every process and on every machine."""
+    values = ids.to_numpy(zero_copy_only=False)
+    return hash_array(values, categorize=False)  # pyright: ignore[reportCallIssue]
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of an output is a part, by its name."""
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
+def committed_parts(store: Store) -> list[str]:
+    """The names of the parts of an output, which are all whole, in the order of their making."""
+    return [name for name in store.names() if is_part(name)]
+
+
+def read_held(
+    store: Store,
+    parts: Sequence[str],
+    schema: pa.Schema,
+    *,
+    retry: Collection[ErrorCode] = (),
+) -> Held:
+    """Read the ids of all committed rows, and of nothing else more than need be.
+
+    Args:
+        store: the output.
+        parts: of the output.
+        schema: that every part must have.
+        retry: error codes of the rows that shall be tried again.
+
+    Raises:
+        ValueError: a part cannot be read or has other columns than `schema`.
+    """
+    codes = pa.array([str(code) for code in retry], pa.string())
+    held = Held.nothing()
+    held.parts = tuple(parts)
+    failed, failed_part = [held.failed], [held.failed_part]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda name: _ids_of_part(store, name, schema, codes), parts)
+        for index, (done, again) in enumerate(found):
+            held.done.add_hashes(done)
+            failed.append(again)
+            failed_part.append(np.full(len(again), index, np.int32))
+    hashes, part = np.concatenate(failed), np.concatenate(failed_part)
+    order = np.argsort(hashes)
+    held.failed, held.failed_part = hashes[order], part[order]
+    return held
+
+
+def count_results(store: Store, parts: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """How many rows of an output have which status, and which error code."""
+    statuses: Counter[str] = Counter()
+    error_codes: Counter[str] = Counter()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for part_statuses, part_codes in pool.map(
+            lambda name: _results_of_part(store, name), parts
+        ):
+            statuses.update(part_statuses)
+            error_codes.update(part_codes)
+    return dict(statuses), dict(error_codes)
+
+
+def _results_of_part(store: Store, name: str) -> tuple[dict[str, int], dict[str, int]]:
+    filesystem, path = store.path_of(name)
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        table = file.read(columns=["status", "error_code"])
+    return _counts(table["status"]), _counts(table["error_code"].drop_null())
+
+
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    return {each["values"]: each["counts"] for each in values.value_counts().to_pylist()}
+
+
+def _ids_of_part(
+    store: Store, name: str, schema: pa.Schema, codes: pa.Array
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The hashes of the rows that are done, and of those that failed with one of `codes`."""
+    filesystem, path = store.path_of(name)
+    done, again = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            if not file.schema_arrow.equals(schema):
+                raise ValueError(
+                    f"{path} has other columns than this run writes; use another --output, or the "
+                    "--columns and --keep-media of the run that wrote it"
+                )
+            columns = ["row_id", "error_code"] if len(codes) else ["row_id"]
+            for batch in file.iter_batches(batch_size=_IDS_PER_BATCH, columns=columns):
+                hashes = hash_ids(batch["row_id"])
+                is_again = np.zeros(len(hashes), np.bool_)
+                if len(codes):
+                    found = pc.call_function(
+                        "is_in", [batch["error_code"]], pc.SetLookupOptions(codes)
+                    )
+                    is_again = found.to_numpy(zero_copy_only=False)
+                done.append(hashes[~is_again])
+                again.append(hashes[is_again])
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); delete it to caption its rows again"
+        ) from error
+    return np.concatenate(done), np.concatenate(again)

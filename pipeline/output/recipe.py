@@ -1,0 +1,156 @@
+"""Everything that changes the captions, as one value that is stored with the output.
+
+A run that continues an output must have the recipe that the output was begun with: captions made in
+two ways are never mixed in one directory.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.output.ledger import committed_parts
+from pipeline.output.lock import LOCK
+from pipeline.output.store import Store
+
+_FILE = "_recipe.json"
+_TAIL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A JSON-able mapping and its digest; nested mappings group the fields."""
+
+    fields: Mapping[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the fields, whatever their order."""
+        return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def plain_fields(self) -> Any:
+        """The fields as they come back from a file: lists in place of tuples."""
+        return json.loads(json.dumps(self.fields))
+
+    @property
+    def parquet_metadata(self) -> dict[str, str]:
+        """What every part of the output says of its origin."""
+        return {
+            "moonsweep.recipe": json.dumps(self.fields, sort_keys=True),
+            "moonsweep.recipe_sha256": self.sha256,
+        }
+
+
+def claim_output(store: Store, recipe: Recipe, *, new_recipe: bool = False) -> None:
+    """Store `recipe` in a new output, or check that the stored one is the same.
+
+    Args:
+        store: the output.
+        recipe: of this run.
+        new_recipe: set parts of another recipe aside, into a folder that readers skip, and begin
+            anew. Stopped half-way, the same call goes on.
+
+    Raises:
+        ValueError: the output was begun under another recipe, or has parts and no recipe; the
+            message names each difference, old -> new.
+    """
+    stored, fields = stored_fields(store), recipe.plain_fields
+    parts = committed_parts(store)
+    if parts and stored != fields:
+        if not new_recipe:
+            raise ValueError(_refusal(store, stored, fields))
+        _set_aside(store, parts)
+    if not parts or stored != fields:
+        write_json(store, _FILE, fields)
+
+
+def stored_fields(store: Store) -> Any:
+    """The fields of the recipe that an output was begun with; None where there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        content = store.read(_FILE)
+        return None if content is None else json.loads(content)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{_FILE} of {store.uri} cannot be read ({error}); use another --output"
+        ) from error
+
+
+def _refusal(store: Store, stored: Any, fields: Any) -> str:
+    if stored is None:
+        return f"{store.uri} holds parts and no {_FILE}; use another --output"
+    return (
+        f"{store.uri} was begun under another recipe: {'; '.join(differences(stored, fields))}. "
+        "Use the old settings to continue it, another --output, or --new-recipe to set its rows "
+        "aside and begin anew"
+    )
+
+
+def _set_aside(store: Store, parts: list[str]) -> None:
+    """Move all that was made under the old recipe away; the recipe last, as it is the sign."""
+    folder = f"_old-{time.strftime('%Y%m%d-%H%M%S')}"
+    beside = [name for name in store.names() if name.startswith("_") and name != LOCK]
+    for name in (*parts, *sorted(beside, key=lambda name: name == _FILE)):
+        store.move(name, folder)
+
+
+def checkpoint_fingerprint(directory: Path) -> str:
+    """Digest of a checkpoint: its small files whole, of its weights the name, size and tail.
+
+    Reads at most 1 MiB of each weights file, so that a checkpoint of any size takes a moment.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.suffix == ".safetensors":
+            digest.update(f"{path.name}:{path.stat().st_size}:".encode() + _tail(path))
+        elif path.suffix in (".json", ".model", ".jinja"):
+            digest.update(f"{path.name}:".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def write_json(store: Store, name: str, value: Mapping[str, Any]) -> None:
+    """Write a file of JSON that is whole or absent, whenever the machine stops."""
+    store.write(name, f"{json.dumps(value, indent=2)}\n".encode())
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        return file.read()
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Each field that differs, as `name: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(old, list) and isinstance(new, list):
+        yield from _list_differences(old, new, name)
+    elif old != new:
+        yield f"{name}: {_short(old)} -> {_short(new)}"
+
+
+def _list_differences(old: list[Any], new: list[Any], name: str) -> Iterator[str]:
+    """Those of lists of plain values, or of mappings with names, such as questions."""
+    if any(isinstance(each, dict) for each in (*old, *new)):
+        olds, news = ({each["name"]: each for each in values} for values in (old, new))
+        yield from _list_differences(list(olds), list(news), name)
+        for key in (key for key in olds if key in news):
+            yield from differences(olds[key], news[key], f"{name}.{key}")
+    elif set(old) != set(new):
+        gone = [f"- {each}" for each in old if each not in new]
+        yield f"{name}: {', '.join([*gone, *(f'+ {each}' for each in new if each not in old)])}"
+    elif old != new:
+        yield f"{name}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,70 @@
+"""The checkpoint, the grammars and the input of a run, checked before anything is started."""
+
+import pyarrow as pa
+
+from model.config import TextConfig
+from model.engine.grammar import Grammars
+from model.inputs.processor import Processor
+from model.inputs.prompt import PromptError
+from pipeline.cluster.deployment import check_ranks
+from pipeline.config import PipelineConfig
+from pipeline.input.source import Source, open_source
+from pipeline.media.windows import TimeWindows
+from pipeline.prompts.fan_in import extra_fields
+from pipeline.prompts.questions import question_fields
+from pipeline.prompts.window_answers import window_fields
+
+
+def open_checkpoint(config: PipelineConfig) -> TextConfig:
+    """Check every tensor's name and shape, and that the schemas have grammars.
+
+    Returns:
+        The configuration of the checkpoint's decoder.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ValueError: ranks cannot share its experts, or nothing can follow a schema.
+    """
+    from model.network.weights import check_checkpoint  # torch
+
+    text = check_checkpoint(config.checkpoint).text
+    check_ranks(config, text.n_routed_experts)
+    processor = Processor.from_checkpoint(config.checkpoint)
+    grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
+    asked = {f"the prompt {each.name!r}": each.sampling for each in config.instructions.questions}
+    for name, sampling in {"the run": config.sampling, **asked}.items():
+        if sampling.schema is not None:
+            try:
+                grammars.start(sampling.schema, thinking=sampling.thinking)
+            except PromptError as error:
+                raise ValueError(f"the schema of {name} is refused: {error.message}") from error
+    return text
+
+
+def open_input(config: PipelineConfig) -> Source:
+    """The input of a run.
+
+    Raises:
+        ValueError: as `open_source`; or windows of time are to be cut out of lists of videos.
+    """
+    windows = config.instructions.windows
+    source = open_source(
+        config.input,
+        config.columns,
+        carry=config.carry,
+        keep_media=config.keep_media,
+        extra=[
+            *(question_fields(config.instructions.questions) or extra_fields([config.sampling])),
+            *window_fields(windows),
+        ],
+        make_ids_unique=config.make_ids_unique,
+        output=config.output,
+    )
+    kind = source.layout.read.field(config.columns.video).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if is_list and isinstance(windows, TimeWindows):
+        raise ValueError(
+            f"--window-s cuts one video a row, and column {config.columns.video!r} is {kind}; "
+            "give each video a row of its own"
+        )
+    return source

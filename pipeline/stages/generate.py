@@ -1,0 +1,217 @@
+"""Prompts -> captions: a thin asynchronous client of the engine groups.
+
+`Generate` is a plain class that needs no running Ray. Ray Data calls one instance with several
+batches at a time, so prompts of all of them are in flight together. Every row that comes in goes
+out, whatever dies meanwhile.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Protocol
+
+import pyarrow as pa
+
+from model.engine.sequence import SamplingParams
+from model.inputs.prompt import Prompt, PromptError
+from parallel.groups.errors import DeadGroupError
+from parallel.ranks.worker import Failure, Outcome, Request
+from pipeline.media.windows import Windows
+from pipeline.prompts.fan_in import extra_fields, result_of
+from pipeline.prompts.prompt_columns import PROMPT_COLUMNS, decode_prompt
+from pipeline.prompts.questions import Question, answers_in_rows
+from pipeline.prompts.window_answers import windows_in_rows
+from pipeline.schema import MEDIA_FIELDS, QUESTION_FIELD, RESULT_FIELDS, ErrorCode
+from pipeline.stages.merge import Merger
+
+MAX_SHARED_DEATHS = 3  # of groups that had a row among others, before it is tried alone
+MAX_LONE_DEATHS = 2  # of groups that had nothing else: one may have died of something else
+_MAX_BACKOFF_S = 30.0
+
+
+class Lease(Protocol):
+    """As `parallel.groups.client.Lease`."""
+
+    async def generate(
+        self, sets: Sequence[Sequence[Request]]
+    ) -> list[list[Outcome | DeadGroupError]]:
+        """Answer each set on one rank; a death means that somebody else must."""
+        ...
+
+
+class Groups(Protocol):
+    """As `parallel.groups.client.Groups`."""
+
+    def lease(self, num_tokens: int, *, alone: bool = False) -> AbstractAsyncContextManager[Lease]:
+        """Lease a group; `alone` keeps all other requests out of it."""
+        ...
+
+
+class Generate:
+    """The stage between prepare and stage-write; stateless, so a retried batch is just redone.
+
+    Args:
+        groups: who answers.
+        sampling: of every row, with the seed of its own `seed` column.
+        questions: where each row has several, each with a sampling of its own.
+        windows: where each row has those.
+        merger: makes one caption of a row's windows; None lists them.
+        backoff_s: before the second try of a row; doubles with each further one.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        sampling: SamplingParams,
+        questions: Sequence[Question] = (),
+        windows: Windows | None = None,
+        merger: Merger | None = None,
+        backoff_s: float = 0.5,
+    ) -> None:
+        self._groups = groups
+        self._sampling = sampling
+        self._questions = questions
+        self._windows = windows
+        self._merger = merger
+        self._backoff_s = backoff_s
+
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+        """Answer a table of `row_id`, `PREPARED_FIELDS` and whatever else.
+
+        Yields:
+            As many rows, or one for all questions or windows of a row: `RESULT_FIELDS`, the columns
+            that those add, `extra_fields` and whatever else, without prompt columns and `seed`.
+
+        Raises:
+            GroupError: the machines cannot go on; the job must stop.
+        """
+        outcomes: dict[int, Outcome] = {}
+        requests: dict[int, Request] = {}
+        shown: Prompt | None = None
+        for row in range(batch.num_rows):
+            try:
+                request = self._request(batch, row, shown)
+            except PromptError as error:
+                outcomes[row] = Failure(code=error.code, message=error.message)
+            else:
+                if request is not None:
+                    requests[row] = request
+                    shown = request.prompt
+        outcomes.update(await self._answer(requests))
+        samplings = [each.sampling for each in self._questions] or [self._sampling]
+        results = _with_results(batch, outcomes, [*RESULT_FIELDS, *extra_fields(samplings)])
+        if self._questions:
+            results = answers_in_rows(results, self._questions)
+        if self._windows is not None:
+            results = windows_in_rows(results, self._windows)
+        if self._merger is not None:
+            results = await self._merger.merge(results, self._answer)
+        yield results
+
+    def _request(self, batch: pa.Table, row: int, before: Prompt | None) -> Request | None:
+        prompt = decode_prompt(batch, row, before)
+        if prompt is None:
+            return None  # it failed before, and its columns say why
+        return Request(
+            request_id=batch["row_id"][row].as_py(),
+            prompt=prompt,
+            params=replace(self._sampling_of(batch, row), seed=batch["seed"][row].as_py()),
+        )
+
+    def _sampling_of(self, batch: pa.Table, row: int) -> SamplingParams:
+        if not self._questions:
+            return self._sampling
+        return self._questions[batch[QUESTION_FIELD.name][row].as_py()].sampling
+
+    async def _answer(self, requests: Mapping[int, Request]) -> dict[int, Outcome]:
+        """Answer all: together as long as that works, each alone where it does not."""
+        outcomes: dict[int, Outcome] = {}
+        num_deaths: Counter[int] = Counter()
+        together = list(requests)
+        while together:
+            answers = await self._try({row: requests[row] for row in together})
+            died = [row for row, answer in answers.items() if isinstance(answer, DeadGroupError)]
+            outcomes |= {row: a for row, a in answers.items() if not isinstance(a, DeadGroupError)}
+            num_deaths.update(died)
+            if died:
+                await self._back_off(max(num_deaths[row] for row in died))
+            together = [row for row in died if num_deaths[row] < MAX_SHARED_DEATHS]
+        for row in [row for row in requests if row not in outcomes]:
+            outcomes[row] = await self._answer_alone(requests[row])
+        return outcomes
+
+    async def _answer_alone(self, request: Request) -> Outcome:
+        deaths: list[DeadGroupError] = []
+        while len(deaths) < MAX_LONE_DEATHS:
+            (answer,) = (await self._try({0: request}, alone=True)).values()
+            if not isinstance(answer, DeadGroupError):
+                return answer
+            deaths.append(answer)
+        return _poison(deaths[-1])
+
+    async def _try(
+        self, requests: Mapping[int, Request], *, alone: bool = False
+    ) -> dict[int, Outcome | DeadGroupError]:
+        num_tokens = sum(request.num_tokens for request in requests.values())
+        sets = _with_same_pixels(requests)
+        async with self._groups.lease(num_tokens, alone=alone) as lease:
+            answers = await lease.generate([[requests[row] for row in rows] for rows in sets])
+        return {
+            row: answer
+            for rows, of_set in zip(sets, answers, strict=True)
+            for row, answer in zip(rows, of_set, strict=True)
+        }
+
+    async def _back_off(self, num_tries: int) -> None:
+        await asyncio.sleep(min(_MAX_BACKOFF_S, self._backoff_s * 2 ** (num_tries - 1)))
+
+
+def _with_same_pixels(requests: Mapping[int, Request]) -> list[list[int]]:
+    """The rows, in groups that follow each other and show the same pixels.
+
+    One rank answers a group: the pixels travel to it once, and it computes them once.
+    """
+    groups: list[list[int]] = []
+    last: Request | None = None
+    for row, request in requests.items():
+        patches = request.prompt.patches
+        if last is not None and len(patches) and patches is last.prompt.patches:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+        last = request
+    return groups
+
+
+def _poison(death: DeadGroupError) -> Failure:
+    return Failure(
+        code=ErrorCode.POISON_ROW,
+        message=f"{MAX_SHARED_DEATHS} groups died with this row in flight, and then "
+        f"{MAX_LONE_DEATHS} that had nothing else: {death}",
+    )
+
+
+def _with_results(
+    batch: pa.Table, outcomes: Mapping[int, Outcome], fields: Sequence[pa.Field]
+) -> pa.Table:
+    """Replace the prompt columns by the result columns."""
+    damages = batch["num_decode_errors"].to_pylist()
+    answers = {
+        row: result_of(outcome, is_damaged=bool(damages[row])) for row, outcome in outcomes.items()
+    }
+    table = batch.drop_columns([*PROMPT_COLUMNS, "seed"])
+    for field in fields:
+        if field.name == "row_id" or field in MEDIA_FIELDS:
+            continue
+        is_known = field.name in table.column_names
+        values = table[field.name].to_pylist() if is_known else [None] * batch.num_rows
+        for row, result in answers.items():
+            values[row] = result.get(field.name)
+        column = pa.array(values, field.type)
+        if is_known:
+            table = table.set_column(table.column_names.index(field.name), field, column)
+        else:
+            table = table.append_column(field, column)
+    return table

@@ -1,0 +1,125 @@
+"""How many rows are where at a time: all numbers of rows in flight come from here.
+
+    read --(read_rows)--> prepare --(max_queued_bytes)--> generate --(rows_in_flight)--> engines
+
+Engines never wait for rows while there are some, nothing is spilled to disk, and a batch has few
+rows where each costs much. The rows alone decide what a batch is (`batching.Batching`).
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from parallel.ranks.worker import Company
+from pipeline.cluster.deployment import Machines
+from pipeline.config import PipelineConfig
+from pipeline.media.windows import PageWindows
+from pipeline.stages.batching import Batching
+
+_MAX_BATCH_ROWS = 8
+_MAX_BATCHES = 64  # in flight
+_MAX_BATCH_BYTES = 64 << 20  # of patches, so that a few batches fit into any object store
+_PATCH_BYTES = 3 * 14 * 14
+_WINDOWS_OF_A_ROW = 16  # a guess at what most rows have
+_STORE_SHARE = 0.5  # of the object stores, for rows between the stages at most
+_QUEUED_SHARE = 4  # of the rows that keep the engines busy
+_READ_ROWS = 8  # given to a preparer together, where there are many
+_BATCHES_AHEAD = 16
+# A row costs a client 13 ms of a processor (BENCHMARKS.md), and more with more pixels; `jobs.plan`
+# expects of a GPU some 20 rows a second.
+_ENGINES_PER_CLIENT = 2
+# On CPUs an engine that answers rows one by one takes them from what prepares the next.
+_COMPANY = Company(num_sequences=16, patience_s=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizing:
+    """How many rows the stages of a run have at a time."""
+
+    batching: Batching  # of the stages after prepare
+    read_rows: int  # that are read, and given to a preparer, together
+    num_preparers: int  # at most
+    num_clients: int  # of the ranks, which share these
+    rows_in_flight: int  # at all engines together
+    max_queued_bytes: int  # of rows between the stages
+    batches_ahead: int  # that one worker may have made before anybody takes them
+    company: Company  # of each rank
+
+    @property
+    def rows_per_client(self) -> int:
+        """Rows that one client has at the engines."""
+        return math.ceil(self.rows_in_flight / self.num_clients)
+
+    @property
+    def batches_per_client(self) -> int:
+        """Batches that Ray Data gives one client at a time; its rows have room by their number."""
+        return math.ceil(self.rows_per_client / self.batching.num_rows)
+
+
+def choose_sizing(
+    config: PipelineConfig, machines: Machines, *, num_rows: int, num_cpus: float, store_bytes: int
+) -> Sizing:
+    """Fit the rows in flight to a run and its machines.
+
+    Args:
+        config: of the run.
+        machines: of the run.
+        num_rows: that are to do.
+        num_cpus: of the cluster.
+        store_bytes: of all its object stores.
+    """
+    num_engines = machines.num_groups * machines.num_ranks
+    batching = choose_batching(config, num_engines)
+    wanted, of_a_row = _wanted_rows(config, num_engines), row_bytes(config)
+    max_queued_bytes = int(min(store_bytes * _STORE_SHARE, _QUEUED_SHARE * wanted * of_a_row))
+    num_preparers = max(1, math.ceil(min(num_cpus, num_rows / batching.num_rows)))
+    batch_bytes = batching.num_small_rows * of_a_row
+    rows_in_flight = max(2 * batching.num_rows, min(wanted, max_queued_bytes // 2 // of_a_row))
+    return Sizing(
+        batching=batching,
+        read_rows=max(batching.num_rows, min(_READ_ROWS, num_rows // (4 * num_preparers))),
+        num_preparers=num_preparers,
+        num_clients=math.ceil(num_engines / _ENGINES_PER_CLIENT),
+        rows_in_flight=rows_in_flight,
+        max_queued_bytes=max_queued_bytes,
+        batches_ahead=max(
+            2, min(_BATCHES_AHEAD, max_queued_bytes // (8 * num_preparers * batch_bytes))
+        ),
+        company=_company(config, machines, rows_in_flight // num_engines),
+    )
+
+
+def choose_batching(config: PipelineConfig, num_engines: int) -> Batching:
+    """How many rows are prepared and answered together."""
+    if config.rows_per_batch is not None:
+        return Batching(num_rows=config.rows_per_batch, num_small_rows=config.rows_per_batch)
+    most = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // row_bytes(config)))
+    num_rows = min(most, math.ceil(_wanted_rows(config, num_engines) / _MAX_BATCHES))
+    has_windows = config.instructions.windows is not None  # how many, the size does not tell
+    return Batching(num_rows=num_rows, num_small_rows=num_rows if has_windows else most)
+
+
+def row_bytes(config: PipelineConfig) -> int:
+    """The most that the patches of one row can take, where the frames have a limit.
+
+    With windows it is what most rows stay below: how many there will be is not known.
+    """
+    num_tokens = sum(look.most_tokens for look in config.instructions.looks)
+    if isinstance(config.instructions.windows, PageWindows):
+        num_tokens = config.instructions.max_frame_tokens or 1024
+    if config.instructions.windows is not None:
+        num_tokens *= _WINDOWS_OF_A_ROW
+    return num_tokens * 4 * _PATCH_BYTES
+
+
+def _wanted_rows(config: PipelineConfig, num_engines: int) -> int:
+    """Twice what the engines can run, so that they never wait for rows."""
+    return 2 * config.engine.max_batch_size * num_engines
+
+
+def _company(config: PipelineConfig, machines: Machines, rows_per_engine: int) -> Company:
+    """Half of what an engine can have at most, or requests would wait for what never comes."""
+    if machines.device != "cpu":
+        return Company()
+    given = rows_per_engine * config.sampling.n
+    most = max(1, min(given, config.engine.max_batch_size) // 2)
+    return replace(_COMPANY, num_sequences=min(_COMPANY.num_sequences, most))

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from jobs.cli.schema_file import read_schema
+
+MODEL = """
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+from pydantic import BaseModel, Field
+
+@dataclasses.dataclass
+class Place:
+    x: int
+
+class Inner(BaseModel):
+    colour: Literal["red", "blue"]
+
+class Clip(BaseModel):
+    shapes: list[Inner] = Field(max_length=3)
+    count: int
+    place: Place
+
+number = 5
+"""
+
+
+def test_a_json_file_is_taken_with_its_order(tmp_path):
+    text = '{"type": "object", "properties": {"z": {"type": "null"}, "a": {"const": "\\u00e9"}}}'
+    (tmp_path / "schema.json").write_text(text)
+    assert read_schema(str(tmp_path / "schema.json")) == text
+
+
+def test_a_pydantic_model_is_its_schema(tmp_path):
+    (tmp_path / "my models.py").write_text(MODEL)
+    schema = json.loads(read_schema(f"{tmp_path}/my models.py:Clip"))
+    assert list(schema["properties"]) == ["shapes", "count", "place"]
+    assert schema["$defs"]["Inner"]["properties"]["colour"]["enum"] == ["red", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.json", "cannot be read .*JSON file, or file.py:Model"),
+        ("broken.json", "broken.json is not JSON: Expecting"),
+        ("none.py:Clip", "there is no Python file"),
+        ("models.py:Missing", "models.py has no pydantic model 'Missing', but None"),
+        ("models.py:number", "has no pydantic model 'number', but 5"),
+        ("fails.py:Clip", "fails.py fails: ZeroDivisionError: division by zero"),
+        ("models.py:", "has no pydantic model ''"),
+    ],
+)
+def test_what_is_no_schema_is_refused(tmp_path, name, message):
+    (tmp_path / "models.py").write_text(MODEL)
+    (tmp_path / "fails.py").write_text("1 / 0")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match=message):
+        read_schema(str(tmp_path / name))

@@ -1,0 +1,425 @@
+"""Who gets which group, and what happens after failures; groups are fakes, no Ray runs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import RaySystemError
+
+from parallel.groups import supervisor as module
+from parallel.groups.errors import DeadGroupError, GroupError, NoRoomError
+from parallel.groups.golden import golden_requests
+from parallel.groups.spec import GroupSpec
+from parallel.groups.supervisor import Client, Supervisor
+from parallel.ranks.worker import Vitals
+
+SPEC = GroupSpec(
+    heartbeat_s=0.005, engine_factory=lambda _: pytest.fail("nobody loads an engine here")
+)
+ONE, OTHER = Client("process 1", "actor 1"), Client("process 2", "actor 2")
+
+
+@dataclass(eq=False)
+class Groups:
+    """Makes the fake groups; `starts` are errors to raise, in order, None for a good start."""
+
+    starts: list[Exception | None] = field(default_factory=list)
+    closed: list[tuple[int, int]] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    sick: set[int] = field(default_factory=set)  # generations that do not answer
+    gates: dict[int, asyncio.Event] = field(default_factory=dict)  # of groups that start late
+    num_steps: int = 7  # of any group
+    pace: int = 0  # steps between two looks
+
+    async def start(self, spec, group_id, address):
+        return await self.build(group_id, 0)
+
+    async def build(self, group_id, generation):
+        await asyncio.sleep(0)
+        if group_id in self.gates:
+            await self.gates[group_id].wait()
+        error = self.starts.pop(0) if self.starts else None
+        if error is not None:
+            raise error
+        return Group(self, group_id, generation)
+
+
+@dataclass(eq=False)
+class Group:
+    groups: Groups
+    group_id: int
+    generation: int
+
+    async def check(self, spec):
+        if self.generation in self.groups.sick:
+            raise DeadGroupError(f"rank 1 of generation {self.generation} hangs")
+        self.groups.num_steps += self.groups.pace
+        return [Vitals(busy_s=0.0, stats={"steps": self.groups.num_steps})]
+
+    async def expert_load(self):
+        return {1: np.array([self.generation, 10])}
+
+    async def rebuild(self, spec, address):
+        return await self.groups.build(self.group_id, self.generation + 1)
+
+    def cancel_client(self, process_id):
+        self.groups.cancelled.append(process_id)
+
+    def close(self):
+        self.groups.closed.append((self.group_id, self.generation))
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    fakes = Groups()
+    monkeypatch.setattr(module, "EngineGroup", fakes)
+    monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
+    return fakes
+
+
+def supervise(
+    use: Callable[[Any], Awaitable[None]], num_groups: int = 1, max_group_failures: int = 3
+) -> None:
+    async def main():
+        supervisor = Supervisor(SPEC, num_groups, max_group_failures)
+        async with asyncio.timeout(5):
+            await supervisor.start()
+            await use(supervisor)
+        await supervisor.close()
+
+    asyncio.run(main())
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_the_group_with_the_fewest_tokens_on_lease_is_next(groups):
+    async def use(supervisor):
+        await settle()
+        leases = [await supervisor.acquire(ONE, tokens, alone=False) for tokens in (50, 20, 20)]
+        assert [group.group_id for _, group in leases] == [0, 1, 1]
+        await supervisor.release(leases[0][0])
+        _, group = await supervisor.acquire(ONE, 1, alone=False)
+        assert group.group_id == 0
+
+    supervise(use, num_groups=2)
+
+
+def test_work_begins_with_the_first_group_and_others_join_as_they_come(groups):
+    groups.gates = {1: asyncio.Event()}
+
+    async def use(supervisor):
+        assert (await supervisor.status()).num_ready == 1
+        leases = [await supervisor.acquire(ONE, 10, alone=False) for _ in range(2)]
+        assert [group.group_id for _, group in leases] == [0, 0]
+        groups.gates[1].set()
+        await settle()
+        assert (await supervisor.status()).num_ready == 2
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        assert group.group_id == 1
+
+    supervise(use, num_groups=2)
+
+
+def test_a_client_alone_waits_for_an_empty_group_and_keeps_others_out(groups):
+    async def use(supervisor):
+        shared, _ = await supervisor.acquire(ONE, 10, alone=False)
+        alone = asyncio.ensure_future(supervisor.acquire(OTHER, 10, alone=True))
+        await settle()
+        late = asyncio.ensure_future(supervisor.acquire(ONE, 10, alone=False))
+        await settle()
+        assert not alone.done()
+        assert not late.done()
+        await supervisor.release(shared)
+        number, _ = await alone
+        await settle()
+        assert not late.done()
+        await supervisor.release(number)
+        await late
+
+    supervise(use)
+
+
+def test_a_cancelled_wait_to_be_alone_lets_others_in_again(groups):
+    async def use(supervisor):
+        await supervisor.acquire(ONE, 10, alone=False)
+        alone = asyncio.ensure_future(supervisor.acquire(OTHER, 10, alone=True))
+        await settle()
+        alone.cancel()
+        await settle()
+        await supervisor.acquire(ONE, 10, alone=False)
+
+    supervise(use)
+
+
+def test_a_reported_group_comes_back_as_the_next_generation_once(groups):
+    async def use(supervisor):
+        _, dead = await supervisor.acquire(ONE, 10, alone=False)
+        for _ in range(3):
+            await supervisor.report_failure(dead.group_id, dead.generation, "killed")
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        await supervisor.report_failure(dead.group_id, dead.generation, "a late report")
+        assert group.generation == 1
+        status = await supervisor.status()
+        assert (status.num_ready, status.failures) == (1, ("killed",))
+
+    supervise(use)
+
+
+def test_leases_of_a_dead_generation_do_not_weigh_on_the_next(groups):
+    async def use(supervisor):
+        await settle()
+        for _ in range(2):
+            await supervisor.acquire(ONE, 10, alone=False)
+        await supervisor.report_failure(0, 0, "killed")
+        await settle()
+        _, group = await supervisor.acquire(ONE, 1, alone=True)
+        assert (group.group_id, group.generation) == (0, 1)
+
+    supervise(use, num_groups=2)
+
+
+def test_too_many_failures_stop_everybody_with_the_last_reason(groups):
+    async def use(supervisor):
+        for generation in range(3):
+            await supervisor.acquire(ONE, 10, alone=False)
+            await supervisor.report_failure(0, generation, f"death {generation}")
+            await settle()
+        await supervisor.acquire(ONE, 10, alone=False)
+        waiting = asyncio.ensure_future(supervisor.acquire(ONE, 10, alone=True))
+        await settle()
+        await supervisor.report_failure(0, 3, "the last straw")
+        with pytest.raises(GroupError, match=r"4 times.*the last straw.*same command again"):
+            await supervisor.acquire(ONE, 10, alone=False)
+        with pytest.raises(GroupError, match="4 times"):
+            await waiting
+
+    supervise(use)
+
+
+def test_a_failure_before_anything_worked_is_the_answer_to_start(groups):
+    groups.starts = [GroupError("no such checkpoint"), NoRoomError("no GPU")]
+
+    async def use(supervisor):
+        pytest.fail("it started")
+
+    with pytest.raises(GroupError, match="no such checkpoint"):
+        supervise(use, num_groups=2)
+
+
+def test_a_start_that_breaks_in_an_unforeseen_way_is_the_answer_to_start(groups):
+    groups.starts = [RaySystemError(ValueError("cannot be pickled"))]
+
+    async def use(supervisor):
+        pytest.fail("it started")
+
+    with pytest.raises(GroupError, match=r"RaySystemError: .*cannot be pickled"):
+        supervise(use)
+
+
+def test_a_rebuild_that_breaks_in_an_unforeseen_way_leaves_nobody_waiting(groups):
+    async def use(supervisor):
+        groups.starts = [OSError("too many open files")]
+        await supervisor.report_failure(0, 0, "killed")
+        with pytest.raises(GroupError, match="OSError: too many open files"):
+            await supervisor.acquire(ONE, 10, alone=False)
+
+    supervise(use)
+
+
+def test_a_rebuild_is_tried_again_and_each_failure_counts(groups):
+    async def use(supervisor):
+        groups.starts = [GroupError("died while loading"), None]
+        await supervisor.report_failure(0, 0, "killed")
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        assert group.generation == 1
+        assert (await supervisor.status()).failures == ("killed", "died while loading")
+
+    supervise(use)
+
+
+def test_a_group_without_a_place_is_given_up_while_others_work(groups):
+    async def use(supervisor):
+        await settle()
+        groups.starts = [NoRoomError("its node is gone")]
+        await supervisor.report_failure(0, 0, "killed")
+        await settle()
+        status = await supervisor.status()
+        assert (status.num_ready, status.num_groups) == (1, 2)
+        assert "its node is gone" in status.failures[-1]
+        assert groups.closed == [(0, 0)]
+        assert (await supervisor.acquire(ONE, 10, alone=True))[1].group_id == 1
+
+    supervise(use, num_groups=2)
+
+
+def test_a_group_without_a_place_is_given_up_while_others_load(groups):
+    groups.gates = {1: asyncio.Event()}
+    groups.starts = [NoRoomError("no room for one more")]
+
+    async def main():
+        supervisor = Supervisor(SPEC, num_groups=2, max_group_failures=3)
+        start = asyncio.ensure_future(supervisor.start())
+        await settle()
+        assert not start.done()
+        groups.gates[1].set()
+        async with asyncio.timeout(5):
+            await start
+            assert (await supervisor.acquire(ONE, 10, alone=False))[1].group_id == 1
+        status = await supervisor.status()
+        assert status.num_ready == 1
+        assert status.failures == ("no room for one more (the other groups go on)",)
+        await supervisor.close()
+
+    asyncio.run(main())
+
+
+def test_groups_of_which_none_has_a_place_do_not_start(groups):
+    groups.starts = [NoRoomError("no room"), NoRoomError("no room either")]
+
+    async def use(supervisor):
+        pytest.fail("it started")
+
+    with pytest.raises(GroupError, match="no room either"):
+        supervise(use, num_groups=2)
+
+
+def test_a_restarted_client_takes_over_what_its_dead_process_had(groups):
+    async def use(supervisor):
+        await supervisor.acquire(ONE, 10, alone=True)
+        await supervisor.acquire(Client("a later process", "actor 1"), 10, alone=True)
+        assert groups.cancelled == ["process 1"]
+
+    supervise(use)
+
+
+def test_a_client_that_died_while_it_waited_gets_no_lease(groups):
+    async def use(supervisor):
+        number, _ = await supervisor.acquire(OTHER, 10, alone=True)
+        dead = asyncio.ensure_future(supervisor.acquire(ONE, 10, alone=True))
+        await settle()
+        later = Client("a later process", "actor 1")
+        successor = asyncio.ensure_future(supervisor.acquire(later, 10, alone=True))
+        await settle()
+        await supervisor.release(number)
+        with pytest.raises(GroupError, match="successor"):
+            await dead
+        await successor
+
+    supervise(use)
+
+
+def test_closing_closes_every_group_and_refuses_leases(groups):
+    async def use(supervisor):
+        await settle()
+        await supervisor.close()
+        assert sorted(groups.closed) == [(0, 0), (1, 0)]
+        with pytest.raises(GroupError, match="closed"):
+            await supervisor.acquire(ONE, 10, alone=False)
+
+    supervise(use, num_groups=2)
+
+
+def test_a_group_that_hangs_is_replaced_though_no_client_complains(groups):
+    groups.sick = {0}
+
+    async def use(supervisor):
+        while (await supervisor.status()).failures != ("rank 1 of generation 0 hangs",):
+            await asyncio.sleep(0.001)
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        assert group.generation == 1
+        while not (status := await supervisor.status()).rank_stats:
+            await asyncio.sleep(0.001)
+        assert status.rank_stats == {0: ({"steps": 7},)}
+
+    supervise(use)
+
+
+def test_the_load_of_dead_generations_counts_up_to_the_last_look_at_them(groups, monkeypatch):
+    monkeypatch.setattr(module, "_LOOK_AT_LOAD_S", 0.001)
+
+    async def use(supervisor):
+        for generation in range(3):
+            await supervisor.acquire(ONE, 10, alone=False)
+            await asyncio.sleep(0.05)
+            await supervisor.report_failure(0, generation, "killed")
+        await supervisor.acquire(ONE, 10, alone=False)
+        load = await supervisor.expert_load()
+        assert {layer: tokens.tolist() for layer, tokens in load.items()} == {1: [6, 40]}
+
+    supervise(use)
+
+
+def test_a_group_that_drifts_is_replaced(groups, monkeypatch):
+    checked = []
+
+    async def check(golden, group):
+        checked.append(group.generation)
+        if len(checked) == 2:
+            raise DeadGroupError("the golden prompts drift")
+
+    monkeypatch.setattr(module.GoldenPrompts, "check", check)
+    spec = replace(SPEC, golden=tuple(golden_requests(100)), golden_every_steps=100)
+    monkeypatch.setattr("tests.parallel.groups.test_supervisor.SPEC", spec)
+
+    async def use(supervisor):
+        await asyncio.sleep(20 * SPEC.heartbeat_s)
+        assert checked == [0]  # at the start, and not again while it does not step
+        groups.pace = 10
+        while not (status := await supervisor.status()).failures:
+            await asyncio.sleep(0.001)
+        assert status.failures == ("the golden prompts drift",)
+        assert groups.num_steps >= 100
+        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        assert group.generation == 1
+
+    supervise(use)
+
+
+def test_a_group_that_drifts_from_the_start_never_serves(groups, monkeypatch):
+    async def check(golden, group):
+        raise DeadGroupError("the golden prompts drift")
+
+    monkeypatch.setattr(module.GoldenPrompts, "check", check)
+
+    async def use(supervisor):
+        pytest.fail("it started")
+
+    with pytest.raises(GroupError, match="golden prompts drift"):
+        supervise(use)
+    assert groups.closed == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    "generation", [pytest.param(0, id="a start"), pytest.param(1, id="a rebuild")]
+)
+def test_closing_while_the_golden_prompts_are_asked_closes_the_group(
+    groups, monkeypatch, generation
+):
+    asked = asyncio.Event()
+
+    async def check(golden, group):
+        if group.generation == generation:
+            asked.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(module.GoldenPrompts, "check", check)
+
+    async def main():
+        supervisor = Supervisor(SPEC, num_groups=1, max_group_failures=3)
+        start = asyncio.ensure_future(supervisor.start())
+        if generation:
+            await start
+            await supervisor.report_failure(0, 0, "killed")
+        async with asyncio.timeout(5):
+            await asked.wait()
+            await supervisor.close()
+        await asyncio.gather(start, return_exceptions=True)
+        assert (0, generation) in groups.closed
+
+    asyncio.run(main())

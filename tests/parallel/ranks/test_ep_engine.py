@@ -1,0 +1,54 @@
+"""How a rank joins its group, without a group and without a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from model.engine.config import EngineConfig
+from parallel.experts.policy import Exchange
+from parallel.ranks import ep_engine as module
+from parallel.ranks.ep_engine import load_member
+from parallel.ranks.rank_spec import Address, Seat
+from tests.tiny import tiny_checkpoint
+
+SEAT = Seat(
+    address=Address("127.0.0.1", 1),
+    generation="test",
+    rank=1,
+    num_ranks=2,
+    join_timeout_s=1,
+    exchange_timeout_s=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "joined", "made_current"),
+    [
+        pytest.param("cpu", "cpu", [], id="CPU"),
+        pytest.param("cuda", "cuda:3", ["cuda:3"], id="the current GPU"),
+        pytest.param("cuda:1", "cuda:1", ["cuda:1"], id="a GPU by its number"),
+    ],
+)
+def test_a_rank_joins_with_the_number_of_its_gpu(
+    tmp_path, monkeypatch, asked, joined, made_current
+):
+    tiny_checkpoint(tmp_path)
+    current, used = [], []
+
+    def join(seat, device):
+        used.append(device)
+        return SimpleNamespace(group=None, wait_until_all_loaded=lambda: None)
+
+    def set_device(device):
+        assert device.index is not None  # as torch, which raises otherwise
+        current.append(device)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr(module, "Membership", join)
+    monkeypatch.setattr(module, "load_share", lambda *_: "the engine")
+    engine = load_member(tmp_path, EngineConfig(device=asked), SEAT, Exchange())
+    assert engine == "the engine"
+    assert [str(device) for device in used] == [joined]
+    assert [str(device) for device in current] == made_current

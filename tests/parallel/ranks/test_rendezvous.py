@@ -1,0 +1,44 @@
+"""Who meets whom in a real store; the process group that would be next is left out."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel.groups.spec import GroupSpec
+from parallel.ranks.rank_spec import Seat
+from parallel.ranks.rendezvous import Meeting, Membership
+
+SPEC = GroupSpec(
+    engine_factory=lambda _: pytest.fail("nobody loads an engine here"),
+    num_ranks=2,
+    start_timeout_s=1.0,
+)
+
+
+class MetError(Exception):
+    """All ranks have come, and the process group is next."""
+
+
+def meets(seat: Seat | None) -> bool:
+    assert seat is not None
+    try:
+        Membership(seat, torch.device("cpu"))
+    except MetError:
+        return True
+    except dist.DistStoreError:
+        return False
+    raise AssertionError("there is no process group to join")
+
+
+def test_a_second_try_to_start_a_generation_never_meets_the_ranks_of_the_first(monkeypatch):
+    def init_process_group(*_, **__):
+        raise MetError
+
+    monkeypatch.setattr(dist, "init_process_group", init_process_group)
+    meeting = Meeting("127.0.0.1")
+    first, second = (SPEC.seats(0, 1, meeting.address) for _ in range(2))
+    with ThreadPoolExecutor(SPEC.num_ranks) as pool:
+        assert all(pool.map(meets, first))
+    assert not meets(second[0])

@@ -1,0 +1,80 @@
+"""What a run says about itself."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.monitor.report import Report, Tally, Usage
+from pipeline.monitor.stage_costs import Cost, Costs
+
+
+def report(*, prepare_s=1.0, generate_s=1.0, **changes):
+    costs = Costs()
+    prepared = Cost("prepare", prepare_s, num_bytes=2_000_000, peak_bytes=50_000_000)
+    costs.add([prepared, Cost("generate", generate_s / 2, num_rows=2)])
+    usage = Usage(10.0, costs, num_preparers=2, max_rows=8)
+    fields = {
+        "rows_in": 6,
+        "rows_done_before": 0,
+        "rows_written": 6,
+        "statuses": {"ok": 5, "error": 1},
+        "error_codes": {"no_frames": 1},
+        "num_prompt_tokens": 60,
+        "num_generated_tokens": 30,
+        "num_bytes_written": 1000,
+        "output": Tally({"ok": 5, "error": 1}, {"no_frames": 1}),
+    }
+    return Report(usage=usage, **{**fields, **changes})
+
+
+def test_rows_in_are_done_and_failed_by_code_with_those_of_earlier_runs():
+    found = report(
+        rows_done_before=4,
+        rows_written=2,
+        statuses={"ok": 2},
+        error_codes={},
+        output=Tally({"ok": 3, "truncated": 1, "error": 2}, {"no_frames": 1, "media_null": 1}),
+    )
+    assert str(found).splitlines()[:2] == [
+        "6 rows in = 4 done before + 2 written: 2 ok",
+        "output: 6 rows = 4 done + 2 failed: 1 media_null, 1 no_frames",
+    ]
+    assert found.as_json()["output"] == {
+        "rows": 6,
+        "done": 4,
+        "failed": 2,
+        "statuses": {"ok": 3, "truncated": 1, "error": 2},
+        "error_codes": {"no_frames": 1, "media_null": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("prepare_s", "generate_s", "slower", "line"),
+    [
+        (
+            19.0,
+            5.0,
+            "prepare",
+            "prepare was busy 95% of the time of 2 workers, the engines had 0.5",
+        ),
+        (2.0, 79.0, "generate", "busy 10% of the time of 2 workers, the engines had 7.9 of 8 rows"),
+    ],
+)
+def test_a_slow_decoder_and_a_slow_engine_are_told_apart(prepare_s, generate_s, slower, line):
+    found = report(prepare_s=prepare_s, generate_s=generate_s)
+    assert found.as_json()["slower_stage"] == slower
+    assert f"{slower} was the slower stage" in str(found)
+    assert line in str(found)
+
+
+def test_a_run_without_work_has_no_table():
+    found = report(rows_written=0, rows_done_before=6, statuses={}, error_codes={})
+    assert str(found).splitlines()[-1] == "nothing to do: all rows are done"
+
+
+def test_what_the_object_stores_did_not_tell_is_not_called_nothing():
+    found = report()
+    assert "0.0 MB spilled" in str(found)
+    unknown = replace(found, usage=replace(found.usage, spilled_bytes=None))
+    assert "an unknown number of MB spilled" in str(unknown)
+    assert unknown.as_json()["spilled_bytes"] is None

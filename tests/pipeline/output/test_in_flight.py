@@ -1,0 +1,152 @@
+"""What was being worked on when a run was killed is known to the next one."""
+
+import asyncio
+import json
+import time
+
+import pyarrow as pa
+import pytest
+
+from pipeline.output.in_flight import STARTS, StartLog, read_starts, write_starts
+from pipeline.output.ledger import IdSet, hash_ids
+from pipeline.output.store import LocalStore
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStore(tmp_path)
+
+
+def keys(*ids):
+    return hash_ids(pa.array(ids)).tolist()
+
+
+def test_a_killed_run_leaves_the_rows_that_it_was_working_on(store):
+    async def run():
+        log = StartLog(store, {})
+        await log.start(pa.array(["a", "b"]), "prepare")
+        await log.end(pa.array(["a"]), "prepare")
+        await log.start(pa.array(["c", "b", "c"]), "prepare")  # b again, by a task that Ray retried
+
+    asyncio.run(run())
+    assert read_starts(store, IdSet()) == dict.fromkeys(keys("b", "c"), 1)
+
+
+def test_processes_that_died_with_a_row_are_counted_within_the_run(store):
+    async def run():
+        log = StartLog(store, {})
+        deaths = [await log.start(pa.array(["a", "b"]), "prepare") for _ in range(3)]
+        await log.end(pa.array(["a", "b"]), "prepare")
+        deaths += [
+            await log.start(pa.array(ids), "prepare") for ids in (["a"], ["a", "c"], ["b"], ["c"])
+        ]
+        deaths.append(await log.start(pa.array(["a"]), "generate"))  # the next stage has it too
+        return [*deaths, await log.start(pa.array([], pa.string()), "prepare")]
+
+    assert asyncio.run(run()) == [0, 1, 2, *(2, 3, 2, 1), 0, 0]
+    assert set(read_starts(store, IdSet()).values()) == {1}  # the run itself was killed once
+
+
+def test_counts_grow_from_run_to_run_and_stay_for_rows_that_wait(store):
+    async def run(*ids):
+        log = StartLog(store, read_starts(store, IdSet()))
+        await log.start(pa.array(ids), "prepare")
+        await log.end(pa.array(["a"]), "prepare")  # now it waits, for the next stage or its commit
+        await log.start(pa.array(["z"]), "prepare")
+
+    for _ in range(2):
+        asyncio.run(run("a", "b"))
+
+    assert read_starts(store, IdSet()) == dict(zip(keys("b", "z"), [2, 2], strict=True))
+    write_starts(store, dict(zip(keys("a"), [2], strict=True)))
+    asyncio.run(run("a", "b"))
+    assert read_starts(store, IdSet()) == dict(zip(keys("a", "b", "z"), [2, 1, 1], strict=True))
+
+
+def test_rows_that_were_committed_after_all_are_forgotten(store):
+    asyncio.run(StartLog(store, {}).start(pa.array(["a", "b"]), "prepare"))
+    done = IdSet()
+    done.add(pa.array(["a"]))
+
+    assert read_starts(store, done) == dict.fromkeys(keys("b"), 1)
+
+
+def test_starts_at_the_same_time_share_their_writes(store, monkeypatch):
+    written = []
+
+    def slow_write(_, name, content):
+        time.sleep(0.05)
+        written.append((name, content))
+
+    monkeypatch.setattr(LocalStore, "write", slow_write)
+
+    async def run():
+        log = StartLog(store, {})
+        await asyncio.gather(
+            *(log.start(pa.array([str(number)]), "prepare") for number in range(20))
+        )
+        return set(json.loads(written[-1][1]))
+
+    assert asyncio.run(run()) == {str(key) for key in keys(*map(str, range(20)))}
+    assert 1 < len(written) <= 3
+
+
+def test_a_count_that_cannot_be_written_is_tried_again_with_the_next(store, monkeypatch):
+    async def run():
+        log = StartLog(store, {})
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "write", full)
+            with pytest.raises(OSError, match="full"):
+                await log.start(pa.array(["a"]), "prepare")
+        await log.start(pa.array(["b"]), "prepare")
+
+    def full(*_):
+        raise OSError(28, "full")
+
+    asyncio.run(run())
+    assert read_starts(store, IdSet()) == dict.fromkeys(keys("a", "b"), 1)
+
+
+def test_alone_means_that_no_other_row_is_worked_on(store):
+    async def run():
+        log = StartLog(store, {})
+        await log.start(pa.array(["lost"]), "prepare")  # its task died
+        await log.work_alone()
+        await log.start(pa.array(["a"]), "prepare")
+        waits = asyncio.create_task(log.start(pa.array(["b"]), "prepare"))
+        await asyncio.sleep(0.05)
+        assert not waits.done()
+        await log.start(pa.array(["a"]), "prepare")  # its task died and is tried again
+        await log.end(pa.array(["a"]), "prepare")
+        await waits
+
+    asyncio.run(run())
+    assert read_starts(store, IdSet()) == dict.fromkeys(keys("b"), 1)
+
+
+def test_nothing_is_written_after_the_end(store):
+    async def run():
+        log = StartLog(store, {})
+        await log.close()
+        with pytest.raises(RuntimeError, match="has ended"):
+            await log.start(pa.array(["a"]), "prepare")
+
+    asyncio.run(run())
+    assert read_starts(store, IdSet()) == {}
+
+
+def test_no_counts_need_no_file(store, tmp_path):
+    write_starts(store, {1: 2})
+    assert (tmp_path / STARTS).exists()
+
+    write_starts(store, {})
+
+    assert not (tmp_path / STARTS).exists()
+    assert read_starts(store, IdSet()) == {}
+
+
+def test_a_damaged_file_is_refused_with_what_to_do(store):
+    store.write(STARTS, b"[1")
+
+    with pytest.raises(ValueError, match=r"_starts.json of .* is damaged .*delete it"):
+        read_starts(store, IdSet())
