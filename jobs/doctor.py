@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jobs.checks.finding import Finding
     from jobs.cli.options import Parser
-    from pipeline.dry_run import Outlook
+    from pipeline.dry_run import DryRun
 
 _ROOT = Path(__file__).resolve().parents[1]
 if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
@@ -111,8 +111,8 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     from jobs.checks.finding import Finding
     from jobs.cli.pipeline_config import pipeline_config
     from model.inputs.processor import Processor
-    from pipeline.cluster.deployment import choose_machines
-    from pipeline.dry_run import look_ahead
+    from pipeline.cluster.deployment import choose_deployment
+    from pipeline.dry_run import dry_run
     from pipeline.preflight import open_input
 
     config = pipeline_config(options)
@@ -122,7 +122,7 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
         "ok", "input", f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
     )
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    plan = look_ahead(config, num_gpus=num_gpus, where="")
+    plan = dry_run(config, num_gpus=num_gpus, where="")
     yield _planned(plan)
     footprint = weights.read_footprint(config.checkpoint, config.engine.dtype)
     if config.device == "cuda" and not num_gpus:
@@ -130,10 +130,10 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
         config = replace(config, device="cpu")
     num_experts = footprint.config.text.n_routed_experts
     try:
-        machines = choose_machines(config, [num_gpus], num_experts)
+        machines = choose_deployment(config, [num_gpus], num_experts)
         yield Finding("ok", "machines", f"{machines} (as on this machine alone)")
     except ValueError as error:
-        machines = choose_machines(config, [config.expert_parallel or 1], num_experts)
+        machines = choose_deployment(config, [config.expert_parallel or 1], num_experts)
         yield Finding("note", "machines", f"not on this machine alone: {error}")
     config = replace(config, engine=replace(config.engine, device=machines.device))
     layouts = dict.fromkeys((machines.num_ranks, *_LAYOUTS))  # what would be chosen first
@@ -158,7 +158,7 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     yield from trial.forecast(done, good, plan.num_todo, machines.num_groups, num_cpus)
 
 
-def _planned(plan: "Outlook") -> "Finding":
+def _planned(plan: "DryRun") -> "Finding":
     """What the job would do with which rows."""
     from jobs.checks.finding import Finding
 

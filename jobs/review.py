@@ -197,7 +197,7 @@ def _side(output: "Output", options: argparse.Namespace) -> "Side":
             raise
         note = Shots(note=f"no frames: {error}")
         return Side(output=output, parts=parts, shots=dict.fromkeys(parts, note))
-    return Side(output=output, parts=parts, shots=camera.shoot(options.workers))
+    return Side(output=output, parts=parts, shots=camera.decode(options.workers))
 
 
 def _apply(options: argparse.Namespace) -> Iterator[str]:

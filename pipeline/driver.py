@@ -17,15 +17,15 @@ from parallel.groups.client import Groups
 from parallel.groups.errors import GroupError
 from pipeline.cluster.deployment import rank_numbers
 from pipeline.input.plan import Plan
-from pipeline.input.reader import read_piece
+from pipeline.input.reader import read_split
 from pipeline.input.source import Source
 from pipeline.monitor.metrics import Metrics
-from pipeline.monitor.poll import Shows, watched
+from pipeline.monitor.poll import Reporter, watched
 from pipeline.monitor.progress import open_display
 from pipeline.monitor.report import Usage
-from pipeline.monitor.snapshot import Watch
+from pipeline.monitor.snapshot import RunMonitor
 from pipeline.monitor.stage_costs import Cost, Costs, ObjectStore, object_store
-from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, StartLog, write_starts
+from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, InFlightJournal, write_starts
 from pipeline.output.store import Store
 from pipeline.output.writer import Committer
 from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
@@ -41,7 +41,7 @@ def drain(
     start_groups: Callable[[], Groups],
     starts: Any,
     record: Callable[[ExpertLoad], None],
-    also: Sequence[Shows],
+    also: Sequence[Reporter],
     *,
     output: str,
     show_progress: bool,
@@ -53,7 +53,7 @@ def drain(
         what: the rows.
         committer: takes the results.
         start_groups: called once.
-        starts: handle of the `StartLog` actor.
+        starts: handle of the `InFlightJournal` actor.
         record: keeps what the experts computed, also of a run that does not come to its end.
         also: who is to know how the run goes, beside the display and the metrics.
         output: its name, in the metrics.
@@ -68,8 +68,8 @@ def drain(
     for rows in give_up(flow.source, what):
         committer.add(rows)
     with closing(start_groups()) as groups, _load_recorded(groups, record):
-        num_done = what.num_done + len(what.hopeless)
-        watch = Watch(what.num_rows, num_done, flow.source.layout.columns)
+        num_done = what.num_done + len(what.poisoned)
+        watch = RunMonitor(what.num_rows, num_done, flow.source.layout.columns)
         shows = (open_display(show=show_progress), Metrics(output), *also)
         started = latest = time.monotonic()
         longest_pause_s = 0.0
@@ -115,12 +115,12 @@ def _results(
     flow: Flow, what: Plan, groups: Groups, starts: Any
 ) -> Iterator[tuple[pa.Table, list[Cost]]]:
     """Rows that were being worked on whenever runs were killed come last, one at a time."""
-    if what.pieces:
-        yield from flow.results(what.pieces, groups, starts)
-    if what.alone:
+    if what.splits:
+        yield from flow.results(what.splits, groups, starts)
+    if what.quarantined:
         ray.get(starts.work_alone.remote())
         one_by_one = replace(flow, sizing=replace(flow.sizing, read_rows=1))
-        yield from one_by_one.results(what.alone, groups, starts)
+        yield from one_by_one.results(what.quarantined, groups, starts)
 
 
 @contextmanager
@@ -135,10 +135,10 @@ def _load_recorded(groups: Groups, record: Callable[[ExpertLoad], None]) -> Iter
 
 
 @contextmanager
-def start_log(store: Store, before: Mapping[int, int], committer: Committer) -> Iterator[Any]:
-    """Run a `StartLog` actor on this node; only a killed driver leaves its counts behind."""
+def open_journal(store: Store, before: Mapping[int, int], committer: Committer) -> Iterator[Any]:
+    """Run a `InFlightJournal` actor on this node; only a killed driver leaves its counts behind."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(StartLog)  # Any: its methods get their `.remote` at run time
+    actor: Any = ray.remote(InFlightJournal)  # Any: its methods get their `.remote` at run time
     log = actor.options(num_cpus=0, scheduling_strategy=here).remote(store, before)
     try:
         yield log
@@ -161,8 +161,8 @@ def give_up(source: Source, what: Plan) -> Iterator[pa.Table]:
         "error_code": ErrorCode.POISON_ROW.value,
         "error": message,
     }
-    for piece in what.hopeless:
-        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
+    for piece in what.poisoned:
+        for rows in read_split(source.filesystem, source.layout, piece, max_rows=1):
             table = source.layout.carry(rows).add_column(0, "row_id", rows["row_id"])
             for field in (*RESULT_FIELDS[1:], *source.layout.extra):
                 values = pa.array([known.get(field.name)] * rows.num_rows, field.type)

@@ -1,4 +1,4 @@
-"""`Outlook`: what a run would do, without doing any of it.
+"""`DryRun`: what a run would do, without doing any of it.
 
 Reads the checkpoint's headers, the input's footers and ids, and the ids and statuses of the output;
 starts no Ray, takes no lock and writes nothing. What a run would refuse is refused here too, but
@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cluster.deployment import choose_machines, wanted_load
+from pipeline.cluster.deployment import choose_deployment, wanted_load
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import Plan, plan
@@ -32,12 +32,12 @@ class RowCounts:
     done: int  # with a caption: they stay
     failed: int  # with status error in the output
     retried: int  # of these, by --retry-failed
-    alone: int  # were in flight when runs were killed
-    hopeless: int  # were so too often, and get an error
+    quarantined: int  # were in flight when runs were killed
+    poisoned: int  # were so too often, and get an error
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class DryRun:
     """What a run would do with each row of its input, and on what."""
 
     input: str
@@ -85,10 +85,10 @@ class Outlook:
         lines = [f"rows      {counts.new} new, {counts.done} done, {counts.failed} failed"]
         if self.failed_codes:
             lines.append(f"failed    {_counts(self.failed_codes)}; {self._retries()}")
-        if counts.alone or counts.hopeless:
+        if counts.quarantined or counts.poisoned:
             lines.append(
-                f"suspects  {counts.alone} rows were in flight in killed runs and come last, each "
-                f"alone; {counts.hopeless} were so too often and become poison_row"
+                f"suspects  {counts.quarantined} rows were in flight in killed runs and come last, "
+                f"each alone; {counts.poisoned} were so too often and become poison_row"
             )
         return [*lines, f"to do     {self.num_todo} rows"]
 
@@ -116,7 +116,7 @@ class Outlook:
         ]
 
 
-def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
+def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
     """Find out what `pipeline.run.run` would do.
 
     Args:
@@ -139,7 +139,7 @@ def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
     statuses, codes = ledger.count_results(store, parts)
     # Rows of another recipe are not of this run, whatever became of them.
     counts = _count(config, source, store, [] if changes else parts, has_failed=bool(codes))
-    return Outlook(
+    return DryRun(
         input=config.input,
         output=store.uri,
         num_files=len(source.files),
@@ -157,7 +157,7 @@ def look_ahead(config: PipelineConfig, *, num_gpus: int, where: str) -> Outlook:
 def _machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> str:
     """What would be chosen, or why nothing could: a cluster may have what this machine has not."""
     try:
-        return str(choose_machines(config, [num_gpus], num_experts))
+        return str(choose_deployment(config, [num_gpus], num_experts))
     except ValueError as error:
         return f"REFUSED: {error}"
 
@@ -183,7 +183,7 @@ def _count(
     schema = source.layout.output
 
     def planned(retry: Collection[ErrorCode]) -> Plan:
-        held = ledger.read_held(store, parts, schema, retry=retry)
+        held = ledger.read_index(store, parts, schema, retry=retry)
         return plan(source, held, limit=config.limit, starts=read_starts(store, held.done))
 
     new = planned(())
@@ -195,8 +195,8 @@ def _count(
         done=new.num_done - failed,
         failed=failed,
         retried=wanted.num_todo - new.num_todo,
-        alone=len(wanted.alone),
-        hopeless=len(wanted.hopeless),
+        quarantined=len(wanted.quarantined),
+        poisoned=len(wanted.poisoned),
     )
 
 

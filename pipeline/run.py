@@ -20,18 +20,18 @@ from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
 from parallel.groups.errors import GroupError
-from pipeline.cluster.cpu import EngineRoom
+from pipeline.cluster.cpu import CpuAffinity
 from pipeline.cluster.deployment import (
+    Deployment,
     EngineFactory,
-    Machines,
-    choose_machines,
+    choose_deployment,
     load_engine,
     start_groups,
     wanted_load,
 )
 from pipeline.cluster.expert_load import record_load
 from pipeline.config import PipelineConfig, recipe_of
-from pipeline.driver import drain, start_log
+from pipeline.driver import drain, open_journal
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.manifest import in_known_order, note_files
 from pipeline.input.plan import Plan, plan
@@ -96,7 +96,7 @@ def run(
         note_files(source, store)
         if config.run_yaml is not None:
             store.write("_run.yaml", config.run_yaml.encode())
-        held = ledger.read_held(store, parts, schema, retry=config.retry_failed)
+        held = ledger.read_index(store, parts, schema, retry=config.retry_failed)
         starts = read_starts(store, held.done)
         what = plan(source, held, limit=config.limit, starts=starts)
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -115,9 +115,9 @@ def run(
             with (
                 connect(),
                 _as_run_error(committer, store),
-                start_log(store, starts, committer) as log,
+                open_journal(store, starts, committer) as log,
             ):
-                machines = choose_machines(config, _gpus_of_nodes(), text.n_routed_experts)
+                machines = choose_deployment(config, _gpus_of_nodes(), text.n_routed_experts)
                 if show_progress:
                     tqdm.write(str(machines), file=sys.stderr)
                 flow = _flow(config, machines, source, media, what)
@@ -132,7 +132,7 @@ def run(
                     start,
                     log,
                     record,
-                    [EngineRoom(config.engine.num_threads)] if machines.device == "cpu" else [],
+                    [CpuAffinity(config.engine.num_threads)] if machines.device == "cpu" else [],
                     output=store.uri,
                     show_progress=show_progress,
                 )
@@ -145,7 +145,7 @@ def run(
 
 
 def _flow(
-    config: PipelineConfig, machines: Machines, source: Source, media: MediaAccess, what: Plan
+    config: PipelineConfig, machines: Deployment, source: Source, media: MediaAccess, what: Plan
 ) -> Flow:
     resources = ray.cluster_resources()
     sizing = choose_sizing(

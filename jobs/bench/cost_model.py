@@ -41,15 +41,15 @@ from jobs.planning.products import dense_products, expert_products
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
 from model.engine.sequence import SamplingParams
-from model.network.moe import Share, Shares
+from model.network.moe import ExpertShard, Shares
 from model.network.onednn import pack
 from model.network.weights import load_model
 from parallel.experts.policy import Exchange
-from parallel.experts.shards import even_topologies, num_held, shares_of
-from parallel.ranks.ep_engine import MemberEngine
+from parallel.experts.shards import even_topologies, num_held, shards_of
+from parallel.ranks.ep_engine import ExpertParallelEngine
 from parallel.ranks.lockstep import Lockstep
-from parallel.ranks.rank_spec import Seat
-from parallel.ranks.rendezvous import Meeting, Membership
+from parallel.ranks.rank_spec import RankSpec
+from parallel.ranks.rendezvous import JoinedGroup, RendezvousStore
 from parallel.ranks.step_dispatcher import StepDispatcher
 from parallel.ranks.worker import Engine
 
@@ -140,11 +140,11 @@ def _compare(checkpoint: Path, num_ranks: int, measured: Measured) -> list[dict[
 
 
 def _on_ranks(checkpoint: Path, num_ranks: int, options: argparse.Namespace) -> Measured:
-    meeting = Meeting(socket.gethostbyname("localhost"))
+    meeting = RendezvousStore(socket.gethostbyname("localhost"))
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
     seats = [
-        Seat(
+        RankSpec(
             address=meeting.address,
             generation=f"plan-{num_ranks}",
             rank=rank,
@@ -163,11 +163,11 @@ def _on_ranks(checkpoint: Path, num_ranks: int, options: argparse.Namespace) -> 
 def _rank(
     checkpoint: Path,
     sequences: Sequence[int],
-    seat: Seat,
+    seat: RankSpec,
     answers: "multiprocessing.SimpleQueue[Measured]",
 ) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // seat.num_ranks))
-    group = Membership(seat, torch.device("cpu")).group
+    group = JoinedGroup(seat, torch.device("cpu")).group
     config = KimiVLConfig.from_checkpoint(checkpoint)
     gflops, memory_gbs = _product_gflops(config, group), _memory_gbs(group)
     latency_us = 1e6 * _all_to_all_s(group, _SMALL_BYTES)
@@ -189,14 +189,14 @@ def _engine(
     device = torch.device("cpu")
     topologies = even_topologies(config.text, group.size())
     dispatcher = StepDispatcher(num_held(topologies), group, device, Exchange())
-    by_layer: Mapping[int, Share] = shares_of(topologies, group.rank(), dispatcher, device)
+    by_layer: Mapping[int, ExpertShard] = shards_of(topologies, group.rank(), dispatcher, device)
     shares: Shares | None = by_layer.__getitem__ if group.size() > 1 else None
     model = load_model(checkpoint, shares=shares)
     pack(model)
     engine = engine_for(model, most, torch.get_num_threads(), cache_gib=0.5)
     if group.size() == 1:
         return engine
-    return MemberEngine(engine, Lockstep(group, dispatcher.begin))
+    return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin))
 
 
 def _steps(

@@ -29,8 +29,8 @@ from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatch, All
 from parallel.experts.permute import pack
 from parallel.experts.policy import WireDtype
 from parallel.experts.topology import Topology
-from parallel.ranks.rank_spec import Seat
-from parallel.ranks.rendezvous import Meeting, Membership
+from parallel.ranks.rank_spec import RankSpec
+from parallel.ranks.rendezvous import JoinedGroup, RendezvousStore
 
 _WARM_UP, _REPEATS = 5, 30
 _DTYPE = torch.bfloat16
@@ -69,11 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measure_on_ranks(options: argparse.Namespace, num_ranks: int) -> list[Measured]:
-    meeting = Meeting(socket.gethostbyname("localhost"))
+    meeting = RendezvousStore(socket.gethostbyname("localhost"))
     context = multiprocessing.get_context("spawn")
     lines = context.SimpleQueue()
     seats = [
-        Seat(
+        RankSpec(
             address=meeting.address,
             generation="bench",
             rank=rank,
@@ -88,11 +88,11 @@ def _measure_on_ranks(options: argparse.Namespace, num_ranks: int) -> list[Measu
     return lines.get()
 
 
-def _rank(options: argparse.Namespace, seat: Seat, lines: multiprocessing.SimpleQueue) -> None:
+def _rank(options: argparse.Namespace, seat: RankSpec, lines: multiprocessing.SimpleQueue) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as an engine does
     device = torch.device(f"cuda:{seat.rank}" if options.device == "cuda" else "cpu")
-    group = Membership(seat, device).group
+    group = JoinedGroup(seat, device).group
     num_held = Topology.even(options.experts, seat.num_ranks).num_held
     measured: list[Measured] = []
     for num_tokens in options.tokens:

@@ -31,7 +31,7 @@ from jobs.bench.measure.random_files import write_random_checkpoint
 from jobs.cli.options import Formatter, Parser, positive
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
-from model.network.moe import LocalDispatcher, Share
+from model.network.moe import ExpertShard, LocalDispatcher
 from model.network.onednn import pack
 from model.network.weights import load_model
 from parallel.experts.topology import Topology
@@ -88,7 +88,7 @@ def _rank(
     torch.set_num_threads(1)
     text = KimiVLConfig.from_checkpoint(checkpoint).text
     held = Topology.even(text.n_routed_experts, num_ranks).held[rank]
-    share = Share(held, LocalDispatcher(text.n_routed_experts))
+    share = ExpertShard(held, LocalDispatcher(text.n_routed_experts))
     held_before, read_before, started = anonymous_bytes(), _read_bytes(), time.monotonic()
     with _peak() as peak:
         model = load_model(checkpoint, shares=lambda _: share)

@@ -27,7 +27,7 @@ from torch import Tensor
 from jobs.bench.measure.turns import timed
 from model.malloc import keep_freed_memory
 from model.network.attend import attend, attend_plainly
-from model.network.onednn import PackedMatrix, is_packable
+from model.network.onednn import PrepackedMatrix, is_packable
 
 NUM_MATRICES = 24  # 277 MB: more than the caches hold
 
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def products(tries: int) -> dict[int, dict[str, float]]:
     """Gigabytes of weights per second, by number of rows."""
     stored = normal(NUM_MATRICES, 2816, 2048)
-    packed = [PackedMatrix(weight) for weight in stored]
+    packed = [PrepackedMatrix(weight) for weight in stored]
     rates: dict[int, dict[str, float]] = {}
     for num_rows in (1, 3, 8, 32, 128, 512):
         rows = normal(num_rows, 2048)
@@ -119,7 +119,7 @@ def values(tries: int) -> dict[str, float]:
 
 def first_use(tries: int) -> dict[str, float]:
     """Milliseconds that the first product with a number of rows takes longer than the second."""
-    matrix = PackedMatrix(normal(2816, 2048))
+    matrix = PrepackedMatrix(normal(2816, 2048))
     longer: list[float] = []
     for num_rows in range(33, 33 + tries):
         again = partial(matrix.product, normal(num_rows, 2048))

@@ -42,8 +42,9 @@ from numpy.typing import NDArray
 from jobs.cli.checkpoint import find_checkpoint
 from jobs.cli.options import Formatter, Parser
 from model.inputs.processor import Processor
+from pipeline.media.display import FrameRequest
 from pipeline.media.frame_sampling import FrameSampling
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.video import decode_video
 from pipeline.prompts.frame_view import FitFrames
 from pipeline.prompts.instructions import Instructions
@@ -147,7 +148,8 @@ def measure_ways(path: Path, num_repeats: int) -> dict[str, Any]:
 def ours(path: Path) -> NDArray[np.uint8]:
     """By the plan."""
     with path.open("rb") as file:
-        return decode_video(file, _SIXTEEN, fit=lambda *_: _SMALL).rgb
+        request = FrameRequest(sampling=_SIXTEEN, fit=lambda *_: _SMALL)
+        return decode_video(file, [request])[0].media[0].rgb
 
 
 def sequential(path: Path) -> NDArray[np.uint8]:
@@ -201,12 +203,12 @@ def measure_prepare(path: Path) -> dict[str, float]:
         return Path(str(media)).open("rb")
 
     prepare = Prepare(processor, layout, asked, opened)
-    decoder = Decoder()
+    decoder = SandboxedDecoder()
     fit = FitFrames(image=processor.config.image, max_frame_tokens=144)
 
     def in_a_process() -> None:
         with path.open("rb") as file:
-            decoder.decode(file, _SIXTEEN, fit=fit)
+            decoder.decode(file, [FrameRequest(sampling=_SIXTEEN, fit=fit)])
 
     ways: Mapping[str, Callable[[], object]] = {
         "bare": lambda: ours(path),

@@ -157,7 +157,12 @@ def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
     store.prepare()
     claim_output(store, recipe)
     committer = Committer(
-        store, "bench", schema, ledger.Held.nothing(), rows_per_part=10_000, max_part_age_s=1e9
+        store,
+        "bench",
+        schema,
+        ledger.OutputIndex.nothing(),
+        rows_per_part=10_000,
+        max_part_age_s=1e9,
     )
     for start in range(0, len(ids), 10_000):
         chunk = ids.slice(start, 10_000)

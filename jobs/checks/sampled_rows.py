@@ -15,10 +15,10 @@ from model.inputs.processor import Processor
 from model.inputs.prompt import Prompt
 from pipeline.config import PipelineConfig
 from pipeline.fetch.media_access import MediaAccess
-from pipeline.input.plan import Piece, plan
-from pipeline.input.reader import read_piece
+from pipeline.input.plan import RowGroupSplit, plan
+from pipeline.input.reader import read_split
 from pipeline.input.source import Source
-from pipeline.output.ledger import Held
+from pipeline.output.ledger import OutputIndex
 from pipeline.prompts.prepare import Prepare
 from pipeline.prompts.prompt_columns import decode_prompt
 from pipeline.schema import QUESTION_FIELD
@@ -65,7 +65,7 @@ def prepare_sample(
     prepare = Prepare(processor, source.layout, config.instructions, media.open)
     found = []
     for piece in _drawn(source, num_rows, seed):
-        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
+        for rows in read_split(source.filesystem, source.layout, piece, max_rows=1):
             started = time.perf_counter()
             prepared = prepare(rows)
             found.append(_row(config, prepared, time.perf_counter() - started))
@@ -101,9 +101,9 @@ def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Fin
         yield from _histogram([row.num_tokens for row in good])
 
 
-def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[Piece]:
+def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[RowGroupSplit]:
     """Pieces with one bit for each of `num_rows` rows, drawn over all files."""
-    pieces = plan(source, Held.nothing()).pieces
+    pieces = plan(source, OutputIndex.nothing()).splits
     total = sum(piece.num_todo for piece in pieces)
     chosen = sorted(random.Random(seed).sample(range(total), min(num_rows, total)))
     first = 0

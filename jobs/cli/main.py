@@ -74,13 +74,13 @@ def _outlook(config: "PipelineConfig") -> object:
     import torch
 
     from jobs.cli.ray_cluster import find_address
-    from pipeline.dry_run import look_ahead
+    from pipeline.dry_run import dry_run
 
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     where = f"as on this machine alone, with {num_gpus} GPUs"
     if (address := find_address(os.environ)) is not None:
         where += f"; the run would use those of the Ray cluster ({address})"
-    return look_ahead(config, num_gpus=num_gpus, where=where)
+    return dry_run(config, num_gpus=num_gpus, where=where)
 
 
 def _fail(prog: str, code: int, reason: object) -> int:

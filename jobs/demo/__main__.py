@@ -24,6 +24,7 @@ from jobs.demo.clips import write_clips
 from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
 from jobs.demo.judge import Tally, judge_caption
 from pipeline.media.decode import decode_media
+from pipeline.media.display import FrameRequest
 from pipeline.media.frame_sampling import FrameSampling
 
 NUM_FRAMES = 8
@@ -106,7 +107,8 @@ def _print_accuracy(known: Sequence[dict[str, Any]], answers: Mapping[str, dict[
 
 
 def _sheet_row(clip: dict[str, Any], status: str, caption: str) -> SheetRow:
-    frames = decode_media(clip["video"], FrameSampling(num_frames=NUM_FRAMES), fit=_thumbnail)
+    request = FrameRequest(sampling=FrameSampling(num_frames=NUM_FRAMES), fit=_thumbnail)
+    (frames,) = decode_media(clip["video"], [request])[0].media
     return SheetRow(
         frames=frames.rgb,
         times_s=np.asarray(frames.timestamps_s),

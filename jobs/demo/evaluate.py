@@ -39,6 +39,7 @@ from model.inputs.prompt import PromptError
 from model.network.moe import Router
 from pipeline.config import PipelineConfig
 from pipeline.media.decode import decode_media
+from pipeline.media.display import FrameRequest
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.frames import Frames
 from pipeline.prompts.instructions import Instructions, Timestamps
@@ -62,7 +63,8 @@ class Clip:
 
     def frames(self, num_frames: int) -> Frames:
         """The frames that a job would look at."""
-        return decode_media(self.video, FrameSampling(num_frames=num_frames))
+        request = FrameRequest(sampling=FrameSampling(num_frames=num_frames))
+        return decode_media(self.video, [request])[0].media[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ _END_S = 90.0
 
 
 @dataclass(frozen=True, order=True)
-class Blow:
+class Fault:
     """What is killed, and when."""
 
     num_rows: int  # that are committed by then, of all
@@ -66,7 +66,7 @@ class Tally:
     """What was done to a run, and what a reader saw of it."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    missed: Counter[str] = field(default_factory=Counter)  # blows that found nobody
+    missed: Counter[str] = field(default_factory=Counter)  # faults that found nobody
     starts: int = 0
     orphans: int = 0  # processes that had to be ended after their driver
     reads: int = 0
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(options.folder or tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     source = make_input(folder / "clips.parquet", options.rows)
-    blows = make_blows(options, random.Random(options.seed))
+    faults = make_blows(options, random.Random(options.seed))
     calm, wild = folder / "calm", folder / "wild"
     with simulated_nodes(options.nodes) as nodes:
         command = _command(source, options)
@@ -88,9 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with calm.with_suffix(".log").open("wb") as log:
             subprocess.run([*command, "--output", str(calm)], check=True, stdout=log, stderr=log)
         middle_s = time.monotonic()
-        tally = Disturbance([*command, "--output", str(wild)], wild, nodes, options.seed).run(blows)
+        tally = Disturbance([*command, "--output", str(wild)], wild, nodes, options.seed).run(
+            faults
+        )
     found = compare(read_rows(calm), read_rows(wild))
-    is_equal = is_well(found, tally, blows, options.rows)
+    is_equal = is_well(found, tally, faults, options.rows)
     seconds = {"calm_s": round(middle_s - started_s), "wild_s": round(time.monotonic() - middle_s)}
     print(json.dumps({"chaos": {**found, **vars(tally), **seconds, "is_equal": is_equal}}))
     if options.folder is None:
@@ -110,19 +112,19 @@ def make_input(path: Path, num_rows: int) -> Path:
     return path
 
 
-def make_blows(options: argparse.Namespace, chance: random.Random) -> list[Blow]:
+def make_blows(options: argparse.Namespace, chance: random.Random) -> list[Fault]:
     """Blows at random moments, in their order; of each kind but the driver about as many."""
     kinds = [*SIGNS, *([NODE] if options.nodes else [])]
     chance.shuffle(kinds)
     struck = [kinds[number % len(kinds)] for number in range(options.other_kills)]
     last = int(_BLOWS_END * options.rows)
     return sorted(
-        Blow(chance.randint(1, last), kind) for kind in [DRIVER] * options.driver_kills + struck
+        Fault(chance.randint(1, last), kind) for kind in [DRIVER] * options.driver_kills + struck
     )
 
 
 class Disturbance:
-    """One command, run to its end over many blows.
+    """One command, run to its end over many faults.
 
     Args:
         command: to run, and to run again whenever it was killed.
@@ -140,13 +142,13 @@ class Disturbance:
         self._chance = random.Random(seed)
         self._tally = Tally()
 
-    def run(self, blows: Sequence[Blow]) -> Tally:
+    def run(self, faults: Sequence[Fault]) -> Tally:
         """Run the command until it ends by itself.
 
         Raises:
             RuntimeError: it failed.
         """
-        left = list(blows)
+        left = list(faults)
         while True:
             with self._driver() as driver:
                 if not self._strike_all(driver, left):
@@ -155,7 +157,7 @@ class Disturbance:
                     self._look()
                 if driver.returncode:
                     raise RuntimeError(f"exit code {driver.returncode}: {self._log.read_text()}")
-            self._tally.missed.update(blow.kind for blow in left)
+            self._tally.missed.update(fault.kind for fault in left)
             return self._tally
 
     @property
@@ -173,25 +175,25 @@ class Disturbance:
             driver.kill()
             driver.wait()
 
-    def _strike_all(self, driver: subprocess.Popen[bytes], left: list[Blow]) -> bool:
-        """Let blows fall until the driver is dead; False if one of them killed it."""
+    def _strike_all(self, driver: subprocess.Popen[bytes], left: list[Fault]) -> bool:
+        """Let faults fall until the driver is dead; False if one of them killed it."""
         before = self._look()
         while left:
             num_rows = self._look()
             if driver.poll() is not None:
                 return True
-            blow = left[0]
+            fault = left[0]
             # What starts may fail as a whole, so others than the driver are struck at work.
-            is_at_work = num_rows > before or blow.kind == DRIVER
-            if num_rows < blow.num_rows or not is_at_work:
+            is_at_work = num_rows > before or fault.kind == DRIVER
+            if num_rows < fault.num_rows or not is_at_work:
                 continue
             left.pop(0)
-            _say(f"{num_rows} rows, start {self._tally.starts}: {blow.kind}")
-            if blow.kind == DRIVER:
+            _say(f"{num_rows} rows, start {self._tally.starts}: {fault.kind}")
+            if fault.kind == DRIVER:
                 self._kill_driver(driver)
                 return False
-            has_struck = self._kill_node() if blow.kind == NODE else self._kill_one(driver, blow)
-            (self._tally.kills if has_struck else self._tally.missed)[blow.kind] += 1
+            has_struck = self._kill_node() if fault.kind == NODE else self._kill_one(driver, fault)
+            (self._tally.kills if has_struck else self._tally.missed)[fault.kind] += 1
         return True
 
     def _look(self) -> int:
@@ -204,10 +206,10 @@ class Disturbance:
         self._tally.reads_with_doubled_rows += len(set(ids)) != len(ids)
         return len(ids)
 
-    def _kill_one(self, driver: subprocess.Popen[bytes], blow: Blow) -> bool:
+    def _kill_one(self, driver: subprocess.Popen[bytes], fault: Fault) -> bool:
         deadline_s = time.monotonic() + _FIND_S
         while driver.poll() is None and time.monotonic() < deadline_s:
-            found = find(os.getpid(), SIGNS[blow.kind])
+            found = find(os.getpid(), SIGNS[fault.kind])
             if found and kill(self._chance.choice(found)):
                 return True
             self._look()
@@ -256,15 +258,15 @@ def compare(calm: Sequence[Mapping[str, Any]], wild: Sequence[Mapping[str, Any]]
     }
 
 
-def is_well(found: Mapping[str, int], tally: Tally, blows: Sequence[Blow], num_rows: int) -> bool:
-    """Whether every row is there once and as it was; all blows on drivers fell, and most others."""
+def is_well(found: Mapping[str, int], tally: Tally, faults: Sequence[Fault], num_rows: int) -> bool:
+    """Whether every row is there once, unchanged; all faults on drivers fell, and most others."""
     bad = (found["lost"], found["doubled"], found["changed"], tally.reads_with_doubled_rows)
     return (
         found["rows"] == num_rows
         and not any(bad)
         and not tally.orphans
         and not tally.missed[DRIVER]
-        and 2 * tally.kills.total() > len(blows)
+        and 2 * tally.kills.total() > len(faults)
     )
 
 

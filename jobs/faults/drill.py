@@ -3,10 +3,10 @@
     python -m jobs.faults.drill
     python -m jobs.faults.drill --kill-rank 3 --at-step 100 --stop-rank 0 --at-step 40
 
-The same clips are captioned twice by groups of ranks, once in peace and once under blows. Ranks are
-counted over all groups: with two ranks a group, rank 3 is the second of the second. Steps are those
+Groups of ranks caption the same clips twice: undisturbed, and under faults. Ranks are counted over
+all groups: with two ranks a group, rank 3 is the second of the second. Steps are those
 with work, of the process that is hit. The last line is JSON; the exit code is 0 only if every row
-came out exactly once with the same text, and every blow fell.
+came out exactly once with the same text, and every fault fell.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from jobs.cli.checkpoint import find_checkpoint
 from jobs.cli.options import Formatter, Parser, positive
 from jobs.cli.ray_cluster import connect
 from jobs.demo.clips import write_clips
-from jobs.faults.faulty_engine import Blow, load_hurt_engine, make_blows, random_blows
+from jobs.faults.faulty_engine import Fault, load_hurt_engine, make_blows, random_blows
 from model.engine.config import EngineConfig
 from model.engine.sequence import SamplingParams
 from parallel.experts.policy import Exchange
@@ -56,25 +56,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def drill(options: argparse.Namespace, directory: Path) -> dict[str, float]:
-    """Caption in peace and under blows, and compare.
+    """Caption in peace and under faults, and compare.
 
     Raises:
-        ValueError: the blows that were asked for cannot be.
+        ValueError: the faults that were asked for cannot be.
         RunError: a run stopped.
     """
     asked = _asked_blows(options)
     peace = _config(options, directory, "peace")
     _say("in peace ...")
     undisturbed = run(peace, connect=connect, show_progress=options.progress)
-    blows = asked or _random_blows(options, undisturbed)
-    for blow in blows:
-        _say(f"rank {blow.rank} of group {blow.group}, step {blow.step}: {blow.kind}")
-    storm = replace(peace, output=str(directory / "storm"), max_group_failures=3 * len(blows) + 3)
-    factory = partial(load_hurt_engine, blows)
+    faults = asked or _random_blows(options, undisturbed)
+    for fault in faults:
+        _say(f"rank {fault.rank} of group {fault.group}, step {fault.step}: {fault.kind}")
+    storm = replace(peace, output=str(directory / "storm"), max_group_failures=3 * len(faults) + 3)
+    factory = partial(load_hurt_engine, faults)
     report = run(storm, connect=connect, engine_factory=factory, show_progress=options.progress)
     for failure in report.usage.group_failures:
         _say(failure)
-    return {**compare(peace, storm), **_deaths(blows, report)}
+    return {**compare(peace, storm), **_deaths(faults, report)}
 
 
 def compare(peace: PipelineConfig, storm: PipelineConfig) -> dict[str, float]:
@@ -99,18 +99,18 @@ def compare(peace: PipelineConfig, storm: PipelineConfig) -> dict[str, float]:
 
 
 def is_well(result: dict[str, float]) -> bool:
-    """Whether nothing was lost, doubled or changed, and every blow fell."""
+    """Whether nothing was lost, doubled or changed, and every fault fell."""
     return (
         result["rows_out"] == result["rows_in"]
         and not result["duplicates"]
         and not result["text_changed"]
-        and result["deaths"] >= result["blows"]
+        and result["deaths"] >= result["faults"]
     )
 
 
-def _deaths(blows: Sequence[Blow], report: Report) -> dict[str, float]:
+def _deaths(faults: Sequence[Fault], report: Report) -> dict[str, float]:
     return {
-        "blows": len(blows),
+        "faults": len(faults),
         "deaths": len(report.usage.group_failures),
         "longest_pause_s": round(report.usage.longest_pause_s, 2),
         "seconds": round(report.seconds, 1),
@@ -136,18 +136,18 @@ def _config(options: argparse.Namespace, directory: Path, name: str) -> Pipeline
     )
 
 
-def _asked_blows(options: argparse.Namespace) -> list[Blow]:
-    if len(options.steps) != len(options.blows):
+def _asked_blows(options: argparse.Namespace) -> list[Fault]:
+    if len(options.steps) != len(options.faults):
         raise ValueError("each --kill-rank and --stop-rank needs an --at-step after it")
     num_ranks = options.groups * options.expert_parallel
-    for _, rank in options.blows:
+    for _, rank in options.faults:
         if not 0 <= rank < num_ranks:
             raise ValueError(f"rank {rank} does not exist among {num_ranks}")
-    asked = zip(options.blows, options.steps, strict=True)
+    asked = zip(options.faults, options.steps, strict=True)
     return make_blows([(kind, rank, step) for (kind, rank), step in asked], options.expert_parallel)
 
 
-def _random_blows(options: argparse.Namespace, undisturbed: Report) -> list[Blow]:
+def _random_blows(options: argparse.Namespace, undisturbed: Report) -> list[Fault]:
     """Blows early enough to fall."""
     per_group = -(-options.num_blows // options.groups)
     return random_blows(
@@ -172,13 +172,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dispatch", choices=("auto", "all_to_all", "all_gather"), default="auto", help="as there")
     add("--batch-size", type=positive, default=8, metavar="N", help="captions at the same time")
     add("--max-tokens", type=positive, default=48, metavar="N", help="of a caption")
-    add("--seed", type=int, default=0, help="of clips and random blows")
+    add("--seed", type=int, default=0, help="of clips and random faults")
     add("--progress", action="store_true", help="draw bars")
-    add("--random", dest="num_blows", type=positive, default=4, metavar="N", help="random blows")
+    add("--random", dest="num_blows", type=positive, default=4, metavar="N", help="random faults")
     for kind in ("kill", "stop"):
         add(
             f"--{kind}-rank",
-            dest="blows",
+            dest="faults",
             action="append",
             default=[],
             type=lambda text, kind=kind: (kind, int(text)),

@@ -1,6 +1,6 @@
 """Blows to ranks, from inside their processes: what a drill does to a run.
 
-A blow falls at a step of a rank, in a generation of its group, so that each falls once, however
+A fault falls at a step of a rank, in a generation of its group, so that each falls once, however
 often the group is built anew.
 """
 
@@ -17,7 +17,7 @@ from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from parallel.experts.load import ExpertLoad
 from parallel.experts.policy import Exchange
-from parallel.ranks.rank_spec import Seat
+from parallel.ranks.rank_spec import RankSpec
 from parallel.ranks.worker import Engine
 from pipeline.cluster.deployment import load_engine
 
@@ -26,7 +26,7 @@ _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 @dataclass(frozen=True)
-class Blow:
+class Fault:
     """What happens to one rank."""
 
     kind: Kind
@@ -36,24 +36,24 @@ class Blow:
     step: int  # with work, of that process
 
 
-def make_blows(asked: Sequence[tuple[Kind, int, int]], num_ranks: int) -> list[Blow]:
+def make_blows(asked: Sequence[tuple[Kind, int, int]], num_ranks: int) -> list[Fault]:
     """Blows in the order asked for, each with the generation in which its group will then be.
 
     Args:
         asked: (kind, rank counted over all groups, step).
         num_ranks: of each group.
     """
-    blows: list[Blow] = []
+    faults: list[Fault] = []
     for kind, number, step in asked:
         group = number // num_ranks
-        generation = sum(blow.group == group for blow in blows)
-        blows.append(Blow(kind, group, number % num_ranks, generation, step))
-    return blows
+        generation = sum(fault.group == group for fault in faults)
+        faults.append(Fault(kind, group, number % num_ranks, generation, step))
+    return faults
 
 
 def random_blows(
     num_blows: int, *, num_groups: int, num_ranks: int, last_step: int, seed: int
-) -> list[Blow]:
+) -> list[Fault]:
     """Kills and stops in turn, at random ranks and steps, the groups in turn."""
     chance = random.Random(seed)
     asked: list[tuple[Kind, int, int]] = []
@@ -66,29 +66,29 @@ def random_blows(
 
 
 def load_hurt_engine(
-    blows: Sequence[Blow],
+    faults: Sequence[Fault],
     checkpoint: Path,
     config: EngineConfig,
     exchange: Exchange,
-    seat: Seat | None,
+    seat: RankSpec | None,
 ) -> Engine:
-    """As `load_engine`; the blows that are meant for this process will fall."""
+    """As `load_engine`; the faults that are meant for this process will fall."""
     engine = load_engine(checkpoint, config, exchange, seat)
     if seat is None:
         return engine
-    for blow in blows:
-        generation = f"group-{blow.group}-generation-{blow.generation}"
-        if (seat.generation, seat.rank) == (generation, blow.rank):
-            return HurtEngine(engine, blow)
+    for fault in faults:
+        generation = f"group-{fault.group}-generation-{fault.generation}"
+        if (seat.generation, seat.rank) == (generation, fault.rank):
+            return FaultyEngine(engine, fault)
     return engine
 
 
-class HurtEngine:
+class FaultyEngine:
     """An engine whose process ends, or stops, before one of its steps."""
 
-    def __init__(self, engine: Engine, blow: Blow) -> None:
+    def __init__(self, engine: Engine, fault: Fault) -> None:
         self._engine = engine
-        self._blow = blow
+        self._blow = fault
 
     @property
     def has_work(self) -> bool:

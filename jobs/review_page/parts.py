@@ -17,7 +17,7 @@ import numpy as np
 from jobs.review_page.rows import Output, as_json
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.windows import PageWindows, TimeWindows, Windows
-from pipeline.prompts.frame_view import Look
+from pipeline.prompts.frame_view import FrameView
 from pipeline.prompts.questions import ANSWERS
 from pipeline.prompts.window_answers import PAGE_WINDOWS_FIELD, PAGES_FIELD, TIMELINE_FIELD
 
@@ -111,7 +111,7 @@ def windows_of(recipe: _Recipe) -> Windows | None:
     return TimeWindows(**fields) if "length_s" in fields else PageWindows(**fields)
 
 
-def looks_of(recipe: _Recipe) -> list[Look]:
+def looks_of(recipe: _Recipe) -> list[FrameView]:
     """The ways of showing a row that differ in more than the text of times, in their order."""
     asked = [question.get("look") or recipe for question in recipe.get("questions", ())]
     return list(dict.fromkeys(_seen(each) for each in asked or [recipe]))
@@ -151,7 +151,7 @@ def describe(recipe: _Recipe) -> str:
     )
 
 
-def _described(look: Look) -> str:
+def _described(look: FrameView) -> str:
     frames = look.frames
     many = "1 frame" if frames.num_frames == 1 else f"{frames.num_frames} frames"
     if frames.at_s is not None:
@@ -164,12 +164,12 @@ def _described(look: Look) -> str:
     return f"{many} of at most {look.max_frame_tokens or 'all'} tokens{share}"
 
 
-def _seen(fields: Mapping[str, Any]) -> Look:
+def _seen(fields: Mapping[str, Any]) -> FrameView:
     """The look in a recipe, as far as pixels go."""
     frames = dict(fields["frames"])
     if frames.get("at_s") is not None:
         frames["at_s"] = tuple(frames["at_s"])
-    look = Look(
+    look = FrameView(
         frames=FrameSampling(**frames),
         timestamps="none",
         max_frame_tokens=fields["max_frame_tokens"],
@@ -184,8 +184,8 @@ def _looks(row: _Row, recipe: _Recipe) -> Iterator[Part]:
     looks = looks_of(recipe)
     settings = _settings(recipe)
     numbers: dict[str, int] = {}
-    answers: dict[Look, list[Answer]] = {look: [] for look in looks}
-    first: dict[Look, _Row] = {}
+    answers: dict[FrameView, list[Answer]] = {look: [] for look in looks}
+    first: dict[FrameView, _Row] = {}
     for details in row[ANSWERS] if questions else ():
         name = details["question"]
         look = _seen(questions[name].get("look") or recipe)

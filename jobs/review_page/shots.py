@@ -24,14 +24,14 @@ from jobs.review_page.thumbnail import Thumbnail
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import plan
-from pipeline.input.reader import read_piece
+from pipeline.input.reader import read_split
 from pipeline.input.source import Source, open_source
-from pipeline.media.display import Shot
+from pipeline.media.display import FrameRequest
 from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import PageWindows, Span, Window
-from pipeline.output.ledger import Held, IdSet, committed_parts
+from pipeline.output.ledger import IdSet, OutputIndex, committed_parts
 from pipeline.output.store import LocalStore
 from pipeline.schema import InputColumns
 
@@ -72,16 +72,16 @@ class Camera:
         self._windows = windows_of(output.recipe)
         self._frame_px = frame_px
         self._max_frames = max_frames
-        self._decoders: SimpleQueue[Decoder] = SimpleQueue()
+        self._decoders: SimpleQueue[SandboxedDecoder] = SimpleQueue()
         # Rows that failed before anything was seen of them say so themselves.
         self._parts = {row_id: row for row_id, row in parts.items() if row.were_seen}
 
-    def shoot(self, num_threads: int) -> dict[str, Shots]:
+    def decode(self, num_threads: int) -> dict[str, Shots]:
         """The shots of all rows that the model saw frames of, each decoder in a process."""
         shots: dict[str, Shots] = {}
         scenes = self._scenes()
         for _ in range(num_threads):
-            self._decoders.put(Decoder(self._limits))
+            self._decoders.put(SandboxedDecoder(self._limits))
         with ThreadPoolExecutor(num_threads) as pool:
             while some := list(itertools.islice(scenes, _SCENES_IN_MEMORY)):
                 shots.update(
@@ -97,8 +97,8 @@ class Camera:
         columns = self._source.layout.columns
         only = IdSet()
         only.add(pa.array(self._parts, pa.string()))
-        for piece in plan(self._source, Held.nothing(), only=only).pieces:
-            for rows in read_piece(
+        for piece in plan(self._source, OutputIndex.nothing(), only=only).splits:
+            for rows in read_split(
                 self._source.filesystem, self._source.layout, piece, max_rows=_SLICE_ROWS
             ):
                 for index, row_id in enumerate(rows["row_id"].to_pylist()):
@@ -125,7 +125,7 @@ class Camera:
     def _decode(self, media: Sequence[object], span_s: Span, row: Parts) -> list[list[Frames]]:
         """What each look, window or page of a row shows, in a process of its own, as a job does."""
         shots = [
-            Shot(sampling=look.frames, fit=Thumbnail(self._frame_px, seen_px))
+            FrameRequest(sampling=look.frames, fit=Thumbnail(self._frame_px, seen_px))
             for look, seen_px in zip(self._looks, self._seen_px(row), strict=True)
         ]
         taken: list[list[Frames]] = []
@@ -143,11 +143,11 @@ class Camera:
         return taken
 
     def _shoot(
-        self, decoder: Decoder, value: object, shots: Sequence[Shot], span_s: Span
+        self, decoder: SandboxedDecoder, value: object, shots: Sequence[FrameRequest], span_s: Span
     ) -> list[Window]:
         media = self._access.open(value)
         try:
-            return decoder.shoot_windows(media, shots, windows=self._windows, span_s=span_s)
+            return decoder.decode_windows(media, shots, windows=self._windows, span_s=span_s)
         finally:
             if not isinstance(media, bytes):
                 media.close()

@@ -104,19 +104,19 @@ class LocalDispatcher:
 
 
 @dataclass(frozen=True)
-class Share:
+class ExpertShard:
     """One process's part of a layer's routed experts, and the way to all of them."""
 
     held: Sequence[int]  # the experts whose weights it has, as they are stacked
     dispatcher: Dispatcher
 
 
-Shares = Callable[[int], Share]  # by layer
+Shares = Callable[[int], ExpertShard]  # by layer
 
 
 def whole(num_experts: int) -> Shares:
     """All experts of every layer, in this process."""
-    share = Share(range(num_experts), LocalDispatcher(num_experts))
+    share = ExpertShard(range(num_experts), LocalDispatcher(num_experts))
     return lambda _: share
 
 
@@ -191,7 +191,7 @@ class MoE(nn.Module):
 
     rows_computed: Tensor  # [held experts] int64, since this was made: how busy each expert is
 
-    def __init__(self, config: TextConfig, share: Share) -> None:
+    def __init__(self, config: TextConfig, share: ExpertShard) -> None:
         super().__init__()
         self.held = share.held
         self.dispatcher = share.dispatcher

@@ -19,7 +19,7 @@ from model.network.moe import Experts
 NEVER_PACKED = "kv_b_proj"
 
 
-class PackedMatrix:
+class PrepackedMatrix:
     """A weight [outputs, inputs] in oneDNN's own layout.
 
     Args:
@@ -37,27 +37,27 @@ class PackedMatrix:
         )
 
 
-class PackedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """In place of an `nn.Linear` or a `LinearGelu`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.bias = linear.bias
         self._gelu = linear.approximate if isinstance(linear, LinearGelu) else None
-        self._matrix = PackedMatrix(linear.weight)
+        self._matrix = PrepackedMatrix(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Linear.forward`."""
         return self._matrix.product(x, self.bias, self._gelu)
 
 
-class PackedExperts(nn.Module):
+class PrepackedExperts(nn.Module):
     """In place of `Experts`: a product for each expert that has rows."""
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
-        self._gate_up = [PackedMatrix(weight) for weight in experts.gate_up_proj]
-        self._down = [PackedMatrix(weight) for weight in experts.down_proj]
+        self._gate_up = [PrepackedMatrix(weight) for weight in experts.gate_up_proj]
+        self._down = [PrepackedMatrix(weight) for weight in experts.down_proj]
 
     def forward(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
         """`rows` [M, D], by held expert, -> [M, D]."""
@@ -104,8 +104,8 @@ def pack(model: nn.Module) -> None:
     """
     for name, child in model.named_children():
         if isinstance(child, Experts) and is_packable(child.down_proj):
-            setattr(model, name, PackedExperts(child))
+            setattr(model, name, PrepackedExperts(child))
         elif isinstance(child, nn.Linear) and is_packable(child.weight) and name != NEVER_PACKED:
-            setattr(model, name, PackedLinear(child))
+            setattr(model, name, PrepackedLinear(child))
         else:
             pack(child)

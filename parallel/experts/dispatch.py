@@ -27,7 +27,7 @@ from parallel.experts.policy import WireDtype
 
 
 @dataclass(frozen=True)
-class Travelling:
+class InFlightRows:
     """Packed rows between ranks."""
 
     leaving: Tensor  # kept until they have left
@@ -87,9 +87,9 @@ class AllToAllDispatcher:
         work = dist.all_to_all_single(
             arriving, leaving, arriving_rows, sent_rows, group=self.group, async_op=True
         )
-        travelling = Travelling(leaving, arriving, work, x, slots.shape[1], self.wire)
+        in_flight = InFlightRows(leaving, arriving, work, x, slots.shape[1], self.wire)
         return AllToAllDispatch(
-            self, token, goes, travelling, rows_per_expert, sizes[-1], sent_rows, arriving_rows
+            self, token, goes, in_flight, rows_per_expert, sizes[-1], sent_rows, arriving_rows
         )
 
 
@@ -101,7 +101,7 @@ class AllToAllDispatch:
         dispatcher: AllToAllDispatcher,
         token: Tensor,
         goes: Tensor,
-        travelling: Travelling,
+        in_flight: InFlightRows,
         rows_per_expert: Tensor,
         num_copies: int,
         sent_rows: list[int],
@@ -111,7 +111,7 @@ class AllToAllDispatch:
         self._dispatcher = dispatcher
         self._token = token  # [S], by rank, then by token
         self._goes = goes  # [T, R]
-        self._travelling = travelling
+        self._travelling = in_flight
         self._num_copies = num_copies
         self.sent_rows = sent_rows
         self.arriving_rows = arriving_rows
@@ -167,8 +167,8 @@ class AllGatherDispatcher:
         leaving = pack(F.pad(x, padding), slots, F.pad(weights, padding), self.wire)
         arriving = leaving.new_empty(self.group.size() * self.bucket, leaving.shape[1])
         work = dist.all_gather_single(arriving, leaving, group=self.group, async_op=True)
-        travelling = Travelling(leaving, arriving, work, x, slots.shape[1], self.wire)
-        return AllGatherDispatch(self, x, travelling)
+        in_flight = InFlightRows(leaving, arriving, work, x, slots.shape[1], self.wire)
+        return AllGatherDispatch(self, x, in_flight)
 
 
 class AllGatherDispatch:
@@ -178,10 +178,10 @@ class AllGatherDispatch:
     and those beyond the sum of `rows_per_expert` mean nothing.
     """
 
-    def __init__(self, dispatcher: AllGatherDispatcher, x: Tensor, travelling: Travelling) -> None:
+    def __init__(self, dispatcher: AllGatherDispatcher, x: Tensor, in_flight: InFlightRows) -> None:
         self._dispatcher = dispatcher
         self._x = x
-        self._travelling = travelling
+        self._travelling = in_flight
 
     @cached_property
     def _arrived(self) -> tuple[HeldRows, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.config import TextConfig
-from model.network.moe import Dispatch, Dispatcher, Share
+from model.network.moe import Dispatch, Dispatcher, ExpertShard
 from parallel.experts.topology import Topology
 
 Topologies = Mapping[int, Topology]  # by layer
@@ -36,9 +36,9 @@ def num_held(topologies: Topologies) -> int:
     return number
 
 
-def shares_of(
+def shards_of(
     topologies: Topologies, rank: int, dispatcher: Dispatcher, device: torch.device
-) -> dict[int, Share]:
+) -> dict[int, ExpertShard]:
     """What `rank` holds of each layer.
 
     Args:
@@ -48,7 +48,7 @@ def shares_of(
         device: of the tokens.
     """
     return {
-        layer: Share(each.held[rank], ByExpert(dispatcher, each.slots(rank).to(device)))
+        layer: ExpertShard(each.held[rank], ByExpert(dispatcher, each.slots(rank).to(device)))
         for layer, each in topologies.items()
     }
 

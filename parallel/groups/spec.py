@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import ray
 
 from parallel.experts.topology import Topology
-from parallel.ranks.rank_spec import Address, Seat
-from parallel.ranks.worker import Company, Engine, Request
+from parallel.ranks.rank_spec import Address, RankSpec
+from parallel.ranks.worker import AdmissionPolicy, Engine, Request
 
 if TYPE_CHECKING:
-    from parallel.ranks.rendezvous import Meeting
+    from parallel.ranks.rendezvous import RendezvousStore
 
 Placement = Literal["STRICT_PACK", "PACK", "SPREAD"]
 
@@ -26,19 +26,19 @@ class GroupSpec:
     """
 
     # Picklable; runs in each rank's process, with the rank's seat where there are several.
-    engine_factory: Callable[[Seat | None], Engine]
+    engine_factory: Callable[[RankSpec | None], Engine]
     num_ranks: int = 1
     num_cpus_per_rank: float = 1.0
     num_gpus_per_rank: float = 0.0
     placement: Placement = "STRICT_PACK"  # all ranks on one node
-    company: Company = field(default_factory=Company)  # as for `Rank`
+    company: AdmissionPolicy = field(default_factory=AdmissionPolicy)  # as for `Rank`
     resources_timeout_s: float = 120.0  # for nodes with room
     start_timeout_s: float = 1800.0  # for the engines to load
     exchange_timeout_s: float = 120.0  # for the slowest rank, in every exchange; for GPUs
     heartbeat_s: float = 1.0  # between two looks at a rank
     heartbeat_timeout_s: float = 15.0  # for a rank to answer
     stall_timeout_s: float = 900.0  # for one step
-    topologies: Mapping[int, Topology] | None = None  # as in `Seat`, for `num_ranks`
+    topologies: Mapping[int, Topology] | None = None  # as in `RankSpec`, for `num_ranks`
     golden: tuple[Request, ...] = ()  # as `parallel.groups.golden`; none turns the check off
     golden_tolerance: float = 0.25  # nats
     golden_every_steps: int = 2000  # of a group, between two askings
@@ -64,24 +64,26 @@ class GroupSpec:
         wanted = {"GPU": self.num_gpus_per_rank, "CPU": self.num_cpus_per_rank}
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
-    def open_meeting(self) -> "Meeting | None":
+    def open_store(self) -> "RendezvousStore | None":
         """Where the ranks of all groups find each other; must live as long as the groups."""
         if self.num_ranks == 1:
             return None
         from parallel.ranks.rendezvous import (
-            Meeting,  # torch, which a run of single ranks needs not
+            RendezvousStore,  # torch, which a run of single ranks needs not
         )
 
-        return Meeting(ray.util.get_node_ip_address())
+        return RendezvousStore(ray.util.get_node_ip_address())
 
-    def seats(self, group_id: int, generation: int, address: Address | None) -> list[Seat | None]:
+    def seats(
+        self, group_id: int, generation: int, address: Address | None
+    ) -> list[RankSpec | None]:
         """The place of each rank, for one try to start; None for a rank that is alone."""
         if address is None:
             assert self.num_ranks == 1
             return [None]
         attempt = secrets.token_hex(4)
         return [
-            Seat(
+            RankSpec(
                 address=address,
                 generation=f"group-{group_id}-generation-{generation}",
                 attempt=attempt,

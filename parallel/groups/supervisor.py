@@ -24,7 +24,7 @@ from parallel.groups.spec import GroupSpec
 from parallel.ranks.worker import Vitals
 
 if TYPE_CHECKING:
-    from parallel.ranks.rendezvous import Meeting
+    from parallel.ranks.rendezvous import RendezvousStore
 
 _RETRY_AFTER_S = 2.0  # a start that failed
 _LOOK_AT_LOAD_S = 30.0  # what a group counted since the last look dies with it
@@ -91,7 +91,7 @@ class Supervisor:
         self._has_worked = False  # some group was ready at some time
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._meeting: Meeting | None = None
+        self._meeting: RendezvousStore | None = None
         self._golden = GoldenPrompts(spec.golden, spec.golden_tolerance, spec.start_timeout_s)
         self._vitals: dict[int, list[Vitals]] = {}  # the latest, by group
         self._loads: dict[tuple[int, int], ExpertLoad] = {}  # by group and generation
@@ -102,7 +102,7 @@ class Supervisor:
         Raises:
             GroupError: a group failed before any was ready, or there was room for none.
         """
-        self._meeting = self._spec.open_meeting()
+        self._meeting = self._spec.open_store()
         for slot in self._slots:
             self._soon(self._build(slot, None))
         await self._until(lambda: self._num_ready > 0)

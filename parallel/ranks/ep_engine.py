@@ -1,4 +1,4 @@
-"""`MemberEngine`: an engine as one rank of a group, behind the same methods as an engine alone.
+"""`ExpertParallelEngine`: an engine as one rank of a group, with the methods of an engine alone.
 
 It holds its share of the experts, steps in lock-step with the others, and steps also when it has
 nothing to do, because the others need its experts.
@@ -19,18 +19,18 @@ from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from parallel.experts.load import ExpertLoad
 from parallel.experts.policy import Exchange
-from parallel.experts.shards import Topologies, even_topologies, num_held, shares_of
+from parallel.experts.shards import Topologies, even_topologies, num_held, shards_of
 from parallel.ranks.lockstep import Lockstep
-from parallel.ranks.rank_spec import Seat
-from parallel.ranks.rendezvous import Membership
+from parallel.ranks.rank_spec import RankSpec
+from parallel.ranks.rendezvous import JoinedGroup
 from parallel.ranks.step_dispatcher import StepDispatcher
 
 _NAP_S = 0.01  # between two looks whether any rank has work, when none had
 
 
-def load_member(
-    checkpoint: Path, config: EngineConfig, seat: Seat, exchange: Exchange
-) -> "MemberEngine":
+def load_ep_engine(
+    checkpoint: Path, config: EngineConfig, seat: RankSpec, exchange: Exchange
+) -> "ExpertParallelEngine":
     """Join the group, load this rank's share of the checkpoint, and wait for the other ranks.
 
     Raises:
@@ -43,8 +43,8 @@ def load_member(
     if not text.n_routed_experts:
         raise ValueError(f"{checkpoint} has no routed experts to divide; use one rank")
     topologies = seat.topologies or even_topologies(text, seat.num_ranks)
-    membership = Membership(seat, device)
-    member = load_share(checkpoint, config, topologies, membership.group, exchange)
+    membership = JoinedGroup(seat, device)
+    member = load_shard(checkpoint, config, topologies, membership.group, exchange)
     membership.wait_until_all_loaded()
     return member
 
@@ -59,22 +59,22 @@ def _own_device(config: EngineConfig) -> torch.device:
     return device
 
 
-def load_share(
+def load_shard(
     checkpoint: Path,
     config: EngineConfig,
     topologies: Topologies,
     group: dist.ProcessGroup,
     exchange: Exchange,
-) -> "MemberEngine":
+) -> "ExpertParallelEngine":
     """Load what this rank of a joined group holds."""
     device = torch.device(config.device)
     dispatcher = StepDispatcher(num_held(topologies), group, device, exchange)
-    shares = shares_of(topologies, group.rank(), dispatcher, device)
+    shares = shards_of(topologies, group.rank(), dispatcher, device)
     engine = Engine.from_checkpoint(checkpoint, config, shares.__getitem__)
-    return MemberEngine(engine, Lockstep(group, dispatcher.begin))
+    return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin))
 
 
-class MemberEngine:
+class ExpertParallelEngine:
     """As `parallel.ranks.worker.Engine`; always has work, since the others may."""
 
     has_work = True

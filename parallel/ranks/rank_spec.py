@@ -1,4 +1,4 @@
-"""`Seat`: a rank's place in a group, as it travels through Ray to the rank's process. No torch."""
+"""`RankSpec`: a rank's place in a group, as Ray carries it to the rank's process. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Address:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seat:
+class RankSpec:
     """A rank's place in one generation of a group."""
 
     address: Address

@@ -10,10 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from parallel.ranks.rank_spec import Address, Seat
+from parallel.ranks.rank_spec import Address, RankSpec
 
 
-class Meeting:
+class RendezvousStore:
     """The store's side: listens from construction to the end of the process."""
 
     def __init__(self, host: str) -> None:
@@ -21,7 +21,7 @@ class Meeting:
         self.address = Address(host, self._store.port)
 
 
-class Membership:
+class JoinedGroup:
     """A rank that has joined its group.
 
     Args:
@@ -29,7 +29,7 @@ class Membership:
         device: of the tensors that will be exchanged; those on the CPU always can be.
     """
 
-    def __init__(self, seat: Seat, device: torch.device) -> None:
+    def __init__(self, seat: RankSpec, device: torch.device) -> None:
         self._seat = seat
         address = seat.address
         patience = timedelta(seconds=seat.join_timeout_s)

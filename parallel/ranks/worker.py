@@ -104,7 +104,7 @@ class Vitals:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Company:
+class AdmissionPolicy:
     """What requests wait for, since a step takes hardly longer for some than for one.
 
     They are held back until enough are unanswered, with those that the engine works on, or the
@@ -112,7 +112,7 @@ class Company:
     """
 
     num_sequences: int = 1  # that are enough
-    patience_s: float = 0.0
+    max_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,9 @@ class Rank:
         company: what requests wait for before they are begun.
     """
 
-    def __init__(self, engine_factory: Callable[[], Engine], company: Company = Company()) -> None:
+    def __init__(
+        self, engine_factory: Callable[[], Engine], company: AdmissionPolicy = AdmissionPolicy()
+    ) -> None:
         self._factory = engine_factory
         self._company = company
         self._inbox: SimpleQueue[_Job | _Cancel | _AskLoad | _Close] = SimpleQueue()
@@ -289,7 +291,7 @@ class Rank:
         if not job.future.set_running_or_notify_cancel():
             return
         if not self._held:
-            self._begin_at = time.monotonic() + self._company.patience_s
+            self._begin_at = time.monotonic() + self._company.max_wait_s
         self._jobs[job.key] = job
         self._held.append(job)
 

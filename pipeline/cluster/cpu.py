@@ -1,4 +1,4 @@
-"""`EngineRoom`: processors that engines on CPUs need not share with the rest of their run.
+"""`CpuAffinity`: processors that engines on CPUs need not share with the rest of their run.
 
 What reads, prepares and moves rows needs many short turns of a processor, and the kernel gives them
 where the engine computes as readily as elsewhere. So while the engines are the slower half, all
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from parallel.ranks.worker import ENGINE_THREAD
 from pipeline.cluster.processes import descendants
-from pipeline.monitor.snapshot import Sight
+from pipeline.monitor.snapshot import Snapshot
 
 _MOST_IDLE = 0.1  # of the ranks' time, where they count as the slower half
 
 
-class EngineRoom:
+class CpuAffinity:
     """Makes room, and takes it back, on the driver's machine and among the driver's descendants.
 
     So only a Ray that the driver started itself is touched, and nothing that somebody has bound to
@@ -34,13 +34,13 @@ class EngineRoom:
         self._all = os.sched_getaffinity(0)
         self._rest = self._all  # where all but engines compute
 
-    def show(self, sight: Sight) -> None:
+    def show(self, sight: Snapshot) -> None:
         """Decide again, and move threads that have started since."""
         make = sight.idle_share is not None and sight.idle_share <= _MOST_IDLE
         if make or self._rest != self._all:
             self._move(make=make)
 
-    def close(self, sight: Sight) -> None:
+    def close(self, sight: Snapshot) -> None:
         """Let everything compute everywhere."""
         if self._rest != self._all:
             self._move(make=False)

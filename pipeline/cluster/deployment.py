@@ -1,4 +1,4 @@
-"""`Machines`: how many copies of the model, over how many ranks each, on which device, and why."""
+"""`Deployment`: how many copies of the model, of how many ranks each, on which device; and why."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +16,19 @@ from parallel.groups.client import Groups
 from parallel.groups.golden import golden_requests
 from parallel.groups.spec import GroupSpec
 from parallel.groups.supervisor import GroupsStatus
-from parallel.ranks.rank_spec import Seat
-from parallel.ranks.worker import Company, Engine
+from parallel.ranks.rank_spec import RankSpec
+from parallel.ranks.worker import AdmissionPolicy, Engine
 from pipeline.cluster.expert_load import read_load
 from pipeline.cluster.nodes import require_checkpoint
 from pipeline.config import PipelineConfig
 from pipeline.filesystems import without_secrets
 
 # Checkpoint, budgets, exchange, and the rank's seat where there are several -> its engine.
-EngineFactory = Callable[[Path, EngineConfig, Exchange, Seat | None], Engine]
+EngineFactory = Callable[[Path, EngineConfig, Exchange, RankSpec | None], Engine]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machines:
+class Deployment:
     """What a run uses of a cluster."""
 
     device: str  # "cpu" or "cuda"
@@ -44,7 +44,7 @@ class Machines:
 
 
 def load_engine(
-    checkpoint: Path, config: EngineConfig, exchange: Exchange, seat: Seat | None
+    checkpoint: Path, config: EngineConfig, exchange: Exchange, seat: RankSpec | None
 ) -> Engine:
     """The engine of a checkpoint, in the process that will use it: all of it, or a rank's share."""
     require_checkpoint(checkpoint)
@@ -52,9 +52,9 @@ def load_engine(
         from model.engine.engine import Engine as KimiVLEngine  # torch, which only ranks need
 
         return KimiVLEngine.from_checkpoint(checkpoint, config)
-    from parallel.ranks.ep_engine import load_member
+    from parallel.ranks.ep_engine import load_ep_engine
 
-    return load_member(checkpoint, config, seat, exchange)
+    return load_ep_engine(checkpoint, config, seat, exchange)
 
 
 def check_ranks(config: PipelineConfig, num_experts: int) -> None:
@@ -85,9 +85,9 @@ def wanted_load(config: PipelineConfig, text: TextConfig) -> ExpertLoad | None:
     return load
 
 
-def choose_machines(
+def choose_deployment(
     config: PipelineConfig, gpus_of_nodes: Sequence[int], num_experts: int
-) -> Machines:
+) -> Deployment:
     """Fill in what the user left open; every GPU is used, and one rank where there is none.
 
     Args:
@@ -165,8 +165,8 @@ def _no_place(config: PipelineConfig, num_ranks: int, nodes: Sequence[int]) -> s
 
 def _machines(
     config: PipelineConfig, device: str, num_groups: int, num_ranks: int, why: str
-) -> Machines:
-    return Machines(
+) -> Deployment:
+    return Deployment(
         device=device,
         num_groups=num_groups,
         num_ranks=num_ranks,
@@ -187,10 +187,10 @@ def _explain_placement(config: PipelineConfig, num_ranks: int) -> str:
 
 def start_groups(
     config: PipelineConfig,
-    machines: Machines,
+    machines: Deployment,
     load: ExpertLoad | None,
     engine_factory: EngineFactory,
-    company: Company,
+    company: AdmissionPolicy,
 ) -> Groups:
     """Start what was chosen; returns when the first group is ready.
 
@@ -231,7 +231,7 @@ def start_groups(
     )
 
 
-def _check_cache(engine: EngineConfig, machines: Machines) -> None:
+def _check_cache(engine: EngineConfig, machines: Deployment) -> None:
     """Refuse what would promise memory more than once.
 
     Dividing would not do: Ray places ranks anew after each failure, and what a rank finds free has

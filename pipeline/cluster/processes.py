@@ -9,7 +9,7 @@ _MORE_NICE = 10  # a tenth of the share of others, where all want to compute
 _MOST_NICE = 19  # of setpriority(2)
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Let others go before this process, once, and before all that it starts from then on.
 
     What prepares rows has a process for each processor, so that none is idle where decoding is the

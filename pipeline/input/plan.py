@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from pipeline.input.row_ids import InputFile
 from pipeline.input.source import Source
 from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS
-from pipeline.output.ledger import NO_PART, Held, IdSet, hash_ids
+from pipeline.output.ledger import NO_PART, IdSet, OutputIndex, hash_ids
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowGroupSplit:
     """The rows to do of one row group: the unit of reading."""
 
     file: InputFile
@@ -31,11 +31,13 @@ class Piece:
 class Plan:
     """What a run has to do."""
 
-    pieces: tuple[Piece, ...]
+    splits: tuple[RowGroupSplit, ...]
     num_rows: int  # of the input, after the limit
     num_done: int  # of these, the rows that the output already holds and that stay
-    alone: tuple[Piece, ...] = ()  # of one row each, that were in flight when runs were killed
-    hopeless: tuple[Piece, ...] = ()  # of one row each, that were so alone too
+    quarantined: tuple[
+        RowGroupSplit, ...
+    ] = ()  # of one row each, that were in flight when runs were killed
+    poisoned: tuple[RowGroupSplit, ...] = ()  # of one row each, that were so alone too
 
     @property
     def num_todo(self) -> int:
@@ -45,7 +47,7 @@ class Plan:
 
 def plan(
     source: Source,
-    held: Held,
+    held: OutputIndex,
     *,
     limit: int | None = None,
     only: IdSet | None = None,
@@ -64,9 +66,9 @@ def plan(
         ValueError: an id is null or not unique, or the output has rows that the input has not.
     """
     seen = IdSet()
-    pieces: list[Piece] = []
-    alone: list[Piece] = []
-    hopeless: list[Piece] = []
+    pieces: list[RowGroupSplit] = []
+    alone: list[RowGroupSplit] = []
+    poisoned: list[RowGroupSplit] = []
     num_rows = source.num_rows if limit is None else min(limit, source.num_rows)
     num_matched = num_todo = position = 0
     for file in source.files:
@@ -82,17 +84,17 @@ def plan(
             num_todo += int(todo.sum())
             for row, count in _suspects(hashes, todo, starts or {}):
                 todo[row] = False
-                single = _piece(file, row_group, first_row, np.arange(len(todo)) == row, is_renamed)
-                (hopeless if count >= MAX_STARTS else alone).append(single)
+                single = _split(file, row_group, first_row, np.arange(len(todo)) == row, is_renamed)
+                (poisoned if count >= MAX_STARTS else alone).append(single)
             if todo.any():
-                pieces.append(_piece(file, row_group, first_row, todo, is_renamed))
+                pieces.append(_split(file, row_group, first_row, todo, is_renamed))
             first_row += len(todo)
     if num_matched < held.num_rows:
         raise ValueError(
             f"the output holds {held.num_rows - num_matched} rows that are not in this input; it "
             "belongs to another input, so use another --output"
         )
-    return Plan(tuple(pieces), num_rows, num_rows - num_todo, tuple(alone), tuple(hopeless))
+    return Plan(tuple(pieces), num_rows, num_rows - num_todo, tuple(alone), tuple(poisoned))
 
 
 def _suspects(
@@ -104,14 +106,14 @@ def _suspects(
     return [(int(row), starts[int(hashes[row])]) for row in rows]
 
 
-def _piece(
+def _split(
     file: InputFile,
     row_group: int,
     first_row: int,
     todo: NDArray[np.bool_],
     is_renamed: NDArray[np.bool_],
-) -> Piece:
-    return Piece(
+) -> RowGroupSplit:
+    return RowGroupSplit(
         file,
         row_group,
         first_row,
@@ -121,9 +123,9 @@ def _piece(
     )
 
 
-def joined(pieces: Sequence[Piece], num_rows: int) -> list[list[Piece]]:
+def joined(pieces: Sequence[RowGroupSplit], num_rows: int) -> list[list[RowGroupSplit]]:
     """Runs of pieces with at most `num_rows` rows to do; one that has more is a run of its own."""
-    runs: list[list[Piece]] = []
+    runs: list[list[RowGroupSplit]] = []
     num_left = 0
     for piece in pieces:
         if not runs or piece.num_todo > num_left:

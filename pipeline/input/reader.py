@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.input.plan import Piece
+from pipeline.input.plan import RowGroupSplit
 from pipeline.input.row_ids import InputFile, numbered, renamed
 from pipeline.input.schema_merge import conform
 from pipeline.schema import Layout
@@ -19,8 +19,8 @@ _MAX_SLICE_BYTES = 8 << 20
 _READ_BUFFER_BYTES = 4 << 20  # of each column, so that a row group never stands in memory whole
 
 
-def read_piece(
-    filesystem: pafs.FileSystem, layout: Layout, piece: Piece, *, max_rows: int
+def read_split(
+    filesystem: pafs.FileSystem, layout: Layout, piece: RowGroupSplit, *, max_rows: int
 ) -> Iterator[pa.Table]:
     """Read the rows to do of a row group, at most `max_rows` and about 8 MiB at a time.
 
@@ -82,7 +82,7 @@ def _with_row_id(
     return rows.add_column(0, "row_id", ids)
 
 
-def _unpack(piece: Piece, packed: bytes) -> NDArray[np.bool_]:
+def _unpack(piece: RowGroupSplit, packed: bytes) -> NDArray[np.bool_]:
     num_rows = piece.file.row_group_rows[piece.row_group]
     if not packed:
         return np.zeros(num_rows, np.bool_)

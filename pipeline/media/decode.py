@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from pipeline.media.display import Fit, Shot
-from pipeline.media.frame_sampling import FrameSampling
-from pipeline.media.frames import Frames
-from pipeline.media.images import decode_pages, is_picture, shoot_picture
+from pipeline.media.display import FrameRequest
+from pipeline.media.images import decode_pages, decode_picture, is_picture
 from pipeline.media.limits import DEFAULT_LIMITS, MediaError, MediaLimits
-from pipeline.media.video import shoot_video_windows
+from pipeline.media.video import decode_video
 from pipeline.media.windows import PageWindows, Span, Window, Windows
 from pipeline.status import ErrorCode
 
@@ -17,41 +15,17 @@ _HEAD_BYTES = 1024  # within which a PDF must begin
 
 def decode_media(
     source: bytes | BinaryIO,
-    sampling: FrameSampling,
-    *,
-    span_s: Span = (None, None),
-    fit: Fit | None = None,
-    limits: MediaLimits = DEFAULT_LIMITS,
-) -> Frames:
-    """Take one shot, as `shoot_media`."""
-    shot = Shot(sampling=sampling, fit=fit)
-    return shoot_media(source, [shot], span_s=span_s, limits=limits)[0]
-
-
-def shoot_media(
-    source: bytes | BinaryIO,
-    shots: Sequence[Shot],
-    *,
-    span_s: Span = (None, None),
-    limits: MediaLimits = DEFAULT_LIMITS,
-) -> list[Frames]:
-    """Decode a picture as a video of one frame, or of as many as it is animated with.
-
-    The arguments and errors are those of `shoot_video`.
-    """
-    windows = shoot_windows(source, shots, span_s=span_s, limits=limits)
-    return [frames for window in windows for frames in window.media]
-
-
-def shoot_windows(
-    source: bytes | BinaryIO,
-    shots: Sequence[Shot],
+    shots: Sequence[FrameRequest],
     *,
     windows: Windows | None = None,
     span_s: Span = (None, None),
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> list[Window]:
-    """As `shoot_media` for each window of time, or for each page; at least one.
+    """Decode what each request takes of each window of time, or each page; at least one window.
+
+    Without windows the whole media are one window for each request. A picture is a video of one
+    frame, or of as many as it is animated with. The arguments and errors are those of
+    `pipeline.media.video.decode_video`.
 
     Pages are drawn with the `fit` of the one shot; its sampling and `span_s` say nothing of them.
     """
@@ -59,8 +33,8 @@ def shoot_windows(
     if not isinstance(windows, PageWindows):
         if head.startswith(b"%PDF-"):
             raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, "a PDF, which jobs.parse_documents reads")
-        shoot = shoot_picture if is_picture(head) else shoot_video_windows
-        return shoot(source, shots, windows=windows, span_s=span_s, limits=limits)
+        decode = decode_picture if is_picture(head) else decode_video
+        return decode(source, shots, windows=windows, span_s=span_s, limits=limits)
     (shot,) = shots
     if b"%PDF-" in head:
         from pipeline.media.documents import decode_document  # PDFium, which few rows need

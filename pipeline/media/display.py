@@ -24,7 +24,7 @@ _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shot:
+class FrameRequest:
     """Which frames of a video or picture, and at which size; one decoding gives several shots."""
 
     sampling: FrameSampling

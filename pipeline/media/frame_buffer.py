@@ -1,4 +1,4 @@
-"""`Canvas`: decoded frames drawn one by one into arrays of their final sizes, one for each shot."""
+"""`FrameBuffer`: decoded frames at their final sizes, in one array for each request."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from pipeline.media.limits import MediaLimits
 
 
 @dataclass
-class _Sheet:
+class _RequestBuffer:
     """The frames of one shot; all have the size of the first one drawn."""
 
     wanted: frozenset[int]  # pts
@@ -24,7 +24,7 @@ class _Sheet:
     seconds: list[float] = field(default_factory=list)
 
 
-class Canvas:
+class FrameBuffer:
     """Room for the chosen frames of one video.
 
     Args:
@@ -43,7 +43,7 @@ class Canvas:
         self.is_interlaced = False
         self._stream = stream
         self._limits = limits
-        self._sheets = [_Sheet(frozenset(wanted), fit) for wanted, fit in shots]
+        self._sheets = [_RequestBuffer(frozenset(wanted), fit) for wanted, fit in shots]
         self._num_bytes = 0
         self._reformatters: dict[View, VideoReformatter] = {}  # each keeps the filters of a size
 
@@ -82,7 +82,7 @@ class Canvas:
                 pixels = sheet.pixels[: len(sheet.seconds)]
                 yield pixels, np.array(sheet.seconds), sheet.view
 
-    def _open(self, sheet: _Sheet, frame: VideoFrame) -> View:
+    def _open(self, sheet: _RequestBuffer, frame: VideoFrame) -> View:
         """Make room for the frames of a shot, given the first of them."""
         num_frames = len(sheet.wanted)
         sheet.view = view = view_of(frame, self._stream, sheet.fit, num_frames)

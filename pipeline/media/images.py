@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from pipeline.media.display import Fit, Shot
+from pipeline.media.display import Fit, FrameRequest
 from pipeline.media.frames import Frames, MediaFacts
 from pipeline.media.limits import MediaError, MediaLimits, refuse
 from pipeline.media.windows import Span, TimeWindows, Window, choose
@@ -33,15 +33,15 @@ def is_picture(head: bytes) -> bool:
     return head.startswith(_HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def shoot_picture(
+def decode_picture(
     source: bytes | BinaryIO,
-    shots: Sequence[Shot],
+    shots: Sequence[FrameRequest],
     *,
     windows: TimeWindows | None,
     span_s: Span,
     limits: MediaLimits,
 ) -> list[Window]:
-    """As `shoot_video_windows`; a picture that is not animated is one frame without duration.
+    """As `decode_video`; a picture that is not animated is one frame without duration.
 
     Turned as its EXIF data say and resized as the checkpoint's processor does; alpha is dropped.
 

@@ -1,4 +1,4 @@
-"""`Decoder`: decoding in a process of its own, which hostile media may kill without harm.
+"""`SandboxedDecoder`: decoding in a process of its own, which hostile media may kill without harm.
 
     this process                              the decoding process (sandbox_process.py)
     opens the media                           limits its memory and its CPU time
@@ -29,8 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.malloc import peak_bytes_of
-from pipeline.media.display import Fit, Shot
-from pipeline.media.frame_sampling import FrameSampling
+from pipeline.media.display import FrameRequest
 from pipeline.media.frames import Frames, MediaFacts
 from pipeline.media.limits import DEFAULT_LIMITS, MediaError, MediaLimits, refuse
 from pipeline.media.sandbox_process import LENGTH, NO_MEMORY
@@ -46,7 +45,7 @@ _WAIT_S = 60.0  # for the file, beside as many seconds as decoding may compute
 _MAX_TEXT_BYTES = 16 << 20  # of an answer without its pixels
 
 
-class Decoder:
+class SandboxedDecoder:
     """Decodes one row after the other; what a row does to the process is that row's error.
 
     Args:
@@ -62,30 +61,23 @@ class Decoder:
     def decode(
         self,
         source: bytes | BinaryIO,
-        sampling: FrameSampling,
+        shots: Sequence[FrameRequest],
         *,
         span_s: Span = (None, None),
-        fit: Fit | None = None,
-    ) -> Frames:
-        """Take one shot, as `shoot`."""
-        return self.shoot(source, [Shot(sampling=sampling, fit=fit)], span_s=span_s)[0]
-
-    def shoot(
-        self, source: bytes | BinaryIO, shots: Sequence[Shot], *, span_s: Span = (None, None)
     ) -> list[Frames]:
-        """As `pipeline.media.decode.shoot_media`; see `shoot_windows`."""
-        windows = self.shoot_windows(source, shots, span_s=span_s)
+        """The frames of each request, of the media as a whole; as `decode_windows`."""
+        windows = self.decode_windows(source, shots, span_s=span_s)
         return [frames for window in windows for frames in window.media]
 
-    def shoot_windows(
+    def decode_windows(
         self,
         source: bytes | BinaryIO,
-        shots: Sequence[Shot],
+        shots: Sequence[FrameRequest],
         *,
         windows: Windows | None = None,
         span_s: Span = (None, None),
     ) -> list[Window]:
-        """As `pipeline.media.decode.shoot_windows`, within the limits on memory and time as well.
+        """As `pipeline.media.decode.decode_media`, within the limits on memory and time as well.
 
         A row with which the process dies is tried once more, in a fresh one. So is a row for which
         memory did not suffice, unless the process was fresh.

@@ -26,7 +26,7 @@ import numpy as np
 
 from model.inputs.prompt import PromptError
 from model.malloc import give_back_freed_memory
-from pipeline.media.decode import shoot_windows
+from pipeline.media.decode import decode_media
 from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.media.windows import Window
 
@@ -71,7 +71,7 @@ def _answer(
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, resource.RLIM_INFINITY))
     signal.setitimer(signal.ITIMER_PROF, limits.max_decode_s)  # of CPU time; the signal kills
     try:
-        windows = shoot_windows(media, **request)
+        windows = decode_media(media, **request)
     except (MediaError, PromptError) as error:
         return _error(error), []
     except MemoryError:

@@ -21,8 +21,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipeline.media.container import Reader, check_sample_counts, open_video, read_packets
-from pipeline.media.display import Fit, Shot, View
-from pipeline.media.frame_buffer import Canvas
+from pipeline.media.display import FrameRequest, View
+from pipeline.media.frame_buffer import FrameBuffer
 from pipeline.media.frame_index import (
     FrameIndex,
     Packets,
@@ -31,7 +31,6 @@ from pipeline.media.frame_index import (
     is_near,
     plan_runs,
 )
-from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.frames import Frames, MediaFacts
 from pipeline.media.limits import DEFAULT_LIMITS, MediaError, MediaLimits
 from pipeline.media.windows import Choice, Span, TimeWindows, Window, choose
@@ -48,32 +47,7 @@ _Picked = Iterator[tuple[int, VideoFrame, Sequence[int]]]  # and the wanted pts 
 
 def decode_video(
     source: bytes | BinaryIO,
-    sampling: FrameSampling,
-    *,
-    span_s: Span = (None, None),
-    fit: Fit | None = None,
-    limits: MediaLimits = DEFAULT_LIMITS,
-) -> Frames:
-    """Take one shot of a video, as `shoot_video`."""
-    shot = Shot(sampling=sampling, fit=fit)
-    return shoot_video(source, [shot], span_s=span_s, limits=limits)[0]
-
-
-def shoot_video(
-    source: bytes | BinaryIO,
-    shots: Sequence[Shot],
-    *,
-    span_s: Span = (None, None),
-    limits: MediaLimits = DEFAULT_LIMITS,
-) -> list[Frames]:
-    """Take shots of a video as a whole, as `shoot_video_windows`."""
-    windows = shoot_video_windows(source, shots, span_s=span_s, limits=limits)
-    return [frames for window in windows for frames in window.media]
-
-
-def shoot_video_windows(
-    source: bytes | BinaryIO,
-    shots: Sequence[Shot],
+    shots: Sequence[FrameRequest],
     *,
     windows: TimeWindows | None = None,
     span_s: Span = (None, None),
@@ -117,12 +91,12 @@ def shoot_video_windows(
         )
         chosen = [(index.pts[choice.positions].tolist(), choice.fit) for choice in choices]
         wanted = sorted({pts for each, _ in chosen for pts in each})
-        canvas = Canvas(stream, chosen, limits)
+        canvas = FrameBuffer(stream, chosen, limits)
         runs = plan_runs(index, wanted)
         if runs is not None and _decode_runs(container, stream, index, runs, wanted, canvas):
             return _windows(choices, _frames(canvas, index, stream), windows)
     with open_video(reader, limits) as (container, stream):
-        canvas = Canvas(stream, chosen, limits)
+        canvas = FrameBuffer(stream, chosen, limits)
         _decode_all(container, stream, index, wanted, canvas)
         if canvas.is_empty:
             message = f"no frame of {len(wanted)} can be decoded"
@@ -188,7 +162,7 @@ def _decode_runs(
     index: FrameIndex,
     runs: Sequence[Run],
     wanted: Sequence[int],
-    canvas: Canvas,
+    canvas: FrameBuffer,
 ) -> bool:
     """Draw the wanted frames; False if one is missing, or anything was not as planned."""
     missing, near = set(wanted), is_near(index, wanted)
@@ -279,7 +253,7 @@ def _decode_all(
     stream: VideoStream,
     index: FrameIndex,
     wanted: Sequence[int],
-    canvas: Canvas,
+    canvas: FrameBuffer,
 ) -> None:
     """Draw the frames on display at the wanted pts, decoding from the start; each frame once."""
     shown = _show(container, stream, index, canvas)
@@ -288,7 +262,7 @@ def _decode_all(
 
 
 def _show(
-    container: InputContainer, stream: VideoStream, index: FrameIndex, canvas: Canvas
+    container: InputContainer, stream: VideoStream, index: FrameIndex, canvas: FrameBuffer
 ) -> _Shown:
     """Give each decoded frame its pts.
 
@@ -305,7 +279,7 @@ def _show(
 
 
 def _decode_packets(
-    container: InputContainer, stream: VideoStream, canvas: Canvas
+    container: InputContainer, stream: VideoStream, canvas: FrameBuffer
 ) -> Iterator[VideoFrame]:
     num_frames, failure = 0, None
     for packet in chain(read_packets(container, stream), [None]):
@@ -344,7 +318,7 @@ def _pick(shown: _Shown, wanted: Sequence[int]) -> _Picked:
         yield *held, wanted[num_passed:]
 
 
-def _frames(canvas: Canvas, index: FrameIndex, stream: VideoStream) -> Iterator[Frames | None]:
+def _frames(canvas: FrameBuffer, index: FrameIndex, stream: VideoStream) -> Iterator[Frames | None]:
     """Of each shot of each window; None where nothing was drawn."""
     for drawn in canvas.finish():
         if drawn is None:
@@ -364,7 +338,7 @@ def _windows(
     ]
 
 
-def _facts(view: View, canvas: Canvas, index: FrameIndex, stream: VideoStream) -> MediaFacts:
+def _facts(view: View, canvas: FrameBuffer, index: FrameIndex, stream: VideoStream) -> MediaFacts:
     return MediaFacts(
         duration_s=index.end_s,
         fps=len(index.pts) / index.end_s if index.end_s > 0 else 0.0,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.media.display import Fit, Shot
+from pipeline.media.display import Fit, FrameRequest
 from pipeline.media.frame_sampling import choose_frames
 from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError, MediaLimits, refuse
@@ -153,7 +153,7 @@ def choose(
     times_s: NDArray[np.float64],
     end_s: float,
     is_keyframe: NDArray[np.bool_],
-    shots: Sequence[Shot],
+    shots: Sequence[FrameRequest],
     *,
     windows: TimeWindows | None,
     span_s: Span,

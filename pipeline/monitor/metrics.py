@@ -1,4 +1,4 @@
-"""A `Sight` for Prometheus, through Ray's own exporter.
+"""A `Snapshot` for Prometheus, through Ray's own exporter.
 
 Ray adds `ray_` before each name and `_total` behind counters, and exports at the metrics port of
 each node. Rates are left to Prometheus: `rate(ray_moonsweep_rows_total[5m])`.
@@ -6,7 +6,7 @@ each node. Rates are left to Prometheus: `rate(ray_moonsweep_rows_total[5m])`.
 
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.monitor.snapshot import Sight
+from pipeline.monitor.snapshot import Snapshot
 
 COUNTERS = {
     "moonsweep_rows": "Finished rows, by status and error code.",
@@ -39,7 +39,7 @@ class Metrics:
             metric.set_default_tags({"output": output})
         self._told: dict[tuple[str, ...], float] = {}
 
-    def show(self, sight: Sight) -> None:
+    def show(self, sight: Snapshot) -> None:
         """Set all of them to this moment."""
         for status, count in sight.statuses.items():
             if status != "error":
@@ -62,7 +62,7 @@ class Metrics:
                 share = getattr(rank, reason)
                 self._set("moonsweep_rank_wait_share", share, **who, reason=reason)
 
-    def close(self, sight: Sight) -> None:
+    def close(self, sight: Snapshot) -> None:
         """The last moment; Ray exports it until the driver ends."""
         self.show(sight)
 

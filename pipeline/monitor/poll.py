@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 
 from parallel.groups.errors import GroupError
 from parallel.groups.supervisor import GroupsStatus
-from pipeline.monitor.snapshot import Sight, Watch
+from pipeline.monitor.snapshot import RunMonitor, Snapshot
 
 _LOOK_S = 1.0  # as often as the groups look at their ranks
 _JOIN_S = 10.0
@@ -32,24 +32,24 @@ class Writer(Protocol):
         ...
 
 
-class Shows(Protocol):
+class Reporter(Protocol):
     """Who is to know how a run goes, such as `progress.Display` and `metrics.Metrics`."""
 
-    def show(self, sight: Sight) -> None:
+    def show(self, sight: Snapshot) -> None:
         """Show this moment."""
         ...
 
-    def close(self, sight: Sight) -> None:
+    def close(self, sight: Snapshot) -> None:
         """Show the last moment."""
         ...
 
 
 @contextmanager
 def watched(
-    watch: Watch,
+    watch: RunMonitor,
     groups: Groups,
     writer: Writer,
-    shows: Sequence[Shows],
+    shows: Sequence[Reporter],
     every_s: float = _LOOK_S,
 ) -> Iterator[None]:
     """Look at the ranks, and show what is known, until the context ends; then once more."""

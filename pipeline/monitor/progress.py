@@ -1,4 +1,4 @@
-"""A `Sight` for people: a bar on a terminal, a line now and then in a job's log."""
+"""A `Snapshot` for people: a bar on a terminal, a line now and then in a job's log."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.monitor.snapshot import Sight, Waits
+from pipeline.monitor.snapshot import Snapshot, Waits
 
 _LINE_EVERY_S = 30.0
 
@@ -18,7 +18,7 @@ class Bar:
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
 
-    def show(self, sight: Sight) -> None:
+    def show(self, sight: Snapshot) -> None:
         """Draw."""
         if self._bar is None:
             self._bar = tqdm(
@@ -31,7 +31,7 @@ class Bar:
         self._bar.set_description_str(engine_text(sight), refresh=False)
         self._bar.set_postfix_str(rest_text(sight), refresh=True)
 
-    def close(self, sight: Sight) -> None:
+    def close(self, sight: Snapshot) -> None:
         """Draw once more, and leave it there."""
         self.show(sight)
         if self._bar is not None:
@@ -44,16 +44,16 @@ class Lines:
     def __init__(self) -> None:
         self._shown_at = time.monotonic()
 
-    def show(self, sight: Sight) -> None:
+    def show(self, sight: Snapshot) -> None:
         """Write a line if the last one is old enough."""
         if time.monotonic() - self._shown_at >= _LINE_EVERY_S:
             self._write(sight)
 
-    def close(self, sight: Sight) -> None:
+    def close(self, sight: Snapshot) -> None:
         """Write the last line."""
         self._write(sight)
 
-    def _write(self, sight: Sight) -> None:
+    def _write(self, sight: Snapshot) -> None:
         self._shown_at = time.monotonic()
         total = sight.rows_done + sight.rows_left
         line = f"{engine_text(sight)} {sight.rows_done}/{total} rows, {rest_text(sight)}"
@@ -63,10 +63,10 @@ class Lines:
 class Silence:
     """Shows nothing."""
 
-    def show(self, sight: Sight) -> None:
+    def show(self, sight: Snapshot) -> None:
         """Nothing."""
 
-    def close(self, sight: Sight) -> None:
+    def close(self, sight: Snapshot) -> None:
         """Nothing."""
 
 
@@ -77,13 +77,13 @@ def open_display(*, show: bool) -> Bar | Lines | Silence:
     return Bar() if sys.stderr.isatty() else Lines()
 
 
-def engine_text(sight: Sight) -> str:
+def engine_text(sight: Snapshot) -> str:
     """The first number."""
     used = sight.engine_time_used
     return "engine ..." if used is None else f"engine {used:4.0%}"
 
 
-def rest_text(sight: Sight) -> str:
+def rest_text(sight: Snapshot) -> str:
     """Rates, time left, errors and what ranks waited for."""
     parts = [
         f"{sight.rows_per_s:.3g} rows/s",

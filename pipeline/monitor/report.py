@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from pipeline.monitor.snapshot import Sight
+from pipeline.monitor.snapshot import Snapshot
 from pipeline.monitor.stage_costs import Costs, StageCost
 from pipeline.status import Status
 
@@ -19,7 +19,7 @@ class Usage:
     ranks: Mapping[str, float] = field(default_factory=dict)  # as `machines.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
     longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
-    sight: Sight | None = None  # the last one; None where nothing was to do
+    sight: Snapshot | None = None  # the last one; None where nothing was to do
     num_preparers: int = 0  # workers that prepare rows, at most
     max_rows: int = 0  # that may be at the engines at a time
 

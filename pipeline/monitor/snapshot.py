@@ -1,7 +1,7 @@
 """What is seen of a run while it goes: rows, rates, time left, and where the time of ranks goes.
 
-`Watch` is told of finished rows by the driver and of ranks by their groups; a `Sight` is what it
-knows at one moment. The same goes to the terminal, the log, Prometheus and `_report.json`.
+The driver tells `RunMonitor` of finished rows and of the ranks; a `Snapshot` is what it knows at
+one moment. The same goes to the terminal, the log, Prometheus and `_report.json`.
 
 The time of a rank, since its engine was loaded, is four parts that make 1:
 
@@ -41,7 +41,7 @@ class Waits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
+class Snapshot:
     """A run at one moment."""
 
     engine_time_used: float | None  # None: no rank has been seen yet
@@ -115,7 +115,7 @@ class _Rank:
         self.latest, self.seen_at, self.written_s = stats, now, written_s
 
 
-class Watch:
+class RunMonitor:
     """Adds up what is seen of a run.
 
     Args:
@@ -170,15 +170,15 @@ class Watch:
                         seen = self._ranks.setdefault((group, rank), _Rank())
                         seen.look(stats, self._clock(), written_s)
 
-    def sight(self) -> Sight:
+    def sight(self) -> Snapshot:
         """What is known now."""
         with self._lock:
             return self._sight()
 
-    def _sight(self) -> Sight:
+    def _sight(self) -> Snapshot:
         rows_per_s, video_per_s, tokens_per_s = self._rates()
         left = self._num_rows - self._num_done - self._num_seen
-        return Sight(
+        return Snapshot(
             engine_time_used=self._engine_time_used(),
             rows_done=self._num_done + self._num_seen,
             rows_left=left,

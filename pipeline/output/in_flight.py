@@ -26,7 +26,7 @@ MAX_SHARED_STARTS = 3
 MAX_STARTS = 6  # the last three of them alone
 
 
-class StartLog:
+class InFlightJournal:
     """Keeps `_starts.json` true while a run lives; an actor on the driver's node.
 
     Args:

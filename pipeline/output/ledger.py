@@ -72,7 +72,7 @@ class IdSet:
 
 
 @dataclass
-class Held:
+class OutputIndex:
     """The committed rows of an output, by the hashes of their ids.
 
     A row is `done`, or it failed and may be replaced where it stands.
@@ -84,7 +84,7 @@ class Held:
     parts: tuple[str, ...]  # names
 
     @classmethod
-    def nothing(cls) -> "Held":
+    def nothing(cls) -> "OutputIndex":
         """Of a new output."""
         return cls(IdSet(), np.empty(0, np.uint64), np.empty(0, np.int32), ())
 
@@ -124,13 +124,13 @@ def committed_parts(store: Store) -> list[str]:
     return [name for name in store.names() if is_part(name)]
 
 
-def read_held(
+def read_index(
     store: Store,
     parts: Sequence[str],
     schema: pa.Schema,
     *,
     retry: Collection[ErrorCode] = (),
-) -> Held:
+) -> OutputIndex:
     """Read the ids of all committed rows, and of nothing else more than need be.
 
     Args:
@@ -143,7 +143,7 @@ def read_held(
         ValueError: a part cannot be read or has other columns than `schema`.
     """
     codes = pa.array([str(code) for code in retry], pa.string())
-    held = Held.nothing()
+    held = OutputIndex.nothing()
     held.parts = tuple(parts)
     failed, failed_part = [held.failed], [held.failed_part]
     with ThreadPoolExecutor(_READERS) as pool:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.output.ledger import NO_PART, Held, hash_ids
+from pipeline.output.ledger import NO_PART, OutputIndex, hash_ids
 from pipeline.output.store import Store
 
 _ROW_GROUP_BYTES = 32 << 20
@@ -49,7 +49,7 @@ class Committer:
         store: Store,
         run_id: str,
         schema: pa.Schema,
-        held: Held,
+        held: OutputIndex,
         *,
         rows_per_part: int,
         max_part_age_s: float,

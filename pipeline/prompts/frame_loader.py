@@ -1,4 +1,4 @@
-"""`Viewer`: the frames of a row that the model is to see."""
+"""`FrameLoader`: the frames of a row that the model is to see."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -6,18 +6,18 @@ from typing import Any, BinaryIO, TypeVar
 
 from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError
-from pipeline.media.display import Shot
+from pipeline.media.display import FrameRequest
 from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError, MediaLimits, refuse
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import Window, Windows
-from pipeline.prompts.frame_view import FitFrames, Look
+from pipeline.prompts.frame_view import FitFrames, FrameView
 from pipeline.status import ErrorCode
 
 Shown = TypeVar("Shown")
 
 
-class Viewer:
+class FrameLoader:
     """Opens and decodes the media of one row after the other, each of them once.
 
     Args:
@@ -30,15 +30,15 @@ class Viewer:
         self,
         processor: Processor,
         fetch: Callable[[object], bytes | BinaryIO],
-        decoder: Decoder,
+        decoder: SandboxedDecoder,
     ) -> None:
         self._processor = processor
         self._fetch = fetch
         self._decoder = decoder
 
     def frames(
-        self, row: Mapping[str, Any], looks: Sequence[Look], limits: MediaLimits
-    ) -> dict[Look, list[Frames]]:
+        self, row: Mapping[str, Any], looks: Sequence[FrameView], limits: MediaLimits
+    ) -> dict[FrameView, list[Frames]]:
         """For each look the frames of each of a row's media, which share the row's tokens evenly.
 
         Looks that take the same frames at the same size have the same objects.
@@ -52,18 +52,18 @@ class Viewer:
         shot_of = {look: self._shot(look, len(media)) for look in looks}
         shots = list(dict.fromkeys(shot_of.values()))
         span_s = (row["start_s"], row["end_s"])
-        shoot = partial(self._decoder.shoot, shots=shots, span_s=span_s)
+        decode = partial(self._decoder.decode, shots=shots, span_s=span_s)
         taken: list[list[Frames]] = []  # of each of the media, by shot
         num_bytes = 0
         for number, each in enumerate(media, 1):
-            taken.append(self._opened(each, shoot))
+            taken.append(self._opened(each, decode))
             num_bytes += sum(frames.rgb.nbytes for frames in taken[-1])
             limits.check_rgb_of_row(num_bytes, f"the frames of {number} media")
         shown = dict(zip(shots, (list(each) for each in zip(*taken, strict=True)), strict=True))
         return {look: shown[shot] for look, shot in shot_of.items()}
 
     def windows(
-        self, row: Mapping[str, Any], look: Look, windows: Windows, limits: MediaLimits
+        self, row: Mapping[str, Any], look: FrameView, windows: Windows, limits: MediaLimits
     ) -> list[Window]:
         """The windows of a row's video; or the pages of all its media, each by itself.
 
@@ -71,8 +71,8 @@ class Viewer:
             MediaError: one of the media cannot be used, or there are too many pages.
         """
         media = _as_list(row["video"])
-        shoot = partial(
-            self._decoder.shoot_windows,
+        decode = partial(
+            self._decoder.decode_windows,
             shots=[self._shot(look, 1)],
             windows=windows,
             span_s=(row["start_s"], row["end_s"]),
@@ -82,7 +82,7 @@ class Viewer:
         for each in media:
             if len(found) == limits.max_pages and len(media) > 1:
                 refuse("the row has more pages", limits.max_pages, "--max-pages")
-            new = self._opened(each, shoot)
+            new = self._opened(each, decode)
             num_pages = len(found) + len(new)
             if num_pages > limits.max_pages and len(media) > 1:
                 refuse(f"the row has {num_pages} pages", limits.max_pages, "--max-pages")
@@ -105,7 +105,7 @@ class Viewer:
                 "give it fewer",
             )
 
-    def _shot(self, look: Look, num_media: int) -> Shot:
+    def _shot(self, look: FrameView, num_media: int) -> FrameRequest:
         max_row_tokens = look.max_row_tokens
         if max_row_tokens is not None:
             max_row_tokens = max(1, max_row_tokens // num_media)
@@ -114,12 +114,12 @@ class Viewer:
             max_frame_tokens=look.max_frame_tokens,
             max_row_tokens=max_row_tokens,
         )
-        return Shot(sampling=look.affordable_frames, fit=fit)
+        return FrameRequest(sampling=look.affordable_frames, fit=fit)
 
-    def _opened(self, value: object, shoot: Callable[[bytes | BinaryIO], Shown]) -> Shown:
+    def _opened(self, value: object, decode: Callable[[bytes | BinaryIO], Shown]) -> Shown:
         media = self._fetch(value)
         try:
-            return shoot(media)
+            return decode(media)
         finally:
             if not isinstance(media, bytes):
                 media.close()

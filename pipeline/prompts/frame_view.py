@@ -1,4 +1,4 @@
-"""`Look`: how a row's media are shown: which frames, of which size, with which times."""
+"""`FrameView`: how a row's media are shown: which frames, of which size, with which times."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -11,7 +11,7 @@ Timestamps = Literal["none", "seconds", "mm:ss"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class FrameView:
     """How media are shown.
 
     Raises:

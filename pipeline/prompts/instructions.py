@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import DEFAULT_LIMITS, MediaLimits
 from pipeline.media.windows import Windows
-from pipeline.prompts.frame_view import Look, Timestamps
+from pipeline.prompts.frame_view import FrameView, Timestamps
 from pipeline.prompts.questions import Question, check_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instructions:
-    """What is asked about each video, and how it is shown to the model; see also `Look`."""
+    """What is asked about each video, and how it is shown to the model; see also `FrameView`."""
 
     prompt: str = "Describe this video in detail."  # where the row has none of its own
     questions: tuple[Question, ...] = ()  # in place of the prompt; each has a column of its own
@@ -35,9 +35,9 @@ class Instructions:
         assert self.look  # whose values are checked
 
     @property
-    def look(self) -> Look:
+    def look(self) -> FrameView:
         """How a row is shown where a question does not say otherwise."""
-        return Look(
+        return FrameView(
             frames=self.frames,
             timestamps=self.timestamps,
             max_frame_tokens=self.max_frame_tokens,
@@ -45,7 +45,7 @@ class Instructions:
         )
 
     @property
-    def looks(self) -> tuple[Look, ...]:
+    def looks(self) -> tuple[FrameView, ...]:
         """All ways in which a row is shown, each once."""
         wanted = [question.look or self.look for question in self.questions]
         return tuple(dict.fromkeys(wanted)) or (self.look,)

@@ -20,10 +20,10 @@ from model.inputs.processor import Item, Processor
 from model.inputs.prompt import PromptError
 from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import PageWindows, Window, pack_pages
-from pipeline.prompts.frame_loader import Viewer
-from pipeline.prompts.frame_view import Look, Timestamps
+from pipeline.prompts.frame_loader import FrameLoader
+from pipeline.prompts.frame_view import FrameView, Timestamps
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prompt_columns import encode_prompt
 from pipeline.prompts.questions import fill
@@ -58,13 +58,15 @@ class Prepare:
         instructions: Instructions,
         fetch: Callable[[object], bytes | BinaryIO],
         seed: int = 0,
-        decoder: Decoder | None = None,
+        decoder: SandboxedDecoder | None = None,
     ) -> None:
         self._processor = processor
         self._layout = layout
         self._instructions = instructions
         self._seed = seed
-        self._viewer = Viewer(processor, fetch, decoder or Decoder(instructions.limits))
+        self._viewer = FrameLoader(
+            processor, fetch, decoder or SandboxedDecoder(instructions.limits)
+        )
 
     def __call__(self, rows: pa.Table, error: MediaError | None = None) -> pa.Table:
         """Prepare a table of `row_id` and the layout's `read` columns.
@@ -224,7 +226,7 @@ class Prepare:
     def _ask(
         self,
         seed_id: str,
-        look: Look,
+        look: FrameView,
         media: Sequence[Frames],
         items: Iterable[Item],
         text: Callable[[], str],
@@ -258,7 +260,7 @@ class _Asked:
 
     question: int
     seed_id: str
-    look: Look
+    look: FrameView
     text: Callable[[], str]  # raises PromptError
 
 

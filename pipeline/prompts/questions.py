@@ -27,7 +27,7 @@ from pipeline.prompts.fan_in import (
     first_error,
     first_of,
 )
-from pipeline.prompts.frame_view import Look
+from pipeline.prompts.frame_view import FrameView
 from pipeline.schema import (
     MEDIA_FIELDS,
     PART_FIELD,
@@ -64,7 +64,7 @@ class Question:
     name: str
     text: str
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    look: Look | None = None
+    look: FrameView | None = None
     over: str | None = None
     is_typed: bool = False
 

@@ -32,12 +32,12 @@ from model.engine.sequence import SamplingParams
 from model.inputs.processor import Processor
 from parallel.groups.client import Groups
 from pipeline.cluster.nodes import require_checkpoint
-from pipeline.cluster.processes import give_way
-from pipeline.input.plan import Piece, joined
-from pipeline.input.reader import read_piece
+from pipeline.cluster.processes import lower_priority
+from pipeline.input.plan import RowGroupSplit, joined
+from pipeline.input.reader import read_split
 from pipeline.input.source import Source
 from pipeline.media.limits import MediaError
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import TimeWindows
 from pipeline.monitor.stage_costs import Cost, Counted, measured
 from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS
@@ -76,14 +76,14 @@ class Flow:
     keep_order: bool = False
 
     def results(
-        self, pieces: Sequence[Piece], groups: Groups, starts: Any
+        self, pieces: Sequence[RowGroupSplit], groups: Groups, starts: Any
     ) -> Iterator[tuple[pa.Table, list[Cost]]]:
         """Run all stages over `pieces`; yields finished rows, and what they cost.
 
         Args:
             pieces: what to read.
             groups: who answers.
-            starts: handle of a `StartLog` actor, told of rows before a stage works on them.
+            starts: handle of a `InFlightJournal` actor, told of rows before a stage works on them.
         """
         sizing = self.sizing
         reads = joined(pieces, _ROWS_PER_READ)
@@ -192,7 +192,9 @@ def costs_of(block: pa.Table) -> list[Cost]:
 
 
 class _Rows(Datasource):
-    def __init__(self, source: Source, reads: Sequence[Sequence[Piece]], max_rows: int) -> None:
+    def __init__(
+        self, source: Source, reads: Sequence[Sequence[RowGroupSplit]], max_rows: int
+    ) -> None:
         self._source = source
         self._reads = reads
         self._max_rows = max_rows
@@ -217,11 +219,11 @@ class _Rows(Datasource):
 
 
 def _read_task(
-    filesystem: pafs.FileSystem, layout: Layout, pieces: Sequence[Piece], max_rows: int
+    filesystem: pafs.FileSystem, layout: Layout, pieces: Sequence[RowGroupSplit], max_rows: int
 ) -> ReadTask:
     def read() -> Iterator[pa.Table]:
         slices = chain.from_iterable(
-            read_piece(filesystem, layout, piece, max_rows=max_rows) for piece in pieces
+            read_split(filesystem, layout, piece, max_rows=max_rows) for piece in pieces
         )
         while True:
             with measured("read") as cost:
@@ -247,13 +249,13 @@ class _Preparer:
         batching: Batching,
     ) -> None:
         require_checkpoint(checkpoint)
-        give_way()
+        lower_priority()
         self._batching = batching
         self._media_column = layout.columns.video
         self._starts = starts
         processor = Processor.from_checkpoint(checkpoint)
         self._open = Counted(open_media)
-        self._decoder = Decoder(instructions.limits)
+        self._decoder = SandboxedDecoder(instructions.limits)
         self._prepare = Prepare(processor, layout, instructions, self._open, seed, self._decoder)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:

@@ -9,8 +9,8 @@ rows where each costs much. The rows alone decide what a batch is (`batching.Bat
 import math
 from dataclasses import dataclass, replace
 
-from parallel.ranks.worker import Company
-from pipeline.cluster.deployment import Machines
+from parallel.ranks.worker import AdmissionPolicy
+from pipeline.cluster.deployment import Deployment
 from pipeline.config import PipelineConfig
 from pipeline.media.windows import PageWindows
 from pipeline.stages.batching import Batching
@@ -28,7 +28,7 @@ _BATCHES_AHEAD = 16
 # expects of a GPU some 20 rows a second.
 _ENGINES_PER_CLIENT = 2
 # On CPUs an engine that answers rows one by one takes them from what prepares the next.
-_COMPANY = Company(num_sequences=16, patience_s=1.0)
+_COMPANY = AdmissionPolicy(num_sequences=16, max_wait_s=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Sizing:
     rows_in_flight: int  # at all engines together
     max_queued_bytes: int  # of rows between the stages
     batches_ahead: int  # that one worker may have made before anybody takes them
-    company: Company  # of each rank
+    company: AdmissionPolicy  # of each rank
 
     @property
     def rows_per_client(self) -> int:
@@ -56,7 +56,12 @@ class Sizing:
 
 
 def choose_sizing(
-    config: PipelineConfig, machines: Machines, *, num_rows: int, num_cpus: float, store_bytes: int
+    config: PipelineConfig,
+    machines: Deployment,
+    *,
+    num_rows: int,
+    num_cpus: float,
+    store_bytes: int,
 ) -> Sizing:
     """Fit the rows in flight to a run and its machines.
 
@@ -116,10 +121,10 @@ def _wanted_rows(config: PipelineConfig, num_engines: int) -> int:
     return 2 * config.engine.max_batch_size * num_engines
 
 
-def _company(config: PipelineConfig, machines: Machines, rows_per_engine: int) -> Company:
+def _company(config: PipelineConfig, machines: Deployment, rows_per_engine: int) -> AdmissionPolicy:
     """Half of what an engine can have at most, or requests would wait for what never comes."""
     if machines.device != "cpu":
-        return Company()
+        return AdmissionPolicy()
     given = rows_per_engine * config.sampling.n
     most = max(1, min(given, config.engine.max_batch_size) // 2)
     return replace(_COMPANY, num_sequences=min(_COMPANY.num_sequences, most))

@@ -17,18 +17,18 @@ from parallel.ranks.worker import Request
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.plan import plan
-from pipeline.input.reader import read_piece
+from pipeline.input.reader import read_split
 from pipeline.input.source import open_source
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError
-from pipeline.media.video import decode_video
-from pipeline.output.ledger import Held
+from pipeline.output.ledger import OutputIndex
 from pipeline.preflight import open_input
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prepare import Prepare
 from pipeline.schema import InputColumns
 from pipeline.stages.generate import Generate
 from tests.clips import make_video
+from tests.pipeline.decoding import decode_video
 from tests.pipeline.stages.test_generate import Groups
 from tests.pipeline.stages.test_generate import caption as completion
 
@@ -112,8 +112,8 @@ def write_answered(config: PipelineConfig, say: Callable[[Request], str]) -> Pat
 
     prepared = [
         prepare(rows)
-        for piece in plan(source, Held.nothing()).pieces
-        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=4)
+        for piece in plan(source, OutputIndex.nothing()).splits
+        for rows in read_split(source.filesystem, source.layout, piece, max_rows=4)
     ]
     with ThreadPoolExecutor(1) as pool:  # a test in a browser has a loop in its own thread
         tables = list(pool.map(lambda rows: asyncio.run(answered(rows)), prepared))

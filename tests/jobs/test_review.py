@@ -30,7 +30,7 @@ from pipeline.config import PipelineConfig
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaLimits
 from pipeline.media.windows import PageWindows, TimeWindows
-from pipeline.prompts.frame_view import Look, Timestamps
+from pipeline.prompts.frame_view import FrameView, Timestamps
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.questions import Question
 from pipeline.schema import InputColumns
@@ -256,7 +256,7 @@ def test_windows_have_their_frames_and_captions_by_window(clips, merge):
 
 def looked(frames, tokens, timestamps: Timestamps = "seconds"):
     sampling = FrameSampling(num_frames=frames)
-    return Look(frames=sampling, timestamps=timestamps, max_frame_tokens=tokens)
+    return FrameView(frames=sampling, timestamps=timestamps, max_frame_tokens=tokens)
 
 
 def test_prompts_that_see_a_row_in_different_ways_have_frames_of_their_own(clips):

@@ -19,7 +19,7 @@ from jobs.demo.quiz import write_quiz
 from jobs.sweep.layouts import lettered, read_items
 from model.inputs.processor import Processor
 from pipeline.fetch.media_access import MediaAccess
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.preflight import open_input
 from pipeline.prompts.prepare import Prepare
 from pipeline.stages.generate import Generate
@@ -121,10 +121,10 @@ def test_twelve_cells_decode_each_clip_once(quiz, tmp_path, monkeypatch):
     grid = "frames: [1, 2, 4]\nframe-tokens: [16, 64]\ntimestamps: [none, seconds]\n"
     assert call(quiz, tmp_path / "sweep", grid) == 0
 
-    class Counted(Decoder):
-        def shoot(self, source, shots, **more):
+    class Counted(SandboxedDecoder):
+        def decode(self, source, shots, **more):
             shot.append(len(shots))
-            return super().shoot(source, shots, **more)
+            return super().decode(source, shots, **more)
 
     (config,) = configs
     assert len(config.instructions.questions) == 12
@@ -205,7 +205,7 @@ def answer_all(config, quiz):
         return replace(first, others=tuple(others), choice_logprobs=logprobs)
 
     stage = Generate(Groups(answered), config.sampling, config.instructions.questions)
-    rows = prepared(config, [], Decoder())
+    rows = prepared(config, [], SandboxedDecoder())
 
     async def generate():
         return [part async for part in stage(rows)]

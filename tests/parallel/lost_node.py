@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 
 from parallel.groups.client import Groups
 from parallel.groups.spec import GroupSpec
-from parallel.ranks.rank_spec import Seat
+from parallel.ranks.rank_spec import RankSpec
 from tests.conftest import ROOT
 from tests.parallel.groups.test_group import SlowEngine, answer, num_placement_groups
 
@@ -20,7 +20,7 @@ from tests.parallel.groups.test_group import SlowEngine, answer, num_placement_g
 class PlacedEngine(SlowEngine):
     """Tells on which node it is."""
 
-    def __init__(self, seat: Seat | None) -> None:
+    def __init__(self, seat: RankSpec | None) -> None:
         super().__init__()
         assert seat is not None
         self.node = number(ray.get_runtime_context().get_node_id())

@@ -21,9 +21,10 @@ import numpy as np
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.status import ErrorCode
 from tests.pipeline import videos
+from tests.pipeline.decoding import decode_in
 from tests.pipeline.media import test_images
 
 LIMITS = MediaLimits(max_decode_s=2.0, max_decode_bytes=512 << 20, max_pixels=1 << 22)
@@ -75,7 +76,7 @@ def fuzz(num_files: int, seed: int) -> dict[str, object]:
     """Decode mutations: how many came to what end, the longest time, processes used up."""
     ends: Counter[str] = Counter()
     longest_s, num_processes = 0.0, 0
-    decoder = Decoder(LIMITS)
+    decoder = SandboxedDecoder(LIMITS)
     with tempfile.TemporaryDirectory() as folder:
         access = MediaAccess(base=folder)
         for number, source in enumerate(mutated(num_files, seed)):
@@ -95,13 +96,13 @@ def fuzz(num_files: int, seed: int) -> dict[str, object]:
     }
 
 
-def _end(decoder: Decoder, access: MediaAccess, path: Path) -> str:
+def _end(decoder: SandboxedDecoder, access: MediaAccess, path: Path) -> str:
     """`ok`, `damaged` or the code of the error; whatever else is raised ends the fuzzing."""
     try:
         media = access.open(path.name)
         assert not isinstance(media, bytes)
         with media:
-            frames = decoder.decode(media, _FIVE)
+            frames = decode_in(decoder, media, _FIVE)
     except MediaError as error:
         return ErrorCode(error.code).value
     assert 1 <= len(frames.rgb) <= 5

@@ -48,7 +48,7 @@ def answer_without_ray(config, numbers, code=None, row_id="clips.parquet#{}"):
     store = store_of(config)
     store.prepare()
     claim_output(store, recipe)
-    held = ledger.read_held(store, ledger.committed_parts(store), schema)
+    held = ledger.read_index(store, ledger.committed_parts(store), schema)
     committer = Committer(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
     known = {"status": "error" if code else "ok", "error_code": code}
     rows = [{"row_id": row_id.format(n), "video": f"{n}.mp4", "n": n, **known} for n in numbers]

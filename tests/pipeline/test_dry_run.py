@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from jobs import caption_videos
-from pipeline.dry_run import RowCounts, look_ahead
+from pipeline.dry_run import RowCounts, dry_run
 from pipeline.output import ledger
 from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, write_starts
 from pipeline.prompts.questions import Question
@@ -30,7 +30,7 @@ def config(tmp_path, checkpoint):
 
 
 def ahead(config, **changes):
-    return look_ahead(replace(config, **changes), num_gpus=0, where="here")
+    return dry_run(replace(config, **changes), num_gpus=0, where="here")
 
 
 def files_of(config):
@@ -49,7 +49,7 @@ def test_a_new_output_is_all_new_and_is_not_made(config):
     outlook = ahead(config, rows_per_part=4)
 
     assert outlook.counts == RowCounts(
-        all=6, new=6, done=0, failed=0, retried=0, alone=0, hopeless=0
+        all=6, new=6, done=0, failed=0, retried=0, quarantined=0, poisoned=0
     )
     assert not Path(config.output).exists()
     text = str(outlook)
@@ -61,8 +61,8 @@ def test_a_new_output_is_all_new_and_is_not_made(config):
 
 def test_gpus_that_cannot_hold_a_group_are_part_of_the_answer(config):
     asked = replace(config, expert_parallel=4)
-    assert look_ahead(asked, num_gpus=4, where="here").machines.startswith("1 group of 4 ranks")
-    refused = look_ahead(asked, num_gpus=2, where="here").machines
+    assert dry_run(asked, num_gpus=4, where="here").machines.startswith("1 group of 4 ranks")
+    refused = dry_run(asked, num_gpus=2, where="here").machines
     assert re.search(r"^REFUSED: .* 4 GPUs on one node.* 2 GPUs;.*\(here\)$", refused)
 
 
@@ -73,7 +73,7 @@ def test_rows_are_counted_as_new_done_and_failed_by_code(config):
     outlook = ahead(config)
 
     assert outlook.counts == RowCounts(
-        all=6, new=2, done=2, failed=2, retried=0, alone=0, hopeless=0
+        all=6, new=2, done=2, failed=2, retried=0, quarantined=0, poisoned=0
     )
     assert outlook.num_todo == 2
     assert "rows      2 new, 2 done, 2 failed" in str(outlook)

@@ -12,12 +12,13 @@ from parallel.groups.errors import DeadGroupError
 from parallel.ranks.worker import Failure
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prepare import Prepare
 from pipeline.schema import InputColumns, check_input
 from pipeline.status import ErrorCode
 from tests.clips import make_audio, make_video
+from tests.pipeline.decoding import decode_in
 from tests.pipeline.fits import Misbehave
 from tests.pipeline.media.test_images import bomb
 from tests.pipeline.media.test_media_refused import listener, playlist, sdp  # noqa: F401, a fixture
@@ -75,8 +76,8 @@ def processor(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def decoder():
-    decoder = Decoder(MediaLimits(max_decode_s=0.05))
-    decoder.decode(CLIP, Instructions().frames)  # starts the process
+    decoder = SandboxedDecoder(MediaLimits(max_decode_s=0.05))
+    decode_in(decoder, CLIP, Instructions().frames)  # starts the process
     yield decoder
     decoder.close()
 
@@ -106,7 +107,7 @@ def test_a_row_is_answered_by_prepare(code, processor, decoder, tmp_path, listen
 
 def test_a_row_that_kills_processes_is_answered(decoder):
     with in_time(), pytest.raises(MediaError) as caught:
-        decoder.decode(CLIP, Instructions().frames, fit=Misbehave("die"))
+        decode_in(decoder, CLIP, Instructions().frames, fit=Misbehave("die"))
     assert caught.value.code == ErrorCode.DECODER_DIED
 
 

@@ -11,8 +11,8 @@ import pytest
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError
-from pipeline.media.video import decode_video
 from tests.clips import make_video, number_of
+from tests.pipeline.decoding import decode_video
 
 RATE = 10
 NUM_FRAMES = 48

@@ -19,10 +19,10 @@ from model.network.kimi_vl import KimiVL
 from model.network.moe import Dispatch, Dispatcher, Experts, MoE
 from parallel.experts.policy import Exchange
 from parallel.experts.topology import Topology
-from parallel.ranks.ep_engine import MemberEngine
+from parallel.ranks.ep_engine import ExpertParallelEngine
 from parallel.ranks.lockstep import Lockstep
-from parallel.ranks.rank_spec import Seat
-from parallel.ranks.rendezvous import Membership
+from parallel.ranks.rank_spec import RankSpec
+from parallel.ranks.rendezvous import JoinedGroup
 from parallel.ranks.step_dispatcher import StepDispatcher
 
 _MOST_TOKENS = 1 << 12  # of an answer: more than any measurement decodes
@@ -100,7 +100,7 @@ class Process:
         *,
         num_threads: int,
         prompt_len: int,
-        seat: Seat | None = None,
+        seat: RankSpec | None = None,
         shares: Sequence[nn.ModuleList] = (),
     ) -> None:
         torch.set_num_threads(num_threads)
@@ -112,10 +112,10 @@ class Process:
         if seat is not None:
             self._join(seat, shares[seat.rank])
 
-    def _join(self, seat: Seat, share: nn.ModuleList) -> None:
+    def _join(self, seat: RankSpec, share: nn.ModuleList) -> None:
         model = self._engine.model
         device = torch.device("cpu")
-        self._group = Membership(seat, device).group
+        self._group = JoinedGroup(seat, device).group
         topology = Topology.even(model.config.text.n_routed_experts, seat.num_ranks)
         dispatcher = StepDispatcher(topology.num_held, self._group, device, Exchange())
         timed = TimedDispatcher(dispatcher)
@@ -124,7 +124,7 @@ class Process:
             layer.rows_computed = layer.rows_computed[: topology.num_held].clone()
             setattr(layer, "experts", experts)  # noqa: B010  packed ones are of another class
         lockstep = Lockstep(self._group, dispatcher.begin)
-        self._step = MemberEngine(self._engine, lockstep).step
+        self._step = ExpertParallelEngine(self._engine, lockstep).step
         self._exchange_s = lambda: timed.seconds + lockstep.stats.wait_s
 
     def serve(self, pipe: Connection) -> None:
@@ -175,7 +175,7 @@ def moe_layers(model: KimiVL) -> list[MoE]:
     return [module for module in model.modules() if isinstance(module, MoE)]
 
 
-def shares_of(model: KimiVL, num_ranks: int) -> list[nn.ModuleList]:
+def shards_of(model: KimiVL, num_ranks: int) -> list[nn.ModuleList]:
     """For each rank its experts in each layer: views of the weights, as long as none is packed."""
     topology = Topology.even(model.config.text.n_routed_experts, num_ranks)
     return [

@@ -18,15 +18,15 @@ from statistics import mean, median
 
 import torch
 
-from jobs.bench.cases.rank_process import Process, Spent, shares_of
+from jobs.bench.cases.rank_process import Process, Spent, shards_of
 from jobs.bench.cases.workbench import Sizes, Workbench
 from jobs.bench.measure.shapes import engine_for, random_model
 from jobs.bench.measure.turns import Turns
 from model.config import KimiVLConfig
 from model.malloc import keep_freed_memory
 from model.network.onednn import pack
-from parallel.ranks.rank_spec import Address, Seat
-from parallel.ranks.rendezvous import Meeting
+from parallel.ranks.rank_spec import Address, RankSpec
+from parallel.ranks.rendezvous import RendezvousStore
 
 _PATIENCE_S = 300.0
 _CACHE_GIB = 0.25
@@ -55,7 +55,7 @@ def measure_ranks(bench: Workbench) -> dict[str, object]:
     Raises:
         RuntimeError: a process ended early.
     """
-    meeting = Meeting("127.0.0.1")
+    meeting = RendezvousStore("127.0.0.1")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     arguments = (theirs, bench.config, bench.num_ranks, bench.sizes, meeting.address)
@@ -76,7 +76,7 @@ def _host(
     """Make the weights, fork the processes, measure, and send what was found."""
     torch.set_num_threads(1)
     model = random_model(config)
-    shares = shares_of(model, num_ranks)
+    shares = shards_of(model, num_ranks)
     for share in shares:
         pack(share)
     pack(model)
@@ -85,7 +85,7 @@ def _host(
     engine = engine_for(model, most_sequences, num_threads=1, cache_gib=_CACHE_GIB)
     make = partial(Process, engine, prompt_len=sizes.prompt_len)
     seats = [
-        Seat(
+        RankSpec(
             address=address,
             generation="bench",
             rank=rank,

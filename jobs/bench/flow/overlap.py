@@ -24,11 +24,11 @@ from pipeline.cluster.deployment import load_engine
 from pipeline.config import PipelineConfig
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.plan import plan
-from pipeline.input.reader import read_piece
+from pipeline.input.reader import read_split
 from pipeline.input.source import open_source
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.monitor.report import Report
-from pipeline.output.ledger import Held
+from pipeline.output.ledger import OutputIndex
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prepare import Prepare
 from pipeline.prompts.prompt_columns import decode_prompt
@@ -101,8 +101,8 @@ def _prepare_alone(config: PipelineConfig) -> tuple[float, list[Prompt]]:
     stage = Prepare(processor, source.layout, config.instructions, access.open)
     prompts: list[Prompt] = []
     started_s = None
-    for piece in plan(source, Held.nothing()).pieces:
-        for rows in read_piece(source.filesystem, source.layout, piece, max_rows=1):
+    for piece in plan(source, OutputIndex.nothing()).splits:
+        for rows in read_split(source.filesystem, source.layout, piece, max_rows=1):
             if started_s is None:
                 stage(rows)  # starts the decoding process
                 started_s = time.perf_counter()

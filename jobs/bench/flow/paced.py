@@ -13,7 +13,7 @@ from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from parallel.experts.load import ExpertLoad
 from parallel.experts.policy import Exchange
-from parallel.ranks.rank_spec import Seat
+from parallel.ranks.rank_spec import RankSpec
 from pipeline.config import PipelineConfig
 from pipeline.monitor.report import Report
 from pipeline.run import run
@@ -75,7 +75,7 @@ def paced(
     _checkpoint: Path,
     _config: EngineConfig,
     _exchange: Exchange,
-    _seat: Seat | None,
+    _seat: RankSpec | None,
     *,
     rows_per_s: float,
 ) -> PacedEngine:

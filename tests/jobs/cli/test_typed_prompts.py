@@ -17,7 +17,7 @@ from model.engine.config import EngineConfig
 from model.engine.engine import Engine
 from model.inputs.processor import Processor
 from pipeline.config import recipe_of
-from pipeline.dry_run import look_ahead
+from pipeline.dry_run import dry_run
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.output import ledger
 from pipeline.output.recipe import claim_output
@@ -104,7 +104,7 @@ def commit(config, rows, retry=()):
     store = LocalStore(Path(config.output))
     store.prepare()
     claim_output(store, recipe)
-    held = ledger.read_held(store, ledger.committed_parts(store), schema, retry=retry)
+    held = ledger.read_index(store, ledger.committed_parts(store), schema, retry=retry)
     committer = Committer(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
     committer.add(rows.select(schema.names))
     committer.commit()
@@ -154,7 +154,7 @@ def test_the_type_of_a_column_is_part_of_the_recipe_and_as_json_is_that_of_text(
     )
     text = configured(tmp_path)
 
-    changes = look_ahead(text, num_gpus=0, where="here").changes
+    changes = dry_run(text, num_gpus=0, where="here").changes
 
     columns, schema = sorted(changes)
     assert columns.startswith("output_columns: - tags: struct<moves: bool, colours: list<")

@@ -12,7 +12,7 @@ from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
 from jobs.demo.language import read_caption
 from jobs.demo.scenes import Difficulty
 from pipeline.media.frame_sampling import FrameSampling
-from pipeline.media.video import decode_video
+from tests.pipeline.decoding import decode_video
 
 ONE_SHAPE = Difficulty(num_shapes=(1.0, 0.0, 0.0), small=0.0, event=0.0, text=0.0)
 

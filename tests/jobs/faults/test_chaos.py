@@ -1,4 +1,4 @@
-"""The blows of a drill, and how it is judged."""
+"""The faults of a drill, and how it is judged."""
 
 import os
 import random
@@ -12,7 +12,7 @@ import pytest
 
 from jobs.cli import processes
 from jobs.faults import chaos
-from jobs.faults.chaos import Blow, Tally
+from jobs.faults.chaos import Fault, Tally
 
 
 def row(number, **changes):
@@ -38,13 +38,13 @@ def test_every_difference_is_counted(wild, expected):
 
 def test_blows_fall_in_order_and_on_every_kind():
     options = Namespace(rows=100, driver_kills=2, other_kills=10, nodes=2)
-    blows = chaos.make_blows(options, random.Random(0))
-    assert blows == sorted(blows)
-    assert all(1 <= blow.num_rows <= 80 for blow in blows)
-    counts = Counter(blow.kind for blow in blows)
+    faults = chaos.make_blows(options, random.Random(0))
+    assert faults == sorted(faults)
+    assert all(1 <= fault.num_rows <= 80 for fault in faults)
+    counts = Counter(fault.kind for fault in faults)
     assert counts == dict.fromkeys(("driver", "node", *chaos.SIGNS), 2)
     options.nodes = 0
-    assert "node" not in {blow.kind for blow in chaos.make_blows(options, random.Random(0))}
+    assert "node" not in {fault.kind for fault in chaos.make_blows(options, random.Random(0))}
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_blows_fall_in_order_and_on_every_kind():
         pytest.param({}, {"reads_with_doubled_rows": 1}, id="a reader saw a row twice"),
         pytest.param({}, {"orphans": 1}, id="processes outlived their driver"),
         pytest.param({}, {"missed": Counter(driver=1)}, id="the run ended before it was killed"),
-        pytest.param({}, {"kills": Counter(driver=1)}, id="most blows fell on nobody"),
+        pytest.param({}, {"kills": Counter(driver=1)}, id="most faults fell on nobody"),
     ],
 )
 def test_a_drill_that_shows_nothing_does_not_pass(found, tally):
-    blows = [Blow(1, "driver"), Blow(2, "rank")]
+    faults = [Fault(1, "driver"), Fault(2, "rank")]
     good = {"rows": 10, "lost": 0, "doubled": 0, "changed": 0}
     kills = Counter(driver=1, rank=1)
-    assert chaos.is_well(good, Tally(kills=kills), blows, 10)
-    assert not chaos.is_well({**good, **found}, Tally(**{"kills": kills, **tally}), blows, 10)
+    assert chaos.is_well(good, Tally(kills=kills), faults, 10)
+    assert not chaos.is_well({**good, **found}, Tally(**{"kills": kills, **tally}), faults, 10)
 
 
 def test_processes_are_found_and_killed():

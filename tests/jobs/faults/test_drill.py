@@ -3,9 +3,9 @@
 import pytest
 
 from jobs.faults.drill import drill, is_well, parse
-from jobs.faults.faulty_engine import Blow, make_blows, random_blows
+from jobs.faults.faulty_engine import Fault, make_blows, random_blows
 
-WELL = {"rows_in": 9, "rows_out": 9, "duplicates": 0, "text_changed": 0, "blows": 2, "deaths": 2}
+WELL = {"rows_in": 9, "rows_out": 9, "duplicates": 0, "text_changed": 0, "faults": 2, "deaths": 2}
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ WELL = {"rows_in": 9, "rows_out": 9, "duplicates": 0, "text_changed": 0, "blows"
         pytest.param({"rows_out": 8}, False, id="a lost row"),
         pytest.param({"rows_out": 10, "duplicates": 1}, False, id="a row twice"),
         pytest.param({"text_changed": 1}, False, id="another text"),
-        pytest.param({"deaths": 1}, False, id="a blow that never fell"),
+        pytest.param({"deaths": 1}, False, id="a fault that never fell"),
         pytest.param({"deaths": 3}, True, id="a death more"),
     ],
 )
@@ -24,21 +24,21 @@ def test_only_a_run_without_loss_is_well(change, well):
 
 
 def test_a_group_that_is_hit_again_is_hit_in_its_next_generation():
-    blows = make_blows([("kill", 3, 100), ("stop", 0, 40), ("kill", 2, 7)], num_ranks=2)
-    assert blows == [
-        Blow("kill", group=1, rank=1, generation=0, step=100),
-        Blow("stop", group=0, rank=0, generation=0, step=40),
-        Blow("kill", group=1, rank=0, generation=1, step=7),
+    faults = make_blows([("kill", 3, 100), ("stop", 0, 40), ("kill", 2, 7)], num_ranks=2)
+    assert faults == [
+        Fault("kill", group=1, rank=1, generation=0, step=100),
+        Fault("stop", group=0, rank=0, generation=0, step=40),
+        Fault("kill", group=1, rank=0, generation=1, step=7),
     ]
 
 
 def test_random_blows_kill_and_stop_in_every_group_and_can_be_repeated():
     where = {"num_groups": 2, "num_ranks": 4, "last_step": 50}
-    blows = random_blows(6, seed=3, **where)
-    assert blows == random_blows(6, seed=3, **where)
-    assert {(blow.kind, blow.group) for blow in blows} == {("kill", 0), ("stop", 1)}
-    assert [blow.generation for blow in blows] == [0, 0, 1, 1, 2, 2]
-    assert all(1 <= blow.step <= 50 for blow in blows)
+    faults = random_blows(6, seed=3, **where)
+    assert faults == random_blows(6, seed=3, **where)
+    assert {(fault.kind, fault.group) for fault in faults} == {("kill", 0), ("stop", 1)}
+    assert [fault.generation for fault in faults] == [0, 0, 1, 1, 2, 2]
+    assert all(1 <= fault.step <= 50 for fault in faults)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from jobs.planning.shapes import moonlight
 from model.config import BLOCK_SIZE
 from model.network.kimi_vl import KimiVL
 from model.network.kv_cache import LatentCache
-from model.network.moe import LocalDispatcher, Share
+from model.network.moe import ExpertShard, LocalDispatcher
 from tests.tiny import tiny_checkpoint, tiny_config
 
 ROWS = Rows(
@@ -47,7 +47,7 @@ def test_the_published_network_has_its_parameters():
 def test_a_rank_has_the_bytes_that_it_would_load(num_ranks, num_copies):
     config = tiny_config()
     held = range(16 // num_ranks + num_copies)
-    share = Share(held, LocalDispatcher(16))
+    share = ExpertShard(held, LocalDispatcher(16))
     loaded = sum(p.numel() for p in KimiVL(config, lambda _: share).parameters())
     assert Network(config).weights_bytes(num_ranks, num_copies) == 2 * loaded
 

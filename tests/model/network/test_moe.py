@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.network.moe import Experts, LocalDispatcher, MoE, Router, Share, add_rows
+from model.network.moe import Experts, ExpertShard, LocalDispatcher, MoE, Router, add_rows
 from tests.tiny import tiny_config
 
 
@@ -22,7 +22,7 @@ def one_by_one(moe, x):
 def test_experts_together_equal_experts_one_by_one(num_tokens, num_shared):
     config = tiny_config({"n_shared_experts": num_shared}).text
     torch.manual_seed(0)
-    moe = MoE(config, Share(range(16), LocalDispatcher(16)))
+    moe = MoE(config, ExpertShard(range(16), LocalDispatcher(16)))
     x = torch.randn(num_tokens, config.hidden_size)
     torch.testing.assert_close(moe(x), one_by_one(moe, x), rtol=0, atol=1e-5)
     moe(x[:5])

@@ -11,7 +11,7 @@ from jobs.training.random_checkpoint import TEXT
 from model.config import KimiVLConfig
 from model.json_values import CheckpointError
 from model.network.kimi_vl import KimiVL
-from model.network.moe import LocalDispatcher, Share
+from model.network.moe import ExpertShard, LocalDispatcher
 from model.network.weights import check_checkpoint, destinations, load_model, stored_tensors
 from tests.tiny import tiny_checkpoint, write_published_configs
 
@@ -88,7 +88,7 @@ def test_every_parameter_is_the_tensor_of_its_name(tmp_path, num_shards):
 
 def test_only_the_held_experts_are_loaded(tmp_path):
     tiny_checkpoint(tmp_path)
-    share = Share(range(4, 10), LocalDispatcher(16))
+    share = ExpertShard(range(4, 10), LocalDispatcher(16))
     whole, part = load_model(tmp_path), load_model(tmp_path, shares=lambda _: share)
     wanted = dict(part.named_parameters())
     for name, parameter in whole.named_parameters():
@@ -100,7 +100,7 @@ def test_layers_may_hold_different_experts_in_any_order(tmp_path):
     tiny_checkpoint(tmp_path)
     held = {1: (3, 1), 2: (15, 0)}
     whole = dict(load_model(tmp_path).named_parameters())
-    part = load_model(tmp_path, shares=lambda layer: Share(held[layer], LocalDispatcher(16)))
+    part = load_model(tmp_path, shares=lambda layer: ExpertShard(held[layer], LocalDispatcher(16)))
     for name, parameter in part.named_parameters():
         if ".mlp.experts." in name:
             layer = int(name.split(".layers.")[1].split(".")[0])

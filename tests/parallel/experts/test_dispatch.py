@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from model.config import TextConfig
-from model.network.moe import LocalDispatcher, MoE, Share
+from model.network.moe import ExpertShard, LocalDispatcher, MoE
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.experts.policy import WireDtype
 from parallel.experts.shards import ByExpert
@@ -83,11 +83,11 @@ def networks(num_ranks: int, **text: object):
     config: TextConfig = tiny_config(text).text
     torch.manual_seed(0)
     num_experts = config.n_routed_experts
-    whole = MoE(config, Share(range(num_experts), LocalDispatcher(num_experts)))
+    whole = MoE(config, ExpertShard(range(num_experts), LocalDispatcher(num_experts)))
     topology = Topology.even(config.n_routed_experts, num_ranks)
 
     def part(rank: int, dispatcher) -> MoE:
-        moe = MoE(config, Share(topology.held[rank], dispatcher))
+        moe = MoE(config, ExpertShard(topology.held[rank], dispatcher))
         weights = dict(whole.state_dict())
         for name in [name for name in weights if name.startswith("experts.")]:
             weights[name] = weights[name][list(topology.held[rank])]

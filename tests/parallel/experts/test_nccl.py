@@ -9,17 +9,17 @@ from model.network.moe import LocalDispatcher
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.experts.shards import ByExpert
 from parallel.experts.topology import Topology
-from parallel.ranks.rank_spec import Seat
-from parallel.ranks.rendezvous import Meeting, Membership
+from parallel.ranks.rank_spec import RankSpec
+from parallel.ranks.rendezvous import JoinedGroup, RendezvousStore
 
 NUM_EXPERTS, TOP_K, HIDDEN = 64, 6, 256
 pytestmark = pytest.mark.gpu
 
 
-def on_rank(seat: Seat) -> None:
+def on_rank(seat: RankSpec) -> None:
     device = torch.device(f"cuda:{seat.rank}")
     torch.cuda.set_device(device)
-    group = Membership(seat, device).group
+    group = JoinedGroup(seat, device).group
     topology = Topology.even(NUM_EXPERTS, seat.num_ranks)
     generator = torch.Generator().manual_seed(seat.rank)
     num_tokens = 5 * seat.rank  # rank 0 is idle
@@ -44,9 +44,9 @@ def on_rank(seat: Seat) -> None:
 
 def test_dispatchers_over_nccl_equal_the_local_one():
     num_ranks = 2 if torch.cuda.device_count() < 4 else 4
-    meeting = Meeting("127.0.0.1")
+    meeting = RendezvousStore("127.0.0.1")
     seats = [
-        Seat(
+        RankSpec(
             address=meeting.address,
             generation="test",
             rank=rank,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.network import weights
-from model.network.moe import LocalDispatcher, Share
+from model.network.moe import ExpertShard, LocalDispatcher
 from model.network.weights import IGNORED, load_model, stored_tensors
 from parallel.experts.topology import Topology
 from tests.tiny import tiny_checkpoint
@@ -39,7 +39,7 @@ def test_ranks_read_the_shared_part_and_each_expert_once(checkpoint, monkeypatch
     seen: list[str] = []
     for held in topology.held:
         read.clear()
-        share = Share(held, LocalDispatcher(NUM_EXPERTS))
+        share = ExpertShard(held, LocalDispatcher(NUM_EXPERTS))
         model = load_model(checkpoint, shares=lambda _, share=share: share)
         assert len(set(read)) == len(read)
         shared = {name for name in stored if not IGNORED.fullmatch(name)} - of_experts

@@ -8,11 +8,11 @@ import torch
 from model.engine.config import EngineConfig
 from parallel.experts.policy import Exchange
 from parallel.ranks import ep_engine as module
-from parallel.ranks.ep_engine import load_member
-from parallel.ranks.rank_spec import Address, Seat
+from parallel.ranks.ep_engine import load_ep_engine
+from parallel.ranks.rank_spec import Address, RankSpec
 from tests.tiny import tiny_checkpoint
 
-SEAT = Seat(
+SEAT = RankSpec(
     address=Address("127.0.0.1", 1),
     generation="test",
     rank=1,
@@ -46,9 +46,9 @@ def test_a_rank_joins_with_the_number_of_its_gpu(
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    monkeypatch.setattr(module, "Membership", join)
-    monkeypatch.setattr(module, "load_share", lambda *_: "the engine")
-    engine = load_member(tmp_path, EngineConfig(device=asked), SEAT, Exchange())
+    monkeypatch.setattr(module, "JoinedGroup", join)
+    monkeypatch.setattr(module, "load_shard", lambda *_: "the engine")
+    engine = load_ep_engine(tmp_path, EngineConfig(device=asked), SEAT, Exchange())
     assert engine == "the engine"
     assert [str(device) for device in used] == [joined]
     assert [str(device) for device in current] == made_current

@@ -21,7 +21,7 @@ from parallel.experts.load import ExpertLoad, add
 from parallel.experts.placement import place
 from parallel.experts.policy import DispatchChoice, Exchange
 from parallel.experts.shards import even_topologies
-from parallel.ranks.ep_engine import MemberEngine, load_share
+from parallel.ranks.ep_engine import ExpertParallelEngine, load_shard
 from parallel.ranks.lockstep import Lockstep, LockstepError, StepPlan
 from tests.parallel.rank_threads import run_ranks
 from tests.tiny import tiny_checkpoint
@@ -68,13 +68,13 @@ def tokens_of(finished) -> dict[str, tuple[int, ...]]:
 
 def member(
     checkpoint, group: dist.ProcessGroup, choice: DispatchChoice, load: ExpertLoad | None = None
-) -> MemberEngine:
-    """As `load_member`, on a group of threads; with a load, one copy more is on each rank."""
+) -> ExpertParallelEngine:
+    """As `load_ep_engine`, on a group of threads; with a load, one copy more is on each rank."""
     text = KimiVLConfig.from_checkpoint(checkpoint).text
     topologies = even_topologies(text, group.size())
     if load is not None:
         topologies = place(load, group.size(), num_copies=1)
-    return load_share(checkpoint, CONFIG, topologies, group, Exchange(choice))
+    return load_shard(checkpoint, CONFIG, topologies, group, Exchange(choice))
 
 
 def answer_together(
@@ -180,7 +180,7 @@ def test_work_that_arrives_after_all_were_idle_is_done(checkpoint, work):
     assert answers["image"] == answer_alone(checkpoint, {"image": work["image"]})["image"]
 
 
-def fail_on_rank_1(checkpoint, break_engine: Callable[[MemberEngine], None]) -> list[str]:
+def fail_on_rank_1(checkpoint, break_engine: Callable[[ExpertParallelEngine], None]) -> list[str]:
     """What each rank raises after rank 1's engine was broken; nobody may hang."""
 
     def on_rank(group: dist.ProcessGroup) -> str:
@@ -199,7 +199,7 @@ def fail_on_rank_1(checkpoint, break_engine: Callable[[MemberEngine], None]) -> 
 
 
 def test_what_fails_on_one_rank_alone_is_told_to_all(checkpoint):
-    def break_plan(engine: MemberEngine) -> None:
+    def break_plan(engine: ExpertParallelEngine) -> None:
         def plan(max_new_tokens: float = math.inf) -> NoReturn:
             raise MemoryError("no room for the images")
 

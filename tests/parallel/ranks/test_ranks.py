@@ -20,8 +20,8 @@ from parallel.groups.client import Groups
 from parallel.groups.errors import DeadGroupError, GroupError
 from parallel.groups.golden import golden_requests
 from parallel.groups.spec import GroupSpec
-from parallel.ranks.ep_engine import load_member
-from parallel.ranks.rank_spec import Seat
+from parallel.ranks.ep_engine import load_ep_engine
+from parallel.ranks.rank_spec import RankSpec
 from parallel.ranks.worker import Request
 from tests.tiny import tiny_checkpoint
 
@@ -35,9 +35,9 @@ NUM_TOKENS = 24
 class MarkedEngine:
     """An engine that says which process and rank it is, for tests that hurt it."""
 
-    def __init__(self, checkpoint, seat: Seat | None) -> None:
+    def __init__(self, checkpoint, seat: RankSpec | None) -> None:
         assert seat is not None
-        self._engine = load_member(checkpoint, CONFIG, seat, Exchange())
+        self._engine = load_ep_engine(checkpoint, CONFIG, seat, Exchange())
         self._who = {"pid": os.getpid(), "rank": seat.rank}
         self.add, self.step = self._engine.add, self._engine.step
         self.cancel, self.close = self._engine.cancel, self._engine.close

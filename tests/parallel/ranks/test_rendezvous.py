@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 
 from parallel.groups.spec import GroupSpec
-from parallel.ranks.rank_spec import Seat
-from parallel.ranks.rendezvous import Meeting, Membership
+from parallel.ranks.rank_spec import RankSpec
+from parallel.ranks.rendezvous import JoinedGroup, RendezvousStore
 
 SPEC = GroupSpec(
     engine_factory=lambda _: pytest.fail("nobody loads an engine here"),
@@ -21,10 +21,10 @@ class MetError(Exception):
     """All ranks have come, and the process group is next."""
 
 
-def meets(seat: Seat | None) -> bool:
+def meets(seat: RankSpec | None) -> bool:
     assert seat is not None
     try:
-        Membership(seat, torch.device("cpu"))
+        JoinedGroup(seat, torch.device("cpu"))
     except MetError:
         return True
     except dist.DistStoreError:
@@ -37,7 +37,7 @@ def test_a_second_try_to_start_a_generation_never_meets_the_ranks_of_the_first(m
         raise MetError
 
     monkeypatch.setattr(dist, "init_process_group", init_process_group)
-    meeting = Meeting("127.0.0.1")
+    meeting = RendezvousStore("127.0.0.1")
     first, second = (SPEC.seats(0, 1, meeting.address) for _ in range(2))
     with ThreadPoolExecutor(SPEC.num_ranks) as pool:
         assert all(pool.map(meets, first))

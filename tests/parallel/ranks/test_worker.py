@@ -12,7 +12,7 @@ from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from parallel.ranks.worker import (
     ENGINE_THREAD,
-    Company,
+    AdmissionPolicy,
     DeadEngineError,
     Failure,
     Rank,
@@ -94,7 +94,7 @@ def on_rank(
     *,
     gate_is_open: bool = True,
     break_at_step: int | None = None,
-    company: Company | None = None,
+    company: AdmissionPolicy | None = None,
 ) -> None:
     """Call `use(rank, engine)` in an event loop; close the rank whatever happens."""
     gate = threading.Event()
@@ -103,7 +103,7 @@ def on_rank(
         gate.set()
 
     async def main() -> None:
-        rank = Rank(lambda: engine, company or Company())
+        rank = Rank(lambda: engine, company or AdmissionPolicy())
         try:
             await rank.ready()
             await asyncio.wait_for(use(rank, engine), 10)
@@ -147,7 +147,7 @@ def test_requests_are_held_until_enough_are_unanswered():
         assert [answer.text for (answer,) in answers] == ["1", "1", "30", "4", "5", "6"]
         assert engine.batch_sizes == [3, *[1] * 29, 3, 3, 3, 3, 2, 1]
 
-    on_rank(use, gate_is_open=False, company=Company(num_sequences=3, patience_s=60.0))
+    on_rank(use, gate_is_open=False, company=AdmissionPolicy(num_sequences=3, max_wait_s=60.0))
 
 
 def test_a_request_joins_what_is_company_enough():
@@ -160,7 +160,7 @@ def test_a_request_joins_what_is_company_enough():
         await asyncio.gather(*calls)
         assert engine.batch_sizes == [2, 3, 2, 2, 2, *[1] * 25]
 
-    on_rank(use, gate_is_open=False, company=Company(num_sequences=2, patience_s=60.0))
+    on_rank(use, gate_is_open=False, company=AdmissionPolicy(num_sequences=2, max_wait_s=60.0))
 
 
 def test_a_request_for_several_samples_is_company_enough():
@@ -168,7 +168,7 @@ def test_a_request_for_several_samples_is_company_enough():
         await rank.generate("client", [request(1, num_samples=2)])
         assert engine.batch_sizes == [1]
 
-    on_rank(use, company=Company(num_sequences=2, patience_s=60.0))
+    on_rank(use, company=AdmissionPolicy(num_sequences=2, max_wait_s=60.0))
 
 
 def test_a_request_without_company_begins_alone_in_the_end():
@@ -176,7 +176,7 @@ def test_a_request_without_company_begins_alone_in_the_end():
         await rank.generate("client", [request(2)])
         assert engine.batch_sizes == [1, 1]
 
-    on_rank(use, company=Company(num_sequences=2, patience_s=0.05))
+    on_rank(use, company=AdmissionPolicy(num_sequences=2, max_wait_s=0.05))
 
 
 def test_a_call_that_is_cancelled_while_it_is_held_never_gets_to_the_engine():
@@ -188,7 +188,7 @@ def test_a_call_that_is_cancelled_while_it_is_held_never_gets_to_the_engine():
         await rank.generate("client", [request(1)] * 2)
         assert engine.batch_sizes == [2]
 
-    on_rank(use, company=Company(num_sequences=2, patience_s=60.0))
+    on_rank(use, company=AdmissionPolicy(num_sequences=2, max_wait_s=60.0))
 
 
 def test_closing_fails_what_is_held():
@@ -199,7 +199,7 @@ def test_closing_fails_what_is_held():
         with pytest.raises(DeadEngineError, match="the rank was closed"):
             await call
 
-    on_rank(use, company=Company(num_sequences=2, patience_s=60.0))
+    on_rank(use, company=AdmissionPolicy(num_sequences=2, max_wait_s=60.0))
 
 
 def test_a_bad_prompt_fails_alone():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from parallel.ranks.worker import ENGINE_THREAD
-from pipeline.cluster.cpu import EngineRoom
-from pipeline.monitor.snapshot import Watch
+from pipeline.cluster.cpu import CpuAffinity
+from pipeline.monitor.snapshot import RunMonitor
 from pipeline.schema import InputColumns
 
 # Waits in a second thread, which has the name that is its argument.
@@ -58,12 +58,12 @@ def processors(pid, *, of_engine=False):
 
 
 def sight(idle_share):
-    return replace(Watch(10, 0, InputColumns()).sight(), idle_share=idle_share)
+    return replace(RunMonitor(10, 0, InputColumns()).sight(), idle_share=idle_share)
 
 
 def test_all_but_engines_make_room_while_these_are_busy(start):
     rank, preparer = start(ENGINE_THREAD), start()
-    room = EngineRoom(num_threads=1)
+    room = CpuAffinity(num_threads=1)
 
     room.show(sight(None))
     assert processors(preparer) == processors(os.getpid()) == ALL
@@ -79,7 +79,7 @@ def test_all_but_engines_make_room_while_these_are_busy(start):
 
 
 def test_an_engine_that_is_new_may_compute_everywhere(start):
-    room = EngineRoom(num_threads=1)
+    room = CpuAffinity(num_threads=1)
     start(ENGINE_THREAD)
     room.show(sight(0.05))
     new = start(ENGINE_THREAD)  # in place of a dead one, by Ray that made room
@@ -90,7 +90,7 @@ def test_an_engine_that_is_new_may_compute_everywhere(start):
 
 
 def test_the_end_of_a_run_takes_the_room_back(start):
-    room, preparer = EngineRoom(num_threads=1), start()
+    room, preparer = CpuAffinity(num_threads=1), start()
     start(ENGINE_THREAD)
     room.show(sight(0.0))
     assert processors(preparer) == BUT_LAST
@@ -99,7 +99,7 @@ def test_the_end_of_a_run_takes_the_room_back(start):
 
 
 def test_what_somebody_bound_to_processors_stays_there(start):
-    room, bound = EngineRoom(num_threads=1), start()
+    room, bound = CpuAffinity(num_threads=1), start()
     start(ENGINE_THREAD)
     last = {max(ALL)}
     for thread in Path(f"/proc/{bound}/task").iterdir():
@@ -114,7 +114,7 @@ def test_what_somebody_bound_to_processors_stays_there(start):
 
 
 def test_engines_that_need_all_processors_are_left_alone(start):
-    room, preparer = EngineRoom(num_threads=len(ALL)), start()
+    room, preparer = CpuAffinity(num_threads=len(ALL)), start()
     start(ENGINE_THREAD)
     room.show(sight(0.0))
     assert processors(preparer) == processors(os.getpid()) == ALL

@@ -13,11 +13,11 @@ from model.engine.config import EngineConfig
 from model.json_values import CheckpointError
 from parallel.experts.policy import Exchange
 from parallel.groups.supervisor import GroupsStatus
-from parallel.ranks.worker import Company
+from parallel.ranks.worker import AdmissionPolicy
 from pipeline.cluster import deployment as module
 from pipeline.cluster.deployment import (
     check_ranks,
-    choose_machines,
+    choose_deployment,
     load_engine,
     rank_numbers,
     start_groups,
@@ -46,7 +46,7 @@ def config(**changes) -> PipelineConfig:
     ],
 )
 def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_gpus, chosen):
-    machines = choose_machines(config(**asked), [num_gpus], num_experts=64)
+    machines = choose_deployment(config(**asked), [num_gpus], num_experts=64)
     assert (machines.device, machines.num_groups, machines.num_ranks) == chosen
     assert len(machines.why) > 5
     assert str(machines).startswith(f"{chosen[1]} group")
@@ -68,12 +68,12 @@ def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_
     ],
 )
 def test_groups_are_as_many_as_the_nodes_hold(asked, nodes, chosen):
-    machines = choose_machines(config(**asked), nodes, num_experts=64)
+    machines = choose_deployment(config(**asked), nodes, num_experts=64)
     assert (machines.num_groups, machines.num_ranks) == chosen
 
 
 def test_nodes_may_come_for_groups_whose_number_is_given():
-    machines = choose_machines(config(expert_parallel=8, num_groups=2), [4], num_experts=64)
+    machines = choose_deployment(config(expert_parallel=8, num_groups=2), [4], num_experts=64)
     assert (machines.num_groups, machines.num_ranks) == (2, 8)
 
 
@@ -81,21 +81,21 @@ def test_ranks_that_no_node_can_hold_are_refused_with_what_would_help():
     asked = config(expert_parallel=8)
     wanted = r"8 GPUs on one node, .* 12 GPUs \(2 nodes of 4, 2 of 2\).* most 4, .*--placement pack"
     with pytest.raises(ValueError, match=wanted):
-        choose_machines(asked, [4, 2, 4, 2], num_experts=64)
+        choose_deployment(asked, [4, 2, 4, 2], num_experts=64)
     asked = replace(asked, placement="SPREAD")
-    assert choose_machines(asked, [4, 2, 4, 2], num_experts=64).num_ranks == 8
+    assert choose_deployment(asked, [4, 2, 4, 2], num_experts=64).num_ranks == 8
     with pytest.raises(ValueError, match=r"8 GPUs in all, .* 4 GPUs; .* most 4, or add nodes"):
-        choose_machines(asked, [4], num_experts=64)
+        choose_deployment(asked, [4], num_experts=64)
 
 
 @pytest.mark.parametrize("asked", [{}, {"num_groups": 2}, {"expert_parallel": 2}])
 def test_gpus_that_are_not_there_are_refused(asked):
     with pytest.raises(ValueError, match="there is no GPU here; take --device auto or cpu"):
-        choose_machines(config(device="cuda", **asked), [0], num_experts=64)
+        choose_deployment(config(device="cuda", **asked), [0], num_experts=64)
 
 
 def test_a_network_without_experts_keeps_one_rank():
-    assert choose_machines(config(num_groups=1), [8], num_experts=0).num_ranks == 1
+    assert choose_deployment(config(num_groups=1), [8], num_experts=0).num_ranks == 1
 
 
 @pytest.mark.parametrize(
@@ -104,18 +104,18 @@ def test_a_network_without_experts_keeps_one_rank():
 )
 def test_ranks_on_cpus_do_not_take_fractions_of_the_same_memory(asked, num_ranks):
     wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
-    machines = choose_machines(wanted, [], num_experts=64)
+    machines = choose_deployment(wanted, [], num_experts=64)
     with pytest.raises(ValueError, match=rf"cache_fraction=0.5, but {num_ranks} ranks.*cache-gib"):
-        start_groups(wanted, machines, None, load_engine, company=Company())
+        start_groups(wanted, machines, None, load_engine, company=AdmissionPolicy())
 
 
 @pytest.mark.parametrize(("asked", "num_gpus"), [({}, 0), ({"num_groups": 2}, 8)])
 def test_a_rank_alone_or_with_a_gpu_may_take_a_fraction(asked, num_gpus):
     wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
-    machines = choose_machines(wanted, [num_gpus], num_experts=64)
+    machines = choose_deployment(wanted, [num_gpus], num_experts=64)
     # Refused for another reason: the checkpoint "here" does not exist.
     with pytest.raises(CheckpointError, match="here"):
-        start_groups(wanted, machines, None, load_engine, company=Company())
+        start_groups(wanted, machines, None, load_engine, company=AdmissionPolicy())
 
 
 @pytest.mark.parametrize("num_experts", [0, 64])
@@ -140,8 +140,10 @@ def test_ranks_wait_for_each_other_as_long_as_a_healthy_one_may_take(
     fake = SimpleNamespace(start=lambda spec, **_: specs.append(spec))
     monkeypatch.setattr(module, "Groups", fake)
     asked = replace(config(device=device, expert_parallel=2), checkpoint=tmp_path)
-    machines = choose_machines(asked, [2], num_experts=64)
-    start_groups(asked, machines, None, lambda *_: pytest.fail("nobody loads here"), Company())
+    machines = choose_deployment(asked, [2], num_experts=64)
+    start_groups(
+        asked, machines, None, lambda *_: pytest.fail("nobody loads here"), AdmissionPolicy()
+    )
     assert [spec.exchange_timeout_s for spec in specs] == [exchange_timeout_s]
 
 

@@ -14,9 +14,9 @@ import pytest
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError
-from pipeline.media.video import decode_video
 from pipeline.schema import ErrorCode
 from tests.clips import make_video, real_clips
+from tests.pipeline.decoding import decode_video
 
 CLIP = b"the bytes of a clip"
 

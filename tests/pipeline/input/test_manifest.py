@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dry_run import look_ahead
+from pipeline.dry_run import dry_run
 from pipeline.input.manifest import FILES, in_known_order, note_files
 from pipeline.input.plan import plan
-from pipeline.input.reader import read_piece
+from pipeline.input.reader import read_split
 from pipeline.input.source import open_source
-from pipeline.output.ledger import Held
+from pipeline.output.ledger import OutputIndex
 from pipeline.output.recipe import Recipe, claim_output
 from pipeline.output.store import LocalStore
 from pipeline.run import run
@@ -48,8 +48,8 @@ def names_of(source):
     """The media of each row by the row's id."""
     tables = [
         table
-        for piece in plan(source, Held.nothing()).pieces
-        for table in read_piece(source.filesystem, source.layout, piece, max_rows=9)
+        for piece in plan(source, OutputIndex.nothing()).splits
+        for table in read_split(source.filesystem, source.layout, piece, max_rows=9)
     ]
     return {row["row_id"]: row["video"] for table in tables for row in table.to_pylist()}
 
@@ -82,7 +82,7 @@ def test_a_repeated_id_is_found_in_files_of_any_order(tmp_path):
     write(folder, "a", None)
 
     with pytest.raises(ValueError, match=r"'a.parquet#0' .*(cannot be told|stands twice)"):
-        plan(in_known_order(opened(folder), store, SOME_PARTS), Held.nothing())
+        plan(in_known_order(opened(folder), store, SOME_PARTS), OutputIndex.nothing())
 
 
 def test_files_that_are_gone_or_changed_are_refused_by_name(tmp_path):
@@ -174,7 +174,7 @@ def test_a_run_continues_with_the_names_of_the_run_before(tmp_path):
     more = pa.table({"video": ["5.mp4", "0.mp4"], "n": [5, 6]})
     pq.write_table(more, Path(config.input) / "a.parquet")
 
-    counts = look_ahead(config, num_gpus=0, where="here").counts
+    counts = dry_run(config, num_gpus=0, where="here").counts
     assert (counts.all, counts.done, counts.new) == (8, 6, 2)
     answer_without_ray(config, [5], row_id="{}@a.parquet#0")
     answer_without_ray(config, [6], row_id="{}")
@@ -184,7 +184,7 @@ def test_a_run_continues_with_the_names_of_the_run_before(tmp_path):
     (Path(config.input) / "a.parquet").unlink()
     for refused in (
         lambda: run(config, connect=never),
-        lambda: look_ahead(config, num_gpus=0, where=""),
+        lambda: dry_run(config, num_gpus=0, where=""),
     ):
         with pytest.raises(ValueError, match=r"a.parquet is gone. With --make-ids-unique"):
             refused()

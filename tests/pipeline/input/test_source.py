@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.plan import Plan, joined, plan
-from pipeline.input.reader import read_piece
+from pipeline.input.reader import read_split
 from pipeline.input.source import open_source
-from pipeline.output.ledger import Held, hash_ids
+from pipeline.output.ledger import OutputIndex, hash_ids
 from pipeline.schema import InputColumns
 
 ALL = InputColumns()
@@ -29,7 +29,7 @@ def write(path, num_rows, *, first=0, row_group_size=4, **columns):
 
 
 def ids(*values):
-    held = Held.nothing()
+    held = OutputIndex.nothing()
     held.done.add(pa.array(values, pa.string()))
     return held
 
@@ -37,8 +37,8 @@ def ids(*values):
 def read(source, what, max_rows=3):
     return [
         table
-        for piece in what.pieces
-        for table in read_piece(source.filesystem, source.layout, piece, max_rows=max_rows)
+        for piece in what.splits
+        for table in read_split(source.filesystem, source.layout, piece, max_rows=max_rows)
     ]
 
 
@@ -52,7 +52,7 @@ def test_a_row_is_named_by_its_file_and_number(tmp_path):
 
     source = open_source(str(tmp_path / "in"), ALL)
 
-    assert rows_of(read(source, plan(source, Held.nothing()))) == {
+    assert rows_of(read(source, plan(source, OutputIndex.nothing()))) == {
         **{f"a.parquet#{n}": f"{n}.mp4" for n in range(5)},
         **{f"b/y.parquet#{n}": f"1{n}.mp4" for n in range(2)},
     }
@@ -61,7 +61,7 @@ def test_a_row_is_named_by_its_file_and_number(tmp_path):
 def test_slices_have_at_most_the_asked_rows(tmp_path):
     source = open_source(str(write(tmp_path / "x.parquet", 10, row_group_size=8)), ALL)
 
-    tables = read(source, plan(source, Held.nothing()), max_rows=3)
+    tables = read(source, plan(source, OutputIndex.nothing()), max_rows=3)
 
     assert [table.num_rows for table in tables] == [3, 3, 2, 2]
 
@@ -77,7 +77,7 @@ def test_slices_have_at_most_the_asked_rows(tmp_path):
 )
 def test_small_row_groups_are_read_together_in_their_order(tmp_path, num_rows, expected):
     source = open_source(str(write(tmp_path / "x.parquet", 10)), ALL)
-    pieces = plan(source, Held.nothing()).pieces
+    pieces = plan(source, OutputIndex.nothing()).splits
 
     runs = joined(pieces, num_rows)
 
@@ -91,7 +91,9 @@ def test_big_media_make_small_slices(tmp_path):
     pq.write_table(table, path, use_dictionary=False, compression="none")
     source = open_source(str(path), ALL)
 
-    assert [t.num_rows for t in read(source, plan(source, Held.nothing()), max_rows=100)] == [2, 2]
+    assert [
+        t.num_rows for t in read(source, plan(source, OutputIndex.nothing()), max_rows=100)
+    ] == [2, 2]
 
 
 def test_done_rows_are_not_read(tmp_path):
@@ -100,7 +102,7 @@ def test_done_rows_are_not_read(tmp_path):
 
     what = plan(source, done)
 
-    assert [(piece.row_group, piece.num_todo) for piece in what.pieces] == [(1, 2), (2, 4)]
+    assert [(piece.row_group, piece.num_todo) for piece in what.splits] == [(1, 2), (2, 4)]
     assert (what.num_rows, what.num_done, what.num_todo) == (12, 6, 6)
     assert sorted(rows_of(read(source, what))) == [
         f"x.parquet#{n}" for n in sorted([4, 6, 8, 9, 10, 11], key=str)
@@ -160,7 +162,7 @@ def test_a_finished_input_has_nothing_to_do(tmp_path):
 
     what = plan(source, ids(*(f"x.parquet#{n}" for n in range(3))))
 
-    assert what.pieces == ()
+    assert what.splits == ()
     assert what.num_todo == 0
 
 
@@ -259,7 +261,10 @@ def test_an_id_column_may_be_called_row_id(tmp_path):
     write(tmp_path / "a.parquet", 2, row_id=["p", "q"])
     source = open_source(str(tmp_path), InputColumns(id="row_id"))
 
-    assert rows_of(read(source, plan(source, Held.nothing()))) == {"p": "0.mp4", "q": "1.mp4"}
+    assert rows_of(read(source, plan(source, OutputIndex.nothing()))) == {
+        "p": "0.mp4",
+        "q": "1.mp4",
+    }
 
 
 def test_repeated_ids_are_refused_with_both_places(tmp_path):
@@ -270,7 +275,7 @@ def test_repeated_ids_are_refused_with_both_places(tmp_path):
     with pytest.raises(
         ValueError, match=r"'q' stands twice .*a.parquet, row 1, .*b.parquet, row 5"
     ):
-        plan(source, Held.nothing())
+        plan(source, OutputIndex.nothing())
 
 
 def test_null_ids_are_refused_with_their_place(tmp_path):
@@ -278,7 +283,7 @@ def test_null_ids_are_refused_with_their_place(tmp_path):
     source = open_source(str(tmp_path), BY_KEY)
 
     with pytest.raises(ValueError, match=r"'key' is null in .*a.parquet, row 5"):
-        plan(source, Held.nothing())
+        plan(source, OutputIndex.nothing())
 
 
 def test_ids_that_are_no_text_are_refused_with_their_file(tmp_path):
@@ -287,7 +292,7 @@ def test_ids_that_are_no_text_are_refused_with_their_file(tmp_path):
     source = open_source(str(tmp_path), BY_KEY)
 
     with pytest.raises(ValueError, match=r"ids of .*a.parquet cannot be read: .*UTF8"):
-        plan(source, Held.nothing())
+        plan(source, OutputIndex.nothing())
 
 
 def test_different_ids_with_one_hash_are_not_mistaken_for_each_other(tmp_path, monkeypatch):
@@ -298,7 +303,7 @@ def test_different_ids_with_one_hash_are_not_mistaken_for_each_other(tmp_path, m
     source = open_source(str(tmp_path), BY_KEY)
 
     with pytest.raises(ValueError, match="cannot be told from another id"):
-        plan(source, Held.nothing())
+        plan(source, OutputIndex.nothing())
 
 
 @pytest.mark.parametrize(
@@ -356,7 +361,7 @@ def test_unused_columns_may_differ_between_files(tmp_path):
 def test_a_file_that_vanishes_is_named(tmp_path):
     path = write(tmp_path / "a.parquet", 1)
     source = open_source(str(tmp_path), ALL)
-    what = plan(source, Held.nothing())
+    what = plan(source, OutputIndex.nothing())
     path.unlink()
 
     with pytest.raises(ValueError, match=r"a.parquet, row group 0 cannot be read"):
@@ -374,7 +379,7 @@ def test_files_that_differ_a_little_are_read_as_one(tmp_path):
     )
     source = open_source(str(tmp_path), ALL)
 
-    rows = pa.concat_tables(read(source, plan(source, Held.nothing()))).to_pylist()
+    rows = pa.concat_tables(read(source, plan(source, OutputIndex.nothing()))).to_pylist()
 
     assert [row["n"] for row in rows] == [1, 1 << 40]
     assert [row["d"] for row in rows] == ["x", "y"]
@@ -387,7 +392,7 @@ def test_views_are_read_as_plain_columns(tmp_path):
     write(tmp_path / "a.parquet", 2, key=names, video=videos, data=names.cast(pa.binary_view()))
     source = open_source(str(tmp_path), BY_KEY)
 
-    rows = pa.concat_tables(read(source, plan(source, Held.nothing())))
+    rows = pa.concat_tables(read(source, plan(source, OutputIndex.nothing())))
     carried = source.layout.carry(rows).take(pa.array([1]))  # views cannot
     assert rows["row_id"].to_pylist() == ["p", "q"]
     assert carried.to_pylist() == [{"video": "1.mp4", "key": "q", "data": b"q"}]
@@ -398,7 +403,7 @@ def test_media_bytes_are_wide(tmp_path):
     write(tmp_path / "b.parquet", 1, video=pa.array([b"y"], pa.large_binary()))
     source = open_source(str(tmp_path), ALL)
 
-    rows = pa.concat_tables(read(source, plan(source, Held.nothing())))
+    rows = pa.concat_tables(read(source, plan(source, OutputIndex.nothing())))
 
     assert rows.schema.field("video").type == pa.large_binary()
     assert rows["video"].to_pylist() == [b"x", b"y"]
@@ -409,7 +414,7 @@ def test_bad_ids_are_made_unique_on_request(tmp_path):
     write(tmp_path / "b.parquet", 2, key=["q", None])
     source = open_source(str(tmp_path), BY_KEY, make_ids_unique=True)
 
-    rows = rows_of(read(source, plan(source, Held.nothing())))
+    rows = rows_of(read(source, plan(source, OutputIndex.nothing())))
 
     assert rows == {
         "p": "0.mp4",
@@ -430,7 +435,7 @@ def test_an_id_that_looks_like_a_made_up_one_is_refused(tmp_path):
     source = open_source(str(tmp_path), BY_KEY, make_ids_unique=True)
 
     with pytest.raises(ValueError, match=r"the id 'a.parquet#1' .*cannot be told|stands twice"):
-        plan(source, Held.nothing())
+        plan(source, OutputIndex.nothing())
 
 
 def test_rows_to_be_tried_again_are_to_do(tmp_path):
@@ -452,10 +457,10 @@ def test_rows_that_were_there_whenever_runs_were_killed_are_tried_alone_and_then
     what = plan(source, ids("x.parquet#5"), starts=counts)
 
     assert sorted(rows_of(read(source, what))) == ["x.parquet#0", "x.parquet#1"]
-    assert [rows_of(read(source, Plan((piece,), 1, 0))) for piece in what.alone] == [
+    assert [rows_of(read(source, Plan((piece,), 1, 0))) for piece in what.quarantined] == [
         {"x.parquet#2": "2.mp4"},
         {"x.parquet#3": "3.mp4"},
     ]
-    (hopeless,) = what.hopeless
-    assert rows_of(read(source, Plan((hopeless,), 1, 0))) == {"x.parquet#4": "4.mp4"}
+    (poisoned,) = what.poisoned
+    assert rows_of(read(source, Plan((poisoned,), 1, 0))) == {"x.parquet#4": "4.mp4"}
     assert (what.num_done, what.num_todo) == (1, 5)

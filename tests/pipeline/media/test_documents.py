@@ -11,12 +11,12 @@ from PIL import Image
 
 from model.config import ImageConfig
 from model.inputs.prompt import PromptError
-from pipeline.media.decode import shoot_windows
-from pipeline.media.display import Shot
+from pipeline.media.decode import decode_media
+from pipeline.media.display import FrameRequest
 from pipeline.media.documents import decode_document
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import PageWindows
 from pipeline.prompts.frame_view import FitFrames
 from pipeline.status import ErrorCode
@@ -25,12 +25,14 @@ from tests.pipeline.media.test_media_refused import listener  # noqa: F401, a fi
 from tests.pipeline.pdfs import A4, ATTACKS, encrypted, make_pdf
 
 IN_OPEN, IN_NONBLOCK = 0x20, os.O_NONBLOCK
-SHOT = Shot(sampling=FrameSampling())
+SHOT = FrameRequest(sampling=FrameSampling())
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    decoder = Decoder(MediaLimits(max_decode_s=2.0))  # of CPU time, after which it is killed
+    decoder = SandboxedDecoder(
+        MediaLimits(max_decode_s=2.0)
+    )  # of CPU time, after which it is killed
     yield decoder
     decoder.close()
 
@@ -130,7 +132,7 @@ def test_the_pages_of_a_scan_are_pages_of_their_own_sizes():
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
 
-    red, blue = shoot_windows(file.getvalue(), [SHOT], windows=PageWindows())
+    red, blue = decode_media(file.getvalue(), [SHOT], windows=PageWindows())
 
     assert red.media[0].rgb.shape == (1, 80, 60, 3)
     assert blue.media[0].rgb.shape == (1, 40, 90, 3)
@@ -139,18 +141,18 @@ def test_the_pages_of_a_scan_are_pages_of_their_own_sizes():
     assert red.media[0].facts.width_px == 60
     limits = MediaLimits(max_rgb_bytes=20_000)
     with pytest.raises(MediaError, match="--max-rgb-bytes"):
-        shoot_windows(file.getvalue(), [SHOT], windows=PageWindows(), limits=limits)
+        decode_media(file.getvalue(), [SHOT], windows=PageWindows(), limits=limits)
 
 
 def test_a_video_is_no_document():
     with pytest.raises(MediaError, match="neither a PDF nor a picture") as caught:
-        shoot_windows(make_video(numbers=range(3)), [SHOT], windows=PageWindows())
+        decode_media(make_video(numbers=range(3)), [SHOT], windows=PageWindows())
     assert caught.value.code == ErrorCode.MEDIA_UNSUPPORTED
 
 
 def test_a_pdf_among_videos_is_told_what_reads_it():
     with pytest.raises(MediaError, match="a PDF, which") as caught:
-        shoot_windows(make_pdf(), [SHOT])
+        decode_media(make_pdf(), [SHOT])
     assert caught.value.code == ErrorCode.MEDIA_UNSUPPORTED
 
 
@@ -158,7 +160,7 @@ def test_the_decoding_process_draws_the_same_pages(decoder):
     document = make_pdf(["One", "Two"])
     expected = decode_document(document, fit=None, limits=MediaLimits())
 
-    pages = decoder.shoot_windows(document, [SHOT], windows=PageWindows())
+    pages = decoder.decode_windows(document, [SHOT], windows=PageWindows())
 
     for page, same in zip(pages, expected, strict=True):
         assert np.array_equal(page.media[0].rgb, same.media[0].rgb)
@@ -195,7 +197,7 @@ def test_harm_is_a_code_or_a_page_without_files_or_sockets(name, decoder, tmp_pa
 
     with nobody_opens(secret):
         try:
-            pages = decoder.shoot_windows(document, [SHOT], windows=PageWindows())
+            pages = decoder.decode_windows(document, [SHOT], windows=PageWindows())
         except MediaError as error:
             found = error.code
         else:

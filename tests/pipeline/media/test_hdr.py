@@ -9,7 +9,7 @@ from av.video.stream import VideoStream
 
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.hdr import to_sdr
-from pipeline.media.video import decode_video
+from tests.pipeline.decoding import decode_video
 
 PQ, HLG = 16, 18
 # 203 cd/m2, the reference white, and 26 cd/m2, a middle grey (ITU-R BT.2408, table 1)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.media.decode import decode_media
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.status import ErrorCode
+from tests.pipeline.decoding import decode_media
 
 EIGHT = FrameSampling(num_frames=8)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

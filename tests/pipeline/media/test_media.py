@@ -13,9 +13,9 @@ import pytest
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.frames import Frames, MediaFacts
 from pipeline.media.limits import MediaError
-from pipeline.media.video import decode_video
 from pipeline.schema import ErrorCode
 from tests.clips import make_video, number_of, real_clips
+from tests.pipeline.decoding import decode_video
 from tests.pipeline.videos import (
     EIGHT,
     EVERY,

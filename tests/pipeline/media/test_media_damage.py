@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.video import decode_video
 from pipeline.schema import ErrorCode
 from tests.clips import make_video, real_clips
+from tests.pipeline.decoding import decode_video
 from tests.pipeline.videos import (
     EIGHT,
     EVERY,

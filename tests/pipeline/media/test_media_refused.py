@@ -13,9 +13,9 @@ from PIL import Image
 
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaLimits
-from pipeline.media.video import decode_video
 from pipeline.schema import ErrorCode
 from tests.clips import make_audio, make_video
+from tests.pipeline.decoding import decode_video
 from tests.pipeline.videos import (
     EIGHT,
     RATE,

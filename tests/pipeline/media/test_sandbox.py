@@ -16,10 +16,10 @@ import pytest
 import pipeline.media.sandbox
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.sandbox import Decoder
-from pipeline.media.video import decode_video
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.status import ErrorCode
 from tests.clips import make_audio, make_video, real_clips
+from tests.pipeline.decoding import decode_in, decode_video
 from tests.pipeline.fits import Misbehave
 from tests.pipeline.media.test_images import bomb
 from tests.pipeline.media.test_media_refused import ATTACKS, empty_picture, listener  # noqa: F401, a fixture
@@ -35,14 +35,14 @@ def clip():
 
 @pytest.fixture
 def decoder():
-    decoder = Decoder()
+    decoder = SandboxedDecoder()
     yield decoder
     decoder.close()
 
 
 def refusal(decoder, source, **options) -> MediaError:
     with pytest.raises(MediaError) as caught:
-        decoder.decode(source, FOUR, **options)
+        decode_in(decoder, source, FOUR, **options)
     return caught.value
 
 
@@ -56,17 +56,17 @@ def test_the_frames_are_those_of_this_process(decoder, clip):
         file.write(clip)
         file.flush()
         for source in (clip, file):
-            frames = decoder.decode(source, FOUR, span_s=(0.5, 1.5))
+            frames = decode_in(decoder, source, FOUR, span_s=(0.5, 1.5))
             assert np.array_equal(frames.rgb, expected.rgb)
             assert np.array_equal(frames.timestamps_s, expected.timestamps_s)
             assert frames.facts == expected.facts
 
 
 def test_rows_share_a_process_until_it_is_replaced(clip):
-    decoder = Decoder(max_rows=2)
+    decoder = SandboxedDecoder(max_rows=2)
     pids = []
     for _ in range(4):
-        decoder.decode(clip, FOUR)
+        decode_in(decoder, clip, FOUR)
         pids.append(decoder._process and pid_of(decoder))
     decoder.close()
     assert pids[0] is not None
@@ -76,14 +76,14 @@ def test_rows_share_a_process_until_it_is_replaced(clip):
 
 def test_its_memory_is_told_while_it_lives(decoder, clip):
     assert decoder.peak_bytes == 0
-    decoder.decode(clip, FOUR)
+    decode_in(decoder, clip, FOUR)
     assert 10e6 < decoder.peak_bytes < 1e9
     decoder.close()
     assert decoder.peak_bytes == 0
 
 
 def test_a_bad_row_does_not_cost_the_process(decoder, clip):
-    decoder.decode(clip, FOUR)
+    decode_in(decoder, clip, FOUR)
     pid = pid_of(decoder)
     assert refusal(decoder, b"junk" * 100).code == ErrorCode.MEDIA_CORRUPT
     assert refusal(decoder, b"").code == ErrorCode.MEDIA_CORRUPT
@@ -100,39 +100,39 @@ def test_a_bad_row_does_not_cost_the_process(decoder, clip):
     ],
 )
 def test_a_row_that_kills_two_processes_fails_alone(decoder, clip, what, how, capfd):
-    decoder.decode(clip, FOUR)
+    decode_in(decoder, clip, FOUR)
     error = refusal(decoder, clip, fit=Misbehave(what))
     assert error.code == ErrorCode.DECODER_DIED
     assert how in error.message
-    assert len(decoder.decode(clip, FOUR).rgb) == 4
+    assert len(decode_in(decoder, clip, FOUR).rgb) == 4
 
 
 def test_a_row_that_kills_one_process_is_tried_again_alone(decoder, clip, tmp_path):
     once = tmp_path / "once"
     once.touch()
-    frames = decoder.decode(clip, FOUR, fit=Misbehave("die", once))
+    frames = decode_in(decoder, clip, FOUR, fit=Misbehave("die", once))
     assert len(frames.rgb) == 4
     assert not once.exists()
 
 
 def test_a_process_killed_between_rows_is_replaced(decoder, clip):
-    decoder.decode(clip, FOUR)
+    decode_in(decoder, clip, FOUR)
     os.kill(pid_of(decoder), signal.SIGKILL)
-    assert len(decoder.decode(clip, FOUR).rgb) == 4
+    assert len(decode_in(decoder, clip, FOUR).rgb) == 4
 
 
 def test_cpu_time_is_limited(clip):
-    decoder = Decoder(MediaLimits(max_decode_s=0.3))
+    decoder = SandboxedDecoder(MediaLimits(max_decode_s=0.3))
     error = refusal(decoder, clip, fit=Misbehave("compute"))
     assert error.code == ErrorCode.DECODE_TIMEOUT
     assert error.message == ("decoding takes more CPU time, the limit is 0.3 s (--max-decode-s)")
-    assert len(decoder.decode(clip, FOUR).rgb) == 4
+    assert len(decode_in(decoder, clip, FOUR).rgb) == 4
     decoder.close()
 
 
 def test_waiting_is_limited(clip, monkeypatch):
     monkeypatch.setattr(pipeline.media.sandbox, "_WAIT_S", 0.1)
-    decoder = Decoder(MediaLimits(max_decode_s=0.1))
+    decoder = SandboxedDecoder(MediaLimits(max_decode_s=0.1))
     error = refusal(decoder, clip, fit=Misbehave("hang"))
     assert error.code == ErrorCode.DECODE_TIMEOUT
     assert "has not ended after" in error.message
@@ -148,7 +148,7 @@ def test_memory_is_limited(decoder, clip):
 
 
 def test_the_process_cannot_write_files(decoder, clip):
-    frames = decoder.decode(clip, FOUR, fit=Misbehave("write"))
+    frames = decode_in(decoder, clip, FOUR, fit=Misbehave("write"))
     assert frames.rgb.shape[1:3] == (48, 64)
     written = Path("/dev/shm/written")
     assert written.read_bytes() == b""
@@ -157,7 +157,7 @@ def test_the_process_cannot_write_files(decoder, clip):
 
 def test_the_process_knows_nothing_of_our_environment(decoder, clip, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    decoder.decode(clip, FOUR)
+    decode_in(decoder, clip, FOUR)
     environment = Path(f"/proc/{pid_of(decoder)}/environ").read_bytes()
     assert b"secret" not in environment
     assert b"PYTHONPATH" in environment
@@ -165,7 +165,7 @@ def test_the_process_knows_nothing_of_our_environment(decoder, clip, monkeypatch
 
 def test_the_process_holds_no_file_of_ours(decoder, clip):
     with tempfile.TemporaryFile():
-        decoder.decode(clip, FOUR)
+        decode_in(decoder, clip, FOUR)
         folder = Path(f"/proc/{pid_of(decoder)}/fd")
         kinds = [str(link.readlink()).partition(":")[0] for link in folder.iterdir()]
         assert kinds.count("socket") == 1
@@ -174,14 +174,15 @@ def test_the_process_holds_no_file_of_ours(decoder, clip):
 
 OWNER = """
 import sys, time
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.frame_sampling import FrameSampling
+from tests.pipeline.decoding import decode_in
 from tests.pipeline.fits import Misbehave
-decoder = Decoder()
+decoder = SandboxedDecoder()
 source = open(sys.argv[1], "rb")
-decoder.decode(source, FrameSampling())
+decode_in(decoder, source, FrameSampling())
 print(decoder._process._popen.pid, flush=True)
-decoder.decode(source, FrameSampling(), fit=Misbehave(sys.argv[2]))
+decode_in(decoder, source, FrameSampling(), fit=Misbehave(sys.argv[2]))
 """
 
 
@@ -219,8 +220,8 @@ def test_a_process_that_is_killed_while_it_starts_is_started_again(clip, monkeyp
         return started[-1]
 
     monkeypatch.setattr("subprocess.Popen", start)
-    decoder = Decoder()
-    assert len(decoder.decode(clip, FOUR).rgb) == 4
+    decoder = SandboxedDecoder()
+    assert len(decode_in(decoder, clip, FOUR).rgb) == 4
     decoder.close()
     assert [process.wait() for process in started[:2]] == [-signal.SIGKILL] * 2
     assert len(started) == 3
@@ -229,7 +230,7 @@ def test_a_process_that_is_killed_while_it_starts_is_started_again(clip, monkeyp
 def test_a_process_that_cannot_start_is_no_error_of_a_row(clip, monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(RuntimeError, match="does not start: it ended with exit code 1"):
-        Decoder().decode(clip, FOUR)
+        decode_in(SandboxedDecoder(), clip, FOUR)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_a_process_that_answers_nonsense_counts_as_dead(clip, monkeypatch, answe
         return popen([sys.executable, "-c", fake, command[-1]], **options)
 
     monkeypatch.setattr("subprocess.Popen", start)
-    assert refusal(Decoder(), clip).code == ErrorCode.DECODER_DIED
+    assert refusal(SandboxedDecoder(), clip).code == ErrorCode.DECODER_DIED
     assert not Path("/dev/shm/owned").exists()
 
 
@@ -285,17 +286,17 @@ def test_a_false_sample_count_that_is_not_seen_meets_the_other_limits(clip):
     """Bytes that FFmpeg skips, in front of the file, make it as large as it claims to be."""
     hostile = with_sample_count(make_video(numbers=range(8)), 9_000_000)
     padding = struct.pack(">I4s", 9_000_000, b"free") + bytes(9_000_000 - 8)
-    decoder = Decoder(MediaLimits(max_decode_bytes=64 << 20))
+    decoder = SandboxedDecoder(MediaLimits(max_decode_bytes=64 << 20))
     error = refusal(decoder, padding + hostile)
     assert error.code == ErrorCode.MEDIA_TOO_LARGE
-    assert len(decoder.decode(clip, FOUR).rgb) == 4
+    assert len(decode_in(decoder, clip, FOUR).rgb) == 4
     decoder.close()
 
 
 @pytest.fixture(scope="module")
 def shared():
-    decoder = Decoder()
-    decoder.decode(make_video(numbers=[0]), FOUR)
+    decoder = SandboxedDecoder()
+    decode_in(decoder, make_video(numbers=[0]), FOUR)
     yield decoder
     decoder.close()
 
@@ -340,12 +341,12 @@ def test_an_attack_is_answered_in_time_and_reaches_nothing(
 
 def test_files_without_a_descriptor_are_not_taken(decoder, clip):
     with pytest.raises(io.UnsupportedOperation):
-        decoder.decode(io.BytesIO(clip), FOUR)
+        decode_in(decoder, io.BytesIO(clip), FOUR)
 
 
 def test_real_clips(decoder):
     for path in real_clips().values():
         with path.open("rb") as file:
-            frames = decoder.decode(file, FOUR)
+            frames = decode_in(decoder, file, FOUR)
         assert len(frames.rgb) == 4
         assert frames.facts.num_decode_errors == 0

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.media.decode import shoot_media
-from pipeline.media.display import Shot, View
+from pipeline.media.display import FrameRequest, View
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.sandbox import Decoder
-from pipeline.media.video import decode_video, shoot_video
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.status import ErrorCode
 from tests.clips import make_video
+from tests.pipeline.decoding import decode_media, decode_video
 
 
 def small(width_px, height_px, num_frames):
@@ -26,12 +25,12 @@ def by_number(width_px, height_px, num_frames):
 
 
 SHOTS = [
-    Shot(sampling=FrameSampling(num_frames=1)),
-    Shot(sampling=FrameSampling(num_frames=4), fit=small),
-    Shot(sampling=FrameSampling(num_frames=8), fit=small),
-    Shot(sampling=FrameSampling(num_frames=8)),
-    Shot(sampling=FrameSampling(num_frames=None, fps=2.0), fit=by_number),
-    Shot(sampling=FrameSampling(num_frames=3, keyframes_only=True)),
+    FrameRequest(sampling=FrameSampling(num_frames=1)),
+    FrameRequest(sampling=FrameSampling(num_frames=4), fit=small),
+    FrameRequest(sampling=FrameSampling(num_frames=8), fit=small),
+    FrameRequest(sampling=FrameSampling(num_frames=8)),
+    FrameRequest(sampling=FrameSampling(num_frames=None, fps=2.0), fit=by_number),
+    FrameRequest(sampling=FrameSampling(num_frames=3, keyframes_only=True)),
 ]
 
 
@@ -50,7 +49,7 @@ def require_same(shots, alone):
 def test_each_shot_has_the_pixels_that_it_would_have_alone(container, codec):
     video = make_video(container, codec, numbers=range(40))
 
-    shots = shoot_video(video, SHOTS, span_s=(0.5, 3.5))
+    shots = decode_video(video, SHOTS, span_s=(0.5, 3.5))
 
     alone = [decode_video(video, shot.sampling, fit=shot.fit, span_s=(0.5, 3.5)) for shot in SHOTS]
     require_same(shots, alone)
@@ -63,7 +62,7 @@ def test_frames_that_stand_for_lost_ones_do_so_in_each_shot():
     video = video[: len(video) * 6 // 10]
     samplings = [FrameSampling(num_frames=number) for number in (1, 2, 3, 7, 16)]
 
-    shots = shoot_video(video, [Shot(sampling=each) for each in samplings])
+    shots = decode_video(video, [FrameRequest(sampling=each) for each in samplings])
 
     require_same(shots, [decode_video(video, each) for each in samplings])
 
@@ -79,7 +78,7 @@ def test_a_frame_is_drawn_once_for_each_size(monkeypatch):
     monkeypatch.setattr(View, "render", counted_render)
     video = make_video(numbers=range(40))
 
-    shoot_video(video, [SHOTS[2], SHOTS[3], SHOTS[3], SHOTS[2]])
+    decode_video(video, [SHOTS[2], SHOTS[3], SHOTS[3], SHOTS[2]])
 
     assert len(rendered) == 2 * 8
     assert len(set(rendered)) == len(rendered)
@@ -90,31 +89,31 @@ def test_an_animation_gives_several_shots():
     file = io.BytesIO()
     shades[0].save(file, "GIF", save_all=True, append_images=shades[1:], duration=100)
 
-    shots = shoot_media(file.getvalue(), SHOTS)
+    shots = decode_media(file.getvalue(), SHOTS)
 
     assert [len(frames.rgb) for frames in shots] == [1, 4, 8, 8, 2, 3]
     assert shots[1].rgb.shape[1:] == (10, 20, 3)
-    require_same(shots, [shoot_media(file.getvalue(), [shot])[0] for shot in SHOTS])
+    require_same(shots, [decode_media(file.getvalue(), [shot])[0] for shot in SHOTS])
 
 
 def test_all_shots_together_are_limited():
     video = make_video(numbers=range(20), size=(64, 48))
-    shots = [Shot(sampling=FrameSampling(num_frames=4))] * 3
+    shots = [FrameRequest(sampling=FrameSampling(num_frames=4))] * 3
     frame_bytes = 64 * 48 * 3
 
-    assert len(shoot_video(video, shots, limits=MediaLimits(max_rgb_bytes=12 * frame_bytes))) == 3
+    assert len(decode_video(video, shots, limits=MediaLimits(max_rgb_bytes=12 * frame_bytes))) == 3
     with pytest.raises(MediaError, match="of other shots, the limit is") as caught:
-        shoot_video(video, shots, limits=MediaLimits(max_rgb_bytes=12 * frame_bytes - 1))
+        decode_video(video, shots, limits=MediaLimits(max_rgb_bytes=12 * frame_bytes - 1))
     assert caught.value.code == ErrorCode.MEDIA_TOO_LARGE
 
 
 def test_the_decoding_process_gives_the_same_shots():
     video = make_video(numbers=range(40))
-    decoder = Decoder()
+    decoder = SandboxedDecoder()
     try:
-        shots = decoder.shoot(video, SHOTS, span_s=(0.0, 3.0))
+        shots = decoder.decode(video, SHOTS, span_s=(0.0, 3.0))
     finally:
         decoder.close()
 
-    require_same(shots, shoot_video(video, SHOTS, span_s=(0.0, 3.0)))
+    require_same(shots, decode_video(video, SHOTS, span_s=(0.0, 3.0)))
     assert all(isinstance(frames.rgb, np.ndarray) for frames in shots)

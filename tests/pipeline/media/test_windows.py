@@ -8,18 +8,18 @@ import pytest
 from PIL import Image
 
 import pipeline.media.video
-from pipeline.media.decode import shoot_windows
-from pipeline.media.display import Shot
+from pipeline.media.decode import decode_media
+from pipeline.media.display import FrameRequest
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.frames import Frames, MediaFacts
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.sandbox import Decoder
-from pipeline.media.video import decode_video
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import PageWindows, TimeWindows, Window, pack_pages
 from pipeline.status import ErrorCode
 from tests.clips import make_video, number_of
+from tests.pipeline.decoding import decode_video
 
-TWO = Shot(sampling=FrameSampling(num_frames=2))
+TWO = FrameRequest(sampling=FrameSampling(num_frames=2))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_no_such_windows(options, message):
 def test_each_window_has_the_frames_that_its_span_would_have_alone(container, codec, overlap_s):
     video = make_video(container, codec, numbers=range(40))
 
-    windows = shoot_windows(video, [TWO], windows=TimeWindows(length_s=1.0, overlap_s=overlap_s))
+    windows = decode_media(video, [TWO], windows=TimeWindows(length_s=1.0, overlap_s=overlap_s))
 
     assert len(windows) == (4 if overlap_s == 0 else 6)
     for window in windows:
@@ -100,9 +100,9 @@ def test_the_frames_of_all_windows_are_decoded_in_one_plan(monkeypatch):
 
     monkeypatch.setattr(pipeline.media.video, "plan_runs", noted)
     windows = TimeWindows(length_s=1.0, overlap_s=0.5)
-    at_rate = Shot(sampling=FrameSampling(num_frames=None, fps=2.0))
+    at_rate = FrameRequest(sampling=FrameSampling(num_frames=None, fps=2.0))
 
-    found = shoot_windows(video, [at_rate], windows=windows)
+    found = decode_media(video, [at_rate], windows=windows)
 
     assert plans == [8]  # 14 frames are shown, of which 6 twice
     assert sum(len(window.media[0].rgb) for window in found) == 14
@@ -110,9 +110,9 @@ def test_the_frames_of_all_windows_are_decoded_in_one_plan(monkeypatch):
 
 def test_a_video_that_ends_early_has_windows_as_far_as_it_goes():
     video = make_video("mpegts", "mpeg2video", numbers=range(40))
-    whole = shoot_windows(video, [TWO], windows=TimeWindows(length_s=1.0))
+    whole = decode_media(video, [TWO], windows=TimeWindows(length_s=1.0))
 
-    cut = shoot_windows(video[: len(video) // 2], [TWO], windows=TimeWindows(length_s=1.0))
+    cut = decode_media(video[: len(video) // 2], [TWO], windows=TimeWindows(length_s=1.0))
 
     assert len(whole) == 4
     assert 1 <= len(cut) <= 3
@@ -122,7 +122,7 @@ def test_a_video_that_ends_early_has_windows_as_far_as_it_goes():
 def test_a_video_whose_header_knows_no_duration_has_windows():
     live = make_video("matroska", numbers=range(30), container_options={"live": "1"})
 
-    windows = shoot_windows(live, [TWO], windows=TimeWindows(length_s=1.0))
+    windows = decode_media(live, [TWO], windows=TimeWindows(length_s=1.0))
 
     assert [window.start for window in windows] == pytest.approx([0, 1, 2])
     assert [window.end for window in windows] == pytest.approx([1, 2, 3], abs=0.01)
@@ -157,7 +157,7 @@ def with_noise(video, numbers):
 def test_a_window_that_cannot_be_decoded_is_told_beside_the_others():
     video = with_noise(make_video(numbers=range(40), gop=5, num_b_frames=0), range(10, 20))
 
-    first, lost, third, last = shoot_windows(video, [TWO], windows=TimeWindows(length_s=1.0))
+    first, lost, third, last = decode_media(video, [TWO], windows=TimeWindows(length_s=1.0))
 
     assert lost.error is not None
     assert lost.error.code == ErrorCode.MEDIA_CORRUPT
@@ -170,9 +170,9 @@ def test_a_window_that_cannot_be_decoded_is_told_beside_the_others():
 
 def test_seconds_beyond_a_short_window_are_its_error():
     video = make_video(numbers=range(25))
-    at = Shot(sampling=FrameSampling(num_frames=None, at_s=(0.7,)))
+    at = FrameRequest(sampling=FrameSampling(num_frames=None, at_s=(0.7,)))
 
-    whole, also, rest = shoot_windows(video, [at], windows=TimeWindows(length_s=1.0))
+    whole, also, rest = decode_media(video, [at], windows=TimeWindows(length_s=1.0))
 
     assert [frames.timestamps_s[0] for frames in (*whole.media, *also.media)] == [0.7, 1.7]
     assert rest.error is not None
@@ -184,7 +184,7 @@ def test_the_frames_of_all_windows_count_against_the_limit():
     limits = MediaLimits(max_rgb_bytes=7 * 64 * 48 * 3)
 
     with pytest.raises(MediaError, match="--max-rgb-bytes"):
-        shoot_windows(video, [TWO], windows=TimeWindows(length_s=1.0), limits=limits)
+        decode_media(video, [TWO], windows=TimeWindows(length_s=1.0), limits=limits)
 
 
 def test_pictures_have_windows_too():
@@ -194,8 +194,8 @@ def test_pictures_have_windows_too():
     still = io.BytesIO()
     shades[0].save(still, "PNG")
 
-    first, second = shoot_windows(file.getvalue(), [TWO], windows=TimeWindows(length_s=1.0))
-    (only,) = shoot_windows(still.getvalue(), [TWO], windows=TimeWindows(length_s=1.0))
+    first, second = decode_media(file.getvalue(), [TWO], windows=TimeWindows(length_s=1.0))
+    (only,) = decode_media(still.getvalue(), [TWO], windows=TimeWindows(length_s=1.0))
 
     assert first.media[0].timestamps_s.tolist() == [0.0, 0.5]
     assert second.media[0].timestamps_s.tolist() == [1.0, 1.5]
@@ -204,14 +204,14 @@ def test_pictures_have_windows_too():
 
 def test_the_decoding_process_gives_the_same_windows():
     video = make_video(numbers=range(25))
-    at = Shot(sampling=FrameSampling(num_frames=None, at_s=(0.7,)))
-    decoder = Decoder()
+    at = FrameRequest(sampling=FrameSampling(num_frames=None, at_s=(0.7,)))
+    decoder = SandboxedDecoder()
     try:
-        found = decoder.shoot_windows(video, [at], windows=TimeWindows(length_s=1.0))
+        found = decoder.decode_windows(video, [at], windows=TimeWindows(length_s=1.0))
     finally:
         decoder.close()
 
-    expected = shoot_windows(video, [at], windows=TimeWindows(length_s=1.0))
+    expected = decode_media(video, [at], windows=TimeWindows(length_s=1.0))
     for window, same in zip(found, expected, strict=True):
         assert (window.start, window.end) == (same.start, same.end)
         assert [frames.rgb.tolist() for frames in window.media] == [

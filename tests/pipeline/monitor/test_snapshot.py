@@ -12,7 +12,7 @@ from pipeline.monitor import metrics, progress
 from pipeline.monitor.poll import watched
 from pipeline.monitor.progress import Lines, duration_text, engine_text, rest_text
 from pipeline.monitor.report import Report, Tally, Usage
-from pipeline.monitor.snapshot import Watch, video_seconds
+from pipeline.monitor.snapshot import RunMonitor, video_seconds
 from pipeline.schema import InputColumns
 
 
@@ -47,7 +47,7 @@ def clock():
 
 @pytest.fixture
 def watch(clock):
-    return Watch(num_rows=100, num_done=20, columns=InputColumns(), clock=clock)
+    return RunMonitor(num_rows=100, num_done=20, columns=InputColumns(), clock=clock)
 
 
 def stats(ready_s, stepping_s, needed_s, own_wait_s=0.0):
@@ -297,7 +297,7 @@ def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(watch):
             numbers = stats(4, 1, 1) if fresh else stats(2, 1, 1)
             return GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: (numbers,)})
 
-    class Shows:
+    class Reporter:
         def show(self, sight):
             if sight.ranks:
                 seen.set()
@@ -309,10 +309,10 @@ def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(watch):
         writing_s = 0.0
 
     num_threads = threading.active_count()
-    with watched(watch, Groups(), Committer(), [Shows()], every_s=0.001):
+    with watched(watch, Groups(), Committer(), [Reporter()], every_s=0.001):
         assert seen.wait(10)
     assert [sight.ranks[0].data for sight in closed] == [0.75]  # of the fresh look
-    with pytest.raises(KeyError), watched(watch, Groups(), Committer(), [Shows()]):
+    with pytest.raises(KeyError), watched(watch, Groups(), Committer(), [Reporter()]):
         raise KeyError
     assert len(closed) == 2
     while threading.active_count() > num_threads:

@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from pipeline.output.in_flight import STARTS, StartLog, read_starts, write_starts
+from pipeline.output.in_flight import STARTS, InFlightJournal, read_starts, write_starts
 from pipeline.output.ledger import IdSet, hash_ids
 from pipeline.output.store import LocalStore
 
@@ -23,7 +23,7 @@ def keys(*ids):
 
 def test_a_killed_run_leaves_the_rows_that_it_was_working_on(store):
     async def run():
-        log = StartLog(store, {})
+        log = InFlightJournal(store, {})
         await log.start(pa.array(["a", "b"]), "prepare")
         await log.end(pa.array(["a"]), "prepare")
         await log.start(pa.array(["c", "b", "c"]), "prepare")  # b again, by a task that Ray retried
@@ -34,7 +34,7 @@ def test_a_killed_run_leaves_the_rows_that_it_was_working_on(store):
 
 def test_processes_that_died_with_a_row_are_counted_within_the_run(store):
     async def run():
-        log = StartLog(store, {})
+        log = InFlightJournal(store, {})
         deaths = [await log.start(pa.array(["a", "b"]), "prepare") for _ in range(3)]
         await log.end(pa.array(["a", "b"]), "prepare")
         deaths += [
@@ -49,7 +49,7 @@ def test_processes_that_died_with_a_row_are_counted_within_the_run(store):
 
 def test_counts_grow_from_run_to_run_and_stay_for_rows_that_wait(store):
     async def run(*ids):
-        log = StartLog(store, read_starts(store, IdSet()))
+        log = InFlightJournal(store, read_starts(store, IdSet()))
         await log.start(pa.array(ids), "prepare")
         await log.end(pa.array(["a"]), "prepare")  # now it waits, for the next stage or its commit
         await log.start(pa.array(["z"]), "prepare")
@@ -64,7 +64,7 @@ def test_counts_grow_from_run_to_run_and_stay_for_rows_that_wait(store):
 
 
 def test_rows_that_were_committed_after_all_are_forgotten(store):
-    asyncio.run(StartLog(store, {}).start(pa.array(["a", "b"]), "prepare"))
+    asyncio.run(InFlightJournal(store, {}).start(pa.array(["a", "b"]), "prepare"))
     done = IdSet()
     done.add(pa.array(["a"]))
 
@@ -81,7 +81,7 @@ def test_starts_at_the_same_time_share_their_writes(store, monkeypatch):
     monkeypatch.setattr(LocalStore, "write", slow_write)
 
     async def run():
-        log = StartLog(store, {})
+        log = InFlightJournal(store, {})
         await asyncio.gather(
             *(log.start(pa.array([str(number)]), "prepare") for number in range(20))
         )
@@ -93,7 +93,7 @@ def test_starts_at_the_same_time_share_their_writes(store, monkeypatch):
 
 def test_a_count_that_cannot_be_written_is_tried_again_with_the_next(store, monkeypatch):
     async def run():
-        log = StartLog(store, {})
+        log = InFlightJournal(store, {})
         with monkeypatch.context() as patch:
             patch.setattr(LocalStore, "write", full)
             with pytest.raises(OSError, match="full"):
@@ -109,7 +109,7 @@ def test_a_count_that_cannot_be_written_is_tried_again_with_the_next(store, monk
 
 def test_alone_means_that_no_other_row_is_worked_on(store):
     async def run():
-        log = StartLog(store, {})
+        log = InFlightJournal(store, {})
         await log.start(pa.array(["lost"]), "prepare")  # its task died
         await log.work_alone()
         await log.start(pa.array(["a"]), "prepare")
@@ -126,7 +126,7 @@ def test_alone_means_that_no_other_row_is_worked_on(store):
 
 def test_nothing_is_written_after_the_end(store):
     async def run():
-        log = StartLog(store, {})
+        log = InFlightJournal(store, {})
         await log.close()
         with pytest.raises(RuntimeError, match="has ended"):
             await log.start(pa.array(["a"]), "prepare")

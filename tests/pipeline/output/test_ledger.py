@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.output.ledger import IdSet, committed_parts, hash_ids, read_held
+from pipeline.output.ledger import IdSet, committed_parts, hash_ids, read_index
 from pipeline.output.store import LocalStore
 from pipeline.schema import ErrorCode
 
@@ -18,7 +18,7 @@ def write_part(path, ids, codes=None):
 
 def held_in(path, schema=SCHEMA, **options):
     store = LocalStore(path)
-    return read_held(store, committed_parts(store), schema, **options)
+    return read_index(store, committed_parts(store), schema, **options)
 
 
 def test_an_id_is_new_once():

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.output.ledger import Held, committed_parts, hash_ids, read_held
+from pipeline.output.ledger import OutputIndex, committed_parts, hash_ids, read_index
 from pipeline.output.store import LocalStore
 from pipeline.output.writer import Committer
 from pipeline.schema import ErrorCode, InputColumns, check_input
@@ -50,7 +50,7 @@ def committer_of(path, run_id="r1", *, retry=(), **options):
     store = LocalStore(path)
     store.prepare()
     store.clean()
-    held = read_held(store, committed_parts(store), SCHEMA, retry=retry)
+    held = read_index(store, committed_parts(store), SCHEMA, retry=retry)
     options = {"rows_per_part": 4, "max_part_age_s": 60, **options}
     return Committer(store, run_id, SCHEMA, held, **options)
 
@@ -330,4 +330,4 @@ def test_a_driver_that_lost_its_lock_writes_nothing(tmp_path):
 
 
 def test_nothing_is_held_of_a_new_output():
-    assert Held.nothing().num_rows == 0
+    assert OutputIndex.nothing().num_rows == 0

@@ -14,8 +14,8 @@ from model.inputs.processor import Processor
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.sandbox import Decoder
-from pipeline.prompts.frame_view import Look, Timestamps
+from pipeline.media.sandbox import SandboxedDecoder
+from pipeline.prompts.frame_view import FrameView, Timestamps
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prepare import Prepare, row_seed, shown
 from pipeline.prompts.prompt_columns import decode_prompt
@@ -27,7 +27,7 @@ from tests.tiny import tiny_checkpoint
 
 FOUR = FrameSampling(num_frames=4)
 COLUMNS = InputColumns(prompt="ask", start_s="from", end_s="to")
-DECODER = Decoder()  # for all rows but those of other limits
+DECODER = SandboxedDecoder()  # for all rows but those of other limits
 PIXELS_OF_16_TOKENS = 4 * 28 * 4 * 28
 
 
@@ -385,7 +385,7 @@ def test_media_that_are_kept_stand_once_beside_all_parts(processor, clip):
 
 def look(num_frames, tokens, timestamps: Timestamps = "seconds"):
     frames = FrameSampling(num_frames=num_frames)
-    return Look(frames=frames, max_frame_tokens=tokens, timestamps=timestamps)
+    return FrameView(frames=frames, max_frame_tokens=tokens, timestamps=timestamps)
 
 
 def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(processor, clip):
@@ -399,10 +399,10 @@ def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(proces
     )
     fetched, num_shots = [], []
 
-    class Counted(Decoder):
-        def shoot(self, source, shots, **more):
+    class Counted(SandboxedDecoder):
+        def decode(self, source, shots, **more):
             num_shots.append(len(shots))
-            return DECODER.shoot(source, shots, **more)
+            return DECODER.decode(source, shots, **more)
 
     def opener(value):
         fetched.append(value)

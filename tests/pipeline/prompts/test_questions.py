@@ -7,7 +7,7 @@ import pytest
 
 from model.engine.sequence import SamplingParams
 from model.inputs.prompt import PromptError
-from pipeline.prompts.frame_view import Look
+from pipeline.prompts.frame_view import FrameView
 from pipeline.prompts.questions import (
     Question,
     answers_in_rows,
@@ -109,7 +109,7 @@ def test_a_question_over_a_list_gives_a_list():
     """Rows have lists of their own lengths; what each answer cost and showed is told."""
     drawn = SamplingParams(temperature=1.0, n=2, choices=("A", "B"))
     questions = (
-        Question(name="each", text="{ask}", over="ask", sampling=drawn, look=Look()),
+        Question(name="each", text="{ask}", over="ask", sampling=drawn, look=FrameView()),
         Question(name="once", text="?"),
     )
     of_each = {"prompt_question": 0, "samples": ["x", "y"], "choice_logprobs": [-1.0, -2.0]}

@@ -13,7 +13,7 @@ from parallel.ranks.worker import Failure
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError, MediaLimits
-from pipeline.media.sandbox import Decoder
+from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import PageWindows, TimeWindows
 from pipeline.preflight import open_input
 from pipeline.prompts.instructions import Instructions
@@ -48,7 +48,7 @@ def processor(checkpoint):
 
 @pytest.fixture(scope="module")
 def decoder():
-    decoder = Decoder()
+    decoder = SandboxedDecoder()
     yield decoder
     decoder.close()
 
@@ -69,7 +69,7 @@ def prepare(processor, decoder, media, kind=None, limits=None, **instructions):
 
     rows = pa.table({"video": pa.array(media, kind or pa.binary())})
     layout = check_input(rows.schema, InputColumns())
-    own = Decoder(limits) if limits else decoder
+    own = SandboxedDecoder(limits) if limits else decoder
     more = {"limits": limits} if limits else {}
     asked = Instructions(**{"frames": TWO, "max_frame_tokens": 6, **instructions, **more})
     stage = Prepare(processor, layout, asked, opener, decoder=own)
