@@ -73,6 +73,7 @@ exit codes:
   0    every row is answered, maybe with an error
   1    the run stopped; what is committed stays, and the same command continues
   2    refused: arguments, input, output or checkpoint
+  3    --fail-if-errors: more rows than that are errors
   130  Ctrl-C (143 SIGTERM); as 1
 """
 

@@ -98,7 +98,7 @@ def make_parser() -> "Parser":
 def _sweep(options: argparse.Namespace) -> object:
     """Sweep; what to print."""
     from jobs import caption_videos
-    from jobs.cli.ray_cluster import connect
+    from jobs.cli.ray_cluster import connect, ended_by_signals
     from jobs.sweep.finding import conclude
     from jobs.sweep.grid import read_grid
     from jobs.sweep.layouts import LAYOUTS, read_items
@@ -110,6 +110,8 @@ def _sweep(options: argparse.Namespace) -> object:
         if getattr(options, name) is not None:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} is not for sweeps: the grid and the layout say what to ask")
+    if options.fail_if_errors is not None:
+        raise ValueError("--fail-if-errors is not for sweeps: summary.csv counts errors by cell")
     if options.score == "logit" and LAYOUTS[options.layout].options is None:
         raise ValueError("--score logit needs options to choose from; open questions have none")
     prompt = LAYOUTS[options.layout].prompt
@@ -127,8 +129,9 @@ def _sweep(options: argparse.Namespace) -> object:
     store.prepare()
     store.write("_run.yaml", options.run_yaml.encode())
     write_clips(work, store)
+    enter = ended_by_signals if options.inline else connect
     for config in configs:
-        print(run(config, connect=connect), flush=True)
+        print(run(config, connect=enter, inline=options.inline), flush=True)
     return conclude(work, store, caption_videos.make_parser, options)
 
 

@@ -1,170 +1,143 @@
 """The driver's loop: rows flow, and are committed as they come."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
-import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from model.malloc import own_peak_bytes
-from parallel.experts.load import ExpertLoad
-from parallel.groups.client import Groups
 from parallel.groups.errors import GroupError
 from pipeline.cluster.deployment import rank_numbers
+from pipeline.cluster.expert_load import record_load
 from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
-from pipeline.monitor.metrics import Metrics
-from pipeline.monitor.poll import Reporter, watched
+from pipeline.monitor.poll import watched
 from pipeline.monitor.progress import open_display
 from pipeline.monitor.report import Usage
 from pipeline.monitor.snapshot import RunMonitor
-from pipeline.monitor.stage_costs import Cost, Costs, ObjectStore, object_store
-from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, InFlightJournal, write_starts
-from pipeline.output.store import Store
+from pipeline.monitor.stage_costs import Costs
+from pipeline.output.in_flight import write_starts
+from pipeline.output.poison import KILLED_RUNS
 from pipeline.output.writer import Committer
+from pipeline.run_plan import RunPlan
 from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
-from pipeline.stages.ray_data import Flow
+from pipeline.stages.backend import Backend, Finished, RunningGroups
+from pipeline.stages.journal import Journal
 
-_CLOSE_TIMEOUT_S = 30.0
 
-
-def drain(
-    flow: Flow,
-    what: Plan,
-    committer: Committer,
-    start_groups: Callable[[], Groups],
-    starts: Any,
-    record: Callable[[ExpertLoad], None],
-    also: Sequence[Reporter],
-    *,
-    output: str,
-    show_progress: bool,
-) -> Usage:
+def drive(plan: RunPlan, writer: Committer, backend: Backend, *, show_progress: bool) -> Usage:
     """Start the groups, let the rows flow and commit them.
 
     Args:
-        flow: the stages.
-        what: the rows.
-        committer: takes the results.
-        start_groups: called once.
-        starts: handle of the `InFlightJournal` actor.
-        record: keeps what the experts computed, also of a run that does not come to its end.
-        also: who is to know how the run goes, beside the display and the metrics.
-        output: its name, in the metrics.
+        plan: of the run; some row is to do.
+        writer: of its output.
+        backend: where it runs.
         show_progress: show on standard error how the run goes.
 
     Returns:
-        What it took; `machines` is left open.
+        What it took.
     """
-    costs = Costs()
-    gcs_address = ray.get_runtime_context().gcs_address
-    store_before = object_store(gcs_address)
-    for rows in give_up(flow.source, what):
-        committer.add(rows)
-    with closing(start_groups()) as groups, _load_recorded(groups, record):
-        num_done = what.num_done + len(what.poisoned)
-        watch = RunMonitor(what.num_rows, num_done, flow.source.layout.columns)
-        shows = (open_display(show=show_progress), Metrics(output), *also)
+    try:
+        with backend.journal(plan.started_before) as journal:
+            return _drive(plan, writer, backend, journal, show_progress=show_progress)
+    finally:
+        # Only a driver that is killed leaves counts of the rows that were in flight.
+        with suppress(OSError):
+            write_starts(plan.store, writer.unfinished(plan.started_before))
+
+
+def _drive(
+    plan: RunPlan, writer: Committer, backend: Backend, journal: Journal, *, show_progress: bool
+) -> Usage:
+    for rows in poisoned_rows(plan.source, plan.rows):
+        writer.add(rows)
+    with closing(backend.start_groups()) as groups, _load_recorded(plan, groups):
+        num_done = plan.rows.num_done + len(plan.rows.poisoned)
+        monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.layout.columns)
+        reporters = (open_display(show=show_progress), *backend.reporters())
+        costs = Costs()
         started = latest = time.monotonic()
         longest_pause_s = 0.0
-        try:
-            with committer.on_time(), watched(watch, groups, committer, shows):
-                for rows, cost in _results(flow, what, groups, starts):
-                    earlier, latest = latest, time.monotonic()
-                    longest_pause_s = max(longest_pause_s, latest - earlier)
-                    committer.add(rows)
-                    costs.add(cost)
-                    watch.add(rows)
-        except OSError:
-            with suppress(OSError):  # the disk may be full; the first error is the one to tell
-                committer.commit()
-            raise
-        except BaseException:
-            committer.commit()  # also what was done before a failure or Ctrl-C
-            raise
-        committer.commit()
-        costs.note_peak("rank", watch.rank_peak_bytes)
+        with (
+            _committed_at_end(writer),
+            writer.on_time(),
+            watched(monitor, groups, writer, reporters),
+        ):
+            for rows, cost in _results(plan.rows, groups, backend, journal):
+                earlier, latest = latest, time.monotonic()
+                longest_pause_s = max(longest_pause_s, latest - earlier)
+                writer.add(rows)
+                costs.add(cost)
+                monitor.add(rows)
+        costs.note_peak("rank", monitor.rank_peak_bytes)
         costs.note_peak("driver", own_peak_bytes())
         status = groups.status()
         return Usage(
             time.monotonic() - started,
             costs,
-            _spilled(store_before, object_store(gcs_address)),
+            backend.spilled_bytes(),
+            machines=str(backend.deployment),
             ranks=rank_numbers(status),
             group_failures=status.failures,
             longest_pause_s=longest_pause_s,
-            sight=watch.sight(),
-            num_preparers=flow.sizing.num_preparers,
-            max_rows=flow.sizing.rows_in_flight,
+            sight=monitor.sight(),
+            num_preparers=backend.sizing.num_preparers,
+            max_rows=backend.sizing.rows_in_flight,
         )
 
 
-def _spilled(before: ObjectStore | None, after: ObjectStore | None) -> int | None:
-    if before is None or after is None:
-        return None
-    return after.spilled_bytes - before.spilled_bytes
+@contextmanager
+def _committed_at_end(writer: Committer) -> Iterator[None]:
+    """Commit what waits when the `with` ends, also by a failure or Ctrl-C."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):  # the disk may be full; the first error is the one to tell
+            writer.commit()
+        raise
+    except BaseException:
+        writer.commit()
+        raise
+    writer.commit()
 
 
 def _results(
-    flow: Flow, what: Plan, groups: Groups, starts: Any
-) -> Iterator[tuple[pa.Table, list[Cost]]]:
-    """Rows that were being worked on whenever runs were killed come last, one at a time."""
-    if what.splits:
-        yield from flow.results(what.splits, groups, starts)
-    if what.quarantined:
-        ray.get(starts.work_alone.remote())
-        one_by_one = replace(flow, sizing=replace(flow.sizing, read_rows=1))
-        yield from one_by_one.results(what.quarantined, groups, starts)
+    rows: Plan, groups: RunningGroups, backend: Backend, journal: Journal
+) -> Iterator[Finished]:
+    """All rows; those that were in flight whenever runs were killed come last, one at a time."""
+    if rows.splits:
+        yield from backend.results(rows.splits, groups, journal)
+    if rows.quarantined:
+        journal.work_alone()
+        yield from backend.results(rows.quarantined, groups, journal, one_by_one=True)
 
 
 @contextmanager
-def _load_recorded(groups: Groups, record: Callable[[ExpertLoad], None]) -> Iterator[None]:
+def _load_recorded(plan: RunPlan, groups: RunningGroups) -> Iterator[None]:
+    """Record what the experts computed, also of a run that does not come to its end."""
+    checkpoint = plan.recipe.fields["checkpoint"]
     try:
         yield
     except BaseException:
         with suppress(GroupError, OSError):  # the first error is the one to tell
-            record(groups.expert_load())
+            record_load(plan.store, groups.expert_load(), checkpoint=checkpoint)
         raise
-    record(groups.expert_load())
+    record_load(plan.store, groups.expert_load(), checkpoint=checkpoint)
 
 
-@contextmanager
-def open_journal(store: Store, before: Mapping[int, int], committer: Committer) -> Iterator[Any]:
-    """Run a `InFlightJournal` actor on this node; only a killed driver leaves its counts behind."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(InFlightJournal)  # Any: its methods get their `.remote` at run time
-    log = actor.options(num_cpus=0, scheduling_strategy=here).remote(store, before)
-    try:
-        yield log
-    finally:
-        with suppress(RayError):  # after this it writes no more; or it is dead
-            ray.get(log.close.remote(), timeout=_CLOSE_TIMEOUT_S)
-        ray.kill(log)
-        with suppress(OSError):
-            write_starts(store, committer.unfinished(before))
-
-
-def give_up(source: Source, what: Plan) -> Iterator[pa.Table]:
-    """The results of rows that were worked on, at last alone, whenever runs were killed."""
-    message = (
-        f"{MAX_STARTS} runs were killed while this row was being worked on, the last "
-        f"{MAX_STARTS - MAX_SHARED_STARTS} of them with nothing else"
-    )
+def poisoned_rows(source: Source, rows: Plan) -> Iterator[pa.Table]:
+    """The results of rows that runs were killed with too often to try them again."""
     known = {
         "status": Status.ERROR.value,
         "error_code": ErrorCode.POISON_ROW.value,
-        "error": message,
+        "error": KILLED_RUNS,
     }
-    for piece in what.poisoned:
-        for rows in read_split(source.filesystem, source.layout, piece, max_rows=1):
-            table = source.layout.carry(rows).add_column(0, "row_id", rows["row_id"])
+    for split in rows.poisoned:
+        for table in read_split(source.filesystem, source.layout, split, max_rows=1):
+            results = source.layout.carry(table).add_column(0, "row_id", table["row_id"])
             for field in (*RESULT_FIELDS[1:], *source.layout.extra):
-                values = pa.array([known.get(field.name)] * rows.num_rows, field.type)
-                table = table.append_column(field, values)
-            yield table
+                values = pa.array([known.get(field.name)] * table.num_rows, field.type)
+                results = results.append_column(field, values)
+            yield results

@@ -1,51 +1,34 @@
 """One run: `PipelineConfig` in, `Report` out.
 
-What can be refused is refused with a `ValueError` before Ray is touched: arguments, checkpoint,
-input, output. From then on a failure is a `RunError`, and what is committed stays.
+What can be refused is refused with a `ValueError` before anything is started: arguments,
+checkpoint, input, output. From then on a failure is a `RunError`, and what is committed stays.
 """
 
-import secrets
+import asyncio
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from functools import partial
 
 import pyarrow as pa
-import ray
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
 from parallel.groups.errors import GroupError
-from pipeline.cluster.cpu import CpuAffinity
-from pipeline.cluster.deployment import (
-    Deployment,
-    EngineFactory,
-    choose_deployment,
-    load_engine,
-    start_groups,
-    wanted_load,
-)
-from pipeline.cluster.expert_load import record_load
-from pipeline.config import PipelineConfig, recipe_of
-from pipeline.driver import drain, open_journal
-from pipeline.fetch.media_access import MediaAccess
-from pipeline.input.manifest import in_known_order, note_files
-from pipeline.input.plan import Plan, plan
-from pipeline.input.source import Source
+from pipeline.cluster.deployment import EngineFactory, load_engine
+from pipeline.config import PipelineConfig
+from pipeline.driver import drive
 from pipeline.monitor.report import Report, Tally, Usage
 from pipeline.output import ledger
-from pipeline.output.in_flight import read_starts
 from pipeline.output.lock import lock_output
-from pipeline.output.recipe import claim_output, write_json
+from pipeline.output.recipe import write_json
 from pipeline.output.store import Store, open_store
 from pipeline.output.writer import Committer
-from pipeline.preflight import open_checkpoint, open_input
-from pipeline.stages.ray_data import Flow
-from pipeline.stages.sizing import choose_sizing
+from pipeline.run_plan import RunPlan, check, plan_run
+from pipeline.stages.backend import Backend
+from pipeline.stages.inline import InlineBackend
+from pipeline.stages.ray_backend import RayBackend
 
 _STORY = "_error.txt"
 _FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError, pa.ArrowException)
@@ -59,17 +42,19 @@ def run(
     config: PipelineConfig,
     *,
     connect: Callable[[], AbstractContextManager[None]],
+    inline: bool = False,
     engine_factory: EngineFactory = load_engine,
     show_progress: bool = True,
 ) -> Report:
     """Caption every row of the input that the output does not hold yet.
 
-    checkpoint, input and output are checked --> connect --> groups start --> rows flow --> report
+    check --> lock the output --> plan --> connect --> groups start --> rows flow --> report
 
     Args:
         config: what to do.
-        connect: connects this process to Ray for the time of a `with`; not called when no row is
-            left to do.
+        connect: is entered while rows flow, and not at all when no row is left to do; it connects
+            this process to Ray, unless the run is inline.
+        inline: run everything in this process, without Ray.
         engine_factory: makes the engine of each rank.
         show_progress: show on standard error how it goes.
 
@@ -77,101 +62,39 @@ def run(
         ValueError: refused; nothing was done.
         RunError: stopped half-way.
     """
-    text = open_checkpoint(config)
-    load = wanted_load(config, text)
-    source = open_input(config)
-    media = MediaAccess(
-        base=config.media_folder or source.folder,
-        allowed_prefixes=config.allowed_uris,
-        allowed_folders=config.allowed_folders,
-        max_bytes=config.instructions.limits.max_bytes,
-    )
+    checked = check(config)
     store = open_store(config.output)
     with lock_output(store) as lock:
-        recipe = recipe_of(config, source.layout)
-        schema = source.layout.output.with_metadata(recipe.parquet_metadata)
-        claim_output(store, recipe, new_recipe=config.new_recipe)
-        parts = ledger.committed_parts(store)
-        source = in_known_order(source, store, parts)
-        note_files(source, store)
-        if config.run_yaml is not None:
-            store.write("_run.yaml", config.run_yaml.encode())
-        held = ledger.read_index(store, parts, schema, retry=config.retry_failed)
-        starts = read_starts(store, held.done)
-        what = plan(source, held, limit=config.limit, starts=starts)
-        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        committer = Committer(
-            store,
-            run_id,
-            schema,
-            held,
-            rows_per_part=config.rows_per_part,
-            max_part_age_s=config.max_part_age_s,
-            started_before=starts,
-            check=lock.check,
-        )
+        plan = plan_run(config, checked, store)
+        writer = plan.open_writer(lock.check)
         usage = Usage()
-        if what.num_todo:
+        if plan.rows.num_todo:
             with (
                 connect(),
-                _as_run_error(committer, store),
-                open_journal(store, starts, committer) as log,
+                _as_run_error(writer, store),
+                _backend(plan, engine_factory, inline=inline) as backend,
             ):
-                machines = choose_deployment(config, _gpus_of_nodes(), text.n_routed_experts)
                 if show_progress:
-                    tqdm.write(str(machines), file=sys.stderr)
-                flow = _flow(config, machines, source, media, what)
-                start = partial(
-                    start_groups, config, machines, load, engine_factory, flow.sizing.company
-                )
-                record = partial(record_load, store, checkpoint=recipe.fields["checkpoint"])
-                usage = drain(
-                    flow,
-                    what,
-                    committer,
-                    start,
-                    log,
-                    record,
-                    [CpuAffinity(config.engine.num_threads)] if machines.device == "cpu" else [],
-                    output=store.uri,
-                    show_progress=show_progress,
-                )
-                usage = replace(usage, machines=str(machines))
-        report = _report(what, committer, store, usage)
-        if what.num_todo:
-            ids = {"run_id": run_id, "recipe_sha256": recipe.sha256}
+                    tqdm.write(str(backend.deployment), file=sys.stderr)
+                usage = drive(plan, writer, backend, show_progress=show_progress)
+        report = _report(plan, writer, usage)
+        if plan.rows.num_todo:
+            ids = {"run_id": plan.run_id, "recipe_sha256": plan.recipe.sha256}
             write_json(store, "_report.json", {**report.as_json(), **ids})
     return report
 
 
-def _flow(
-    config: PipelineConfig, machines: Deployment, source: Source, media: MediaAccess, what: Plan
-) -> Flow:
-    resources = ray.cluster_resources()
-    sizing = choose_sizing(
-        config,
-        machines,
-        num_rows=what.num_todo,
-        num_cpus=resources.get("CPU", 1),
-        store_bytes=int(resources.get("object_store_memory", 1 << 30)),
-    )
-    return Flow(
-        source=source,
-        checkpoint=config.checkpoint,
-        instructions=config.instructions,
-        open_media=media.open,
-        sampling=config.sampling,
-        sizing=sizing,
-        keep_order=config.keep_order,
-    )
-
-
-def _gpus_of_nodes() -> list[int]:
-    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+@contextmanager
+def _backend(plan: RunPlan, engine_factory: EngineFactory, *, inline: bool) -> Iterator[Backend]:
+    if not inline:
+        yield RayBackend(plan, engine_factory)
+        return
+    with asyncio.Runner() as runner:
+        yield InlineBackend(plan, engine_factory, runner)
 
 
 @contextmanager
-def _as_run_error(committer: Committer, store: Store) -> Iterator[None]:
+def _as_run_error(writer: Committer, store: Store) -> Iterator[None]:
     """Say in one line why a run stopped; the whole story goes to a file."""
     store.delete(_STORY)
     try:
@@ -185,7 +108,7 @@ def _as_run_error(committer: Committer, store: Store) -> Iterator[None]:
             print(story, file=sys.stderr)  # noqa: T201
             where = "above"
         raise RunError(
-            f"{_reason(error)} -- {committer.num_rows} rows of this run are committed; the same "
+            f"{_reason(error)} -- {writer.num_rows} rows of this run are committed; the same "
             f"command continues. Details: {where}"
         ) from error
 
@@ -203,28 +126,29 @@ def _reason(error: BaseException) -> str:
     return message if len(message) <= 1000 else f"{message[:997]}..."
 
 
-def _report(what: Plan, committer: Committer, store: Store, usage: Usage) -> Report:
+def _report(plan: RunPlan, writer: Committer, usage: Usage) -> Report:
     """Count what came out, in two ways.
 
     Raises:
         RunError: rows are missing, or there are too many.
     """
-    num_out = what.num_done + committer.num_rows
-    output = Tally(*ledger.count_results(store, ledger.committed_parts(store)))
-    if num_out != what.num_rows or output.num_rows != committer.num_rows_of_output:
+    rows = plan.rows
+    num_out = rows.num_done + writer.num_rows
+    output = Tally(*ledger.count_results(plan.store, ledger.committed_parts(plan.store)))
+    if num_out != rows.num_rows or output.num_rows != writer.num_rows_of_output:
         raise RunError(
-            f"{what.num_rows} rows in, {num_out} rows out ({output.num_rows} in the parts); run "
+            f"{rows.num_rows} rows in, {num_out} rows out ({output.num_rows} in the parts); run "
             "the same command again, and if this stays, the input changed meanwhile"
         )
     return Report(
-        rows_in=what.num_rows,
-        rows_done_before=what.num_done,
-        rows_written=committer.num_rows,
-        statuses=dict(committer.statuses),
-        error_codes=dict(committer.error_codes),
-        num_prompt_tokens=committer.num_prompt_tokens,
-        num_generated_tokens=committer.num_generated_tokens,
-        num_bytes_written=committer.num_bytes,
+        rows_in=rows.num_rows,
+        rows_done_before=rows.num_done,
+        rows_written=writer.num_rows,
+        statuses=dict(writer.statuses),
+        error_codes=dict(writer.error_codes),
+        num_prompt_tokens=writer.num_prompt_tokens,
+        num_generated_tokens=writer.num_generated_tokens,
+        num_bytes_written=writer.num_bytes,
         usage=usage,
         output=output,
     )

@@ -44,7 +44,8 @@ def run_command(
             f". {_ROOT}/.venv/bin/activate) or install with `pip install {_ROOT}`",
         )
     try:
-        print((work or _run)(options))
+        done = (work or _run)(options)
+        print(done)
     except ValueError as error:
         return _fail(prog, 2, error)
     except (RunError, OSError) as error:
@@ -54,22 +55,38 @@ def run_command(
     except SystemExit:  # of `connect`, on Ctrl-C or SIGTERM
         print(f"{prog}: {_INTERRUPTED}", file=sys.stderr)
         raise
-    return 0
+    return _fail_if_errors(prog, options.fail_if_errors, done)
 
 
 def _run(options: argparse.Namespace) -> object:
-    """Run with these arguments; the report, or with `--dry-run` the outlook."""
+    """Run with these arguments and return the report; with `--dry-run` say what a run would do."""
     from jobs.cli.pipeline_config import pipeline_config
-    from jobs.cli.ray_cluster import connect
+    from jobs.cli.ray_cluster import connect, ended_by_signals
     from pipeline.run import run
 
     config = pipeline_config(options)
     if options.dry_run:
-        return _outlook(config)
+        return _dry_run(config)
+    if options.inline:
+        return run(config, connect=ended_by_signals, inline=True)
     return run(config, connect=connect)
 
 
-def _outlook(config: "PipelineConfig") -> object:
+def _fail_if_errors(prog: str, share: float | None, done: object) -> int:
+    """3 if more than this share of the rows that a run wrote are errors, else 0."""
+    from pipeline.monitor.report import Report
+
+    if share is None or not isinstance(done, Report) or done.error_share <= share:
+        return 0
+    return _fail(
+        prog,
+        3,
+        f"{done.error_share:.1%} of the rows that this run wrote are errors, and "
+        f"--fail-if-errors allows {share:.1%}; the rows stay, and --retry-failed tries them again",
+    )
+
+
+def _dry_run(config: "PipelineConfig") -> object:
     """What a run would do, with the GPUs of this machine in place of the cluster's."""
     import torch
 

@@ -74,7 +74,7 @@ def connect() -> Iterator[None]:
             _start_local()
         else:
             _connect_to(address)
-        with _ended_by_signals():  # after Ray, which brings handlers of its own
+        with ended_by_signals():  # after Ray, which brings handlers of its own
             yield
     finally:
         with _ended(set(_workers()) - others):
@@ -259,7 +259,7 @@ def _set(name: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into `SystemExit`, so that every `finally` runs."""
     received: list[int] = []
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.input.row_ids import InputFile
 from pipeline.input.source import Source
-from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS
 from pipeline.output.ledger import NO_PART, IdSet, OutputIndex, hash_ids
+from pipeline.output.poison import RUNS
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def plan(
             for row, count in _suspects(hashes, todo, starts or {}):
                 todo[row] = False
                 single = _split(file, row_group, first_row, np.arange(len(todo)) == row, is_renamed)
-                (poisoned if count >= MAX_STARTS else alone).append(single)
+                (poisoned if RUNS.is_poison(count) else alone).append(single)
             if todo.any():
                 pieces.append(_split(file, row_group, first_row, todo, is_renamed))
             first_row += len(todo)
@@ -101,7 +101,7 @@ def _suspects(
     hashes: NDArray[np.uint64], todo: NDArray[np.bool_], starts: Mapping[int, int]
 ) -> list[tuple[int, int]]:
     """The rows to do that killed runs had started too often, with how often."""
-    wanted = [key for key, count in starts.items() if count >= MAX_SHARED_STARTS]
+    wanted = [key for key, count in starts.items() if RUNS.is_quarantined(count)]
     rows = np.flatnonzero(todo & np.isin(hashes, np.array(wanted, np.uint64)))
     return [(int(row), starts[int(hashes[row])]) for row in rows]
 

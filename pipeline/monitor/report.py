@@ -90,6 +90,11 @@ class Report:
         return self.usage.seconds
 
     @property
+    def error_share(self) -> float:
+        """The share of the rows of this run that are errors."""
+        return self.statuses.get(Status.ERROR, 0) / max(1, self.rows_written)
+
+    @property
     def rows_per_s(self) -> float:
         """Rows of this run by its time."""
         return self.rows_written / max(self.seconds, 1e-9)

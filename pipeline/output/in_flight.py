@@ -1,10 +1,9 @@
 """Which rows are being worked on, written down before they are, so that no row can end every run.
 
 A run that is killed leaves the rows that a stage was working on in `_starts.json`, with how often
-that has happened; rows that wait between the stages, or for their commit, are not among them. A row
-that was there too often is tried with nothing else being worked on (`MAX_SHARED_STARTS`), and after
-that no more (`MAX_STARTS`). The same goes, within a run, for rows on which a process works that
-dies by itself, such as of too little memory: Ray starts it again without end.
+that has happened; rows that wait between the stages, or for their commit, are not among them. How
+often is too often, `pipeline.output.poison` says. The journal also counts the deaths of processes
+within a run, since Ray starts a process that dies, such as of too little memory, again without end.
 """
 
 import asyncio
@@ -22,8 +21,6 @@ from pipeline.output.store import Store
 Stage = Literal["prepare", "generate"]
 
 STARTS = "_starts.json"
-MAX_SHARED_STARTS = 3
-MAX_STARTS = 6  # the last three of them alone
 
 
 class InFlightJournal:

@@ -19,6 +19,7 @@ from model.inputs.prompt import Prompt, PromptError
 from parallel.groups.errors import DeadGroupError
 from parallel.ranks.worker import Failure, Outcome, Request
 from pipeline.media.windows import Windows
+from pipeline.output.poison import GROUPS, KILLED_GROUPS
 from pipeline.prompts.fan_in import extra_fields, result_of
 from pipeline.prompts.prompt_columns import PROMPT_COLUMNS, decode_prompt
 from pipeline.prompts.questions import Question, answers_in_rows
@@ -26,8 +27,6 @@ from pipeline.prompts.window_answers import windows_in_rows
 from pipeline.schema import MEDIA_FIELDS, QUESTION_FIELD, RESULT_FIELDS, ErrorCode
 from pipeline.stages.merge import Merger
 
-MAX_SHARED_DEATHS = 3  # of groups that had a row among others, before it is tried alone
-MAX_LONE_DEATHS = 2  # of groups that had nothing else: one may have died of something else
 _MAX_BACKOFF_S = 30.0
 
 
@@ -137,14 +136,14 @@ class Generate:
             num_deaths.update(died)
             if died:
                 await self._back_off(max(num_deaths[row] for row in died))
-            together = [row for row in died if num_deaths[row] < MAX_SHARED_DEATHS]
+            together = [row for row in died if not GROUPS.is_quarantined(num_deaths[row])]
         for row in [row for row in requests if row not in outcomes]:
             outcomes[row] = await self._answer_alone(requests[row])
         return outcomes
 
     async def _answer_alone(self, request: Request) -> Outcome:
         deaths: list[DeadGroupError] = []
-        while len(deaths) < MAX_LONE_DEATHS:
+        while len(deaths) < GROUPS.alone:
             (answer,) = (await self._try({0: request}, alone=True)).values()
             if not isinstance(answer, DeadGroupError):
                 return answer
@@ -188,8 +187,7 @@ def _with_same_pixels(requests: Mapping[int, Request]) -> list[list[int]]:
 def _poison(death: DeadGroupError) -> Failure:
     return Failure(
         code=ErrorCode.POISON_ROW,
-        message=f"{MAX_SHARED_DEATHS} groups died with this row in flight, and then "
-        f"{MAX_LONE_DEATHS} that had nothing else: {death}",
+        message=f"{KILLED_GROUPS}: {death}",
     )
 
 

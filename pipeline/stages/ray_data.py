@@ -14,7 +14,7 @@ import json
 import logging
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,25 +29,18 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResour
 from ray.data.block import BlockMetadata
 
 from model.engine.sequence import SamplingParams
-from model.inputs.processor import Processor
-from parallel.groups.client import Groups
-from pipeline.cluster.nodes import require_checkpoint
 from pipeline.cluster.processes import lower_priority
 from pipeline.input.plan import RowGroupSplit, joined
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
-from pipeline.media.limits import MediaError
-from pipeline.media.sandbox import SandboxedDecoder
-from pipeline.media.windows import TimeWindows
-from pipeline.monitor.stage_costs import Cost, Counted, measured
-from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS
+from pipeline.monitor.stage_costs import Cost, measured
 from pipeline.prompts.instructions import Instructions
-from pipeline.prompts.prepare import Prepare
-from pipeline.schema import ErrorCode, Layout
-from pipeline.stages.batching import Batching, Room
-from pipeline.stages.generate import Generate
-from pipeline.stages.merge import Merger
+from pipeline.schema import Layout
+from pipeline.stages.batching import Batching
+from pipeline.stages.generate import Groups
+from pipeline.stages.journal import Journal
 from pipeline.stages.sizing import Sizing
+from pipeline.stages.workers import GenerateWorker, PrepareWorker
 
 # Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
 _READ_CPUS = 0.2
@@ -56,11 +49,6 @@ _MAX_READERS = 2
 # Of a task. Ray ends workers that wait for the next task, and starting others takes seconds of a
 # processor; but more rows would have to be read again when a node is lost.
 _ROWS_PER_READ = 256
-_DEADLY = MediaError(
-    ErrorCode.POISON_ROW,
-    f"{MAX_STARTS} processes died while they prepared this row, the last "
-    f"{MAX_STARTS - MAX_SHARED_STARTS} of them with no other",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,64 +64,77 @@ class Flow:
     keep_order: bool = False
 
     def results(
-        self, pieces: Sequence[RowGroupSplit], groups: Groups, starts: Any
+        self, splits: Sequence[RowGroupSplit], groups: Groups, journal: Journal
     ) -> Iterator[tuple[pa.Table, list[Cost]]]:
-        """Run all stages over `pieces`; yields finished rows, and what they cost.
+        """Run all stages over `splits`; yields finished rows, and what they cost.
 
         Args:
-            pieces: what to read.
+            splits: what to read.
             groups: who answers.
-            starts: handle of a `InFlightJournal` actor, told of rows before a stage works on them.
+            journal: is told of rows before a stage works on them.
         """
-        sizing = self.sizing
-        reads = joined(pieces, _ROWS_PER_READ)
+        reads = joined(splits, _ROWS_PER_READ)
         with self._settings(), _quiet():
-            rows = ray.data.read_datasource(
-                _Rows(self.source, reads, sizing.read_rows),
-                num_cpus=_READ_CPUS,
-                concurrency=min(_MAX_READERS, len(reads)),
-                override_num_blocks=len(reads),
-            )
-            rows = rows.map_batches(
-                _Preparer,
-                fn_constructor_args=(
-                    starts,
-                    self.checkpoint,
-                    self.source.layout,
-                    self.instructions,
-                    self.open_media,
-                    self.sampling.seed,
-                    sizing.batching,
-                ),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=_PREPARE_CPUS,
-                compute=ActorPoolStrategy(min_size=1, max_size=sizing.num_preparers),
-            )
-            rows = rows.map_batches(
-                _Generator,
-                fn_constructor_args=(
-                    starts,
-                    groups,
-                    self.checkpoint,
-                    self.instructions,
-                    self.sampling,
-                    sizing.rows_per_client,
-                ),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=0,
-                compute=ActorPoolStrategy(
-                    size=sizing.num_clients,
-                    max_concurrent_calls_per_actor=sizing.batches_per_client,
-                    max_tasks_in_flight_per_actor=sizing.batches_per_client,
-                ),
-            )
+            rows = self._read(reads)
+            rows = self._prepare(rows, journal)
+            rows = self._generate(rows, groups, journal)
+            # A batch that waits here is one that the stages do not make meanwhile, so none is
+            # fetched ahead.
             blocks: Iterator[Any] = iter(
                 rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
             )
             for block in blocks:
                 yield _copied(block), costs_of(block)
+
+    def _read(self, reads: Sequence[Sequence[RowGroupSplit]]) -> ray.data.Dataset:
+        return ray.data.read_datasource(
+            _Rows(self.source, reads, self.sizing.read_rows),
+            num_cpus=_READ_CPUS,
+            concurrency=min(_MAX_READERS, len(reads)),
+            override_num_blocks=len(reads),  # else Ray Data would cut and join the tasks
+        )
+
+    def _prepare(self, rows: ray.data.Dataset, journal: Journal) -> ray.data.Dataset:
+        return rows.map_batches(
+            _Preparer,
+            fn_constructor_args=(
+                journal,
+                self.checkpoint,
+                self.source.layout,
+                self.instructions,
+                self.open_media,
+                self.sampling.seed,
+                self.sizing.batching,
+            ),
+            batch_size=None,  # a block as it is
+            batch_format="pyarrow",
+            num_cpus=_PREPARE_CPUS,
+            compute=ActorPoolStrategy(min_size=1, max_size=self.sizing.num_preparers),
+        )
+
+    def _generate(
+        self, rows: ray.data.Dataset, groups: Groups, journal: Journal
+    ) -> ray.data.Dataset:
+        sizing = self.sizing
+        return rows.map_batches(
+            _Generator,
+            fn_constructor_args=(
+                journal,
+                groups,
+                self.checkpoint,
+                self.instructions,
+                self.sampling,
+                sizing.rows_per_client,
+            ),
+            batch_size=None,  # a block as it is
+            batch_format="pyarrow",
+            num_cpus=0,  # it waits for the engines, which have reserved theirs
+            compute=ActorPoolStrategy(
+                size=sizing.num_clients,
+                max_concurrent_calls_per_actor=sizing.batches_per_client,
+                max_tasks_in_flight_per_actor=sizing.batches_per_client,
+            ),
+        )
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
@@ -237,10 +238,38 @@ def _read_task(
     return ReadTask(read, metadata)
 
 
+class RemoteJournal:
+    """As `pipeline.stages.journal.Journal`, by the handle of an `InFlightJournal` actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def start_preparing(self, ids: pa.Array) -> int:
+        """Return once the rows are written down."""
+        return cast(int, ray.get(self._actor.start.remote(ids, "prepare")))
+
+    def end_preparing(self, ids: pa.Array) -> None:
+        """Return at once; calls of one process reach the actor in their order."""
+        self._actor.end.remote(ids, "prepare")
+
+    @asynccontextmanager
+    async def generating(self, ids: pa.Array) -> AsyncIterator[None]:
+        """Enter once the rows are written down."""
+        await self._actor.start.remote(ids, "generate")
+        yield
+        self._actor.end.remote(ids, "generate")
+
+    def work_alone(self) -> None:
+        """Return once it is so."""
+        ray.get(self._actor.work_alone.remote())
+
+
 class _Preparer:
+    """A `PrepareWorker` in an actor of Ray Data."""
+
     def __init__(
         self,
-        starts: Any,
+        journal: Journal,
         checkpoint: Path,
         layout: Layout,
         instructions: Instructions,
@@ -248,81 +277,34 @@ class _Preparer:
         seed: int,
         batching: Batching,
     ) -> None:
-        require_checkpoint(checkpoint)
         lower_priority()
-        self._batching = batching
-        self._media_column = layout.columns.video
-        self._starts = starts
-        processor = Processor.from_checkpoint(checkpoint)
-        self._open = Counted(open_media)
-        self._decoder = SandboxedDecoder(instructions.limits)
-        self._prepare = Prepare(processor, layout, instructions, self._open, seed, self._decoder)
+        self._work = PrepareWorker(
+            journal, checkpoint, layout, instructions, open_media, seed, batching
+        )
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Give batches as they are ready, so that the first need not wait for the last."""
-        rows, costs = unseal(block), costs_of(block)
-        ids = rows["row_id"].combine_chunks()
-        prepare = self._prepare
-        if self._start(ids) >= MAX_SHARED_STARTS:
-            self._starts.end.remote(ids, "prepare")
-            prepare = self._one_by_one
-        num_left = rows.num_rows
-        # Batches are the same whenever a task is tried again: Ray may have taken the first ones.
-        for batch in self._batching.cut(rows, self._media_column):
-            with measured("prepare") as cost:
-                before = self._open.num_bytes
-                prepared = prepare(batch)
-                cost.num_bytes = self._open.num_bytes - before
-                cost.decoder_peak_bytes = self._decoder.peak_bytes
-            num_left -= batch.num_rows
-            if not num_left:
-                self._starts.end.remote(ids, "prepare")
-            yield seal(prepared, [*costs, cost])
-            costs = []
-
-    def _one_by_one(self, batch: pa.Table) -> pa.Table:
-        """As `Prepare`, with one row being worked on at a time, to find the one that is deadly."""
-        prepared = []
-        for index in range(batch.num_rows):
-            row = batch.slice(index, 1)
-            ids = row["row_id"].combine_chunks()
-            is_deadly = self._start(ids) >= MAX_STARTS
-            prepared.append(self._prepare(row, _DEADLY if is_deadly else None))
-            self._starts.end.remote(ids, "prepare")
-        return pa.concat_tables(prepared)
-
-    def _start(self, ids: pa.Array) -> int:
-        """How many processes have died in this run that prepared one of the rows, at most."""
-        return cast(int, ray.get(self._starts.start.remote(ids, "prepare")))
+        costs = costs_of(block)
+        for rows, cost in self._work(unseal(block)):
+            yield seal(rows, [*costs, cost])
+            costs = []  # what reading took is told once, with the first batch
 
 
 class _Generator:
+    """A `GenerateWorker` in an actor of Ray Data."""
+
     def __init__(
         self,
-        starts: Any,
+        journal: Journal,
         groups: Groups,
         checkpoint: Path,
         instructions: Instructions,
         sampling: SamplingParams,
-        rows_in_flight: int,
+        max_rows: int,
     ) -> None:
-        self._starts = starts
-        self._room = Room(rows_in_flight)
-        windows, merger = instructions.windows, None
-        if isinstance(windows, TimeWindows) and windows.merge is not None:
-            require_checkpoint(checkpoint)
-            merger = Merger(Processor.from_checkpoint(checkpoint), windows.merge, sampling)
-        self._generate = Generate(groups, sampling, instructions.questions, windows, merger)
+        self._work = GenerateWorker(journal, groups, checkpoint, instructions, sampling, max_rows)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        rows = unseal(block)
-        ids = rows["row_id"].combine_chunks()
-        async with self._room.hold(rows.num_rows):
-            with measured("generate") as cost:
-                await self._starts.start.remote(ids, "generate")
-                (rows,) = [rows async for rows in self._generate(rows)]
-                self._starts.end.remote(ids, "generate")
-                cost.num_rows = rows.num_rows
+        rows, cost = await self._work(unseal(block))
         yield seal(rows, [*costs_of(block), cost])
 
 

@@ -116,7 +116,7 @@ def test_a_kind_of_question_that_there_is_not_is_refused_in_one_line(tmp_path, c
 def test_twelve_cells_decode_each_clip_once(quiz, tmp_path, monkeypatch):
     """The very configuration of the job, prepared here: a fetch and a decoding for each clip."""
     configs, fetched, shot = [], [], []
-    monkeypatch.setattr("pipeline.run.run", lambda config, connect: configs.append(config))
+    monkeypatch.setattr("pipeline.run.run", lambda config, **_: configs.append(config))
     monkeypatch.setattr("jobs.sweep.finding.conclude", lambda *_: "")
     grid = "frames: [1, 2, 4]\nframe-tokens: [16, 64]\ntimestamps: [none, seconds]\n"
     assert call(quiz, tmp_path / "sweep", grid) == 0
@@ -156,7 +156,7 @@ def prepared(config, fetched, decoder):
 
 def test_what_runs_answered_is_scored_and_drawn(quiz, tmp_path, monkeypatch, capsys):
     """Without Ray: an engine that knows the answers to two of four frames, votes and letters."""
-    monkeypatch.setattr("pipeline.run.run", lambda config, connect: answer_all(config, quiz))
+    monkeypatch.setattr("pipeline.run.run", lambda config, **_: answer_all(config, quiz))
     grid = "frames: [1, 4]\nsamples: 3\ntemperature: 1\nexpert-parallel: [1, 2]\n"
 
     code = call(quiz, tmp_path / "sweep", grid, "--score", "expected", layout="choice")
@@ -268,7 +268,7 @@ def test_videos_in_the_rows_are_written_once_for_all_questions(tmp_path, monkeyp
         {"video": b"x" * 9, "question": f"{n}?", "answer": "yes", "task": "t"} for n in range(3)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
-    monkeypatch.setattr("pipeline.run.run", lambda config, connect: None)
+    monkeypatch.setattr("pipeline.run.run", lambda config, **_: None)
     monkeypatch.setattr("jobs.sweep.finding.conclude", lambda *_: "")
 
     assert call(tmp_path / "set.parquet", tmp_path / "sweep", "frames: [1]") == 0

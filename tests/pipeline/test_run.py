@@ -29,8 +29,9 @@ from pipeline.media.windows import TimeWindows
 from pipeline.monitor.metrics import COUNTERS, GAUGES
 from pipeline.monitor.stage_costs import Cost
 from pipeline.output import ledger
-from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, write_starts
+from pipeline.output.in_flight import write_starts
 from pipeline.output.lock import lock_output
+from pipeline.output.poison import RUNS
 from pipeline.output.recipe import Recipe, checkpoint_fingerprint, claim_output
 from pipeline.output.store import LocalStore
 from pipeline.prompts.instructions import Instructions
@@ -165,7 +166,7 @@ def test_failed_rows_are_tried_again_on_request_and_replaced(config, ray_local):
 def test_a_row_that_killed_runs_is_tried_alone_and_another_is_given_up(config, ray_local):
     hashes = ledger.hash_ids(pa.array([f"clips.parquet#{n}" for n in range(6)])).tolist()
     store_of(config).prepare()
-    starts = {hashes[1]: 1, hashes[2]: MAX_SHARED_STARTS, hashes[3]: MAX_STARTS}
+    starts = {hashes[1]: 1, hashes[2]: RUNS.shared, hashes[3]: RUNS.total}
     write_starts(store_of(config), starts)
 
     run(config, connect=nullcontext, show_progress=False)

@@ -2,6 +2,8 @@
 
 import argparse
 
+from jobs.cli.options.values import share
+
 
 def add_run(group: argparse._ArgumentGroup) -> None:
     """What to do with an output that is there, and the file that options can stand in."""
@@ -10,6 +12,19 @@ def add_run(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="print what the run would do (rows that are new, done and failed, what changed in the "
         "recipe, parts, machines), start nothing and write nothing",
+    )
+    group.add_argument(
+        "--inline",
+        action="store_true",
+        help="run everything in this process, without Ray, with one copy of the model: for small "
+        "inputs, debuggers and tests; resumes and counts as any run does",
+    )
+    group.add_argument(
+        "--fail-if-errors",
+        type=share,
+        metavar="SHARE",
+        help="exit with status 3 if more than this share (0 to 1) of the rows that this run wrote "
+        "have status error; 0 allows none",
     )
     group.add_argument(
         "--retry-failed",

@@ -182,15 +182,21 @@ def test_signals_leave_the_job_in_order(calls, stop, code):
     assert signal.getsignal(signal.SIGTERM) is earlier
 
 
+def wait_for_name(pid):
+    """A process has no command line for a moment after it was started."""
+    while not command_line(pid):
+        time.sleep(0.01)
+
+
 @pytest.mark.usefixtures("calls")
 def test_a_worker_that_hangs_in_its_exit_is_killed_after_the_end(monkeypatch):
     monkeypatch.setattr("jobs.cli.ray_cluster._END_TIMEOUT_S", 0.1)
     program = "import time; time.sleep(60)"
     with subprocess.Popen(["ray::IDLE", "-c", program], executable=sys.executable) as other:
+        wait_for_name(other.pid)
         with connect():
             hanging = subprocess.Popen(["ray::IDLE", "-c", program], executable=sys.executable)
-            while not command_line(hanging.pid):  # for a moment after it was started
-                time.sleep(0.01)
+            wait_for_name(hanging.pid)
         assert hanging.wait(5) == -signal.SIGKILL
         assert other.poll() is None  # not of the Ray that ended
         other.kill()

@@ -13,10 +13,11 @@ from model.engine.sequence import Completion, FinishReason, SamplingParams
 from model.inputs.prompt import Prompt
 from parallel.groups.errors import DeadGroupError, GroupError
 from parallel.ranks.worker import Failure, Outcome, Request
+from pipeline.output.poison import GROUPS
 from pipeline.prompts.prompt_columns import decode_prompt, encode_prompt
 from pipeline.prompts.questions import Question, question_fields
 from pipeline.schema import PREPARED_FIELDS, RESULT_FIELDS
-from pipeline.stages.generate import MAX_LONE_DEATHS, MAX_SHARED_DEATHS, Generate
+from pipeline.stages.generate import Generate
 
 SAMPLING = SamplingParams(max_tokens=5, seed=99)
 
@@ -277,8 +278,8 @@ def test_a_poison_row_is_found_and_its_neighbours_are_captioned():
     assert out["error_code"].to_pylist() == [None, "poison_row", "media_missing", None]
     assert "signal 11" in out["error"][1].as_py()
     alone = [rows for rows, _, alone in groups.leases if alone]
-    assert sorted(alone) == [["row 0"], *[["row 1"]] * MAX_LONE_DEATHS, ["row 3"]]
-    assert len(groups.leases) - len(alone) == MAX_SHARED_DEATHS
+    assert sorted(alone) == [["row 0"], *[["row 1"]] * GROUPS.alone, ["row 3"]]
+    assert len(groups.leases) - len(alone) == GROUPS.shared
 
 
 def test_a_row_that_works_alone_is_not_poison():
@@ -292,7 +293,7 @@ def test_a_row_that_works_alone_is_not_poison():
 
 
 def test_a_row_whose_group_dies_of_something_else_while_it_is_alone_is_not_poison():
-    deaths = iter(range(MAX_SHARED_DEATHS + 1))
+    deaths = iter(range(GROUPS.shared + 1))
 
     def answer(request, lease):
         if next(deaths, None) is not None:

@@ -1,0 +1,121 @@
+"""`RunPlan`: all that a run has decided before anything is started."""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from model.config import TextConfig
+from parallel.experts.load import ExpertLoad
+from pipeline.cluster.deployment import wanted_load
+from pipeline.config import PipelineConfig, recipe_of
+from pipeline.fetch.media_access import MediaAccess
+from pipeline.input.manifest import in_known_order, note_files
+from pipeline.input.plan import Plan, plan
+from pipeline.input.source import Source
+from pipeline.output import ledger
+from pipeline.output.in_flight import read_starts
+from pipeline.output.ledger import OutputIndex
+from pipeline.output.recipe import Recipe, claim_output
+from pipeline.output.store import Store
+from pipeline.output.writer import Committer
+from pipeline.preflight import open_checkpoint, open_input
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """The checkpoint and the input of a run, which can be used."""
+
+    text: TextConfig  # of the checkpoint's decoder
+    expert_load: ExpertLoad | None  # what the placement of experts goes by
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run reads, does and writes."""
+
+    config: PipelineConfig
+    text: TextConfig
+    expert_load: ExpertLoad | None
+    source: Source
+    media: MediaAccess
+    store: Store  # the output, whose lock is held
+    recipe: Recipe
+    schema: pa.Schema  # of the output, with the recipe
+    index: OutputIndex  # what the output holds
+    rows: Plan
+    started_before: Mapping[int, int]  # by the hash of an id, how many killed runs worked on it
+    run_id: str
+
+    def open_writer(self, check: Callable[[], None]) -> Committer:
+        """The writer of the output.
+
+        Args:
+            check: raises where the output is not this driver's any more.
+        """
+        return Committer(
+            self.store,
+            self.run_id,
+            self.schema,
+            self.index,
+            rows_per_part=self.config.rows_per_part,
+            max_part_age_s=self.config.max_part_age_s,
+            started_before=self.started_before,
+            check=check,
+        )
+
+
+def check(config: PipelineConfig) -> Checked:
+    """Check the checkpoint, the placement of its experts, and the input; nothing is written.
+
+    Raises:
+        ValueError: one of them cannot be used.
+    """
+    text = open_checkpoint(config)
+    return Checked(text=text, expert_load=wanted_load(config, text), source=open_input(config))
+
+
+def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
+    """Claim the output for a recipe, and decide which rows are to do.
+
+    Args:
+        config: of the run.
+        checked: its checkpoint and input.
+        store: its output, whose lock is held.
+
+    Raises:
+        ValueError: the output belongs to another recipe or input, or is damaged.
+    """
+    source = checked.source
+    recipe = recipe_of(config, source.layout)
+    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    claim_output(store, recipe, new_recipe=config.new_recipe)
+    parts = ledger.committed_parts(store)
+    source = in_known_order(source, store, parts)
+    note_files(source, store)
+    if config.run_yaml is not None:
+        store.write("_run.yaml", config.run_yaml.encode())
+    index = ledger.read_index(store, parts, schema, retry=config.retry_failed)
+    started_before = read_starts(store, index.done)
+    return RunPlan(
+        config=config,
+        text=checked.text,
+        expert_load=checked.expert_load,
+        source=source,
+        media=MediaAccess(
+            base=config.media_folder or source.folder,
+            allowed_prefixes=config.allowed_uris,
+            allowed_folders=config.allowed_folders,
+            max_bytes=config.instructions.limits.max_bytes,
+        ),
+        store=store,
+        recipe=recipe,
+        schema=schema,
+        index=index,
+        rows=plan(source, index, limit=config.limit, starts=started_before),
+        started_before=started_before,
+        run_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+    )

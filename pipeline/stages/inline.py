@@ -1,0 +1,294 @@
+"""`InlineBackend`: a whole run in this process, without Ray, by the same stages.
+
+    read, prepare (a thread) --> generate (this thread's event loop) --> engine (a thread)
+
+For small inputs, tests and debuggers. It resumes, counts and commits as a run on Ray does. What Ray
+mends elsewhere ends the run here: an engine that dies, or a crash of the process; the same command
+continues.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
+
+import pyarrow as pa
+
+from parallel.experts.load import ExpertLoad
+from parallel.experts.policy import explain
+from parallel.groups.errors import DeadGroupError, GroupError
+from parallel.groups.supervisor import GroupsStatus
+from parallel.ranks.worker import DeadEngineError, Outcome, Rank, Request
+from pipeline.cluster.deployment import Deployment, EngineFactory
+from pipeline.config import PipelineConfig
+from pipeline.input.plan import RowGroupSplit
+from pipeline.input.reader import read_split
+from pipeline.monitor.poll import Reporter
+from pipeline.monitor.stage_costs import Cost, measured
+from pipeline.output.in_flight import InFlightJournal
+from pipeline.run_plan import RunPlan
+from pipeline.stages.backend import Finished, RunningGroups
+from pipeline.stages.journal import Journal
+from pipeline.stages.sizing import choose_sizing
+from pipeline.stages.workers import GenerateWorker, PrepareWorker
+
+_CLIENT = "inline"
+_QUEUED_BYTES = 1 << 30  # of prepared rows, as if it were an object store
+
+
+class InlineGroup:
+    """One rank in a thread of this process, with the methods of `parallel.groups.client.Groups`.
+
+    Args:
+        rank: whose engine may still load.
+        runner: of the event loop in which requests are answered.
+    """
+
+    def __init__(self, rank: Rank, runner: asyncio.Runner) -> None:
+        self._rank = rank
+        self._runner = runner
+
+    @asynccontextmanager
+    async def lease(self, num_tokens: int, *, alone: bool = False) -> AsyncIterator["InlineGroup"]:
+        """Yield this group; nobody else can have it, and what it dies of ends the run."""
+        yield self
+
+    async def generate(
+        self, sets: Sequence[Sequence[Request]]
+    ) -> list[list[Outcome | DeadGroupError]]:
+        """Answer all requests.
+
+        Raises:
+            GroupError: the engine is dead.
+        """
+        requests = [request for each in sets for request in each]
+        try:
+            answers = iter(await self._rank.generate(_CLIENT, requests))
+        except DeadEngineError as error:
+            raise GroupError(str(error)) from error
+        return [[next(answers) for _ in each] for each in sets]
+
+    def status(self, *, fresh: bool = False) -> GroupsStatus:
+        """The numbers of the rank; called in any thread without an event loop."""
+        try:
+            stats = asyncio.run(self._rank.vitals()).stats
+        except DeadEngineError as error:
+            raise GroupError(str(error)) from error
+        return GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: (stats,)})
+
+    def expert_load(self) -> ExpertLoad:
+        """Tokens that each expert has computed."""
+        try:
+            return self._runner.run(self._rank.expert_load())
+        except DeadEngineError as error:
+            raise GroupError(str(error)) from error
+
+    def close(self) -> None:
+        """Stop after the current step."""
+        self._runner.run(self._rank.close())
+
+
+class InlineJournal:
+    """As `pipeline.stages.journal.Journal`, by an `InFlightJournal` in the event loop of a run."""
+
+    def __init__(self, journal: InFlightJournal, runner: asyncio.Runner) -> None:
+        self._journal = journal
+        self._runner = runner
+
+    def start_preparing(self, ids: pa.Array) -> int:
+        """Return once the rows are written down; called in the thread that prepares."""
+        loop = self._runner.get_loop()
+        start = self._journal.start(ids, "prepare")
+        return asyncio.run_coroutine_threadsafe(start, loop).result()
+
+    def end_preparing(self, ids: pa.Array) -> None:
+        """Return once they are forgotten; called in the thread that prepares."""
+        loop = self._runner.get_loop()
+        asyncio.run_coroutine_threadsafe(self._journal.end(ids, "prepare"), loop).result()
+
+    @asynccontextmanager
+    async def generating(self, ids: pa.Array) -> AsyncIterator[None]:
+        """Enter once the rows are written down."""
+        await self._journal.start(ids, "generate")
+        yield
+        await self._journal.end(ids, "generate")
+
+    def work_alone(self) -> None:
+        """Return once it is so; called between two runs of the event loop."""
+        self._runner.run(self._journal.work_alone())
+
+
+class InlineBackend:
+    """As `pipeline.stages.backend.Backend`, in this process.
+
+    Args:
+        plan: of the run.
+        engine_factory: makes the engine.
+        runner: of the event loop of the run, which the caller closes.
+
+    Raises:
+        ValueError: several ranks were asked for, or a GPU where there is none.
+    """
+
+    def __init__(
+        self, plan: RunPlan, engine_factory: EngineFactory, runner: asyncio.Runner
+    ) -> None:
+        self._plan = plan
+        self._engine_factory = engine_factory
+        self._runner = runner
+        self.deployment = _deployment(plan.config)
+        self.sizing = choose_sizing(
+            plan.config,
+            self.deployment,
+            num_rows=plan.rows.num_todo,
+            num_cpus=1,
+            store_bytes=_QUEUED_BYTES,
+        )
+
+    def start_groups(self) -> InlineGroup:
+        """Load the engine in a thread of its own."""
+        config = self._plan.config
+        engine = replace(config.engine, device=self.deployment.device)
+        rank = Rank(
+            partial(self._engine_factory, config.checkpoint, engine, config.exchange, None),
+            self.sizing.company,
+        )
+        group = InlineGroup(rank, self._runner)
+        try:
+            self._runner.run(rank.ready())
+        except BaseException:
+            group.close()
+            raise
+        return group
+
+    @contextmanager
+    def journal(self, before: Mapping[int, int]) -> Iterator[InlineJournal]:
+        """Keep the journal in this process."""
+        journal = InFlightJournal(self._plan.store, before)
+        try:
+            yield InlineJournal(journal, self._runner)
+        finally:
+            self._runner.run(journal.close())
+
+    def results(
+        self,
+        splits: Sequence[RowGroupSplit],
+        groups: RunningGroups,
+        journal: Journal,
+        *,
+        one_by_one: bool = False,
+    ) -> Iterator[Finished]:
+        """Run the stages; rows come out in the order of the input."""
+        read_rows = 1 if one_by_one else self.sizing.read_rows
+        stream = self._stream(splits, groups, journal, read_rows)
+        try:
+            while (finished := self._runner.run(anext(stream, None))) is not None:
+                yield finished
+        finally:
+            self._runner.run(stream.aclose())
+
+    async def _stream(
+        self,
+        splits: Sequence[RowGroupSplit],
+        groups: RunningGroups,
+        journal: Journal,
+        read_rows: int,
+    ) -> AsyncGenerator[Finished, None]:
+        config, sizing = self._plan.config, self.sizing
+        generate = GenerateWorker(
+            journal,
+            groups,
+            config.checkpoint,
+            config.instructions,
+            config.sampling,
+            sizing.rows_per_client,
+        )
+
+        async def finish(rows: pa.Table, costs: list[Cost]) -> Finished:
+            results, cost = await generate(rows)
+            return results, [*costs, cost]
+
+        prepared = self._prepared(splits, journal, read_rows)
+        pending: deque[asyncio.Task[Finished]] = deque()
+        try:
+            while batch := await asyncio.to_thread(next, prepared, None):
+                pending.append(asyncio.create_task(finish(*batch)))
+                while pending[0].done() or len(pending) > sizing.batches_per_client:
+                    yield await pending.popleft()
+                    if not pending:
+                        break
+            while pending:
+                yield await pending.popleft()
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            await asyncio.to_thread(prepared.close)
+
+    def _prepared(
+        self, splits: Sequence[RowGroupSplit], journal: Journal, read_rows: int
+    ) -> Generator[tuple[pa.Table, list[Cost]], None, None]:
+        """Read and prepare; runs in one thread at a time, beside the event loop."""
+        plan, config = self._plan, self._plan.config
+        prepare = PrepareWorker(
+            journal,
+            config.checkpoint,
+            plan.source.layout,
+            config.instructions,
+            plan.media.open,
+            config.sampling.seed,
+            self.sizing.batching,
+        )
+        try:
+            for split in splits:
+                tables = read_split(
+                    plan.source.filesystem, plan.source.layout, split, max_rows=read_rows
+                )
+                while True:
+                    with measured("read") as read:
+                        rows = next(tables, None)
+                    if rows is None:
+                        break
+                    read.num_bytes = rows.nbytes
+                    costs = [read]
+                    for batch, cost in prepare(rows):
+                        yield batch, [*costs, cost]
+                        costs = []
+        finally:
+            prepare.close()
+
+    def reporters(self) -> list[Reporter]:
+        """Nobody beside the display."""
+        return []
+
+    def spilled_bytes(self) -> int:
+        """Nothing is ever spilled."""
+        return 0
+
+
+def _deployment(config: PipelineConfig) -> Deployment:
+    """One rank on this machine's first GPU, or on its CPU."""
+    import torch
+
+    for name, value in {
+        "--groups": config.num_groups,
+        "--expert-parallel": config.expert_parallel,
+    }.items():
+        if value not in (None, 1):
+            raise ValueError(
+                f"--inline runs one copy of the model in one process, got {name} {value}; leave "
+                f"out {name}, or --inline"
+            )
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ValueError("device=cuda, but there is no GPU here; take --device auto or cpu")
+    device = "cuda" if has_gpu and config.device != "cpu" else "cpu"
+    return Deployment(
+        device=device,
+        num_groups=1,
+        num_ranks=1,
+        why="--inline runs everything in this process, without Ray",
+        dispatch=explain(config.exchange, 1, device),
+    )

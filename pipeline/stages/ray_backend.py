@@ -1,0 +1,122 @@
+"""`RayBackend`: groups of ranks as Ray actors, stages as a stream of Ray Data."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from parallel.groups.client import Groups
+from pipeline.cluster.cpu import CpuAffinity
+from pipeline.cluster.deployment import EngineFactory, choose_deployment, start_groups
+from pipeline.input.plan import RowGroupSplit
+from pipeline.monitor.metrics import Metrics
+from pipeline.monitor.poll import Reporter
+from pipeline.monitor.stage_costs import ObjectStore, object_store
+from pipeline.output.in_flight import InFlightJournal
+from pipeline.run_plan import RunPlan
+from pipeline.stages.backend import Finished, RunningGroups
+from pipeline.stages.journal import Journal
+from pipeline.stages.ray_data import Flow, RemoteJournal
+from pipeline.stages.sizing import choose_sizing
+
+_CLOSE_TIMEOUT_S = 30.0
+
+
+class RayBackend:
+    """As `pipeline.stages.backend.Backend`, on the Ray that this process is connected to.
+
+    Args:
+        plan: of the run.
+        engine_factory: makes the engine of each rank, in its process.
+
+    Raises:
+        ValueError: the cluster has no place for what was asked.
+    """
+
+    def __init__(self, plan: RunPlan, engine_factory: EngineFactory) -> None:
+        resources = ray.cluster_resources()
+        self._plan = plan
+        self._engine_factory = engine_factory
+        self.deployment = choose_deployment(
+            plan.config, _gpus_of_nodes(), plan.text.n_routed_experts
+        )
+        self.sizing = choose_sizing(
+            plan.config,
+            self.deployment,
+            num_rows=plan.rows.num_todo,
+            num_cpus=resources.get("CPU", 1),
+            store_bytes=int(resources.get("object_store_memory", 1 << 30)),
+        )
+        self._stored_before = _object_store()
+
+    def start_groups(self) -> Groups:
+        """Start the groups on the cluster."""
+        return start_groups(
+            self._plan.config,
+            self.deployment,
+            self._plan.expert_load,
+            self._engine_factory,
+            self.sizing.company,
+        )
+
+    @contextmanager
+    def journal(self, before: Mapping[int, int]) -> Iterator[RemoteJournal]:
+        """Run the journal as an actor on this node, so that it lives as long as the driver."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(InFlightJournal)  # Any: its methods get `.remote` at run time
+        journal = actor.options(num_cpus=0, scheduling_strategy=here).remote(
+            self._plan.store, before
+        )
+        try:
+            yield RemoteJournal(journal)
+        finally:
+            with suppress(RayError):  # after this it writes no more; or it is dead
+                ray.get(journal.close.remote(), timeout=_CLOSE_TIMEOUT_S)
+            ray.kill(journal)
+
+    def results(
+        self,
+        splits: Sequence[RowGroupSplit],
+        groups: RunningGroups,
+        journal: Journal,
+        *,
+        one_by_one: bool = False,
+    ) -> Iterator[Finished]:
+        """Run the stages as a stream of Ray Data."""
+        config = self._plan.config
+        flow = Flow(
+            source=self._plan.source,
+            checkpoint=config.checkpoint,
+            instructions=config.instructions,
+            open_media=self._plan.media.open,
+            sampling=config.sampling,
+            sizing=replace(self.sizing, read_rows=1) if one_by_one else self.sizing,
+            keep_order=config.keep_order,
+        )
+        return flow.results(splits, groups, journal)
+
+    def reporters(self) -> list[Reporter]:
+        """Prometheus; and on CPUs, what keeps processors free for the engines."""
+        reporters: list[Reporter] = [Metrics(self._plan.store.uri)]
+        if self.deployment.device == "cpu":
+            reporters.append(CpuAffinity(self._plan.config.engine.num_threads))
+        return reporters
+
+    def spilled_bytes(self) -> int | None:
+        """What the object stores have spilled meanwhile."""
+        now = _object_store()
+        if self._stored_before is None or now is None:
+            return None
+        return now.spilled_bytes - self._stored_before.spilled_bytes
+
+
+def _object_store() -> ObjectStore | None:
+    return object_store(ray.get_runtime_context().gcs_address)
+
+
+def _gpus_of_nodes() -> list[int]:
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
