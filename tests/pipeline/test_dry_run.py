@@ -10,7 +10,7 @@ import pytest
 from jobs import caption_videos
 from pipeline.dry_run import RowCounts, dry_run
 from pipeline.output import ledger
-from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, write_starts
+from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, write_journal
 from pipeline.prompts.questions import Question
 from pipeline.schema import ErrorCode
 from tests.pipeline.runs import answer_without_ray, small_config, store_of
@@ -152,7 +152,7 @@ def test_parts_without_a_recipe_are_told(config):
 def test_rows_that_killed_runs_are_told(config):
     hashes = ledger.hash_ids(pa.array([f"clips.parquet#{n}" for n in range(6)])).tolist()
     store_of(config).prepare()
-    write_starts(store_of(config), {hashes[2]: MAX_SHARED_STARTS, hashes[3]: MAX_STARTS})
+    write_journal(store_of(config), {hashes[2]: MAX_SHARED_STARTS, hashes[3]: MAX_STARTS})
 
     text = str(ahead(config))
 
