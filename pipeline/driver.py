@@ -20,14 +20,14 @@ from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
 from pipeline.monitor.metrics import Metrics
-from pipeline.monitor.poll import Reporter, watched
+from pipeline.monitor.poll import Reporter, polling
 from pipeline.monitor.progress import open_display
 from pipeline.monitor.report import Usage
 from pipeline.monitor.snapshot import RunMonitor
-from pipeline.monitor.stage_costs import Cost, Costs, ObjectStore, object_store
-from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, InFlightJournal, write_starts
+from pipeline.monitor.stage_costs import Cost, Costs, ObjectStoreUse, object_store_use
+from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS, InFlightJournal, write_journal
 from pipeline.output.store import Store
-from pipeline.output.writer import Committer
+from pipeline.output.writer import PartWriter
 from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
 from pipeline.stages.ray_data import Flow
 
@@ -37,7 +37,7 @@ _CLOSE_TIMEOUT_S = 30.0
 def drain(
     flow: Flow,
     what: Plan,
-    committer: Committer,
+    writer: PartWriter,
     start_groups: Callable[[], Groups],
     starts: Any,
     record: Callable[[ExpertLoad], None],
@@ -51,7 +51,7 @@ def drain(
     Args:
         flow: the stages.
         what: the rows.
-        committer: takes the results.
+        writer: takes the results.
         start_groups: called once.
         starts: handle of the `InFlightJournal` actor.
         record: keeps what the experts computed, also of a run that does not come to its end.
@@ -64,48 +64,48 @@ def drain(
     """
     costs = Costs()
     gcs_address = ray.get_runtime_context().gcs_address
-    store_before = object_store(gcs_address)
+    store_before = object_store_use(gcs_address)
     for rows in give_up(flow.source, what):
-        committer.add(rows)
+        writer.add(rows)
     with closing(start_groups()) as groups, _load_recorded(groups, record):
         num_done = what.num_done + len(what.poisoned)
-        watch = RunMonitor(what.num_rows, num_done, flow.source.layout.columns)
+        watch = RunMonitor(what.num_rows, num_done, flow.source.row_schema.columns)
         shows = (open_display(show=show_progress), Metrics(output), *also)
         started = latest = time.monotonic()
         longest_pause_s = 0.0
         try:
-            with committer.on_time(), watched(watch, groups, committer, shows):
+            with writer.on_time(), polling(watch, groups, writer, shows):
                 for rows, cost in _results(flow, what, groups, starts):
                     earlier, latest = latest, time.monotonic()
                     longest_pause_s = max(longest_pause_s, latest - earlier)
-                    committer.add(rows)
+                    writer.add(rows)
                     costs.add(cost)
                     watch.add(rows)
         except OSError:
             with suppress(OSError):  # the disk may be full; the first error is the one to tell
-                committer.commit()
+                writer.commit()
             raise
         except BaseException:
-            committer.commit()  # also what was done before a failure or Ctrl-C
+            writer.commit()  # also what was done before a failure or Ctrl-C
             raise
-        committer.commit()
+        writer.commit()
         costs.note_peak("rank", watch.rank_peak_bytes)
         costs.note_peak("driver", own_peak_bytes())
         status = groups.status()
         return Usage(
             time.monotonic() - started,
             costs,
-            _spilled(store_before, object_store(gcs_address)),
+            _spilled(store_before, object_store_use(gcs_address)),
             ranks=rank_numbers(status),
             group_failures=status.failures,
             longest_pause_s=longest_pause_s,
-            sight=watch.sight(),
+            snapshot=watch.snapshot(),
             num_preparers=flow.sizing.num_preparers,
             max_rows=flow.sizing.rows_in_flight,
         )
 
 
-def _spilled(before: ObjectStore | None, after: ObjectStore | None) -> int | None:
+def _spilled(before: ObjectStoreUse | None, after: ObjectStoreUse | None) -> int | None:
     if before is None or after is None:
         return None
     return after.spilled_bytes - before.spilled_bytes
@@ -135,7 +135,7 @@ def _load_recorded(groups: Groups, record: Callable[[ExpertLoad], None]) -> Iter
 
 
 @contextmanager
-def open_journal(store: Store, before: Mapping[int, int], committer: Committer) -> Iterator[Any]:
+def open_journal(store: Store, before: Mapping[int, int], writer: PartWriter) -> Iterator[Any]:
     """Run a `InFlightJournal` actor on this node; only a killed driver leaves its counts behind."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(InFlightJournal)  # Any: its methods get their `.remote` at run time
@@ -147,7 +147,7 @@ def open_journal(store: Store, before: Mapping[int, int], committer: Committer) 
             ray.get(log.close.remote(), timeout=_CLOSE_TIMEOUT_S)
         ray.kill(log)
         with suppress(OSError):
-            write_starts(store, committer.unfinished(before))
+            write_journal(store, writer.unfinished(before))
 
 
 def give_up(source: Source, what: Plan) -> Iterator[pa.Table]:
@@ -162,9 +162,9 @@ def give_up(source: Source, what: Plan) -> Iterator[pa.Table]:
         "error": message,
     }
     for piece in what.poisoned:
-        for rows in read_split(source.filesystem, source.layout, piece, max_rows=1):
-            table = source.layout.carry(rows).add_column(0, "row_id", rows["row_id"])
-            for field in (*RESULT_FIELDS[1:], *source.layout.extra):
+        for rows in read_split(source.filesystem, source.row_schema, piece, max_rows=1):
+            table = source.row_schema.carry(rows).add_column(0, "row_id", rows["row_id"])
+            for field in (*RESULT_FIELDS[1:], *source.row_schema.extra):
                 values = pa.array([known.get(field.name)] * rows.num_rows, field.type)
                 table = table.append_column(field, values)
             yield table

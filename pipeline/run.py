@@ -36,13 +36,13 @@ from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.manifest import in_known_order, note_files
 from pipeline.input.plan import Plan, plan
 from pipeline.input.source import Source
-from pipeline.monitor.report import Report, Tally, Usage
+from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.output import ledger
-from pipeline.output.in_flight import read_starts
+from pipeline.output.in_flight import read_journal
 from pipeline.output.lock import lock_output
 from pipeline.output.recipe import claim_output, write_json
 from pipeline.output.store import Store, open_store
-from pipeline.output.writer import Committer
+from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_checkpoint, open_input
 from pipeline.stages.ray_data import Flow
 from pipeline.stages.sizing import choose_sizing
@@ -88,8 +88,8 @@ def run(
     )
     store = open_store(config.output)
     with lock_output(store) as lock:
-        recipe = recipe_of(config, source.layout)
-        schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+        recipe = recipe_of(config, source.row_schema)
+        schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
         claim_output(store, recipe, new_recipe=config.new_recipe)
         parts = ledger.committed_parts(store)
         source = in_known_order(source, store, parts)
@@ -97,10 +97,10 @@ def run(
         if config.run_yaml is not None:
             store.write("_run.yaml", config.run_yaml.encode())
         held = ledger.read_index(store, parts, schema, retry=config.retry_failed)
-        starts = read_starts(store, held.done)
+        starts = read_journal(store, held.done)
         what = plan(source, held, limit=config.limit, starts=starts)
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        committer = Committer(
+        writer = PartWriter(
             store,
             run_id,
             schema,
@@ -114,8 +114,8 @@ def run(
         if what.num_todo:
             with (
                 connect(),
-                _as_run_error(committer, store),
-                open_journal(store, starts, committer) as log,
+                _as_run_error(writer, store),
+                open_journal(store, starts, writer) as log,
             ):
                 machines = choose_deployment(config, _gpus_of_nodes(), text.n_routed_experts)
                 if show_progress:
@@ -128,7 +128,7 @@ def run(
                 usage = drain(
                     flow,
                     what,
-                    committer,
+                    writer,
                     start,
                     log,
                     record,
@@ -136,8 +136,8 @@ def run(
                     output=store.uri,
                     show_progress=show_progress,
                 )
-                usage = replace(usage, machines=str(machines))
-        report = _report(what, committer, store, usage)
+                usage = replace(usage, deployment=str(machines))
+        report = _report(what, writer, store, usage)
         if what.num_todo:
             ids = {"run_id": run_id, "recipe_sha256": recipe.sha256}
             write_json(store, "_report.json", {**report.as_json(), **ids})
@@ -171,7 +171,7 @@ def _gpus_of_nodes() -> list[int]:
 
 
 @contextmanager
-def _as_run_error(committer: Committer, store: Store) -> Iterator[None]:
+def _as_run_error(writer: PartWriter, store: Store) -> Iterator[None]:
     """Say in one line why a run stopped; the whole story goes to a file."""
     store.delete(_STORY)
     try:
@@ -185,7 +185,7 @@ def _as_run_error(committer: Committer, store: Store) -> Iterator[None]:
             print(story, file=sys.stderr)  # noqa: T201
             where = "above"
         raise RunError(
-            f"{_reason(error)} -- {committer.num_rows} rows of this run are committed; the same "
+            f"{_reason(error)} -- {writer.num_rows} rows of this run are committed; the same "
             f"command continues. Details: {where}"
         ) from error
 
@@ -203,15 +203,15 @@ def _reason(error: BaseException) -> str:
     return message if len(message) <= 1000 else f"{message[:997]}..."
 
 
-def _report(what: Plan, committer: Committer, store: Store, usage: Usage) -> Report:
+def _report(what: Plan, writer: PartWriter, store: Store, usage: Usage) -> Report:
     """Count what came out, in two ways.
 
     Raises:
         RunError: rows are missing, or there are too many.
     """
-    num_out = what.num_done + committer.num_rows
-    output = Tally(*ledger.count_results(store, ledger.committed_parts(store)))
-    if num_out != what.num_rows or output.num_rows != committer.num_rows_of_output:
+    num_out = what.num_done + writer.num_rows
+    output = OutputCounts(*ledger.count_results(store, ledger.committed_parts(store)))
+    if num_out != what.num_rows or output.num_rows != writer.num_rows_of_output:
         raise RunError(
             f"{what.num_rows} rows in, {num_out} rows out ({output.num_rows} in the parts); run "
             "the same command again, and if this stays, the input changed meanwhile"
@@ -219,12 +219,12 @@ def _report(what: Plan, committer: Committer, store: Store, usage: Usage) -> Rep
     return Report(
         rows_in=what.num_rows,
         rows_done_before=what.num_done,
-        rows_written=committer.num_rows,
-        statuses=dict(committer.statuses),
-        error_codes=dict(committer.error_codes),
-        num_prompt_tokens=committer.num_prompt_tokens,
-        num_generated_tokens=committer.num_generated_tokens,
-        num_bytes_written=committer.num_bytes,
+        rows_written=writer.num_rows,
+        statuses=dict(writer.statuses),
+        error_codes=dict(writer.error_codes),
+        num_prompt_tokens=writer.num_prompt_tokens,
+        num_generated_tokens=writer.num_generated_tokens,
+        num_bytes_written=writer.num_bytes,
         usage=usage,
         output=output,
     )

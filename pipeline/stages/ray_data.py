@@ -33,7 +33,7 @@ from model.inputs.processor import Processor
 from parallel.groups.client import Groups
 from pipeline.cluster.nodes import require_checkpoint
 from pipeline.cluster.processes import lower_priority
-from pipeline.input.plan import RowGroupSplit, joined
+from pipeline.input.plan import RowGroupSplit, batched_splits
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
 from pipeline.media.limits import MediaError
@@ -43,7 +43,7 @@ from pipeline.monitor.stage_costs import Cost, Counted, measured
 from pipeline.output.in_flight import MAX_SHARED_STARTS, MAX_STARTS
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prepare import Prepare
-from pipeline.schema import ErrorCode, Layout
+from pipeline.schema import ErrorCode, RowSchema
 from pipeline.stages.batching import Batching, Room
 from pipeline.stages.generate import Generate
 from pipeline.stages.merge import Merger
@@ -86,7 +86,7 @@ class Flow:
             starts: handle of a `InFlightJournal` actor, told of rows before a stage works on them.
         """
         sizing = self.sizing
-        reads = joined(pieces, _ROWS_PER_READ)
+        reads = batched_splits(pieces, _ROWS_PER_READ)
         with self._settings(), _quiet():
             rows = ray.data.read_datasource(
                 _Rows(self.source, reads, sizing.read_rows),
@@ -99,7 +99,7 @@ class Flow:
                 fn_constructor_args=(
                     starts,
                     self.checkpoint,
-                    self.source.layout,
+                    self.source.row_schema,
                     self.instructions,
                     self.open_media,
                     self.sampling.seed,
@@ -213,17 +213,20 @@ class _Rows(Datasource):
     ) -> list[ReadTask]:
         source = self._source
         return [
-            _read_task(source.filesystem, source.layout, pieces, self._max_rows)
+            _read_task(source.filesystem, source.row_schema, pieces, self._max_rows)
             for pieces in self._reads
         ]
 
 
 def _read_task(
-    filesystem: pafs.FileSystem, layout: Layout, pieces: Sequence[RowGroupSplit], max_rows: int
+    filesystem: pafs.FileSystem,
+    row_schema: RowSchema,
+    pieces: Sequence[RowGroupSplit],
+    max_rows: int,
 ) -> ReadTask:
     def read() -> Iterator[pa.Table]:
         slices = chain.from_iterable(
-            read_split(filesystem, layout, piece, max_rows=max_rows) for piece in pieces
+            read_split(filesystem, row_schema, piece, max_rows=max_rows) for piece in pieces
         )
         while True:
             with measured("read") as cost:
@@ -242,7 +245,7 @@ class _Preparer:
         self,
         starts: Any,
         checkpoint: Path,
-        layout: Layout,
+        row_schema: RowSchema,
         instructions: Instructions,
         open_media: Callable[[object], bytes | BinaryIO],
         seed: int,
@@ -251,12 +254,14 @@ class _Preparer:
         require_checkpoint(checkpoint)
         lower_priority()
         self._batching = batching
-        self._media_column = layout.columns.video
+        self._media_column = row_schema.columns.video
         self._starts = starts
         processor = Processor.from_checkpoint(checkpoint)
         self._open = Counted(open_media)
         self._decoder = SandboxedDecoder(instructions.limits)
-        self._prepare = Prepare(processor, layout, instructions, self._open, seed, self._decoder)
+        self._prepare = Prepare(
+            processor, row_schema, instructions, self._open, seed, self._decoder
+        )
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Give batches as they are ready, so that the first need not wait for the last."""
