@@ -117,7 +117,7 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
 
     config = pipeline_config(options)
     source = open_input(config)
-    columns = ", ".join(f"{field.name} ({field.type})" for field in source.layout.read)
+    columns = ", ".join(f"{field.name} ({field.type})" for field in source.row_schema.read)
     yield Finding(
         "ok", "input", f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
     )

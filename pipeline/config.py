@@ -9,7 +9,7 @@ from model.engine.sequence import SamplingParams
 from parallel.experts.policy import Exchange
 from pipeline.output.recipe import Recipe, checkpoint_fingerprint
 from pipeline.prompts.instructions import Instructions
-from pipeline.schema import ErrorCode, InputColumns, Layout
+from pipeline.schema import ErrorCode, InputColumns, RowSchema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class PipelineConfig:
                 raise ValueError(f"{name} must be positive, got {value}")
 
 
-def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
+def recipe_of(config: PipelineConfig, row_schema: RowSchema) -> Recipe:
     """Everything in a run that changes the captions or the columns."""
     asked = asdict(config.instructions)
     asked["frames"] = asdict(config.instructions.look.affordable_frames)
@@ -91,6 +91,6 @@ def recipe_of(config: PipelineConfig, layout: Layout) -> Recipe:
             "max_model_len": config.engine.max_model_len,
             "columns": asdict(config.columns),
             "make_ids_unique": config.make_ids_unique,
-            "output_columns": [f"{field.name}: {field.type}" for field in layout.output],
+            "output_columns": [f"{field.name}: {field.type}" for field in row_schema.output],
         }
     )

@@ -13,21 +13,21 @@ from pipeline.cluster.expert_load import record_load
 from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
-from pipeline.monitor.poll import watched
+from pipeline.monitor.poll import polling
 from pipeline.monitor.progress import open_display
 from pipeline.monitor.report import Usage
 from pipeline.monitor.snapshot import RunMonitor
 from pipeline.monitor.stage_costs import Costs
-from pipeline.output.in_flight import write_starts
+from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import KILLED_RUNS
-from pipeline.output.writer import Committer
+from pipeline.output.writer import PartWriter
 from pipeline.run_plan import RunPlan
 from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
 from pipeline.stages.backend import Backend, Finished, RunningGroups
 from pipeline.stages.journal import Journal
 
 
-def drive(plan: RunPlan, writer: Committer, backend: Backend, *, show_progress: bool) -> Usage:
+def drive(plan: RunPlan, writer: PartWriter, backend: Backend, *, show_progress: bool) -> Usage:
     """Start the groups, let the rows flow and commit them.
 
     Args:
@@ -45,17 +45,17 @@ def drive(plan: RunPlan, writer: Committer, backend: Backend, *, show_progress: 
     finally:
         # Only a driver that is killed leaves counts of the rows that were in flight.
         with suppress(OSError):
-            write_starts(plan.store, writer.unfinished(plan.started_before))
+            write_journal(plan.store, writer.unfinished(plan.started_before))
 
 
 def _drive(
-    plan: RunPlan, writer: Committer, backend: Backend, journal: Journal, *, show_progress: bool
+    plan: RunPlan, writer: PartWriter, backend: Backend, journal: Journal, *, show_progress: bool
 ) -> Usage:
     for rows in poisoned_rows(plan.source, plan.rows):
         writer.add(rows)
     with closing(backend.start_groups()) as groups, _load_recorded(plan, groups):
         num_done = plan.rows.num_done + len(plan.rows.poisoned)
-        monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.layout.columns)
+        monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.row_schema.columns)
         reporters = (open_display(show=show_progress), *backend.reporters())
         costs = Costs()
         started = latest = time.monotonic()
@@ -63,7 +63,7 @@ def _drive(
         with (
             _committed_at_end(writer),
             writer.on_time(),
-            watched(monitor, groups, writer, reporters),
+            polling(monitor, groups, writer, reporters),
         ):
             for rows, cost in _results(plan.rows, groups, backend, journal):
                 earlier, latest = latest, time.monotonic()
@@ -78,18 +78,18 @@ def _drive(
             time.monotonic() - started,
             costs,
             backend.spilled_bytes(),
-            machines=str(backend.deployment),
+            deployment=str(backend.deployment),
             ranks=rank_numbers(status),
             group_failures=status.failures,
             longest_pause_s=longest_pause_s,
-            sight=monitor.sight(),
+            snapshot=monitor.snapshot(),
             num_preparers=backend.sizing.num_preparers,
             max_rows=backend.sizing.rows_in_flight,
         )
 
 
 @contextmanager
-def _committed_at_end(writer: Committer) -> Iterator[None]:
+def _committed_at_end(writer: PartWriter) -> Iterator[None]:
     """Commit what waits when the `with` ends, also by a failure or Ctrl-C."""
     try:
         yield
@@ -135,9 +135,9 @@ def poisoned_rows(source: Source, rows: Plan) -> Iterator[pa.Table]:
         "error": KILLED_RUNS,
     }
     for split in rows.poisoned:
-        for table in read_split(source.filesystem, source.layout, split, max_rows=1):
-            results = source.layout.carry(table).add_column(0, "row_id", table["row_id"])
-            for field in (*RESULT_FIELDS[1:], *source.layout.extra):
+        for table in read_split(source.filesystem, source.row_schema, split, max_rows=1):
+            results = source.row_schema.carry(table).add_column(0, "row_id", table["row_id"])
+            for field in (*RESULT_FIELDS[1:], *source.row_schema.extra):
                 values = pa.array([known.get(field.name)] * table.num_rows, field.type)
                 results = results.append_column(field, values)
             yield results

@@ -16,7 +16,7 @@ from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import Plan, plan
 from pipeline.input.source import Source
 from pipeline.output import ledger
-from pipeline.output.in_flight import read_starts
+from pipeline.output.in_flight import read_journal
 from pipeline.output.recipe import differences, stored_fields
 from pipeline.output.store import Store, open_store
 from pipeline.preflight import open_checkpoint, open_input
@@ -132,7 +132,7 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
     source = open_input(config)
     store = open_store(config.output)
     parts = ledger.committed_parts(store)
-    recipe = recipe_of(config, source.layout)
+    recipe = recipe_of(config, source.row_schema)
     changes = tuple(_changes(store, recipe.plain_fields)) if parts else ()
     if not changes:
         source = in_known_order(source, store, parts)
@@ -180,11 +180,11 @@ def _count(
     has_failed: bool,
 ) -> RowCounts:
     """Plan as a run would, with and without the rows that failed."""
-    schema = source.layout.output
+    schema = source.row_schema.output
 
     def planned(retry: Collection[ErrorCode]) -> Plan:
         held = ledger.read_index(store, parts, schema, retry=retry)
-        return plan(source, held, limit=config.limit, starts=read_starts(store, held.done))
+        return plan(source, held, limit=config.limit, starts=read_journal(store, held.done))
 
     new = planned(())
     failed = planned(tuple(ErrorCode)).num_todo - new.num_todo if has_failed else 0

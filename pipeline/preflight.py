@@ -60,7 +60,7 @@ def open_input(config: PipelineConfig) -> Source:
         make_ids_unique=config.make_ids_unique,
         output=config.output,
     )
-    kind = source.layout.read.field(config.columns.video).type
+    kind = source.row_schema.read.field(config.columns.video).type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if is_list and isinstance(windows, TimeWindows):
         raise ValueError(

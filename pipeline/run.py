@@ -19,12 +19,12 @@ from parallel.groups.errors import GroupError
 from pipeline.cluster.deployment import EngineFactory, load_engine
 from pipeline.config import PipelineConfig
 from pipeline.driver import drive
-from pipeline.monitor.report import Report, Tally, Usage
+from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.output import ledger
 from pipeline.output.lock import lock_output
 from pipeline.output.recipe import write_json
 from pipeline.output.store import Store, open_store
-from pipeline.output.writer import Committer
+from pipeline.output.writer import PartWriter
 from pipeline.run_plan import RunPlan, check, plan_run
 from pipeline.stages.backend import Backend
 from pipeline.stages.inline import InlineBackend
@@ -94,7 +94,7 @@ def _backend(plan: RunPlan, engine_factory: EngineFactory, *, inline: bool) -> I
 
 
 @contextmanager
-def _as_run_error(writer: Committer, store: Store) -> Iterator[None]:
+def _as_run_error(writer: PartWriter, store: Store) -> Iterator[None]:
     """Say in one line why a run stopped; the whole story goes to a file."""
     store.delete(_STORY)
     try:
@@ -126,7 +126,7 @@ def _reason(error: BaseException) -> str:
     return message if len(message) <= 1000 else f"{message[:997]}..."
 
 
-def _report(plan: RunPlan, writer: Committer, usage: Usage) -> Report:
+def _report(plan: RunPlan, writer: PartWriter, usage: Usage) -> Report:
     """Count what came out, in two ways.
 
     Raises:
@@ -134,7 +134,7 @@ def _report(plan: RunPlan, writer: Committer, usage: Usage) -> Report:
     """
     rows = plan.rows
     num_out = rows.num_done + writer.num_rows
-    output = Tally(*ledger.count_results(plan.store, ledger.committed_parts(plan.store)))
+    output = OutputCounts(*ledger.count_results(plan.store, ledger.committed_parts(plan.store)))
     if num_out != rows.num_rows or output.num_rows != writer.num_rows_of_output:
         raise RunError(
             f"{rows.num_rows} rows in, {num_out} rows out ({output.num_rows} in the parts); run "

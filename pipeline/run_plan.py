@@ -16,11 +16,11 @@ from pipeline.input.manifest import in_known_order, note_files
 from pipeline.input.plan import Plan, plan
 from pipeline.input.source import Source
 from pipeline.output import ledger
-from pipeline.output.in_flight import read_starts
+from pipeline.output.in_flight import read_journal
 from pipeline.output.ledger import OutputIndex
 from pipeline.output.recipe import Recipe, claim_output
 from pipeline.output.store import Store
-from pipeline.output.writer import Committer
+from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_checkpoint, open_input
 
 
@@ -50,13 +50,13 @@ class RunPlan:
     started_before: Mapping[int, int]  # by the hash of an id, how many killed runs worked on it
     run_id: str
 
-    def open_writer(self, check: Callable[[], None]) -> Committer:
+    def open_writer(self, check: Callable[[], None]) -> PartWriter:
         """The writer of the output.
 
         Args:
             check: raises where the output is not this driver's any more.
         """
-        return Committer(
+        return PartWriter(
             self.store,
             self.run_id,
             self.schema,
@@ -90,8 +90,8 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
         ValueError: the output belongs to another recipe or input, or is damaged.
     """
     source = checked.source
-    recipe = recipe_of(config, source.layout)
-    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    recipe = recipe_of(config, source.row_schema)
+    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     claim_output(store, recipe, new_recipe=config.new_recipe)
     parts = ledger.committed_parts(store)
     source = in_known_order(source, store, parts)
@@ -99,7 +99,7 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     if config.run_yaml is not None:
         store.write("_run.yaml", config.run_yaml.encode())
     index = ledger.read_index(store, parts, schema, retry=config.retry_failed)
-    started_before = read_starts(store, index.done)
+    started_before = read_journal(store, index.done)
     return RunPlan(
         config=config,
         text=checked.text,

@@ -101,7 +101,7 @@ class InputColumns:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class RowSchema:
     """What is read of each row that is to be done, and what is written for it."""
 
     columns: InputColumns
@@ -133,7 +133,7 @@ def check_input(
     carry: Sequence[str] | None = None,
     keep_media: bool = False,
     extra: Sequence[pa.Field] = (),
-) -> Layout:
+) -> RowSchema:
     """Decide what to read and write for an input with `schema`.
 
     Args:
@@ -201,7 +201,7 @@ def check_input(
             if field.name in wanted
         ]
     )
-    return Layout(columns=columns, read=read, carried=pa.schema(carried), extra=tuple(extra))
+    return RowSchema(columns=columns, read=read, carried=pa.schema(carried), extra=tuple(extra))
 
 
 def plain_type(field: pa.Field) -> pa.DataType:

@@ -196,13 +196,13 @@ def measure_prepare(path: Path) -> dict[str, float]:
     published = replace(processor.config.image, in_token_limit=4096)  # the demo's is far smaller
     processor.config = replace(processor.config, image=published)
     rows = pa.table({"row_id": ["0"], "video": [str(path)]})
-    layout = check_input(rows.schema.remove(0), InputColumns())
+    row_schema = check_input(rows.schema.remove(0), InputColumns())
     asked = Instructions(frames=_SIXTEEN, max_frame_tokens=144)  # 448 x 252 pixels
 
     def opened(media: object) -> BinaryIO:
         return Path(str(media)).open("rb")
 
-    prepare = Prepare(processor, layout, asked, opened)
+    prepare = Prepare(processor, row_schema, asked, opened)
     decoder = SandboxedDecoder()
     fit = FitFrames(image=processor.config.image, max_frame_tokens=144)
 

@@ -43,11 +43,11 @@ from pipeline.cluster.processes import descendants
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.input.source import open_source
 from pipeline.media.frame_sampling import FrameSampling
-from pipeline.monitor.stage_costs import object_store
+from pipeline.monitor.stage_costs import object_store_use
 from pipeline.output import ledger
 from pipeline.output.recipe import claim_output
 from pipeline.output.store import LocalStore
-from pipeline.output.writer import Committer
+from pipeline.output.writer import PartWriter
 from pipeline.prompts.instructions import Instructions
 from pipeline.run import run
 from pipeline.schema import Status
@@ -151,12 +151,12 @@ def _resume_s(folder: Path, num_rows: int) -> tuple[float, int]:
 def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
     """Write the output that a finished run would have left."""
     source = open_source(config.input, config.columns, carry=config.carry)
-    recipe = recipe_of(config, source.layout)
-    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    recipe = recipe_of(config, source.row_schema)
+    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     store = LocalStore(Path(config.output))
     store.prepare()
     claim_output(store, recipe)
-    committer = Committer(
+    writer = PartWriter(
         store,
         "bench",
         schema,
@@ -173,8 +173,8 @@ def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
             else pa.nulls(len(chunk), field.type)
             for field in schema
         ]
-        committer.add(pa.Table.from_arrays(columns, schema=schema))
-    committer.commit()
+        writer.add(pa.Table.from_arrays(columns, schema=schema))
+    writer.commit()
 
 
 def make_config(
@@ -241,7 +241,7 @@ def _watch(samples: list[Sample], ended: threading.Event) -> None:
     started_s = time.monotonic()
     while not ended.wait(_SAMPLE_S):
         if ray.is_initialized():
-            store = object_store(ray.get_runtime_context().gcs_address)
+            store = object_store_use(ray.get_runtime_context().gcs_address)
             if store is None:
                 continue
             memory = {"object store": store.used_bytes, **_memory_by_kind()}

@@ -76,9 +76,9 @@ def try_all(processor: Processor) -> dict[str, Answer]:
         ]
     )
     with TemporaryDirectory() as folder, _listener() as (port, connections):
-        layout = check_input(schema.remove(0), InputColumns(), carry=())
+        row_schema = check_input(schema.remove(0), InputColumns(), carry=())
         access = MediaAccess(base=folder)
-        prepare = Prepare(processor, layout, Instructions(), access.open)
+        prepare = Prepare(processor, row_schema, Instructions(), access.open)
         _try(
             prepare, {"bytes": _video(), "path": None}, schema, connections
         )  # starts what must start

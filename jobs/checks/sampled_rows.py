@@ -62,10 +62,10 @@ def prepare_sample(
         allowed_folders=config.allowed_folders,
         max_bytes=config.instructions.limits.max_bytes,
     )
-    prepare = Prepare(processor, source.layout, config.instructions, media.open)
+    prepare = Prepare(processor, source.row_schema, config.instructions, media.open)
     found = []
     for piece in _drawn(source, num_rows, seed):
-        for rows in read_split(source.filesystem, source.layout, piece, max_rows=1):
+        for rows in read_split(source.filesystem, source.row_schema, piece, max_rows=1):
             started = time.perf_counter()
             prepared = prepare(rows)
             found.append(_row(config, prepared, time.perf_counter() - started))

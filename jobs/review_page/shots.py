@@ -94,12 +94,12 @@ class Camera:
 
     def _scenes(self) -> Iterator[_Scene]:
         """Id, media and span of each row to shoot, in the input's order."""
-        columns = self._source.layout.columns
+        columns = self._source.row_schema.columns
         only = IdSet()
         only.add(pa.array(self._parts, pa.string()))
         for piece in plan(self._source, OutputIndex.nothing(), only=only).splits:
             for rows in read_split(
-                self._source.filesystem, self._source.layout, piece, max_rows=_SLICE_ROWS
+                self._source.filesystem, self._source.row_schema, piece, max_rows=_SLICE_ROWS
             ):
                 for index, row_id in enumerate(rows["row_id"].to_pylist()):
                     span = (columns.start_s, columns.end_s)

@@ -34,13 +34,13 @@ class CpuAffinity:
         self._all = os.sched_getaffinity(0)
         self._rest = self._all  # where all but engines compute
 
-    def show(self, sight: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Decide again, and move threads that have started since."""
-        make = sight.idle_share is not None and sight.idle_share <= _MOST_IDLE
+        make = snapshot.idle_share is not None and snapshot.idle_share <= _MOST_IDLE
         if make or self._rest != self._all:
             self._move(make=make)
 
-    def close(self, sight: Snapshot) -> None:
+    def close(self, snapshot: Snapshot) -> None:
         """Let everything compute everywhere."""
         if self._rest != self._all:
             self._move(make=False)

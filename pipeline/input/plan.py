@@ -123,7 +123,7 @@ def _split(
     )
 
 
-def joined(pieces: Sequence[RowGroupSplit], num_rows: int) -> list[list[RowGroupSplit]]:
+def batched_splits(pieces: Sequence[RowGroupSplit], num_rows: int) -> list[list[RowGroupSplit]]:
     """Runs of pieces with at most `num_rows` rows to do; one that has more is a run of its own."""
     runs: list[list[RowGroupSplit]] = []
     num_left = 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.input.plan import RowGroupSplit
 from pipeline.input.row_ids import InputFile, numbered, renamed
 from pipeline.input.schema_merge import conform
-from pipeline.schema import Layout
+from pipeline.schema import RowSchema
 
 _MAX_SLICE_BYTES = 8 << 20
 
@@ -20,12 +20,12 @@ _READ_BUFFER_BYTES = 4 << 20  # of each column, so that a row group never stands
 
 
 def read_split(
-    filesystem: pafs.FileSystem, layout: Layout, piece: RowGroupSplit, *, max_rows: int
+    filesystem: pafs.FileSystem, row_schema: RowSchema, piece: RowGroupSplit, *, max_rows: int
 ) -> Iterator[pa.Table]:
     """Read the rows to do of a row group, at most `max_rows` and about 8 MiB at a time.
 
     Yields:
-        Tables of `row_id` and the layout's `read` columns.
+        Tables of `row_id` and the row_schema's `read` columns.
 
     Raises:
         ValueError: the file cannot be read (any more); the message names it.
@@ -38,9 +38,9 @@ def read_split(
         with pq.ParquetFile(
             piece.file.path, filesystem=filesystem, buffer_size=_READ_BUFFER_BYTES
         ) as file:
-            there = [name for name in layout.read.names if name in file.schema_arrow.names]
+            there = [name for name in row_schema.read.names if name in file.schema_arrow.names]
             batches = file.iter_batches(
-                batch_size=_slice_rows(file.metadata, piece.row_group, layout, max_rows),
+                batch_size=_slice_rows(file.metadata, piece.row_group, row_schema, max_rows),
                 row_groups=[piece.row_group],
                 columns=there,
                 use_threads=False,
@@ -52,10 +52,10 @@ def read_split(
                     rows = rows if wanted.all() else rows.filter(pa.array(wanted))
                     numbers = row + np.flatnonzero(wanted)
                     yield _with_row_id(
-                        conform(rows, layout.read),
+                        conform(rows, row_schema.read),
                         piece.file,
                         piece.first_row + numbers,
-                        layout.columns.id,
+                        row_schema.columns.id,
                         is_renamed[numbers],
                     )
                 row += batch.num_rows
@@ -89,13 +89,15 @@ def _unpack(piece: RowGroupSplit, packed: bytes) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=num_rows).astype(np.bool_)
 
 
-def _slice_rows(footer: pq.FileMetaData, row_group: int, layout: Layout, max_rows: int) -> int:
+def _slice_rows(
+    footer: pq.FileMetaData, row_group: int, row_schema: RowSchema, max_rows: int
+) -> int:
     """How many rows to read at a time, so that big media do not make big slices."""
     group = footer.row_group(row_group)
     columns = [group.column(index) for index in range(group.num_columns)]
     num_bytes = sum(
         column.total_uncompressed_size
         for column in columns
-        if column.path_in_schema.split(".")[0] in layout.read.names
+        if column.path_in_schema.split(".")[0] in row_schema.read.names
     )
     return max(1, min(max_rows, _MAX_SLICE_BYTES * group.num_rows // max(1, num_bytes)))

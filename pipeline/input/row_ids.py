@@ -26,7 +26,7 @@ class InputFile:
 
 
 @dataclass(frozen=True)
-class Naming:
+class RowNaming:
     """How the rows of an input are named.
 
     Args:

@@ -12,9 +12,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.input.listing import list_files
-from pipeline.input.row_ids import InputFile, Naming
+from pipeline.input.row_ids import InputFile, RowNaming
 from pipeline.input.schema_merge import unify
-from pipeline.schema import InputColumns, Layout, check_input
+from pipeline.schema import InputColumns, RowSchema, check_input
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Source:
     filesystem: pafs.FileSystem
     folder: str  # to which relative media paths belong; absolute, or a URI
     files: tuple[InputFile, ...]
-    layout: Layout
-    naming: Naming
+    row_schema: RowSchema
+    naming: RowNaming
 
     @property
     def num_rows(self) -> int:
@@ -66,13 +66,13 @@ def open_source(
     wanted = None if carry is None else {*carry, *columns.names, *columns.fields, *columns.lists}
     named = [(path, schema) for (_, path), schema in zip(found, schemas, strict=True)]
     schema = unify(named, wanted, required=columns.required)
-    layout = check_input(schema, columns, carry=carry, keep_media=keep_media, extra=extra)
+    row_schema = check_input(schema, columns, carry=carry, keep_media=keep_media, extra=extra)
     files = tuple(
         InputFile(name, path, _row_group_rows(footer))
         for (name, path), footer in zip(found, footers, strict=True)
     )
-    naming = Naming(filesystem, files, columns.id, make_ids_unique)
-    source = Source(filesystem, listing.folder, files, layout, naming)
+    naming = RowNaming(filesystem, files, columns.id, make_ids_unique)
+    source = Source(filesystem, listing.folder, files, row_schema, naming)
     if source.num_rows == 0:
         raise ValueError(f"{uri} has no rows")
     return source

@@ -39,32 +39,32 @@ class Metrics:
             metric.set_default_tags({"output": output})
         self._told: dict[tuple[str, ...], float] = {}
 
-    def show(self, sight: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Set all of them to this moment."""
-        for status, count in sight.statuses.items():
+        for status, count in snapshot.statuses.items():
             if status != "error":
                 self._count("moonsweep_rows", count, status=status, error_code="")
-        for code, count in sight.error_codes.items():
+        for code, count in snapshot.error_codes.items():
             self._count("moonsweep_rows", count, status="error", error_code=code)
-        self._count("moonsweep_video_seconds", sight.video_seconds)
-        self._count("moonsweep_generated_tokens", sight.generated_tokens)
+        self._count("moonsweep_video_seconds", snapshot.video_seconds)
+        self._count("moonsweep_generated_tokens", snapshot.generated_tokens)
         for name, value in (
-            ("moonsweep_engine_time_used", sight.engine_time_used),
-            ("moonsweep_rows_left", sight.rows_left),
-            ("moonsweep_video_seconds_left", sight.video_seconds_left),
-            ("moonsweep_eta_seconds", sight.eta_s),
+            ("moonsweep_engine_time_used", snapshot.engine_time_used),
+            ("moonsweep_rows_left", snapshot.rows_left),
+            ("moonsweep_video_seconds_left", snapshot.video_seconds_left),
+            ("moonsweep_eta_seconds", snapshot.eta_s),
         ):
             if value is not None:
                 self._set(name, value)
-        for rank in sight.ranks:
+        for rank in snapshot.ranks:
             who = {"group": str(rank.group), "rank": str(rank.rank)}
             for reason in ("data", "peers", "writer"):
                 share = getattr(rank, reason)
                 self._set("moonsweep_rank_wait_share", share, **who, reason=reason)
 
-    def close(self, sight: Snapshot) -> None:
+    def close(self, snapshot: Snapshot) -> None:
         """The last moment; Ray exports it until the driver ends."""
-        self.show(sight)
+        self.show(snapshot)
 
     def _count(self, name: str, value: float, **tags: str) -> None:
         """Raise a counter to `value`."""

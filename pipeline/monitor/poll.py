@@ -1,4 +1,4 @@
-"""Looks at a run every second, beside the driver's loop, and shows what it sees."""
+"""Looks at a run every second, beside the driver's loop, and reporters what it sees."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class Groups(Protocol):
 
 
 class Writer(Protocol):
-    """As `pipeline.output.writer.Committer`."""
+    """As `pipeline.output.writer.PartWriter`."""
 
     @property
     def writing_s(self) -> float:
@@ -35,21 +35,21 @@ class Writer(Protocol):
 class Reporter(Protocol):
     """Who is to know how a run goes, such as `progress.Display` and `metrics.Metrics`."""
 
-    def show(self, sight: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Show this moment."""
         ...
 
-    def close(self, sight: Snapshot) -> None:
+    def close(self, snapshot: Snapshot) -> None:
         """Show the last moment."""
         ...
 
 
 @contextmanager
-def watched(
-    watch: RunMonitor,
+def polling(
+    monitor: RunMonitor,
     groups: Groups,
     writer: Writer,
-    shows: Sequence[Reporter],
+    reporters: Sequence[Reporter],
     every_s: float = _LOOK_S,
 ) -> Iterator[None]:
     """Look at the ranks, and show what is known, until the context ends; then once more."""
@@ -57,16 +57,16 @@ def watched(
 
     def look_at_ranks(*, fresh: bool) -> None:
         with suppress(GroupError, RayError):  # the driver's own loop meets it too
-            watch.look(groups.status(fresh=fresh).rank_stats, writer.writing_s)
+            monitor.note_ranks(groups.status(fresh=fresh).rank_stats, writer.writing_s)
 
     def look() -> None:
         while not ended.wait(every_s):
             look_at_ranks(fresh=False)
-            sight = watch.sight()
-            for each in shows:
-                each.show(sight)
+            snapshot = monitor.snapshot()
+            for each in reporters:
+                each.show(snapshot)
 
-    thread = threading.Thread(target=look, name="watch", daemon=True)
+    thread = threading.Thread(target=look, name="monitor", daemon=True)
     thread.start()
     try:
         yield
@@ -74,6 +74,6 @@ def watched(
     finally:
         ended.set()
         thread.join(_JOIN_S)
-        sight = watch.sight()
-        for each in shows:
-            each.close(sight)
+        snapshot = monitor.snapshot()
+        for each in reporters:
+            each.close(snapshot)

@@ -18,22 +18,22 @@ class Bar:
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
 
-    def show(self, sight: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Draw."""
         if self._bar is None:
             self._bar = tqdm(
-                total=sight.rows_done + sight.rows_left,
+                total=snapshot.rows_done + snapshot.rows_left,
                 file=sys.stderr,
                 dynamic_ncols=True,
                 bar_format="{desc} {bar:12} {n_fmt}/{total_fmt} rows, {postfix}",
             )
-        self._bar.n = sight.rows_done
-        self._bar.set_description_str(engine_text(sight), refresh=False)
-        self._bar.set_postfix_str(rest_text(sight), refresh=True)
+        self._bar.n = snapshot.rows_done
+        self._bar.set_description_str(engine_text(snapshot), refresh=False)
+        self._bar.set_postfix_str(rest_text(snapshot), refresh=True)
 
-    def close(self, sight: Snapshot) -> None:
+    def close(self, snapshot: Snapshot) -> None:
         """Draw once more, and leave it there."""
-        self.show(sight)
+        self.show(snapshot)
         if self._bar is not None:
             self._bar.close()
 
@@ -44,29 +44,29 @@ class Lines:
     def __init__(self) -> None:
         self._shown_at = time.monotonic()
 
-    def show(self, sight: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Write a line if the last one is old enough."""
         if time.monotonic() - self._shown_at >= _LINE_EVERY_S:
-            self._write(sight)
+            self._write(snapshot)
 
-    def close(self, sight: Snapshot) -> None:
+    def close(self, snapshot: Snapshot) -> None:
         """Write the last line."""
-        self._write(sight)
+        self._write(snapshot)
 
-    def _write(self, sight: Snapshot) -> None:
+    def _write(self, snapshot: Snapshot) -> None:
         self._shown_at = time.monotonic()
-        total = sight.rows_done + sight.rows_left
-        line = f"{engine_text(sight)} {sight.rows_done}/{total} rows, {rest_text(sight)}"
+        total = snapshot.rows_done + snapshot.rows_left
+        line = f"{engine_text(snapshot)} {snapshot.rows_done}/{total} rows, {rest_text(snapshot)}"
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Silence:
     """Shows nothing."""
 
-    def show(self, sight: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Nothing."""
 
-    def close(self, sight: Snapshot) -> None:
+    def close(self, snapshot: Snapshot) -> None:
         """Nothing."""
 
 
@@ -77,26 +77,26 @@ def open_display(*, show: bool) -> Bar | Lines | Silence:
     return Bar() if sys.stderr.isatty() else Lines()
 
 
-def engine_text(sight: Snapshot) -> str:
+def engine_text(snapshot: Snapshot) -> str:
     """The first number."""
-    used = sight.engine_time_used
+    used = snapshot.engine_time_used
     return "engine ..." if used is None else f"engine {used:4.0%}"
 
 
-def rest_text(sight: Snapshot) -> str:
+def rest_text(snapshot: Snapshot) -> str:
     """Rates, time left, errors and what ranks waited for."""
     parts = [
-        f"{sight.rows_per_s:.3g} rows/s",
-        f"{sight.video_seconds_per_s:.3g} video-s/s",
-        f"{sight.tokens_per_s:.4g} tokens/s",
+        f"{snapshot.rows_per_s:.3g} rows/s",
+        f"{snapshot.video_seconds_per_s:.3g} video-s/s",
+        f"{snapshot.tokens_per_s:.4g} tokens/s",
     ]
-    if sight.rows_left:
-        left = f"{sight.rows_left} rows"
-        if sight.video_seconds_left:
-            left += f" and {duration_text(sight.video_seconds_left)} of video"
-        eta = "?" if sight.eta_s is None else duration_text(sight.eta_s)
+    if snapshot.rows_left:
+        left = f"{snapshot.rows_left} rows"
+        if snapshot.video_seconds_left:
+            left += f" and {duration_text(snapshot.video_seconds_left)} of video"
+        eta = "?" if snapshot.eta_s is None else duration_text(snapshot.eta_s)
         parts.append(f"{eta} for {left}")
-    return "; ".join([", ".join(parts), *_errors(sight.error_codes), *_waits(sight.ranks)])
+    return "; ".join([", ".join(parts), *_errors(snapshot.error_codes), *_waits(snapshot.ranks)])
 
 
 def _errors(codes: Mapping[str, int]) -> list[str]:

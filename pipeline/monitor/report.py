@@ -15,11 +15,11 @@ class Usage:
     seconds: float = 0.0  # from the first group being ready to the last commit
     costs: Costs = field(default_factory=Costs)
     spilled_bytes: int | None = 0  # by the object stores; None where they did not answer
-    machines: str = ""  # groups, ranks and device, and why; empty where nothing was to do
-    ranks: Mapping[str, float] = field(default_factory=dict)  # as `machines.rank_numbers`
+    deployment: str = ""  # groups, ranks and device, and why; empty where nothing was to do
+    ranks: Mapping[str, float] = field(default_factory=dict)  # as `deployment.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
     longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
-    sight: Snapshot | None = None  # the last one; None where nothing was to do
+    snapshot: Snapshot | None = None  # the last one; None where nothing was to do
     num_preparers: int = 0  # workers that prepare rows, at most
     max_rows: int = 0  # that may be at the engines at a time
 
@@ -42,7 +42,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Tally:
+class OutputCounts:
     """How the rows of a whole output ended."""
 
     statuses: Mapping[str, int]
@@ -82,7 +82,7 @@ class Report:
     num_generated_tokens: int
     num_bytes_written: int
     usage: Usage
-    output: Tally  # with the rows of earlier runs
+    output: OutputCounts  # with the rows of earlier runs
 
     @property
     def seconds(self) -> float:
@@ -107,16 +107,16 @@ class Report:
     @property
     def video_seconds_per_s(self) -> float:
         """Seconds of video in the rows of this run by its time."""
-        sight = self.usage.sight
-        return 0.0 if sight is None else sight.video_seconds / max(self.seconds, 1e-9)
+        snapshot = self.usage.snapshot
+        return 0.0 if snapshot is None else snapshot.video_seconds / max(self.seconds, 1e-9)
 
     def as_json(self) -> dict[str, object]:
         """For `_report.json`: flat, with what the stages and processes took below."""
         fields = asdict(self)
         del fields["usage"]
-        sight = self.usage.sight
+        snapshot = self.usage.snapshot
         return {
-            **({} if sight is None else sight.as_json()),
+            **({} if snapshot is None else snapshot.as_json()),
             **fields,
             "output": self.output.as_json(),
             "seconds": self.seconds,
@@ -124,7 +124,7 @@ class Report:
             "tokens_per_s": self.tokens_per_s,
             "video_seconds_per_s": self.video_seconds_per_s,
             "spilled_bytes": self.usage.spilled_bytes,
-            "machines": self.usage.machines,
+            "machines": self.usage.deployment,
             "ranks": dict(self.usage.ranks),
             "group_failures": list(self.usage.group_failures),
             "longest_pause_s": self.usage.longest_pause_s,
@@ -151,7 +151,7 @@ class Report:
         return "\n".join([*lines, *self._table()])
 
     def _engine(self) -> str:
-        used = None if self.usage.sight is None else self.usage.sight.engine_time_used
+        used = None if self.usage.snapshot is None else self.usage.snapshot.engine_time_used
         return "" if used is None else f"engine time used {used:.0%}; "
 
     def _table(self) -> list[str]:

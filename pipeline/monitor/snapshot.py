@@ -89,7 +89,7 @@ class _Rank:
     needed_s: float | None = None  # where the engine tells
     idle_share: float = 1.0  # of the time between the last two looks
     latest: Mapping[str, float] | None = None  # of the process that is it now
-    seen_at: float = 0.0  # by the clock of the watch
+    seen_at: float = 0.0  # by the clock of the monitor
     written_s: float = 0.0  # by the driver, up to then
 
     def look(self, stats: Mapping[str, float], now: float, written_s: float) -> None:
@@ -156,7 +156,9 @@ class RunMonitor:
             self._statuses.update(rows["status"].to_pylist())
             self._codes.update(rows["error_code"].drop_null().to_pylist())
 
-    def look(self, ranks: Mapping[int, Sequence[Mapping[str, float]]], written_s: float) -> None:
+    def note_ranks(
+        self, ranks: Mapping[int, Sequence[Mapping[str, float]]], written_s: float
+    ) -> None:
         """Take note of the numbers of all ranks, by group, and the seconds of writing so far."""
         with self._lock:
             for (group, _), gone in self._ranks.items():
@@ -170,12 +172,12 @@ class RunMonitor:
                         seen = self._ranks.setdefault((group, rank), _Rank())
                         seen.look(stats, self._clock(), written_s)
 
-    def sight(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """What is known now."""
         with self._lock:
-            return self._sight()
+            return self._snapshot()
 
-    def _sight(self) -> Snapshot:
+    def _snapshot(self) -> Snapshot:
         rows_per_s, video_per_s, tokens_per_s = self._rates()
         left = self._num_rows - self._num_done - self._num_seen
         return Snapshot(

@@ -100,14 +100,14 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class ObjectStore:
+class ObjectStoreUse:
     """The object stores of a cluster."""
 
     used_bytes: int
     spilled_bytes: int  # to disk, since it started
 
 
-def object_store(gcs_address: str) -> ObjectStore | None:
+def object_store_use(gcs_address: str) -> ObjectStoreUse | None:
     """Look at the object stores of a cluster; None if no node answers."""
     state = get_state_from_address(gcs_address)
     for node in state.node_table():
@@ -119,5 +119,5 @@ def object_store(gcs_address: str) -> ObjectStore | None:
         except grpc.RpcError:  # a killed node is called alive for some seconds
             continue
         stats = reply.store_stats
-        return ObjectStore(stats.object_store_bytes_used, stats.spilled_bytes_total)
+        return ObjectStoreUse(stats.object_store_bytes_used, stats.spilled_bytes_total)
     return None

@@ -65,7 +65,7 @@ class InFlightJournal:
                 raise RuntimeError("the run has ended")
             if self._num_written < mine:  # else it was written with one that came before
                 newest, counts = self._num_changes, self._counts()
-                await asyncio.to_thread(write_starts, self._store, counts)
+                await asyncio.to_thread(write_journal, self._store, counts)
                 self._num_written = newest
         return max((self._deaths[stage][each] for each in hashes), default=0)
 
@@ -94,7 +94,7 @@ class InFlightJournal:
         return self._before | {row: 1 + self._before.get(row, 0) for row in self._rows()}
 
 
-def read_starts(store: Store, done: IdSet) -> dict[int, int]:
+def read_journal(store: Store, done: IdSet) -> dict[int, int]:
     """What killed runs left, without the rows that are done after all.
 
     Raises:
@@ -114,7 +114,7 @@ def read_starts(store: Store, done: IdSet) -> dict[int, int]:
     }
 
 
-def write_starts(store: Store, counts: Mapping[int, int]) -> None:
+def write_journal(store: Store, counts: Mapping[int, int]) -> None:
     """Write the counts; none need no file."""
     if counts:
         store.write(STARTS, json.dumps({str(key): n for key, n in counts.items()}).encode())

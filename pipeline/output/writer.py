@@ -29,7 +29,7 @@ _MAX_WAITING_BYTES = 256 << 20
 _LOOK_S = 1.0  # how often the age of waiting rows is looked at
 
 
-class Committer:
+class PartWriter:
     """Merges finished rows into parts of bounded size and age; the only writer of parts.
 
     Args:

@@ -34,7 +34,7 @@ from pipeline.schema import (
     QUESTION_FIELD,
     WINDOW_FIELD,
     ErrorCode,
-    Layout,
+    RowSchema,
     Status,
 )
 
@@ -44,7 +44,7 @@ class Prepare:
 
     Args:
         processor: of the checkpoint.
-        layout: of the tables that come.
+        row_schema: of the tables that come.
         instructions: what to make of them.
         fetch: opens a row's media, a path, bytes or struct; raises `MediaError`.
         seed: of the run; each row has one of its own from it.
@@ -54,14 +54,14 @@ class Prepare:
     def __init__(
         self,
         processor: Processor,
-        layout: Layout,
+        row_schema: RowSchema,
         instructions: Instructions,
         fetch: Callable[[object], bytes | BinaryIO],
         seed: int = 0,
         decoder: SandboxedDecoder | None = None,
     ) -> None:
         self._processor = processor
-        self._layout = layout
+        self._row_schema = row_schema
         self._instructions = instructions
         self._seed = seed
         self._viewer = FrameLoader(
@@ -69,7 +69,7 @@ class Prepare:
         )
 
     def __call__(self, rows: pa.Table, error: MediaError | None = None) -> pa.Table:
-        """Prepare a table of `row_id` and the layout's `read` columns.
+        """Prepare a table of `row_id` and the row_schema's `read` columns.
 
         Args:
             rows: the table.
@@ -81,7 +81,7 @@ class Prepare:
             what it shows in `WINDOW_FIELD`. Carried columns are null but for the first part.
         """
         prepared = [self._prepare(self._used(rows, index, error)) for index in range(rows.num_rows)]
-        ids, carried = rows["row_id"], self._layout.carry(rows)
+        ids, carried = rows["row_id"], self._row_schema.carry(rows)
         fields = [*PREPARED_FIELDS]
         if self._instructions.questions or self._instructions.windows:
             of_part = np.arange(rows.num_rows).repeat([len(parts) for parts in prepared])
@@ -107,7 +107,7 @@ class Prepare:
 
         Parquet does not check that text is UTF-8; what is not is null there.
         """
-        columns = self._layout.columns
+        columns = self._row_schema.columns
 
         def value(name: str) -> Any:
             nonlocal error
@@ -206,7 +206,7 @@ class Prepare:
         return prepared
 
     def _packed(self, pages: Iterable[Window], windows: PageWindows, text: str) -> Iterator[Window]:
-        """Pages joined as prompts can hold them."""
+        """Pages batched_splits as prompts can hold them."""
         config, look = self._processor.config, self._instructions.look
         context_len = config.text.max_position_embeddings
         room = max(context_len - windows.answer_tokens, context_len // 2)

@@ -235,7 +235,7 @@ class InlineBackend:
         prepare = PrepareWorker(
             journal,
             config.checkpoint,
-            plan.source.layout,
+            plan.source.row_schema,
             config.instructions,
             plan.media.open,
             config.sampling.seed,
@@ -244,7 +244,7 @@ class InlineBackend:
         try:
             for split in splits:
                 tables = read_split(
-                    plan.source.filesystem, plan.source.layout, split, max_rows=read_rows
+                    plan.source.filesystem, plan.source.row_schema, split, max_rows=read_rows
                 )
                 while True:
                     with measured("read") as read:

@@ -34,7 +34,7 @@ _ASKED = (
 ).split()
 _SUMS = ("num_prompt_tokens", "num_generated_tokens")
 _NO_TEXT = dict.fromkeys(("caption", "reasoning", "finish_reason", "mean_logprob", "min_logprob"))
-_MARGIN = 16  # tokens by which texts joined may differ from the texts one by one
+_MARGIN = 16  # tokens by which texts batched_splits may differ from the texts one by one
 
 
 class Merger:

@@ -15,7 +15,7 @@ from pipeline.cluster.deployment import EngineFactory, choose_deployment, start_
 from pipeline.input.plan import RowGroupSplit
 from pipeline.monitor.metrics import Metrics
 from pipeline.monitor.poll import Reporter
-from pipeline.monitor.stage_costs import ObjectStore, object_store
+from pipeline.monitor.stage_costs import ObjectStoreUse, object_store_use
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
 from pipeline.stages.backend import Finished, RunningGroups
@@ -114,8 +114,8 @@ class RayBackend:
         return now.spilled_bytes - self._stored_before.spilled_bytes
 
 
-def _object_store() -> ObjectStore | None:
-    return object_store(ray.get_runtime_context().gcs_address)
+def _object_store() -> ObjectStoreUse | None:
+    return object_store_use(ray.get_runtime_context().gcs_address)
 
 
 def _gpus_of_nodes() -> list[int]:

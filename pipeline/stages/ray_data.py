@@ -30,12 +30,12 @@ from ray.data.block import BlockMetadata
 
 from model.engine.sequence import SamplingParams
 from pipeline.cluster.processes import lower_priority
-from pipeline.input.plan import RowGroupSplit, joined
+from pipeline.input.plan import RowGroupSplit, batched_splits
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
 from pipeline.monitor.stage_costs import Cost, measured
 from pipeline.prompts.instructions import Instructions
-from pipeline.schema import Layout
+from pipeline.schema import RowSchema
 from pipeline.stages.batching import Batching
 from pipeline.stages.generate import Groups
 from pipeline.stages.journal import Journal
@@ -73,7 +73,7 @@ class Flow:
             groups: who answers.
             journal: is told of rows before a stage works on them.
         """
-        reads = joined(splits, _ROWS_PER_READ)
+        reads = batched_splits(splits, _ROWS_PER_READ)
         with self._settings(), _quiet():
             rows = self._read(reads)
             rows = self._prepare(rows, journal)
@@ -100,7 +100,7 @@ class Flow:
             fn_constructor_args=(
                 journal,
                 self.checkpoint,
-                self.source.layout,
+                self.source.row_schema,
                 self.instructions,
                 self.open_media,
                 self.sampling.seed,
@@ -214,17 +214,20 @@ class _Rows(Datasource):
     ) -> list[ReadTask]:
         source = self._source
         return [
-            _read_task(source.filesystem, source.layout, pieces, self._max_rows)
+            _read_task(source.filesystem, source.row_schema, pieces, self._max_rows)
             for pieces in self._reads
         ]
 
 
 def _read_task(
-    filesystem: pafs.FileSystem, layout: Layout, pieces: Sequence[RowGroupSplit], max_rows: int
+    filesystem: pafs.FileSystem,
+    row_schema: RowSchema,
+    pieces: Sequence[RowGroupSplit],
+    max_rows: int,
 ) -> ReadTask:
     def read() -> Iterator[pa.Table]:
         slices = chain.from_iterable(
-            read_split(filesystem, layout, piece, max_rows=max_rows) for piece in pieces
+            read_split(filesystem, row_schema, piece, max_rows=max_rows) for piece in pieces
         )
         while True:
             with measured("read") as cost:
@@ -271,7 +274,7 @@ class _Preparer:
         self,
         journal: Journal,
         checkpoint: Path,
-        layout: Layout,
+        row_schema: RowSchema,
         instructions: Instructions,
         open_media: Callable[[object], bytes | BinaryIO],
         seed: int,
@@ -279,7 +282,7 @@ class _Preparer:
     ) -> None:
         lower_priority()
         self._work = PrepareWorker(
-            journal, checkpoint, layout, instructions, open_media, seed, batching
+            journal, checkpoint, row_schema, instructions, open_media, seed, batching
         )
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:

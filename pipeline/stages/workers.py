@@ -20,7 +20,7 @@ from pipeline.monitor.stage_costs import Cost, Counted, measured
 from pipeline.output.poison import KILLED_PREPARERS, PREPARERS
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prepare import Prepare
-from pipeline.schema import ErrorCode, Layout
+from pipeline.schema import ErrorCode, RowSchema
 from pipeline.stages.batching import Batching, Room
 from pipeline.stages.generate import Generate, Groups
 from pipeline.stages.journal import Journal
@@ -35,7 +35,7 @@ class PrepareWorker:
     Args:
         journal: is told of rows before they are prepared.
         checkpoint: whose processor makes the prompts.
-        layout: of the tables that come.
+        row_schema: of the tables that come.
         instructions: what to make of them.
         open_media: opens what a row holds.
         seed: of the run.
@@ -46,7 +46,7 @@ class PrepareWorker:
         self,
         journal: Journal,
         checkpoint: Path,
-        layout: Layout,
+        row_schema: RowSchema,
         instructions: Instructions,
         open_media: Callable[[object], bytes | BinaryIO],
         seed: int,
@@ -55,11 +55,13 @@ class PrepareWorker:
         require_checkpoint(checkpoint)
         self._journal = journal
         self._batching = batching
-        self._media_column = layout.columns.video
+        self._media_column = row_schema.columns.video
         self._open = Counted(open_media)
         self._decoder = SandboxedDecoder(instructions.limits)
         processor = Processor.from_checkpoint(checkpoint)
-        self._prepare = Prepare(processor, layout, instructions, self._open, seed, self._decoder)
+        self._prepare = Prepare(
+            processor, row_schema, instructions, self._open, seed, self._decoder
+        )
 
     def __call__(self, rows: pa.Table) -> Iterator[tuple[pa.Table, Cost]]:
         """Yield each batch as soon as it is ready, so that the first need not wait for the last.

@@ -65,13 +65,13 @@ def write_output(
         instructions=Instructions(frames=FrameSampling(num_frames=num_frames)),
     )
     source = open_source(str(source_path), config.columns)
-    recipe = recipe_of(config, source.layout)
+    recipe = recipe_of(config, source.row_schema)
     table = pq.read_table(source_path)
     rows = []
     for number, (row, caption) in enumerate(zip(table.to_pylist(), captions, strict=True)):
         row_id = f"clips.parquet#{number}" if id_column is None else str(row[id_column])
         rows.append({**row, "row_id": row_id, **_result(row, caption, config)})
-    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     output.mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema), output / "part-0-x.parquet")
     (output / "_run.yaml").write_text(yaml.safe_dump({"input": str(source_path)}))
@@ -102,7 +102,7 @@ def write_answered(config: PipelineConfig, say: Callable[[Request], str]) -> Pat
     media = MediaAccess(base=config.media_folder or source.folder)
     processor = Processor.from_checkpoint(config.checkpoint)
     asked = config.instructions
-    prepare = Prepare(processor, source.layout, asked, media.open)
+    prepare = Prepare(processor, source.row_schema, asked, media.open)
     groups = Groups(lambda request, _: replace(completion(request), text=say(request)))
     generate = Generate(groups, config.sampling, asked.questions, asked.windows)
 
@@ -113,16 +113,16 @@ def write_answered(config: PipelineConfig, say: Callable[[Request], str]) -> Pat
     prepared = [
         prepare(rows)
         for piece in plan(source, OutputIndex.nothing()).splits
-        for rows in read_split(source.filesystem, source.layout, piece, max_rows=4)
+        for rows in read_split(source.filesystem, source.row_schema, piece, max_rows=4)
     ]
     with ThreadPoolExecutor(1) as pool:  # a test in a browser has a loop in its own thread
         tables = list(pool.map(lambda rows: asyncio.run(answered(rows)), prepared))
     prepare.close()
-    recipe = recipe_of(config, source.layout)
-    table = pa.concat_tables(tables).select(source.layout.output.names)
+    recipe = recipe_of(config, source.row_schema)
+    table = pa.concat_tables(tables).select(source.row_schema.output.names)
     output = Path(config.output)
     output.mkdir(parents=True)
-    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     pq.write_table(table.cast(schema), output / "part-0-x.parquet")
     (output / "_run.yaml").write_text(yaml.safe_dump({"input": config.input}))
     return output

@@ -145,9 +145,9 @@ def prepared(config, fetched, decoder):
         return access.open(value)
 
     rows = pq.read_table(config.input)
-    table = rows.select(source.layout.read.names).cast(source.layout.read)
+    table = rows.select(source.row_schema.read.names).cast(source.row_schema.read)
     processor = Processor.from_checkpoint(config.checkpoint)
-    stage = Prepare(processor, source.layout, config.instructions, fetch, decoder=decoder)
+    stage = Prepare(processor, source.row_schema, config.instructions, fetch, decoder=decoder)
     try:
         return stage(table.add_column(0, "row_id", rows["clip"]))
     finally:
@@ -212,7 +212,7 @@ def answer_all(config, quiz):
 
     (result,) = asyncio.run(generate())
     Path(config.output).mkdir(parents=True)
-    written = open_input(config).layout.output
+    written = open_input(config).row_schema.output
     pq.write_table(result.select(written.names).cast(written), f"{config.output}/part-0-x.parquet")
     return "done"
 

@@ -12,7 +12,7 @@ from pipeline.media.frame_sampling import FrameSampling
 from pipeline.output import ledger
 from pipeline.output.recipe import claim_output
 from pipeline.output.store import LocalStore
-from pipeline.output.writer import Committer
+from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_input
 from pipeline.prompts.instructions import Instructions
 from tests.clips import make_video
@@ -43,14 +43,14 @@ def store_of(config):
 def answer_without_ray(config, numbers, code=None, row_id="clips.parquet#{}"):
     """Commit made-up captions for some rows, as an earlier run would have."""
     source = open_input(config)
-    recipe = recipe_of(config, source.layout)
-    schema = source.layout.output.with_metadata(recipe.parquet_metadata)
+    recipe = recipe_of(config, source.row_schema)
+    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     store = store_of(config)
     store.prepare()
     claim_output(store, recipe)
     held = ledger.read_index(store, ledger.committed_parts(store), schema)
-    committer = Committer(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
+    writer = PartWriter(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
     known = {"status": "error" if code else "ok", "error_code": code}
     rows = [{"row_id": row_id.format(n), "video": f"{n}.mp4", "n": n, **known} for n in numbers]
-    committer.add(pa.Table.from_pylist(rows, schema=schema))
-    committer.commit()
+    writer.add(pa.Table.from_pylist(rows, schema=schema))
+    writer.commit()

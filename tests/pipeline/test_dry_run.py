@@ -10,7 +10,7 @@ import pytest
 from jobs import caption_videos
 from pipeline.dry_run import RowCounts, dry_run
 from pipeline.output import ledger
-from pipeline.output.in_flight import write_starts
+from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import RUNS
 from pipeline.prompts.questions import Question
 from pipeline.schema import ErrorCode
@@ -153,7 +153,7 @@ def test_parts_without_a_recipe_are_told(config):
 def test_rows_that_killed_runs_are_told(config):
     hashes = ledger.hash_ids(pa.array([f"clips.parquet#{n}" for n in range(6)])).tolist()
     store_of(config).prepare()
-    write_starts(store_of(config), {hashes[2]: RUNS.shared, hashes[3]: RUNS.total})
+    write_journal(store_of(config), {hashes[2]: RUNS.shared, hashes[3]: RUNS.total})
 
     text = str(ahead(config))
 

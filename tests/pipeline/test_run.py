@@ -29,7 +29,7 @@ from pipeline.media.windows import TimeWindows
 from pipeline.monitor.metrics import COUNTERS, GAUGES
 from pipeline.monitor.stage_costs import Cost
 from pipeline.output import ledger
-from pipeline.output.in_flight import write_starts
+from pipeline.output.in_flight import write_journal
 from pipeline.output.lock import lock_output
 from pipeline.output.poison import RUNS
 from pipeline.output.recipe import Recipe, checkpoint_fingerprint, claim_output
@@ -167,7 +167,7 @@ def test_a_row_that_killed_runs_is_tried_alone_and_another_is_given_up(config, r
     hashes = ledger.hash_ids(pa.array([f"clips.parquet#{n}" for n in range(6)])).tolist()
     store_of(config).prepare()
     starts = {hashes[1]: 1, hashes[2]: RUNS.shared, hashes[3]: RUNS.total}
-    write_starts(store_of(config), starts)
+    write_journal(store_of(config), starts)
 
     run(config, connect=nullcontext, show_progress=False)
 
@@ -261,7 +261,7 @@ def test_a_run_records_how_busy_experts_were_and_another_places_them_by_it(confi
 
     report = run(placed, connect=nullcontext, show_progress=False)
 
-    assert "experts placed by" in report.usage.machines
+    assert "experts placed by" in report.usage.deployment
     captions, same = rows_of(config), rows_of(placed)
     assert {name: row["caption"] for name, row in captions.items()} == {
         name: row["caption"] for name, row in same.items()
@@ -326,7 +326,7 @@ def test_another_checkpoint_is_another_recipe(config, tmp_path):
 
 
 def test_how_a_run_is_carried_out_is_not_part_of_the_recipe(config):
-    layout = open_source(config.input, config.columns).layout
+    row_schema = open_source(config.input, config.columns).row_schema
     otherwise = replace(
         config,
         engine=replace(config.engine, max_batch_size=3, num_threads=2),
@@ -337,14 +337,14 @@ def test_how_a_run_is_carried_out_is_not_part_of_the_recipe(config):
         limit=3,
     )
 
-    assert recipe_of(otherwise, layout).sha256 == recipe_of(config, layout).sha256
+    assert recipe_of(otherwise, row_schema).sha256 == recipe_of(config, row_schema).sha256
 
 
 def test_rows_that_travel_rounded_are_another_recipe(config):
-    layout = open_source(config.input, config.columns).layout
+    row_schema = open_source(config.input, config.columns).row_schema
     rounded = replace(config, exchange=Exchange(wire_dtype="float8"))
-    assert recipe_of(rounded, layout).fields["wire_dtype"] == "float8"
-    assert "wire_dtype" not in recipe_of(config, layout).fields
+    assert recipe_of(rounded, row_schema).fields["wire_dtype"] == "float8"
+    assert "wire_dtype" not in recipe_of(config, row_schema).fields
 
 
 def test_a_second_driver_is_refused(config):

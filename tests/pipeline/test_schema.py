@@ -23,9 +23,9 @@ HF_VIDEO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     ids=str,
 )
 def test_every_documented_form_of_the_video_column_is_taken(kind):
-    layout = check_input(pa.schema([("video", kind)]), InputColumns())
+    row_schema = check_input(pa.schema([("video", kind)]), InputColumns())
 
-    assert layout.read.names == ["video"]
+    assert row_schema.read.names == ["video"]
 
 
 def test_results_follow_the_carried_columns():
@@ -58,10 +58,10 @@ def test_results_follow_the_carried_columns():
     ],
 )
 def test_media_bytes_are_written_only_on_request(kind, keep_media, written):
-    layout = check_input(pa.schema([("video", kind)]), InputColumns(), keep_media=keep_media)
+    row_schema = check_input(pa.schema([("video", kind)]), InputColumns(), keep_media=keep_media)
 
-    assert layout.read.names == ["video"]
-    assert layout.carried == pa.schema([] if written is None else [("video", written)])
+    assert row_schema.read.names == ["video"]
+    assert row_schema.carried == pa.schema([] if written is None else [("video", written)])
 
 
 def test_a_carried_struct_loses_its_bytes_and_keeps_its_nulls():
@@ -90,10 +90,10 @@ def test_dictionary_and_nested_columns_pass_through():
         },
         schema=schema,
     )
-    layout = check_input(schema, InputColumns())
+    row_schema = check_input(schema, InputColumns())
 
-    assert layout.output.field("label").type == pa.string()
-    assert layout.carry(rows.cast(layout.read)).to_pylist() == rows.to_pylist()
+    assert row_schema.output.field("label").type == pa.string()
+    assert row_schema.carry(rows.cast(row_schema.read)).to_pylist() == rows.to_pylist()
 
 
 def test_columns_are_chosen_by_name_and_the_rest_is_not_read():
@@ -101,10 +101,10 @@ def test_columns_are_chosen_by_name_and_the_rest_is_not_read():
         [("video", pa.binary()), ("a", pa.int8()), ("b", pa.int8()), ("c", HF_VIDEO)]
     )
 
-    layout = check_input(schema, InputColumns(), carry=["b"])
+    row_schema = check_input(schema, InputColumns(), carry=["b"])
 
-    assert layout.read.names == ["video", "b"]
-    assert layout.carried.names == ["b"]
+    assert row_schema.read.names == ["video", "b"]
+    assert row_schema.carried.names == ["b"]
 
 
 def test_an_id_column_named_row_id_becomes_the_output_row_id():
@@ -219,8 +219,8 @@ def test_a_column_that_is_chosen_twice_is_written_once():
 def test_views_become_plain_columns():
     schema = pa.schema([("video", pa.string_view()), ("tags", pa.list_(pa.binary_view()))])
 
-    layout = check_input(schema, InputColumns())
-    assert layout.carried.types == [pa.large_string(), pa.list_(pa.large_binary())]
+    row_schema = check_input(schema, InputColumns())
+    assert row_schema.carried.types == [pa.large_string(), pa.list_(pa.large_binary())]
 
 
 def test_repeated_column_names_are_refused():

@@ -96,9 +96,9 @@ def test_a_row_is_answered_by_prepare(code, processor, decoder, tmp_path, listen
     is_path = isinstance(media, str)
     value = media and {"bytes": None if is_path else media, "path": media if is_path else None}
     rows = pa.Table.from_pylist([{"row_id": "0", "video": value, **more}], SCHEMA)
-    layout = check_input(SCHEMA.remove(0), COLUMNS, carry=())
+    row_schema = check_input(SCHEMA.remove(0), COLUMNS, carry=())
     access = MediaAccess(base=str(tmp_path))
-    stage = Prepare(processor, layout, Instructions(), access.open, decoder=decoder)
+    stage = Prepare(processor, row_schema, Instructions(), access.open, decoder=decoder)
     with in_time():
         (row,) = stage(rows).to_pylist()
     assert (row["status"], row["error_code"]) == ("error", code)

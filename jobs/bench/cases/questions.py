@@ -80,8 +80,8 @@ def _on_demo(bench: Workbench) -> dict[str, object]:
 def _stage(processor: Processor, texts: Sequence[str], num_frames: int) -> Prepare:
     questions = tuple(Question(name=f"q{n}", text=text) for n, text in enumerate(texts))
     instructions = Instructions(frames=FrameSampling(num_frames=num_frames), questions=questions)
-    layout = check_input(pa.schema([("video", pa.large_binary())]), InputColumns(), carry=())
-    return Prepare(processor, layout, instructions, _as_it_is)
+    row_schema = check_input(pa.schema([("video", pa.large_binary())]), InputColumns(), carry=())
+    return Prepare(processor, row_schema, instructions, _as_it_is)
 
 
 def _as_it_is(media: object) -> bytes:

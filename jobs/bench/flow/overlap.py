@@ -98,11 +98,11 @@ def _prepare_alone(config: PipelineConfig) -> tuple[float, list[Prompt]]:
     source = open_source(config.input, config.columns, carry=config.carry)
     processor = Processor.from_checkpoint(config.checkpoint)
     access = MediaAccess(base=source.folder)
-    stage = Prepare(processor, source.layout, config.instructions, access.open)
+    stage = Prepare(processor, source.row_schema, config.instructions, access.open)
     prompts: list[Prompt] = []
     started_s = None
     for piece in plan(source, OutputIndex.nothing()).splits:
-        for rows in read_split(source.filesystem, source.layout, piece, max_rows=1):
+        for rows in read_split(source.filesystem, source.row_schema, piece, max_rows=1):
             if started_s is None:
                 stage(rows)  # starts the decoding process
                 started_s = time.perf_counter()

@@ -22,7 +22,7 @@ from pipeline.fetch.media_access import MediaAccess
 from pipeline.output import ledger
 from pipeline.output.recipe import claim_output
 from pipeline.output.store import LocalStore
-from pipeline.output.writer import Committer
+from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_checkpoint, open_input
 from pipeline.prompts.prepare import Prepare
 from pipeline.schema import ErrorCode
@@ -83,11 +83,11 @@ def answered(config):
         is_large = request.params.schema == '{"type": "integer"}'
         return replace(answer, text=LARGE, finish_reason="stop") if is_large else answer
 
-    layout = open_input(config).layout
+    row_schema = open_input(config).row_schema
     rows = pq.read_table(config.input)
     rows = rows.add_column(0, "row_id", pa.array([f"clips.parquet#{n}" for n in range(2)]))
     access = MediaAccess(base=str(Path(config.input).parent))
-    prepared = Prepare(processor, layout, config.instructions, access.open)(rows)
+    prepared = Prepare(processor, row_schema, config.instructions, access.open)(rows)
     generate = Generate(Groups(answer), config.sampling, config.instructions.questions)
 
     async def run():
@@ -99,15 +99,15 @@ def answered(config):
 
 def commit(config, rows, retry=()):
     """Put rows into the output as a run does."""
-    recipe = recipe_of(config, open_input(config).layout)
-    schema = open_input(config).layout.output.with_metadata(recipe.parquet_metadata)
+    recipe = recipe_of(config, open_input(config).row_schema)
+    schema = open_input(config).row_schema.output.with_metadata(recipe.parquet_metadata)
     store = LocalStore(Path(config.output))
     store.prepare()
     claim_output(store, recipe)
     held = ledger.read_index(store, ledger.committed_parts(store), schema, retry=retry)
-    committer = Committer(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
-    committer.add(rows.select(schema.names))
-    committer.commit()
+    writer = PartWriter(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
+    writer.add(rows.select(schema.names))
+    writer.commit()
     return store
 
 
@@ -160,13 +160,13 @@ def test_the_type_of_a_column_is_part_of_the_recipe_and_as_json_is_that_of_text(
     assert columns.startswith("output_columns: - tags: struct<moves: bool, colours: list<")
     assert columns.endswith("+ tags: large_string")
     assert schema.startswith("questions.tags.sampling.schema: ")  # which closed its object
-    fields = recipe_of(text, open_input(text).layout).fields
+    fields = recipe_of(text, open_input(text).row_schema).fields
     assert fields["questions"][0].keys() == {"name", "text", "sampling", "look", "over"}
     assert (
         fields["questions"][0]["sampling"]["schema"] == fields["questions"][1]["sampling"]["schema"]
     )
     with pytest.raises(ValueError, match=r"begun under another recipe: .*tags: large_string"):
-        claim_output(LocalStore(Path(config.output)), recipe_of(text, open_input(text).layout))
+        claim_output(LocalStore(Path(config.output)), recipe_of(text, open_input(text).row_schema))
 
 
 def test_a_schema_of_the_command_types_the_prompts_without_one(config, tmp_path):
@@ -174,6 +174,6 @@ def test_a_schema_of_the_command_types_the_prompts_without_one(config, tmp_path)
     (tmp_path / "prompts.yaml").write_text("count: How many?\ncaption: How many?\n")
     config = configured(tmp_path, f"--schema={tmp_path}/schema.json")
 
-    fields = open_input(config).layout.output
+    fields = open_input(config).row_schema.output
     assert fields.field("count").type == pa.int64()
     assert fields.field("caption").type == pa.large_string()

@@ -57,23 +57,23 @@ def processors(pid, *, of_engine=False):
     return found
 
 
-def sight(idle_share):
-    return replace(RunMonitor(10, 0, InputColumns()).sight(), idle_share=idle_share)
+def snapshot(idle_share):
+    return replace(RunMonitor(10, 0, InputColumns()).snapshot(), idle_share=idle_share)
 
 
 def test_all_but_engines_make_room_while_these_are_busy(start):
     rank, preparer = start(ENGINE_THREAD), start()
     room = CpuAffinity(num_threads=1)
 
-    room.show(sight(None))
+    room.show(snapshot(None))
     assert processors(preparer) == processors(os.getpid()) == ALL
-    room.show(sight(0.05))
+    room.show(snapshot(0.05))
     late = start()
     assert processors(preparer) == processors(os.getpid()) == processors(late) == BUT_LAST
     assert processors(rank) == BUT_LAST  # what receives and answers there
     assert processors(rank, of_engine=True) == ALL
 
-    room.show(sight(0.5))
+    room.show(snapshot(0.5))
     assert processors(preparer) == processors(late) == processors(os.getpid()) == ALL
     assert processors(rank) == processors(rank, of_engine=True) == ALL
 
@@ -81,20 +81,20 @@ def test_all_but_engines_make_room_while_these_are_busy(start):
 def test_an_engine_that_is_new_may_compute_everywhere(start):
     room = CpuAffinity(num_threads=1)
     start(ENGINE_THREAD)
-    room.show(sight(0.05))
+    room.show(snapshot(0.05))
     new = start(ENGINE_THREAD)  # in place of a dead one, by Ray that made room
     assert processors(new, of_engine=True) == BUT_LAST
-    room.show(sight(0.05))
+    room.show(snapshot(0.05))
     assert processors(new, of_engine=True) == ALL
-    room.close(sight(0.05))
+    room.close(snapshot(0.05))
 
 
 def test_the_end_of_a_run_takes_the_room_back(start):
     room, preparer = CpuAffinity(num_threads=1), start()
     start(ENGINE_THREAD)
-    room.show(sight(0.0))
+    room.show(snapshot(0.0))
     assert processors(preparer) == BUT_LAST
-    room.close(sight(0.0))
+    room.close(snapshot(0.0))
     assert processors(preparer) == processors(os.getpid()) == ALL
 
 
@@ -105,10 +105,10 @@ def test_what_somebody_bound_to_processors_stays_there(start):
     for thread in Path(f"/proc/{bound}/task").iterdir():
         os.sched_setaffinity(int(thread.name), last)
 
-    room.show(sight(0.0))
+    room.show(snapshot(0.0))
     assert processors(os.getpid()) == BUT_LAST
     assert processors(bound) == last
-    room.close(sight(0.0))
+    room.close(snapshot(0.0))
     assert processors(os.getpid()) == ALL
     assert processors(bound) == last
 
@@ -116,5 +116,5 @@ def test_what_somebody_bound_to_processors_stays_there(start):
 def test_engines_that_need_all_processors_are_left_alone(start):
     room, preparer = CpuAffinity(num_threads=len(ALL)), start()
     start(ENGINE_THREAD)
-    room.show(sight(0.0))
+    room.show(snapshot(0.0))
     assert processors(preparer) == processors(os.getpid()) == ALL

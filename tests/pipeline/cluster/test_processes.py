@@ -14,9 +14,9 @@ import os, pickle, subprocess, sys, threading
 from pipeline.stages.batching import Batching
 from pipeline.stages.ray_data import _Preparer
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-checkpoint, layout, instructions = pickle.load(sys.stdin.buffer)
+checkpoint, row_schema, instructions = pickle.load(sys.stdin.buffer)
 batching = Batching(num_rows=1, num_small_rows=1)
-_Preparer(None, checkpoint, layout, instructions, open, 0, batching)
+_Preparer(None, checkpoint, row_schema, instructions, open, 0, batching)
 threads = {os.getpriority(os.PRIO_PROCESS, int(name)) for name in os.listdir("/proc/self/task")}
 child = [sys.executable, "-c", "import os; print(os.nice(0))"]
 print(threads, subprocess.check_output(child, text=True))
@@ -26,7 +26,7 @@ print(threads, subprocess.check_output(child, text=True))
 def test_a_preparer_gives_way_with_its_threads_and_processes(tmp_path):
     tiny_checkpoint(tmp_path / "checkpoint")
     config = small_config(tmp_path, tmp_path / "checkpoint")
-    given = (config.checkpoint, open_input(config).layout, config.instructions)
+    given = (config.checkpoint, open_input(config).row_schema, config.instructions)
     command = [sys.executable, "-W", "error", "-c", _PREPARER]
     printed = subprocess.check_output(command, input=pickle.dumps(given))
     niceness = str(min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)).encode()

@@ -49,7 +49,7 @@ def names_of(source):
     tables = [
         table
         for piece in plan(source, OutputIndex.nothing()).splits
-        for table in read_split(source.filesystem, source.layout, piece, max_rows=9)
+        for table in read_split(source.filesystem, source.row_schema, piece, max_rows=9)
     ]
     return {row["row_id"]: row["video"] for table in tables for row in table.to_pylist()}
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.fetch.media_access import MediaAccess
-from pipeline.input.plan import Plan, joined, plan
+from pipeline.input.plan import Plan, batched_splits, plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import open_source
 from pipeline.output.ledger import OutputIndex, hash_ids
@@ -38,7 +38,7 @@ def read(source, what, max_rows=3):
     return [
         table
         for piece in what.splits
-        for table in read_split(source.filesystem, source.layout, piece, max_rows=max_rows)
+        for table in read_split(source.filesystem, source.row_schema, piece, max_rows=max_rows)
     ]
 
 
@@ -79,7 +79,7 @@ def test_small_row_groups_are_read_together_in_their_order(tmp_path, num_rows, e
     source = open_source(str(write(tmp_path / "x.parquet", 10)), ALL)
     pieces = plan(source, OutputIndex.nothing()).splits
 
-    runs = joined(pieces, num_rows)
+    runs = batched_splits(pieces, num_rows)
 
     assert [[piece.num_todo for piece in run] for run in runs] == expected
     assert [piece for run in runs for piece in run] == list(pieces)
@@ -393,7 +393,7 @@ def test_views_are_read_as_plain_columns(tmp_path):
     source = open_source(str(tmp_path), BY_KEY)
 
     rows = pa.concat_tables(read(source, plan(source, OutputIndex.nothing())))
-    carried = source.layout.carry(rows).take(pa.array([1]))  # views cannot
+    carried = source.row_schema.carry(rows).take(pa.array([1]))  # views cannot
     assert rows["row_id"].to_pylist() == ["p", "q"]
     assert carried.to_pylist() == [{"video": "1.mp4", "key": "q", "data": b"q"}]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.monitor.report import Report, Tally, Usage
+from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.monitor.stage_costs import Cost, Costs
 
 
@@ -22,7 +22,7 @@ def report(*, prepare_s=1.0, generate_s=1.0, **changes):
         "num_prompt_tokens": 60,
         "num_generated_tokens": 30,
         "num_bytes_written": 1000,
-        "output": Tally({"ok": 5, "error": 1}, {"no_frames": 1}),
+        "output": OutputCounts({"ok": 5, "error": 1}, {"no_frames": 1}),
     }
     return Report(usage=usage, **{**fields, **changes})
 
@@ -33,7 +33,9 @@ def test_rows_in_are_done_and_failed_by_code_with_those_of_earlier_runs():
         rows_written=2,
         statuses={"ok": 2},
         error_codes={},
-        output=Tally({"ok": 3, "truncated": 1, "error": 2}, {"no_frames": 1, "media_null": 1}),
+        output=OutputCounts(
+            {"ok": 3, "truncated": 1, "error": 2}, {"no_frames": 1, "media_null": 1}
+        ),
     )
     assert str(found).splitlines()[:2] == [
         "6 rows in = 4 done before + 2 written: 2 ok",

@@ -9,9 +9,9 @@ import pytest
 from parallel.groups.errors import GroupError
 from parallel.groups.supervisor import GroupsStatus
 from pipeline.monitor import metrics, progress
-from pipeline.monitor.poll import watched
+from pipeline.monitor.poll import polling
 from pipeline.monitor.progress import Lines, duration_text, engine_text, rest_text
-from pipeline.monitor.report import Report, Tally, Usage
+from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.monitor.snapshot import RunMonitor, video_seconds
 from pipeline.schema import InputColumns
 
@@ -46,7 +46,7 @@ def clock():
 
 
 @pytest.fixture
-def watch(clock):
+def monitor(clock):
     return RunMonitor(num_rows=100, num_done=20, columns=InputColumns(), clock=clock)
 
 
@@ -59,92 +59,94 @@ def stats(ready_s, stepping_s, needed_s, own_wait_s=0.0):
     }
 
 
-def test_rates_and_time_left_in_rows_and_seconds_of_video(watch, clock):
+def test_rates_and_time_left_in_rows_and_seconds_of_video(monitor, clock):
     clock.now += 10
-    watch.add(rows(18, num_missing=2))
-    sight = watch.sight()
+    monitor.add(rows(18, num_missing=2))
+    snapshot = monitor.snapshot()
 
-    assert (sight.rows_done, sight.rows_left) == (40, 60)
-    assert sight.rows_per_s == pytest.approx(2.0)
-    assert sight.video_seconds_per_s == pytest.approx(18.0)
-    assert sight.tokens_per_s == pytest.approx(12.6)
-    assert sight.eta_s == pytest.approx(30.0)
-    assert sight.video_seconds_left == pytest.approx(60 * 180 / 20)
-    assert sight.error_codes == {"media_missing": 2}
-    assert sight.engine_time_used is None
+    assert (snapshot.rows_done, snapshot.rows_left) == (40, 60)
+    assert snapshot.rows_per_s == pytest.approx(2.0)
+    assert snapshot.video_seconds_per_s == pytest.approx(18.0)
+    assert snapshot.tokens_per_s == pytest.approx(12.6)
+    assert snapshot.eta_s == pytest.approx(30.0)
+    assert snapshot.video_seconds_left == pytest.approx(60 * 180 / 20)
+    assert snapshot.error_codes == {"media_missing": 2}
+    assert snapshot.engine_time_used is None
 
 
-def test_rates_are_those_of_the_last_minutes(watch, clock):
-    watch.add(rows(10))
+def test_rates_are_those_of_the_last_minutes(monitor, clock):
+    monitor.add(rows(10))
     for _ in range(10):
         clock.now += 100
-        watch.sight()
+        monitor.snapshot()
     clock.now += 100
-    watch.add(rows(4))
+    monitor.add(rows(4))
 
-    assert watch.sight().rows_per_s == pytest.approx(4 / 300)
+    assert monitor.snapshot().rows_per_s == pytest.approx(4 / 300)
 
 
-def test_the_time_of_a_rank_is_what_it_waited_for_and_what_it_computed(watch, clock):
+def test_the_time_of_a_rank_is_what_it_waited_for_and_what_it_computed(monitor, clock):
     clock.now += 10
-    watch.look({0: [stats(10, 6, 3, own_wait_s=1)], 1: [stats(10, 10, 9)]}, written_s=0.0)
-    sight = watch.sight()
+    monitor.note_ranks({0: [stats(10, 6, 3, own_wait_s=1)], 1: [stats(10, 10, 9)]}, written_s=0.0)
+    snapshot = monitor.snapshot()
 
-    first, second = sight.ranks
+    first, second = snapshot.ranks
     assert (first.group, first.rank) == (0, 0)
     assert (first.data, first.peers, first.writer) == pytest.approx((0.4, 0.1, 0.0))
     assert (second.data, second.peers, second.writer) == pytest.approx((0.0, 0.0, 0.0))
-    assert sight.engine_time_used == pytest.approx(12 / 20)
+    assert snapshot.engine_time_used == pytest.approx(12 / 20)
 
 
-def test_how_idle_ranks_are_is_that_of_the_last_looks(watch):
-    assert watch.sight().idle_share is None
-    watch.look({0: [stats(0, 0, 0)]}, 0.0)  # loaded this moment
-    assert watch.sight().idle_share == 1.0
-    watch.look({0: [stats(10, 2, 2)]}, 0.0)
-    assert watch.sight().idle_share == pytest.approx(0.8)
-    watch.look({0: [stats(12, 4, 4)], 1: [stats(4, 2, 2)]}, 0.0)
-    assert watch.sight().idle_share == pytest.approx((0.0 + 0.5) / 2)
-    watch.look({1: [stats(6, 4, 4)]}, 0.0)  # the first group has died
-    assert watch.sight().idle_share == pytest.approx((1.0 + 0.0) / 2)
+def test_how_idle_ranks_are_is_that_of_the_last_looks(monitor):
+    assert monitor.snapshot().idle_share is None
+    monitor.note_ranks({0: [stats(0, 0, 0)]}, 0.0)  # loaded this moment
+    assert monitor.snapshot().idle_share == 1.0
+    monitor.note_ranks({0: [stats(10, 2, 2)]}, 0.0)
+    assert monitor.snapshot().idle_share == pytest.approx(0.8)
+    monitor.note_ranks({0: [stats(12, 4, 4)], 1: [stats(4, 2, 2)]}, 0.0)
+    assert monitor.snapshot().idle_share == pytest.approx((0.0 + 0.5) / 2)
+    monitor.note_ranks({1: [stats(6, 4, 4)]}, 0.0)  # the first group has died
+    assert monitor.snapshot().idle_share == pytest.approx((1.0 + 0.0) / 2)
 
 
-def test_idle_time_while_the_driver_writes_is_the_writers(watch, clock):
+def test_idle_time_while_the_driver_writes_is_the_writers(monitor, clock):
     clock.now += 10
-    watch.look({0: [stats(10, 10, 10)]}, written_s=2.0)
+    monitor.note_ranks({0: [stats(10, 10, 10)]}, written_s=2.0)
     clock.now += 10
-    watch.look({0: [stats(20, 16, 16)]}, written_s=7.0)  # writing half of the time, idle 4 s
+    monitor.note_ranks(
+        {0: [stats(20, 16, 16)]}, written_s=7.0
+    )  # writing half of the time, idle 4 s
 
-    (rank,) = watch.sight().ranks
+    (rank,) = monitor.snapshot().ranks
     assert (rank.data, rank.writer) == pytest.approx((2 / 20, 2 / 20))
 
 
-def test_a_look_that_is_seen_twice_counts_once(watch, clock):
+def test_a_look_that_is_seen_twice_counts_once(monitor, clock):
     clock.now += 10
     for _ in range(3):
-        watch.look({0: [stats(10, 5, 5)]}, written_s=0.0)
+        monitor.note_ranks({0: [stats(10, 5, 5)]}, written_s=0.0)
 
-    assert watch.sight().ranks[0].data == pytest.approx(0.5)
+    assert monitor.snapshot().ranks[0].data == pytest.approx(0.5)
 
 
-def test_a_rank_that_was_started_anew_goes_on_counting(watch, clock):
+def test_a_rank_that_was_started_anew_goes_on_counting(monitor, clock):
     clock.now += 10
-    watch.look({0: [stats(10, 10, 8)]}, written_s=0.0)
+    monitor.note_ranks({0: [stats(10, 10, 8)]}, written_s=0.0)
     clock.now += 10
-    watch.look({0: [stats(5, 0, 0)]}, written_s=0.0)
+    monitor.note_ranks({0: [stats(5, 0, 0)]}, written_s=0.0)
 
-    sight = watch.sight()
-    assert sight.ranks[0].data == pytest.approx(5 / 15)
-    assert sight.engine_time_used == pytest.approx(8 / 15)
+    snapshot = monitor.snapshot()
+    assert snapshot.ranks[0].data == pytest.approx(5 / 15)
+    assert snapshot.engine_time_used == pytest.approx(8 / 15)
 
 
-def test_an_engine_that_tells_no_pace_leaves_the_first_number_open(watch):
-    watch.look({0: [{"ready_s": 4.0, "stepping_s": 1.0}]}, written_s=0.0)
-    watch.look({1: [{"left": 3.0}]}, written_s=0.0)
+def test_an_engine_that_tells_no_pace_leaves_the_first_number_open(monitor):
+    monitor.note_ranks({0: [{"ready_s": 4.0, "stepping_s": 1.0}]}, written_s=0.0)
+    monitor.note_ranks({1: [{"left": 3.0}]}, written_s=0.0)
 
-    sight = watch.sight()
-    assert sight.engine_time_used is None
-    assert len(sight.ranks) == 1
+    snapshot = monitor.snapshot()
+    assert snapshot.engine_time_used is None
+    assert len(snapshot.ranks) == 1
 
 
 def test_spans_count_in_place_of_whole_videos():
@@ -156,15 +158,15 @@ def test_spans_count_in_place_of_whole_videos():
     assert video_seconds(table, InputColumns(start_s="from", end_s="to")) == 10 + 2 + 2
 
 
-def test_a_line_says_all_of_it_and_the_engine_first(watch, clock, capsys):
+def test_a_line_says_all_of_it_and_the_engine_first(monitor, clock, capsys):
     clock.now += 10
-    watch.add(rows(18, num_missing=2))
-    watch.look({0: [stats(10, 6, 3, own_wait_s=1), stats(10, 8, 6)]}, written_s=0.0)
+    monitor.add(rows(18, num_missing=2))
+    monitor.note_ranks({0: [stats(10, 6, 3, own_wait_s=1), stats(10, 8, 6)]}, written_s=0.0)
     display = Lines()
 
-    display.show(watch.sight())
+    display.show(monitor.snapshot())
     assert capsys.readouterr().err == ""  # the last line is not old enough
-    display.close(watch.sight())
+    display.close(monitor.snapshot())
 
     assert capsys.readouterr().err == (
         "engine  45% 40/100 rows, 2 rows/s, 18 video-s/s, 12.6 tokens/s, 30 s for 60 rows and "
@@ -173,19 +175,19 @@ def test_a_line_says_all_of_it_and_the_engine_first(watch, clock, capsys):
     )
 
 
-def test_a_run_of_which_nothing_is_known_yet_has_a_line_too(watch):
-    assert engine_text(watch.sight()) == "engine ..."
-    assert "? for 80 rows" in rest_text(watch.sight())
+def test_a_run_of_which_nothing_is_known_yet_has_a_line_too(monitor):
+    assert engine_text(monitor.snapshot()) == "engine ..."
+    assert "? for 80 rows" in rest_text(monitor.snapshot())
 
 
-def test_on_a_terminal_a_bar_is_drawn_again(watch, clock, monkeypatch, capsys):
+def test_on_a_terminal_a_bar_is_drawn_again(monitor, clock, monkeypatch, capsys):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
     display = progress.open_display(show=True)
     for _ in range(2):
         clock.now += 10
-        watch.add(rows(10))
-        display.show(watch.sight())
-    display.close(watch.sight())
+        monitor.add(rows(10))
+        display.show(monitor.snapshot())
+    display.close(monitor.snapshot())
 
     drawn = capsys.readouterr().err
     assert isinstance(display, progress.Bar)
@@ -224,18 +226,18 @@ class FakeMetric:
         self.values[tuple(tags.values())] = value
 
 
-def test_metrics_follow_what_is_seen(watch, clock, monkeypatch):
+def test_metrics_follow_what_is_seen(monitor, clock, monkeypatch):
     FakeMetric.made = {}
     monkeypatch.setattr(metrics, "Counter", FakeMetric)
     monkeypatch.setattr(metrics, "Gauge", FakeMetric)
     shown = metrics.Metrics("out")
     for _ in range(2):
         clock.now += 5
-        watch.add(rows(9, num_missing=1))
+        monitor.add(rows(9, num_missing=1))
         past_s = clock.now - 100
-        watch.look({0: [stats(past_s, 0.6 * past_s, 0.3 * past_s)]}, written_s=0.0)
-        shown.show(watch.sight())
-    shown.show(watch.sight())  # nothing is counted twice
+        monitor.note_ranks({0: [stats(past_s, 0.6 * past_s, 0.3 * past_s)]}, written_s=0.0)
+        shown.show(monitor.snapshot())
+    shown.show(monitor.snapshot())  # nothing is counted twice
 
     made = {
         name.removeprefix("moonsweep_"): metric.values for name, metric in FakeMetric.made.items()
@@ -250,21 +252,21 @@ def test_metrics_follow_what_is_seen(watch, clock, monkeypatch):
     assert FakeMetric.made.keys() == {*metrics.COUNTERS, *metrics.GAUGES}
 
 
-def test_the_report_begins_with_the_engines_time(watch, clock):
+def test_the_report_begins_with_the_engines_time(monitor, clock):
     clock.now += 10
-    watch.add(rows(20))
-    watch.look({0: [stats(10, 6, 3)]}, written_s=0.0)
+    monitor.add(rows(20))
+    monitor.note_ranks({0: [stats(10, 6, 3)]}, written_s=0.0)
     report = Report(
         rows_in=100,
         rows_done_before=20,
         rows_written=20,
         statuses={"ok": 20},
         error_codes={},
-        output=Tally({"ok": 40}, {}),
+        output=OutputCounts({"ok": 40}, {}),
         num_prompt_tokens=1,
         num_generated_tokens=140,
         num_bytes_written=1,
-        usage=Usage(seconds=10.0, sight=watch.sight()),
+        usage=Usage(seconds=10.0, snapshot=monitor.snapshot()),
     )
 
     stored = report.as_json()
@@ -276,13 +278,15 @@ def test_the_report_begins_with_the_engines_time(watch, clock):
     assert "engine time used 30%; 10.0 s: 2 rows/s, 20 video-s/s, 14 generated" in str(report)
 
 
-def test_the_largest_memory_is_that_of_any_rank_though_it_has_died(watch):
-    watch.look({0: [stats(1, 1, 1) | {"peak_bytes": 5e9}], 1: [stats(1, 1, 1)]}, 0.0)
-    watch.look({0: [stats(1, 1, 1) | {"peak_bytes": 2e9}] * 2, 1: [{"peak_bytes": 4e9}]}, 0.0)
-    assert watch.rank_peak_bytes == 5_000_000_000
+def test_the_largest_memory_is_that_of_any_rank_though_it_has_died(monitor):
+    monitor.note_ranks({0: [stats(1, 1, 1) | {"peak_bytes": 5e9}], 1: [stats(1, 1, 1)]}, 0.0)
+    monitor.note_ranks(
+        {0: [stats(1, 1, 1) | {"peak_bytes": 2e9}] * 2, 1: [{"peak_bytes": 4e9}]}, 0.0
+    )
+    assert monitor.rank_peak_bytes == 5_000_000_000
 
 
-def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(watch):
+def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(monitor):
     seen = threading.Event()
     closed = []
 
@@ -298,21 +302,21 @@ def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(watch):
             return GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: (numbers,)})
 
     class Reporter:
-        def show(self, sight):
-            if sight.ranks:
+        def show(self, snapshot):
+            if snapshot.ranks:
                 seen.set()
 
-        def close(self, sight):
-            closed.append(sight)
+        def close(self, snapshot):
+            closed.append(snapshot)
 
-    class Committer:
+    class PartWriter:
         writing_s = 0.0
 
     num_threads = threading.active_count()
-    with watched(watch, Groups(), Committer(), [Reporter()], every_s=0.001):
+    with polling(monitor, Groups(), PartWriter(), [Reporter()], every_s=0.001):
         assert seen.wait(10)
-    assert [sight.ranks[0].data for sight in closed] == [0.75]  # of the fresh look
-    with pytest.raises(KeyError), watched(watch, Groups(), Committer(), [Reporter()]):
+    assert [snapshot.ranks[0].data for snapshot in closed] == [0.75]  # of the fresh look
+    with pytest.raises(KeyError), polling(monitor, Groups(), PartWriter(), [Reporter()]):
         raise KeyError
     assert len(closed) == 2
     while threading.active_count() > num_threads:

@@ -18,7 +18,7 @@ def ask(monkeypatch):
     state = SimpleNamespace(node_table=lambda: nodes)
     monkeypatch.setattr(stage_costs, "get_state_from_address", lambda _: state)
 
-    def asked(*answering: int) -> stage_costs.ObjectStore | None:
+    def asked(*answering: int) -> stage_costs.ObjectStoreUse | None:
         def reply(state, address, port, *, timeout_seconds):
             if port not in answering:
                 raise grpc.RpcError("connection refused")
@@ -26,14 +26,14 @@ def ask(monkeypatch):
             return SimpleNamespace(store_stats=stats)
 
         monkeypatch.setattr(stage_costs, "get_memory_info_reply", reply)
-        return stage_costs.object_store("gcs")
+        return stage_costs.object_store_use("gcs")
 
     return asked
 
 
 def test_object_stores_are_seen_through_any_node_that_answers(ask):
-    assert ask(2, 3) == stage_costs.ObjectStore(2, 20)
-    assert ask(3) == stage_costs.ObjectStore(
+    assert ask(2, 3) == stage_costs.ObjectStoreUse(2, 20)
+    assert ask(3) == stage_costs.ObjectStoreUse(
         3, 30
     )  # as while a node that was killed is called alive
 

@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from pipeline.output.in_flight import STARTS, InFlightJournal, read_starts, write_starts
+from pipeline.output.in_flight import STARTS, InFlightJournal, read_journal, write_journal
 from pipeline.output.ledger import IdSet, hash_ids
 from pipeline.output.store import LocalStore
 
@@ -29,7 +29,7 @@ def test_a_killed_run_leaves_the_rows_that_it_was_working_on(store):
         await log.start(pa.array(["c", "b", "c"]), "prepare")  # b again, by a task that Ray retried
 
     asyncio.run(run())
-    assert read_starts(store, IdSet()) == dict.fromkeys(keys("b", "c"), 1)
+    assert read_journal(store, IdSet()) == dict.fromkeys(keys("b", "c"), 1)
 
 
 def test_processes_that_died_with_a_row_are_counted_within_the_run(store):
@@ -44,12 +44,12 @@ def test_processes_that_died_with_a_row_are_counted_within_the_run(store):
         return [*deaths, await log.start(pa.array([], pa.string()), "prepare")]
 
     assert asyncio.run(run()) == [0, 1, 2, *(2, 3, 2, 1), 0, 0]
-    assert set(read_starts(store, IdSet()).values()) == {1}  # the run itself was killed once
+    assert set(read_journal(store, IdSet()).values()) == {1}  # the run itself was killed once
 
 
 def test_counts_grow_from_run_to_run_and_stay_for_rows_that_wait(store):
     async def run(*ids):
-        log = InFlightJournal(store, read_starts(store, IdSet()))
+        log = InFlightJournal(store, read_journal(store, IdSet()))
         await log.start(pa.array(ids), "prepare")
         await log.end(pa.array(["a"]), "prepare")  # now it waits, for the next stage or its commit
         await log.start(pa.array(["z"]), "prepare")
@@ -57,10 +57,10 @@ def test_counts_grow_from_run_to_run_and_stay_for_rows_that_wait(store):
     for _ in range(2):
         asyncio.run(run("a", "b"))
 
-    assert read_starts(store, IdSet()) == dict(zip(keys("b", "z"), [2, 2], strict=True))
-    write_starts(store, dict(zip(keys("a"), [2], strict=True)))
+    assert read_journal(store, IdSet()) == dict(zip(keys("b", "z"), [2, 2], strict=True))
+    write_journal(store, dict(zip(keys("a"), [2], strict=True)))
     asyncio.run(run("a", "b"))
-    assert read_starts(store, IdSet()) == dict(zip(keys("a", "b", "z"), [2, 1, 1], strict=True))
+    assert read_journal(store, IdSet()) == dict(zip(keys("a", "b", "z"), [2, 1, 1], strict=True))
 
 
 def test_rows_that_were_committed_after_all_are_forgotten(store):
@@ -68,7 +68,7 @@ def test_rows_that_were_committed_after_all_are_forgotten(store):
     done = IdSet()
     done.add(pa.array(["a"]))
 
-    assert read_starts(store, done) == dict.fromkeys(keys("b"), 1)
+    assert read_journal(store, done) == dict.fromkeys(keys("b"), 1)
 
 
 def test_starts_at_the_same_time_share_their_writes(store, monkeypatch):
@@ -104,7 +104,7 @@ def test_a_count_that_cannot_be_written_is_tried_again_with_the_next(store, monk
         raise OSError(28, "full")
 
     asyncio.run(run())
-    assert read_starts(store, IdSet()) == dict.fromkeys(keys("a", "b"), 1)
+    assert read_journal(store, IdSet()) == dict.fromkeys(keys("a", "b"), 1)
 
 
 def test_alone_means_that_no_other_row_is_worked_on(store):
@@ -121,7 +121,7 @@ def test_alone_means_that_no_other_row_is_worked_on(store):
         await waits
 
     asyncio.run(run())
-    assert read_starts(store, IdSet()) == dict.fromkeys(keys("b"), 1)
+    assert read_journal(store, IdSet()) == dict.fromkeys(keys("b"), 1)
 
 
 def test_nothing_is_written_after_the_end(store):
@@ -132,21 +132,21 @@ def test_nothing_is_written_after_the_end(store):
             await log.start(pa.array(["a"]), "prepare")
 
     asyncio.run(run())
-    assert read_starts(store, IdSet()) == {}
+    assert read_journal(store, IdSet()) == {}
 
 
 def test_no_counts_need_no_file(store, tmp_path):
-    write_starts(store, {1: 2})
+    write_journal(store, {1: 2})
     assert (tmp_path / STARTS).exists()
 
-    write_starts(store, {})
+    write_journal(store, {})
 
     assert not (tmp_path / STARTS).exists()
-    assert read_starts(store, IdSet()) == {}
+    assert read_journal(store, IdSet()) == {}
 
 
 def test_a_damaged_file_is_refused_with_what_to_do(store):
     store.write(STARTS, b"[1")
 
     with pytest.raises(ValueError, match=r"_starts.json of .* is damaged .*delete it"):
-        read_starts(store, IdSet())
+        read_journal(store, IdSet())

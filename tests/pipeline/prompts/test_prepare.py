@@ -57,12 +57,12 @@ def no_process_stays():
 
 
 def prepare(processor, rows, *, columns=COLUMNS, opener=fetch, **instructions):
-    layout = check_input(rows.schema, columns)
+    row_schema = check_input(rows.schema, columns)
     ids = pa.array([f"r{index}" for index in range(rows.num_rows)])
     asked = Instructions(**{"frames": FOUR, **instructions})
     decoder = DECODER if "limits" not in instructions else None
-    stage = Prepare(processor, layout, asked, opener, decoder=decoder)
-    return stage(rows.cast(layout.read).add_column(0, "row_id", ids))
+    stage = Prepare(processor, row_schema, asked, opener, decoder=decoder)
+    return stage(rows.cast(row_schema.read).add_column(0, "row_id", ids))
 
 
 def rows_of(*values, **more):
@@ -373,11 +373,11 @@ def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
 
 def test_media_that_are_kept_stand_once_beside_all_parts(processor, clip):
     rows = rows_of([clip], [b"junk"])
-    layout = check_input(rows.schema, InputColumns(), keep_media=True)
+    row_schema = check_input(rows.schema, InputColumns(), keep_media=True)
     nine = tuple(Question(name=f"q{number}", text="How many?") for number in range(9))
     asked = Instructions(frames=FOUR, questions=nine)
-    stage = Prepare(processor, layout, asked, fetch, decoder=DECODER)
-    parts = stage(rows.cast(layout.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
+    stage = Prepare(processor, row_schema, asked, fetch, decoder=DECODER)
+    parts = stage(rows.cast(row_schema.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
 
     assert parts["video"].to_pylist() == [clip, *[None] * 8, b"junk", *[None] * 8]
     assert parts["row_id"].to_pylist() == ["r0"] * 9 + ["r1"] * 9
@@ -408,11 +408,11 @@ def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(proces
         fetched.append(value)
         return fetch(value)
 
-    layout = check_input(rows_of([clip]).schema, COLUMNS)
+    row_schema = check_input(rows_of([clip]).schema, COLUMNS)
     asked = Instructions(questions=questions)
-    stage = Prepare(processor, layout, asked, opener, decoder=Counted())
+    stage = Prepare(processor, row_schema, asked, opener, decoder=Counted())
     rows = rows_of([clip], [clip])
-    together = stage(rows.cast(layout.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
+    together = stage(rows.cast(row_schema.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
 
     assert len(fetched) == 2
     assert num_shots == [6, 6]  # frames that two cells show are there once

@@ -68,13 +68,13 @@ def prepare(processor, decoder, media, kind=None, limits=None, **instructions):
         return fetch(value)
 
     rows = pa.table({"video": pa.array(media, kind or pa.binary())})
-    layout = check_input(rows.schema, InputColumns())
+    row_schema = check_input(rows.schema, InputColumns())
     own = SandboxedDecoder(limits) if limits else decoder
     more = {"limits": limits} if limits else {}
     asked = Instructions(**{"frames": TWO, "max_frame_tokens": 6, **instructions, **more})
-    stage = Prepare(processor, layout, asked, opener, decoder=own)
+    stage = Prepare(processor, row_schema, asked, opener, decoder=own)
     ids = pa.array([f"r{index}" for index in range(rows.num_rows)])
-    table = stage(rows.cast(layout.read).add_column(0, "row_id", ids))
+    table = stage(rows.cast(row_schema.read).add_column(0, "row_id", ids))
     if limits:
         own.close()
     return table, opened
@@ -122,10 +122,10 @@ def test_each_window_is_the_prompt_that_its_span_would_be(processor, decoder):
     assert table["frame_times_s"].to_pylist()[1] == pytest.approx([1.2, 1.7])
     columns = InputColumns(start_s="a", end_s="b")
     rows = pa.table({"video": [clip], "a": [1.0], "b": [2.0]})
-    layout = check_input(rows.schema, columns)
+    row_schema = check_input(rows.schema, columns)
     alone = Prepare(
-        processor, layout, Instructions(frames=TWO, max_frame_tokens=6), fetch, decoder=decoder
-    )(rows.cast(layout.read).add_column(0, "row_id", pa.array(["x"])))
+        processor, row_schema, Instructions(frames=TWO, max_frame_tokens=6), fetch, decoder=decoder
+    )(rows.cast(row_schema.read).add_column(0, "row_id", pa.array(["x"])))
     expected, got = decode_prompt(alone, 0), decode_prompt(table, 1)
     assert expected is not None
     assert got is not None
@@ -372,12 +372,12 @@ def test_a_list_of_videos_has_no_windows_of_time(tmp_path, checkpoint):
 
 
 def test_outputs_without_windows_keep_their_recipe(tmp_path, checkpoint):
-    layout = check_input(pa.schema([("video", pa.string())]), InputColumns())
+    row_schema = check_input(pa.schema([("video", pa.string())]), InputColumns())
     config = PipelineConfig(input="x", output="y", checkpoint=checkpoint)
     cut = PipelineConfig(
         input="x", output="y", checkpoint=checkpoint, instructions=Instructions(windows=SECONDS)
     )
-    assert "windows" not in recipe_of(config, layout).fields
-    assert recipe_of(cut, layout).fields["windows"] == {
+    assert "windows" not in recipe_of(config, row_schema).fields
+    assert recipe_of(cut, row_schema).fields["windows"] == {
         "length_s": 1.0, "overlap_s": 0.0, "merge": None,
     }  # fmt: skip
