@@ -16,7 +16,9 @@ os.environ.pop("RAY_ADDRESS", None)
 import logging
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,10 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from pipeline.monitor.report import Report
     from tests.s3 import Bucket
+
+    Carry = Callable[..., Report]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,3 +93,19 @@ def bucket(s3_endpoint: str) -> "Bucket":
     from tests.s3 import new_bucket
 
     return new_bucket(s3_endpoint)
+
+
+@pytest.fixture(params=["inline"])
+def carry_out(request: pytest.FixtureRequest) -> "Carry":
+    """`pipeline.run.run` without Ray; or, by a parameter of a test, on the session's Ray."""
+    from pipeline.run import run
+
+    if request.param == "ray":
+        request.getfixturevalue("ray_local")
+    return partial(run, connect=nullcontext, inline=request.param == "inline", show_progress=False)
+
+
+ON_RAY = pytest.param("ray", id="on Ray", marks=pytest.mark.ray)
+ON_RAY_SLOWLY = pytest.param("ray", id="on Ray", marks=[pytest.mark.ray, pytest.mark.slow])
+EVERYWHERE = (pytest.param("inline", id="inline"), ON_RAY)
+EVERYWHERE_SLOWLY = (pytest.param("inline", id="inline"), ON_RAY_SLOWLY)

@@ -48,9 +48,8 @@ def call(place, *more, **changes):
     return caption_videos.main([text for pair in changed.items() for text in pair] + [*more])
 
 
-@pytest.mark.ray
-def test_three_clips_are_captioned_and_two_rows_say_what_was_wrong(place, ray_local, capfd):
-    code = call(place, "--id-column", "key", "--frames", "8", "--max-tokens", "8")
+def test_three_clips_are_captioned_and_two_rows_say_what_was_wrong(place, capfd):
+    code = call(place, "--inline", "--id-column", "key", "--frames", "8", "--max-tokens", "8")
 
     printed = capfd.readouterr()
     assert code == 0, printed.err
@@ -73,20 +72,18 @@ def test_three_clips_are_captioned_and_two_rows_say_what_was_wrong(place, ray_lo
     assert "nothing to do: all rows are done" in capfd.readouterr().out
 
 
-@pytest.mark.ray
-def test_a_run_on_gpus_that_are_not_there_stops_at_once(place, ray_local, capfd):
-    assert call(place, "--device", "cuda") == 1
+def test_a_run_on_gpus_that_are_not_there_stops_at_once(place, capfd):
+    assert call(place, "--inline", "--device", "cuda") == 1
 
     assert "error: device=cuda, but there is no GPU here" in capfd.readouterr().err
     assert not list(Path(place["--output"]).glob("part-*"))
 
 
-@pytest.mark.ray
-def test_several_prompts_fill_a_column_each(place, ray_local, capfd):
+def test_several_prompts_fill_a_column_each(place, capfd):
     prompts = Path(place["--output"]).parent / "prompts.yaml"
     prompts.write_text("mood: What is the mood of {key}?\nsure:\n  text: Yes?\n  max-tokens: 2\n")
 
-    code = call(place, "--prompts", str(prompts), "--frames", "2", "--max-tokens", "4")
+    code = call(place, "--inline", "--prompts", str(prompts), "--frames", "2", "--max-tokens", "4")
 
     printed = capfd.readouterr()
     assert code == 0, printed.err

@@ -32,10 +32,7 @@ def animated():
     return file.getvalue()
 
 
-@pytest.mark.ray
-def test_images_are_described_upright_together_and_by_their_frames(
-    tmp_path, checkpoint, ray_local, capfd
-):
+def test_images_are_described_upright_together_and_by_their_frames(tmp_path, checkpoint, capfd):
     turned = Image.Exif()
     turned[0x0112] = 6  # a quarter turn clockwise
     (tmp_path / "photo.jpg").write_bytes(encoded("JPEG", exif=turned.tobytes()))
@@ -56,7 +53,7 @@ def test_images_are_described_upright_together_and_by_their_frames(
         [
             *("--input", str(tmp_path / "photos.parquet"), "--output", str(output)),
             *("--model", str(checkpoint), "--id-column", "key", "--max-tokens", "4"),
-            *("--frames", "2"),
+            *("--inline", "--frames", "2"),
         ]
     )
 

@@ -25,10 +25,7 @@ def options(make_parser, *more):
     return config_file.parse(make_parser, [*required, *more])
 
 
-@pytest.mark.ray
-def test_each_document_is_one_row_and_the_same_command_continues(
-    tmp_path, checkpoint, ray_local, capfd
-):
+def test_each_document_is_one_row_and_the_same_command_continues(tmp_path, checkpoint, capfd):
     (tmp_path / "paper.pdf").write_bytes(make_pdf(["One", "Two", "Three"]))
     rows = [
         [{"bytes": None, "path": "paper.pdf"}],
@@ -42,7 +39,7 @@ def test_each_document_is_one_row_and_the_same_command_continues(
     output = tmp_path / "parsed"
     command = [
         *("--input", str(tmp_path / "documents.parquet"), "--output", str(output)),
-        *("--model", str(checkpoint), "--id-column", "key", "--max-tokens", "4"),
+        *("--model", str(checkpoint), "--id-column", "key", "--max-tokens", "4", "--inline"),
         *("--frame-tokens", "16"),
     ]
 
@@ -62,14 +59,13 @@ def test_each_document_is_one_row_and_the_same_command_continues(
     assert "without their frames" not in capfd.readouterr().out
 
 
-@pytest.mark.ray
-def test_a_long_video_has_a_timeline_and_one_caption(tmp_path, checkpoint, ray_local, capfd):
+def test_a_long_video_has_a_timeline_and_one_caption(tmp_path, checkpoint, capfd):
     clips = [make_video(numbers=range(25)), make_video(numbers=range(6)), b"junk"]
     pq.write_table(pa.table({"key": list("abc"), "video": clips}), tmp_path / "clips.parquet")
     output = tmp_path / "captions"
     command = [
         *("--input", str(tmp_path / "clips.parquet"), "--output", str(output)),
-        *("--model", str(checkpoint), "--id-column", "key", "--max-tokens", "4"),
+        *("--model", str(checkpoint), "--id-column", "key", "--max-tokens", "4", "--inline"),
         *("--frame-tokens", "6", "--frames", "2", "--window-s", "1", "--merge"),
         *("--window-overlap-s", "0.25"),
     ]

@@ -54,11 +54,10 @@ def call(path, output, grid, *more, layout="open"):
     )
 
 
-@pytest.mark.ray
-def test_a_sweep_is_scored_drawn_and_can_be_continued(quiz, tmp_path, ray_local, capfd):
+def test_a_sweep_is_scored_drawn_and_can_be_continued(quiz, tmp_path, capfd):
     output = tmp_path / "sweep"
 
-    code = call(quiz, output, GRID, layout="choice")
+    code = call(quiz, output, GRID, "--inline", layout="choice")
 
     printed = capfd.readouterr()
     assert code == 0, printed.err
@@ -95,7 +94,7 @@ def test_a_sweep_is_scored_drawn_and_can_be_continued(quiz, tmp_path, ray_local,
     assert "4 frames of at most 256 tokens" in page.read_text()
 
     # Again: nothing is left to do, and the same is found.
-    assert call(quiz, output, GRID, layout="choice") == 0
+    assert call(quiz, output, GRID, "--inline", layout="choice") == 0
     again = capfd.readouterr().out
     assert "nothing to do: all rows are done" in again
     assert again.strip().splitlines()[-1] == shlex.join(command)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import time
 import urllib.request
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +39,7 @@ from pipeline.schema import ErrorCode, InputColumns
 from pipeline.stages.batching import Batching
 from pipeline.stages.ray_data import costs_of, seal, unseal
 from pipeline.stages.sizing import choose_batching
+from tests.conftest import EVERYWHERE, EVERYWHERE_SLOWLY, ON_RAY, ON_RAY_SLOWLY
 from tests.pipeline.runs import answer_without_ray, small_config, store_of
 from tests.tiny import tiny_checkpoint
 
@@ -65,14 +65,14 @@ def rows_of(config):
     return {row["row_id"]: row for row in pq.read_table(config.output).to_pylist()}
 
 
-@pytest.mark.ray
-def test_a_run_continues_without_touching_the_media_of_done_rows(config, ray_local):
+@pytest.mark.parametrize("carry_out", EVERYWHERE, indirect=True)
+def test_a_run_continues_without_touching_the_media_of_done_rows(config, carry_out):
     answer_without_ray(config, [0, 1])
     before = rows_of(config)
     for number in (0, 1, 4):  # two done rows, one to do
         (Path(config.input) / f"{number}.mp4").unlink()
 
-    report = run(config, connect=nullcontext, show_progress=False)
+    report = carry_out(config)
 
     rows = rows_of(config)
     assert sorted(rows) == [f"clips.parquet#{number}" for number in range(6)]
@@ -97,15 +97,14 @@ def test_a_run_continues_without_touching_the_media_of_done_rows(config, ray_loc
     assert "output: 6 rows = 5 done + 1 failed: 1 media_missing" in str(report)
 
 
-@pytest.mark.ray
-def test_a_schema_samples_and_log_probabilities_reach_the_output(config, ray_local):
+def test_a_schema_samples_and_log_probabilities_reach_the_output(config, carry_out):
     schema = json.dumps({"type": "array", "items": {"enum": ["red", 7]}, "maxItems": 3})
     sampling = SamplingParams(
         max_tokens=40, temperature=1.0, schema=schema, n=3, token_logprobs=True
     )
     config = replace(config, sampling=sampling)
 
-    run(config, connect=nullcontext, show_progress=False)
+    carry_out(config)
 
     rows = list(rows_of(config).values())
     assert len(rows) == 6
@@ -121,9 +120,9 @@ def test_a_schema_samples_and_log_probabilities_reach_the_output(config, ray_loc
         run(replace(config, sampling=replace(sampling, schema=None)), connect=never)
 
 
-@pytest.mark.ray
+@pytest.mark.parametrize("carry_out", EVERYWHERE, indirect=True)
 def test_a_broken_machine_stops_the_run_with_one_line_and_keeps_what_is_committed(
-    config, ray_local
+    config, carry_out
 ):
     def broken_engine(_checkpoint, _config, _dispatch, _seat):
         raise ValueError("no such weights")
@@ -131,7 +130,10 @@ def test_a_broken_machine_stops_the_run_with_one_line_and_keeps_what_is_committe
     answer_without_ray(config, [0, 1])
 
     with pytest.raises(RunError, match=r"no such weights.* the same command continues") as caught:
-        run(config, connect=nullcontext, engine_factory=broken_engine, show_progress=False)
+        carry_out(
+            config,
+            engine_factory=broken_engine,
+        )
 
     assert "\n" not in str(caught.value)
     story = re.search(r"Details: (\S+)", str(caught.value))
@@ -142,17 +144,12 @@ def test_a_broken_machine_stops_the_run_with_one_line_and_keeps_what_is_committe
         pass  # free for the next attempt
 
 
-@pytest.mark.ray
-def test_failed_rows_are_tried_again_on_request_and_replaced(config, ray_local):
+def test_failed_rows_are_tried_again_on_request_and_replaced(config, carry_out):
     answer_without_ray(config, [0, 1, 2])
     answer_without_ray(config, [3, 4], code="media_missing")
     answer_without_ray(config, [5], code="no_frames")
 
-    report = run(
-        replace(config, retry_failed=(ErrorCode.MEDIA_MISSING,)),
-        connect=nullcontext,
-        show_progress=False,
-    )
+    report = carry_out(replace(config, retry_failed=(ErrorCode.MEDIA_MISSING,)))
 
     rows = rows_of(config)
     assert len(rows) == pq.read_table(config.output).num_rows == 6
@@ -162,14 +159,14 @@ def test_failed_rows_are_tried_again_on_request_and_replaced(config, ray_local):
     assert (report.rows_done_before, report.rows_written) == (4, 2)
 
 
-@pytest.mark.ray
-def test_a_row_that_killed_runs_is_tried_alone_and_another_is_given_up(config, ray_local):
+@pytest.mark.parametrize("carry_out", EVERYWHERE_SLOWLY, indirect=True)
+def test_a_row_that_killed_runs_is_tried_alone_and_another_is_given_up(config, carry_out):
     hashes = ledger.hash_ids(pa.array([f"clips.parquet#{n}" for n in range(6)])).tolist()
     store_of(config).prepare()
     starts = {hashes[1]: 1, hashes[2]: RUNS.shared, hashes[3]: RUNS.total}
     write_journal(store_of(config), starts)
 
-    run(config, connect=nullcontext, show_progress=False)
+    carry_out(config)
 
     rows = rows_of(config)
     assert [rows[f"clips.parquet#{n}"]["attempts"] for n in range(6)] == [1, 2, 4, 7, 1, 1]
@@ -179,17 +176,17 @@ def test_a_row_that_killed_runs_is_tried_alone_and_another_is_given_up(config, r
     assert not (Path(config.output) / "_starts.json").exists()
 
 
-@pytest.mark.ray
-def test_a_row_that_kills_what_prepares_it_is_given_up_and_no_other(config, ray_local, monkeypatch):
+@pytest.mark.parametrize("carry_out", [ON_RAY_SLOWLY], indirect=True)
+def test_a_row_that_kills_what_prepares_it_is_given_up_and_no_other(config, carry_out, monkeypatch):
     class Deadly(MediaAccess):
         def open(self, media):
             if media == "4.mp4":
                 os.kill(os.getpid(), signal.SIGKILL)
             return MediaAccess.open(self, media)
 
-    monkeypatch.setattr("pipeline.run.MediaAccess", Deadly)
+    monkeypatch.setattr("pipeline.run_plan.MediaAccess", Deadly)
 
-    report = run(config, connect=nullcontext, show_progress=False)
+    report = carry_out(config)
 
     assert report.error_codes == {"poison_row": 1}
     rows = rows_of(config)
@@ -216,9 +213,9 @@ def exported_metrics(wanted, output):
     raise AssertionError(f"no {wanted} of {output} in {page}")
 
 
-@pytest.mark.ray
-def test_a_report_says_what_the_run_took(config, ray_local):
-    report = run(config, connect=nullcontext, show_progress=False)
+@pytest.mark.parametrize("carry_out", [ON_RAY], indirect=True)
+def test_a_report_says_what_the_run_took(config, carry_out):
+    report = carry_out(config)
 
     costs = report.usage.costs
     media_bytes = sum(path.stat().st_size for path in Path(config.input).glob("*.mp4"))
@@ -243,9 +240,9 @@ def test_a_report_says_what_the_run_took(config, ray_local):
     assert re.search(r"prepare +\d+\.\d +\d+\.\d +\d+\.\d\n", str(report))
 
 
-@pytest.mark.ray
-def test_a_run_records_how_busy_experts_were_and_another_places_them_by_it(config, ray_local):
-    run(config, connect=nullcontext, show_progress=False)
+@pytest.mark.parametrize("carry_out", [ON_RAY_SLOWLY], indirect=True)
+def test_a_run_records_how_busy_experts_were_and_another_places_them_by_it(config, carry_out):
+    carry_out(config)
     record = Path(config.output) / "_expert_load.parquet"
     before = pq.read_table(record)
     assert before.num_rows == 2 * 16  # layers with experts, experts
@@ -259,7 +256,7 @@ def test_a_run_records_how_busy_experts_were_and_another_places_them_by_it(confi
         expert_copies=1,
     )
 
-    report = run(placed, connect=nullcontext, show_progress=False)
+    report = carry_out(placed)
 
     assert "experts placed by" in report.usage.deployment
     captions, same = rows_of(config), rows_of(placed)
@@ -272,9 +269,9 @@ def test_a_run_records_how_busy_experts_were_and_another_places_them_by_it(confi
         run(replace(placed, expert_copies=9), connect=never)
 
 
-@pytest.mark.ray
-def test_rows_keep_their_order_on_request(config, ray_local):
-    run(replace(config, keep_order=True, rows_per_part=2), connect=nullcontext, show_progress=False)
+@pytest.mark.parametrize("carry_out", EVERYWHERE_SLOWLY, indirect=True)
+def test_rows_keep_their_order_on_request(config, carry_out):
+    carry_out(replace(config, keep_order=True, rows_per_part=2))
 
     assert pq.read_table(config.output)["n"].to_pylist() == list(range(6))
 

@@ -1,6 +1,5 @@
 """A run whose input, media and output are on an object store."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pyarrow as pa
@@ -14,9 +13,9 @@ from pipeline.media.frame_sampling import FrameSampling
 from pipeline.output.lock import lock_output
 from pipeline.output.store import open_store
 from pipeline.prompts.instructions import Instructions
-from pipeline.run import run
 from pipeline.schema import ErrorCode
 from tests.clips import make_video
+from tests.conftest import EVERYWHERE_SLOWLY
 from tests.tiny import tiny_checkpoint
 
 
@@ -41,10 +40,10 @@ def config(tmp_path, bucket):
     )
 
 
-@pytest.mark.ray
-def test_a_run_on_an_object_store_is_written_continued_and_retried(config, bucket, ray_local):
-    run(replace(config, limit=3), connect=nullcontext, show_progress=False)
-    report = run(config, connect=nullcontext, show_progress=False)
+@pytest.mark.parametrize("carry_out", EVERYWHERE_SLOWLY, indirect=True)
+def test_a_run_on_an_object_store_is_written_continued_and_retried(config, bucket, carry_out):
+    carry_out(replace(config, limit=3))
+    report = carry_out(config)
 
     assert (report.rows_done_before, report.rows_written) == (3, 1)
     assert report.error_codes == {"media_missing": 1}
@@ -52,7 +51,7 @@ def test_a_run_on_an_object_store_is_written_continued_and_retried(config, bucke
     with bucket.filesystem.open_output_stream(f"{bucket.name}/in/3.mp4") as stream:
         stream.write(make_video(numbers=range(4)))
     again = replace(config, retry_failed=(ErrorCode.MEDIA_MISSING,))
-    run(again, connect=nullcontext, show_progress=False)
+    carry_out(again)
 
     rows = pq.read_table(f"{bucket.name}/out", filesystem=bucket.filesystem).sort_by("n")
     assert rows["row_id"].to_pylist() == [f"clips.parquet#{n}" for n in range(4)]
