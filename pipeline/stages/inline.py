@@ -9,10 +9,11 @@ continues.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -35,6 +36,8 @@ from pipeline.stages.sizing import choose_sizing
 from pipeline.stages.workers import GenerateWorker, PrepareWorker
 
 _CLIENT = "inline"
+_Prepared = tuple[pa.Table, list[Cost]]  # a batch of prompts, and what it cost
+T = TypeVar("T")
 _QUEUED_BYTES = 1 << 30  # of prepared rows, as if it were an object store
 
 
@@ -181,55 +184,36 @@ class InlineBackend:
         one_by_one: bool = False,
     ) -> Iterator[Finished]:
         """Run the stages; rows come out in the order of the input."""
-        read_rows = 1 if one_by_one else self.sizing.read_rows
-        stream = self._stream(splits, groups, journal, read_rows)
-        try:
-            while (finished := self._runner.run(anext(stream, None))) is not None:
-                yield finished
-        finally:
-            self._runner.run(stream.aclose())
-
-    async def _stream(
-        self,
-        splits: Sequence[RowGroupSplit],
-        groups: RunningGroups,
-        journal: Journal,
-        read_rows: int,
-    ) -> AsyncGenerator[Finished, None]:
-        config, sizing = self._plan.config, self.sizing
+        config, loop = self._plan.config, self._runner.get_loop()
         generate = GenerateWorker(
             journal,
             groups,
             config.checkpoint,
             config.instructions,
             config.sampling,
-            sizing.rows_per_client,
+            self.sizing.rows_per_client,
         )
-
-        async def finish(rows: pa.Table, costs: list[Cost]) -> Finished:
-            results, cost = await generate(rows)
-            return results, [*costs, cost]
-
-        prepared = self._prepared(splits, journal, read_rows)
+        prepared = self._prepared(splits, journal, 1 if one_by_one else self.sizing.read_rows)
+        preparing: asyncio.Task[_Prepared | None] = loop.create_task(_next(prepared))
         pending: deque[asyncio.Task[Finished]] = deque()
         try:
-            while batch := await asyncio.to_thread(next, prepared, None):
-                pending.append(asyncio.create_task(finish(*batch)))
-                while pending[0].done() or len(pending) > sizing.batches_per_client:
-                    yield await pending.popleft()
-                    if not pending:
-                        break
+            while batch := self._runner.run(_result(preparing)):
+                preparing = loop.create_task(_next(prepared))
+                pending.append(loop.create_task(_finish(generate, *batch)))
+                while pending and (
+                    pending[0].done() or len(pending) > self.sizing.batches_per_client
+                ):
+                    yield self._runner.run(_result(pending.popleft()))
             while pending:
-                yield await pending.popleft()
+                yield self._runner.run(_result(pending.popleft()))
         finally:
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-            await asyncio.to_thread(prepared.close)
+            # A thread cannot be stopped, and what it prepares may wait for this event loop.
+            self._runner.run(_end(preparing, pending))
+            prepared.close()
 
     def _prepared(
         self, splits: Sequence[RowGroupSplit], journal: Journal, read_rows: int
-    ) -> Generator[tuple[pa.Table, list[Cost]], None, None]:
+    ) -> Generator[_Prepared, None, None]:
         """Read and prepare; runs in one thread at a time, beside the event loop."""
         plan, config = self._plan, self._plan.config
         prepare = PrepareWorker(
@@ -266,6 +250,30 @@ class InlineBackend:
     def spilled_bytes(self) -> int:
         """Nothing is ever spilled."""
         return 0
+
+
+async def _next(prepared: Iterator[_Prepared]) -> _Prepared | None:
+    """Read and prepare the next batch in a thread; None after the last."""
+    return await asyncio.to_thread(next, prepared, None)
+
+
+async def _finish(generate: GenerateWorker, rows: pa.Table, costs: list[Cost]) -> Finished:
+    results, cost = await generate(rows)
+    return results, [*costs, cost]
+
+
+async def _result(task: asyncio.Task[T]) -> T:
+    """Wait for a task; Ctrl-C ends the wait and leaves the task to `_end`."""
+    return await asyncio.shield(task)
+
+
+async def _end(
+    preparing: asyncio.Task[_Prepared | None], pending: Iterable[asyncio.Task[Finished]]
+) -> None:
+    """Forget what is being answered, and wait for what is being prepared."""
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(preparing, *pending, return_exceptions=True)
 
 
 def _deployment(config: PipelineConfig) -> Deployment:
