@@ -84,7 +84,7 @@ class OutputIndex:
     parts: tuple[str, ...]  # names
 
     @classmethod
-    def nothing(cls) -> "OutputIndex":
+    def empty(cls) -> "OutputIndex":
         """Of a new output."""
         return cls(IdSet(), np.empty(0, np.uint64), np.empty(0, np.int32), ())
 
@@ -143,7 +143,7 @@ def read_index(
         ValueError: a part cannot be read or has other columns than `schema`.
     """
     codes = pa.array([str(code) for code in retry], pa.string())
-    held = OutputIndex.nothing()
+    held = OutputIndex.empty()
     held.parts = tuple(parts)
     failed, failed_part = [held.failed], [held.failed_part]
     with ThreadPoolExecutor(_READERS) as pool:

@@ -332,4 +332,4 @@ def test_a_driver_that_lost_its_lock_writes_nothing(tmp_path):
 
 
 def test_nothing_is_held_of_a_new_output():
-    assert OutputIndex.nothing().num_rows == 0
+    assert OutputIndex.empty().num_rows == 0
