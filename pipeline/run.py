@@ -98,7 +98,7 @@ def run(
             store.write("_run.yaml", config.run_yaml.encode())
         held = ledger.read_index(store, parts, schema, retry=config.retry_failed)
         starts = read_journal(store, held.done)
-        what = plan(source, held, limit=config.limit, starts=starts)
+        what = plan(source, held, limit=config.limit, in_flight_counts=starts)
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         writer = PartWriter(
             store,
