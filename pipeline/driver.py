@@ -118,7 +118,7 @@ def _results(
     if what.splits:
         yield from flow.results(what.splits, groups, starts)
     if what.quarantined:
-        ray.get(starts.work_alone.remote())
+        ray.get(starts.begin_quarantine.remote())
         one_by_one = replace(flow, sizing=replace(flow.sizing, read_rows=1))
         yield from one_by_one.results(what.quarantined, groups, starts)
 

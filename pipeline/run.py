@@ -107,7 +107,7 @@ def run(
             held,
             rows_per_part=config.rows_per_part,
             max_part_age_s=config.max_part_age_s,
-            started_before=starts,
+            in_flight_counts=starts,
             check=lock.check,
         )
         usage = Usage()
