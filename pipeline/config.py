@@ -1,4 +1,4 @@
-"""`PipelineConfig`: what one run reads, asks and writes; and what of it changes the captions."""
+"""`PipelineConfig`, what one run reads, asks and writes, and its recipe, what changes captions."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +11,15 @@ from pipeline.output.recipe import Recipe, checkpoint_fingerprint
 from pipeline.prompts.instructions import Instructions
 from pipeline.schema import ErrorCode, InputColumns, RowSchema
 
+_POSITIVE = (
+    "limit",
+    "num_groups",
+    "expert_parallel",
+    "rows_per_part",
+    "max_part_age_s",
+    "rows_per_batch",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
@@ -20,66 +29,71 @@ class PipelineConfig:
         ValueError: a value cannot work; the message names it.
     """
 
-    input: str  # as for `list_files`
+    input: str  # a path, pattern or URI, as for `list_files`
     output: str  # a directory, or a URI as for `open_filesystem`
     checkpoint: Path
     columns: InputColumns = field(default_factory=InputColumns)
-    carry: tuple[str, ...] | None = None  # columns beside the results; None means all
-    keep_media: bool = False
-    limit: int | None = None  # rows
+    carry: tuple[str, ...] | None = None  # columns to write beside the results; None means all
+    keep_media: bool = False  # write media bytes to the output too
+    limit: int | None = None  # the run answers only so many rows, the first of the input
     instructions: Instructions = field(default_factory=Instructions)
-    media_folder: str | None = None  # to which relative media belong; None: the input's own
-    allowed_uris: tuple[str, ...] = ()  # prefixes of remote media
-    allowed_folders: tuple[str, ...] = ()  # of local media, beside the input's own
+    media_folder: str | None = None  # base of relative media paths; None means the input's folder
+    allowed_uris: tuple[str, ...] = ()  # prefixes of remote media that rows may name
+    allowed_folders: tuple[str, ...] = ()  # folders of local media, beside the input's own
     sampling: SamplingParams = field(default_factory=SamplingParams)
     engine: EngineConfig = field(default_factory=EngineConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_groups: int | None = None  # None: as many as the GPUs make, or one
-    expert_parallel: int | None = (
-        None  # ranks of each group; None: chosen, see `pipeline.cluster.deployment`
-    )
+    # None leaves the choice to `pipeline.cluster.deployment`.
+    num_groups: int | None = None  # copies of the model
+    expert_parallel: int | None = None  # ranks of each group
     exchange: Exchange = field(default_factory=Exchange)
     placement: Literal["STRICT_PACK", "PACK", "SPREAD"] = "STRICT_PACK"  # of a group's ranks
-    expert_placement: str | None = None  # as for `read_load`; changes no recipe, as ranks do not
-    expert_copies: int = 0  # further copies of the busiest experts, on each rank and in each layer
+    # The placement of experts is no part of the recipe, like the number of ranks.
+    expert_placement: str | None = None  # a record of expert load, as for `read_load`
+    expert_copies: int = 0  # extra copies of the busiest experts on each rank, in each layer
     max_group_failures: int = 16
-    rows_per_part: int = 10_000
-    max_part_age_s: float = 300.0
-    make_ids_unique: bool = False
+    rows_per_part: int = 10_000  # at most, in each part file
+    max_part_age_s: float = 300.0  # finished rows wait at most so long for their part file
+    make_ids_unique: bool = False  # rename null and repeated ids instead of refusing them
     retry_failed: tuple[ErrorCode, ...] = ()  # rows with these codes are tried again
-    new_recipe: bool = False  # set the rows of another recipe aside
-    keep_order: bool = False  # of the input in the output
-    rows_per_batch: int | None = (
-        None  # that travel together; None: as `pipeline.stages.sizing` finds best
-    )
-    run_yaml: str | None = None  # the options of the command, to keep beside the output
+    new_recipe: bool = False  # set the rows of another recipe aside instead of refusing the run
+    keep_order: bool = False  # write rows in the order of the input
+    # Rows that pass through the stages together; None leaves it to `pipeline.stages.sizing`.
+    rows_per_batch: int | None = None
+    run_yaml: str | None = None  # the options of the command, stored beside the output
 
     def __post_init__(self) -> None:
         if self.expert_copies and self.expert_placement is None:
-            raise ValueError("expert_copies needs an expert_placement, which tells what is busy")
+            raise ValueError(
+                "expert_copies needs an expert_placement, which says which experts are busy"
+            )
         if self.instructions.windows and (self.sampling.n > 1 or self.sampling.token_logprobs):
             raise ValueError("windows of a row go with neither --samples nor --token-logprobs")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
-        for (
-            name
-        ) in "limit num_groups expert_parallel rows_per_part max_part_age_s rows_per_batch".split():
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
 
 
 def recipe_of(config: PipelineConfig, row_schema: RowSchema) -> Recipe:
-    """Everything in a run that changes the captions or the columns."""
+    """Collect everything in a run that changes the captions or the columns of the output.
+
+    The keys are stored with outputs and compared when a run continues one. They are the names of
+    dataclass fields, so a field that is renamed needs a line here that keeps its old key.
+    """
     asked = asdict(config.instructions)
     asked["frames"] = asdict(config.instructions.look.affordable_frames)
+    # Outputs from before there were windows have no such key and can still be continued.
     if config.instructions.windows is None:
-        del asked["windows"]  # as in outputs from before there were any
+        del asked["windows"]
     for each in asked["questions"]:
-        del each["is_typed"]  # the types of the columns tell
+        del each["is_typed"]  # `output_columns` has the type
+    del asked["limits"]  # these decide which rows fail, not what a caption says
+    # "auto" rounds nothing on the wire; outputs from before the option have no such key.
     wire_dtype = config.exchange.wire_dtype
     rounded = {} if wire_dtype == "auto" else {"wire_dtype": wire_dtype}
-    del asked["limits"]  # they decide what fails, not what a caption says
     return Recipe(
         {
             "recipe_version": 1,

@@ -40,12 +40,12 @@ def drive(plan: RunPlan, writer: PartWriter, backend: Backend, *, show_progress:
         What it took.
     """
     try:
-        with backend.journal(plan.started_before) as journal:
+        with backend.journal(plan.in_flight_counts) as journal:
             return _drive(plan, writer, backend, journal, show_progress=show_progress)
     finally:
         # Only a driver that is killed leaves counts of the rows that were in flight.
         with suppress(OSError):
-            write_journal(plan.store, writer.unfinished(plan.started_before))
+            write_journal(plan.store, writer.unfinished(plan.in_flight_counts))
 
 
 def _drive(
@@ -110,7 +110,7 @@ def _results(
     if rows.splits:
         yield from backend.results(rows.splits, groups, journal)
     if rows.quarantined:
-        journal.work_alone()
+        journal.begin_quarantine()
         yield from backend.results(rows.quarantined, groups, journal, one_by_one=True)
 
 

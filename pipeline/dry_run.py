@@ -1,8 +1,8 @@
-"""`DryRun`: what a run would do, without doing any of it.
+"""`DryRun`: what a run would do, found out without doing any of it.
 
-Reads the checkpoint's headers, the input's footers and ids, and the ids and statuses of the output;
-starts no Ray, takes no lock and writes nothing. What a run would refuse is refused here too, but
-for another recipe and too few machines, which are part of the answer.
+A dry run reads the headers of the checkpoint, the footers and ids of the input, and the ids and
+statuses of the output. It does not start Ray, takes no lock and writes nothing. It refuses what the
+run would refuse, except for a changed recipe and too few GPUs, which it reports.
 """
 
 import math
@@ -25,36 +25,36 @@ from pipeline.schema import ErrorCode
 
 @dataclass(frozen=True, kw_only=True)
 class RowCounts:
-    """The rows of an input, within `--limit`, by what a run would do with them."""
+    """The number of rows of an input, within `--limit`, by what a run would do with them."""
 
     all: int
-    new: int
-    done: int  # with a caption: they stay
-    failed: int  # with status error in the output
-    retried: int  # of these, by --retry-failed
-    quarantined: int  # were in flight when runs were killed
-    poisoned: int  # were so too often, and get an error
+    new: int  # not in the output yet
+    done: int  # in the output with a caption, which stays
+    failed: int  # in the output with status error
+    retried: int  # failed rows that --retry-failed tries again
+    quarantined: int  # were in flight in so many killed runs that each is now tried alone
+    poisoned: int  # were in flight in so many that they get an error
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a run would do with each row of its input, and on what."""
+    """What a run would do with the rows of its input, and on which groups and ranks."""
 
     input: str
     output: str
     num_files: int
     counts: RowCounts
-    statuses: Mapping[str, int]  # of all rows of the output
-    failed_codes: Mapping[str, int]  # of all rows of the output
-    changes: tuple[str, ...]  # of the recipe, `name: old -> new`; empty where it is the same
+    statuses: Mapping[str, int]  # rows of the output, by status
+    failed_codes: Mapping[str, int]  # failed rows of the output, by error code
+    changes: tuple[str, ...]  # of the recipe, each `name: old -> new`; empty if it is the same
     new_recipe: bool
     rows_per_part: int
     max_part_age_s: float
-    machines: str
+    deployment: str
 
     @property
     def num_todo(self) -> int:
-        """Rows that the run would work on; none where it would be refused."""
+        """Rows that the run would work on; 0 if the run would be refused."""
         if self.changes:
             return self.counts.all if self.new_recipe else 0
         return self.counts.new + self.counts.retried
@@ -63,31 +63,31 @@ class DryRun:
         files = f"{self.num_files} file{'s' * (self.num_files > 1)}"
         lines = [
             f"input     {self.counts.all} rows in {files} of {self.input}",
-            f"output    {self.output}{self._holds()}",
-            *(self._changed() if self.changes else self._rows()),
+            f"output    {self.output}{self._content()}",
+            *(self._recipe_lines() if self.changes else self._row_lines()),
         ]
         if self.num_todo:
             parts = math.ceil(self.num_todo / self.rows_per_part)
             lines += [
                 f"parts     {parts} or more, of at most {self.rows_per_part} rows, one at least "
                 f"every {self.max_part_age_s:g} s",
-                f"machines  {self.machines}",
+                f"machines  {self.deployment}",
             ]
         return "\n".join([*lines, "nothing was started, nothing was written"])
 
-    def _holds(self) -> str:
+    def _content(self) -> str:
         if not self.statuses:
             return ": new"
         return f": {sum(self.statuses.values())} rows, {_counts(self.statuses)}"
 
-    def _rows(self) -> list[str]:
+    def _row_lines(self) -> list[str]:
         counts = self.counts
         lines = [f"rows      {counts.new} new, {counts.done} done, {counts.failed} failed"]
         if self.failed_codes:
             lines.append(f"failed    {_counts(self.failed_codes)}; {self._retries()}")
         if counts.quarantined or counts.poisoned:
             lines.append(
-                f"suspects  {counts.quarantined} rows were in flight in killed runs and come last, "
+                f"in flight {counts.quarantined} rows were in flight in killed runs and come last, "
                 f"each alone; {counts.poisoned} were so too often and become poison_row"
             )
         return [*lines, f"to do     {self.num_todo} rows"]
@@ -97,22 +97,22 @@ class DryRun:
             return f"--retry-failed tries {self.counts.retried} of them again and replaces them"
         return "they stay; --retry-failed would try them again, or only CODES of them"
 
-    def _changed(self) -> list[str]:
+    def _recipe_lines(self) -> list[str]:
         num_old = sum(self.statuses.values())
         if self.new_recipe:
-            what = (
+            consequence = (
                 f"--new-recipe moves the {num_old} rows to _old-<time>/ and does all "
                 f"{self.counts.all} rows anew"
             )
         else:
-            what = (
+            consequence = (
                 f"the run would be REFUSED; --new-recipe would move the {num_old} rows to "
                 f"_old-<time>/ and do all {self.counts.all} rows anew"
             )
         return [
             "recipe    changed since the output was begun:",
             *(f"            {change}" for change in self.changes),
-            f"          {what}",
+            f"          {consequence}",
         ]
 
 
@@ -120,9 +120,9 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
     """Find out what `pipeline.run.run` would do.
 
     Args:
-        config: of the run.
-        num_gpus: that it is taken to have, on one node.
-        where: how that is known, for the reader.
+        config: the configuration of the run.
+        num_gpus: the GPUs that the run is assumed to have, all on one node.
+        where: a note for the reader on where that number comes from.
 
     Raises:
         ValueError: the run would be refused.
@@ -137,7 +137,7 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
     if not changes:
         source = in_known_order(source, store, parts)
     statuses, codes = ledger.count_results(store, parts)
-    # Rows of another recipe are not of this run, whatever became of them.
+    # Rows of another recipe do not count as done: --new-recipe would set them aside.
     counts = _count(config, source, store, [] if changes else parts, has_failed=bool(codes))
     return DryRun(
         input=config.input,
@@ -150,12 +150,12 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
         new_recipe=config.new_recipe,
         rows_per_part=config.rows_per_part,
         max_part_age_s=config.max_part_age_s,
-        machines=f"{_machines(config, num_gpus, text.n_routed_experts)} ({where})",
+        deployment=f"{_deployment(config, num_gpus, text.n_routed_experts)} ({where})",
     )
 
 
-def _machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> str:
-    """What would be chosen, or why nothing could: a cluster may have what this machine has not."""
+def _deployment(config: PipelineConfig, num_gpus: int, num_experts: int) -> str:
+    """Say what would be chosen, or why nothing fits: a cluster may have more GPUs than assumed."""
     try:
         return str(choose_deployment(config, [num_gpus], num_experts))
     except ValueError as error:
@@ -163,7 +163,7 @@ def _machines(config: PipelineConfig, num_gpus: int, num_experts: int) -> str:
 
 
 def _changes(store: Store, fields: Any) -> Iterator[str]:
-    """What differs from the recipe that an output with parts was begun with."""
+    """Yield the differences from the recipe that an output with part files was begun with."""
     stored = stored_fields(store)
     if stored is None:
         yield "the output holds parts and no recipe"
@@ -179,12 +179,13 @@ def _count(
     *,
     has_failed: bool,
 ) -> RowCounts:
-    """Plan as a run would, with and without the rows that failed."""
+    """Plan as a run would, with and without the rows that failed, and count the difference."""
     schema = source.row_schema.output
 
     def planned(retry: Collection[ErrorCode]) -> Plan:
-        held = ledger.read_index(store, parts, schema, retry=retry)
-        return plan(source, held, limit=config.limit, starts=read_journal(store, held.done))
+        index = ledger.read_index(store, parts, schema, retry=retry)
+        counts = read_journal(store, index.done)
+        return plan(source, index, limit=config.limit, in_flight_counts=counts)
 
     new = planned(())
     failed = planned(tuple(ErrorCode)).num_todo - new.num_todo if has_failed else 0

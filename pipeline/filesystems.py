@@ -1,4 +1,4 @@
-"""Filesystems by URI, and URIs without their credentials."""
+"""Opens filesystems by URI, and removes credentials from URIs."""
 
 import re
 from pathlib import Path
@@ -8,33 +8,38 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-_SECRET = re.compile("key|secret|token|password|credential|sas|sig", re.IGNORECASE)  # a setting
+# Settings whose name contains one of these words may be credentials.
+_SECRET = re.compile("key|secret|token|password|credential|sas|sig", re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=://)[^/]*@")
 _PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/]*(?=@)")
-_SCHEMES_WITH_LOGIN = ("s3", "http", "https")  # elsewhere it may be a container, or who one is
+# The text before `@` is a login in URIs of these schemes. In others it may be a container
+# (`abfs://container@account...`) or a user name, which tells outputs apart, so that only the
+# password is removed.
+_SCHEMES_WITH_LOGIN = ("s3", "http", "https")
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem that a path or URI chooses, and the path there.
+    """Open the filesystem that a path or URI names, and return it with the path on it.
 
     Args:
-        uri: a path, or a URI, which may end in a query with settings of the filesystem, such as
-            `s3://bucket/clips?region=eu-west-1`.
+        uri: a path, or a URI. A query at its end sets options of the filesystem, such as the
+            region in `s3://bucket/clips?region=eu-west-1`.
 
     Raises:
-        ValueError, OSError, ImportError: it is no URI of a known filesystem.
+        ValueError, OSError, ImportError: no known filesystem has such a URI, or its library is not
+            installed.
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), Path(uri).expanduser().absolute().as_posix()
     try:
         return pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # pyarrow does not know the scheme
         filesystem, path = fsspec.core.url_to_fs(uri)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def without_secrets(uri: str) -> str:
-    """A URI without its credentials, in the login and the settings; a path as it is."""
+    """Remove the credentials from the login and the settings of a URI; return a path as it is."""
     if "://" not in uri:
         return uri
     place, _, query = uri.partition("?")

@@ -1,4 +1,4 @@
-"""The checkpoint, the grammars and the input of a run, checked before anything is started."""
+"""Checks the checkpoint, the grammars and the input of a run before anything is started."""
 
 import pyarrow as pa
 
@@ -16,19 +16,24 @@ from pipeline.prompts.window_answers import window_fields
 
 
 def open_checkpoint(config: PipelineConfig) -> TextConfig:
-    """Check every tensor's name and shape, and that the schemas have grammars.
+    """Check every tensor's name and shape, and that every schema can be made a grammar.
 
     Returns:
-        The configuration of the checkpoint's decoder.
+        The configuration of the checkpoint's language model.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ValueError: ranks cannot share its experts, or nothing can follow a schema.
+        ValueError: its experts cannot be divided over the ranks, or a schema is refused.
     """
-    from model.network.weights import check_checkpoint  # torch
+    from model.network.weights import check_checkpoint  # here, as it imports torch
 
     text = check_checkpoint(config.checkpoint).text
     check_ranks(config, text.n_routed_experts)
+    _check_grammars(config)
+    return text
+
+
+def _check_grammars(config: PipelineConfig) -> None:
     processor = Processor.from_checkpoint(config.checkpoint)
     grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
     asked = {f"the prompt {each.name!r}": each.sampling for each in config.instructions.questions}
@@ -38,14 +43,13 @@ def open_checkpoint(config: PipelineConfig) -> TextConfig:
                 grammars.start(sampling.schema, thinking=sampling.thinking)
             except PromptError as error:
                 raise ValueError(f"the schema of {name} is refused: {error.message}") from error
-    return text
 
 
 def open_input(config: PipelineConfig) -> Source:
-    """The input of a run.
+    """Open the input of a run.
 
     Raises:
-        ValueError: as `open_source`; or windows of time are to be cut out of lists of videos.
+        ValueError: as `open_source`; or windows of time are asked for and rows hold several videos.
     """
     windows = config.instructions.windows
     source = open_source(

@@ -47,7 +47,7 @@ class RunPlan:
     schema: pa.Schema  # of the output, with the recipe
     index: OutputIndex  # what the output holds
     rows: Plan
-    started_before: Mapping[int, int]  # by the hash of an id, how many killed runs worked on it
+    in_flight_counts: Mapping[int, int]  # by the hash of an id, how many killed runs worked on it
     run_id: str
 
     def open_writer(self, check: Callable[[], None]) -> PartWriter:
@@ -63,7 +63,7 @@ class RunPlan:
             self.index,
             rows_per_part=self.config.rows_per_part,
             max_part_age_s=self.config.max_part_age_s,
-            started_before=self.started_before,
+            in_flight_counts=self.in_flight_counts,
             check=check,
         )
 
@@ -99,7 +99,7 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     if config.run_yaml is not None:
         store.write("_run.yaml", config.run_yaml.encode())
     index = ledger.read_index(store, parts, schema, retry=config.retry_failed)
-    started_before = read_journal(store, index.done)
+    in_flight_counts = read_journal(store, index.done)
     return RunPlan(
         config=config,
         text=checked.text,
@@ -115,7 +115,7 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
         recipe=recipe,
         schema=schema,
         index=index,
-        rows=plan(source, index, limit=config.limit, starts=started_before),
-        started_before=started_before,
+        rows=plan(source, index, limit=config.limit, in_flight_counts=in_flight_counts),
+        in_flight_counts=in_flight_counts,
         run_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
     )

@@ -1,7 +1,8 @@
-"""The columns of the input and of the output, and the closed list of error codes.
+"""The columns of the input and of the output.
 
-`check_input` fixes both before the first row is read, so that every part of an output has the same
-columns and types whatever happened to its rows. What it refuses it names, with what is there.
+`check_input` fixes both before the first row is read, so that every part file of an output has the
+same columns and types, whatever becomes of its rows. Its error messages name the column and its
+type.
 """
 
 import difflib
@@ -10,29 +11,30 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.status import ErrorCode, Status  # noqa: F401, they belong to the columns
+from pipeline import column_types as types
+from pipeline.status import ErrorCode, Status  # noqa: F401, the values of two result columns
 
-# What the prepare stage learns of a row's media; null where it could not be read.
+# What the prepare stage finds out about a row's media; null where the media could not be read.
 MEDIA_FIELDS = (
     pa.field("frame_times_s", pa.list_(pa.float64())),
-    pa.field("frame_width", pa.int32()),  # of what the model saw, in pixels
+    pa.field("frame_width", pa.int32()),  # of the frames that the model sees, in pixels
     pa.field("frame_height", pa.int32()),
     pa.field("num_visual_tokens", pa.int32()),
     pa.field("media_duration_s", pa.float64()),
-    pa.field("media_fps", pa.float64()),  # the mean
+    pa.field("media_fps", pa.float64()),  # the mean over the video
     pa.field("media_width", pa.int32()),  # as displayed: upright, with square pixels
     pa.field("media_height", pa.int32()),
     pa.field("media_codec", pa.string()),
-    pa.field("media_rotation", pa.int32()),  # degrees by which players turn it, clockwise
+    pa.field("media_rotation", pa.int32()),  # degrees clockwise by which players turn the frames
     pa.field("media_is_vfr", pa.bool_()),
     pa.field("media_is_interlaced", pa.bool_()),
-    pa.field("num_decode_errors", pa.int32()),  # in what had to be decoded
+    pa.field("num_decode_errors", pa.int32()),  # damaged packets and frames met in decoding
 )
 
 RESULT_FIELDS = (
     pa.field("row_id", pa.string(), nullable=False),
     pa.field("caption", pa.large_string()),
-    pa.field("reasoning", pa.large_string()),  # of thinking models
+    pa.field("reasoning", pa.large_string()),  # the thoughts of a thinking model
     pa.field("status", pa.string(), nullable=False),
     pa.field("error_code", pa.string()),
     pa.field("error", pa.string()),
@@ -45,12 +47,12 @@ RESULT_FIELDS = (
     *MEDIA_FIELDS,
 )
 
-# Of the output too, where they are asked for.
+# Columns that the output has if options ask for them.
 SAMPLES_FIELD = pa.field("samples", pa.list_(pa.large_string()))
 TOKEN_LOGPROBS_FIELD = pa.field("token_logprobs", pa.list_(pa.float32()))
 CHOICE_LOGPROBS_FIELD = pa.field("choice_logprobs", pa.list_(pa.float32()))
 
-# What `prepare` adds: a prompt, or a status, a code and a message.
+# What the prepare stage adds to a row: a prompt, or a status, an error code and a message.
 PREPARED_FIELDS = (
     pa.field("prompt_token_ids", pa.list_(pa.int32())),  # [S]
     pa.field("prompt_patches", pa.large_binary()),  # [P, 3, patch, patch] uint8
@@ -62,10 +64,11 @@ PREPARED_FIELDS = (
     pa.field("error", pa.string()),
 )
 
-# Where a row of the input is several prompts: the number of each in its row, from 0 on, and what
-# it shows, in seconds or pages; null for a row that failed before it had any.
+# Where a row of the input becomes several prompts: the number of each prompt in its row, from 0 on,
+# the number of the question that it asks, and the seconds or pages that it shows. The latter two
+# are null for a row that failed before it had a prompt.
 PART_FIELD = pa.field("prompt_part", pa.int32())
-QUESTION_FIELD = pa.field("prompt_question", pa.int32())  # that a part asks
+QUESTION_FIELD = pa.field("prompt_question", pa.int32())
 WINDOW_FIELD = pa.field(
     "prompt_window", pa.struct([("start", pa.float64()), ("end", pa.float64())])
 )
@@ -78,15 +81,15 @@ _RESERVED = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class InputColumns:
-    """Which columns of the input say what; None where the input has no such column."""
+    """The roles of the columns of an input; None where no column has the role."""
 
     video: str = "video"
     id: str | None = None
     prompt: str | None = None
     start_s: str | None = None
     end_s: str | None = None
-    fields: tuple[str, ...] = ()  # that the texts of questions name
-    lists: tuple[str, ...] = ()  # of texts, each of which a question is asked about
+    fields: tuple[str, ...] = ()  # columns that the texts of prompts name
+    lists: tuple[str, ...] = ()  # columns with lists of texts, each text a prompt of its own
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,33 +99,29 @@ class InputColumns:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Those that no file of the input may lack."""
+        """The columns that every file of the input must have."""
         return (self.video,) if self.id is None else (self.video, self.id)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSchema:
-    """What is read of each row that is to be done, and what is written for it."""
+    """The columns that a run reads of each row, and those that it writes."""
 
     columns: InputColumns
-    read: pa.Schema  # columns of the input, dictionaries decoded
-    carried: pa.Schema  # columns of the input in the output, with their types there
-    extra: tuple[pa.Field, ...] = ()  # of the results
+    read: pa.Schema  # columns of the input, with their types in memory
+    carried: pa.Schema  # columns of the input that the output repeats, with their types there
+    extra: tuple[pa.Field, ...] = ()  # result columns beside `RESULT_FIELDS`
 
     @property
     def output(self) -> pa.Schema:
-        """The schema of every part: the row's id, what it carries along, what became of it."""
+        """The schema of every part file: the row's id, the carried columns, the results."""
         row_id, *results = RESULT_FIELDS
         return pa.schema([row_id, *self.carried, *results, *self.extra])
 
     def carry(self, rows: pa.Table) -> pa.Table:
-        """Take the carried columns of `rows`, a table with the `read` columns."""
-        arrays = []
-        for field in self.carried:
-            column = rows[field.name]
-            if pa.types.is_struct(column.type) and column.type != field.type:
-                column = _narrow_struct(column, field.type)
-            arrays.append(column.cast(field.type))
+        """Take the carried columns, cast for the output, from a table with the `read` columns."""
+        # Casting a struct to fewer members drops the others, here the media bytes.
+        arrays = [rows[field.name].cast(field.type) for field in self.carried]
         return pa.Table.from_arrays(arrays, schema=self.carried)
 
 
@@ -137,52 +136,99 @@ def check_input(
     """Decide what to read and write for an input with `schema`.
 
     Args:
-        schema: of the input's files.
-        columns: which columns hold the video, the id, the prompt and the span.
+        schema: the merged schema of the input's files.
+        columns: which columns hold the media, the id, the prompt and the time span.
         carry: columns of the input to write beside the results; None means all.
-        keep_media: write the media bytes too, where the video column holds them.
+        keep_media: write the media bytes too, where the media column holds them.
         extra: result columns beside `RESULT_FIELDS`.
 
     Raises:
         ValueError: a column is missing, has the wrong type, or cannot be written; the message
-            names it, what is there and what to do.
+            names the column, its type and what to do.
     """
+    _check_roles(schema, columns)
+    repeated = {name for name in schema.names if schema.names.count(name) > 1}
+    carried = [
+        field
+        # `dict.fromkeys` keeps a name that --columns repeats once, at its first place.
+        for name in dict.fromkeys(schema.names if carry is None else carry)
+        if (
+            field := _carried_field(
+                schema,
+                name,
+                columns,
+                extra,
+                is_repeated=name in repeated,
+                is_chosen=carry is not None,
+                keep_media=keep_media,
+            )
+        )
+    ]
+    _check_template_columns(schema, columns)
+    return RowSchema(
+        columns=columns,
+        read=_read_schema(schema, columns, carried),
+        carried=pa.schema(carried),
+        extra=tuple(extra),
+    )
+
+
+def _check_roles(schema: pa.Schema, columns: InputColumns) -> None:
+    """Refuse columns that are missing, or whose type does not fit their role."""
     _check_type(
         schema,
         columns.video,
         "media",
-        _is_media,
+        types.is_media,
         "string (a path or URI), binary (the media bytes), struct<bytes: binary, path: string>, or "
         "a list of one of these",
     )
-    _check_type(schema, columns.id, "id", _is_id, "string or integer")
-    _check_type(schema, columns.prompt, "prompt", _is_text, "string")
+    _check_type(schema, columns.id, "id", types.is_id, "string or integer")
+    _check_type(schema, columns.prompt, "prompt", types.is_text, "string")
     for role, name in (("start", columns.start_s), ("end", columns.end_s)):
-        _check_type(schema, name, role, _is_number, "integer or floating point seconds")
+        _check_type(schema, name, role, types.is_number, "integer or floating point seconds")
 
-    names = dict.fromkeys(schema.names if carry is None else carry)
-    repeated = {name for name in schema.names if schema.names.count(name) > 1}
-    carried = []
-    for name in names:
-        field = _field(schema, name, "carried")
-        if name in repeated:
-            raise ValueError(f"the input has several columns named {name!r}; rename them")
-        if name == columns.id == "row_id":
-            continue  # the output's row_id is that column
-        if name in _RESERVED.union(field.name for field in extra):
-            raise ValueError(
-                f"the input column {name!r} has the name of a column that the output or the "
-                f"pipeline adds; rename it, or choose the columns to carry with "
-                f"--columns {_others(schema, columns)}"
-            )
-        written = _written_type(field, is_media=name == columns.video, keep_media=keep_media)
-        if written is not None:
-            carried.append(pa.field(name, written, nullable=field.nullable))
-        elif carry is not None:
-            raise ValueError(
-                f"column {name!r} holds the media bytes; add --keep-media to write them again, "
-                "or leave it out of --columns"
-            )
+
+def _carried_field(
+    schema: pa.Schema,
+    name: str,
+    columns: InputColumns,
+    extra: Sequence[pa.Field],
+    *,
+    is_repeated: bool,
+    is_chosen: bool,
+    keep_media: bool,
+) -> pa.Field | None:
+    """Return the field of the output that copies an input column; None if nothing is copied.
+
+    Raises:
+        ValueError: the column is missing or ambiguous, its name is taken, or its values cannot be
+            written although the user chose it.
+    """
+    field = _field(schema, name, "carried")
+    if is_repeated:
+        raise ValueError(f"the input has several columns named {name!r}; rename them")
+    if name == columns.id == "row_id":
+        return None  # the output's own row_id column has its values
+    if name in _RESERVED.union(field.name for field in extra):
+        raise ValueError(
+            f"the input column {name!r} has the name of a column that the output or the "
+            f"pipeline adds; rename it, or choose the columns to carry with "
+            f"--columns {_carriable_names(schema, columns)}"
+        )
+    written = types.written_type(field, is_media=name == columns.video, keep_media=keep_media)
+    if written is not None:
+        return pa.field(name, written, nullable=field.nullable)
+    if is_chosen:
+        raise ValueError(
+            f"column {name!r} holds the media bytes; add --keep-media to write them again, "
+            "or leave it out of --columns"
+        )
+    return None
+
+
+def _check_template_columns(schema: pa.Schema, columns: InputColumns) -> None:
+    """Refuse columns that prompts name and that are missing or cannot be put into a text."""
     for name in columns.fields:
         if name not in schema.names:
             (nearest,) = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.0)
@@ -190,106 +236,23 @@ def check_input(
                 f"a prompt names {{{name}}}, and the input has no such column; the nearest is "
                 f"{nearest!r}"
             )
-        _check_type(schema, name, "template", _is_plain, "text, a number or a boolean")
+        _check_type(schema, name, "template", types.is_printable, "text, a number or a boolean")
     for name in columns.lists:
-        _check_type(schema, name, "list of texts", _is_texts, "a list of strings")
+        _check_type(schema, name, "list of texts", types.is_texts, "a list of strings")
+
+
+def _read_schema(
+    schema: pa.Schema, columns: InputColumns, carried: Sequence[pa.Field]
+) -> pa.Schema:
+    """Return the columns that have a role, are named by prompts or are carried; others cost I/O."""
     wanted = {*columns.names, *columns.fields, *columns.lists} | {field.name for field in carried}
-    read = pa.schema(
+    return pa.schema(
         [
-            pa.field(field.name, _read_type(field, is_media=field.name == columns.video))
+            pa.field(field.name, types.read_type(field, is_media=field.name == columns.video))
             for field in schema
             if field.name in wanted
         ]
     )
-    return RowSchema(columns=columns, read=read, carried=pa.schema(carried), extra=tuple(extra))
-
-
-def plain_type(field: pa.Field) -> pa.DataType:
-    """The type of `field` as `unify.plain` makes it.
-
-    Raises:
-        ValueError: the type cannot be passed through; the message names the column.
-    """
-    kind = plain(field.type)
-    if _has_odd_part(kind):
-        raise ValueError(
-            f"column {field.name!r} has type {field.type}, which cannot be carried to the output; "
-            "choose the columns to carry with --columns"
-        )
-    return kind
-
-
-def _read_type(field: pa.Field, *, is_media: bool) -> pa.DataType:
-    """The type in memory; wide for media, as rows of a few of them pass 2 GiB."""
-    kind = plain_type(field)
-    if not is_media or _is_text(kind):
-        return kind
-    if _is_bytes(kind):
-        return pa.large_binary()
-    if not pa.types.is_struct(kind):
-        return kind
-    parts = [kind.field(index) for index in range(kind.num_fields)]
-    return pa.struct(
-        [part.with_type(pa.large_binary()) if _is_bytes(part.type) else part for part in parts]
-    )
-
-
-def _has_odd_part(kind: pa.DataType) -> bool:
-    """Whether an extension or union type, or a dictionary that stays one, is part of `kind`."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return True
-    if pa.types.is_union(kind) or pa.types.is_dictionary(kind):
-        return True
-    return any(_has_odd_part(kind.field(index).type) for index in range(kind.num_fields))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _is_media(kind: pa.DataType) -> bool:
-    if _is_list(kind):
-        return not _is_list(kind.value_type) and _is_media(kind.value_type)
-    if not pa.types.is_struct(kind):
-        return _is_text(kind) or _is_bytes(kind)
-    parts = {kind.field(index).name: kind.field(index).type for index in range(kind.num_fields)}
-    return (
-        bool(parts.keys() & {"bytes", "path"})
-        and _is_bytes(parts.get("bytes", pa.binary()))
-        and _is_text(parts.get("path", pa.string()))
-    )
-
-
-def _written_type(field: pa.Field, *, is_media: bool, keep_media: bool) -> pa.DataType | None:
-    """The type of a carried column in the output; None for media bytes that stay behind."""
-    kind = plain_type(field)
-    if not is_media or _is_text(kind) or (_is_list(kind) and _is_text(kind.value_type)):
-        return kind
-    if _is_list(kind):
-        return kind if keep_media else None
-    if _is_bytes(kind):
-        return pa.large_binary() if keep_media else None
-    parts = [kind.field(index) for index in range(kind.num_fields)]
-    kept = [
-        part.with_type(pa.large_binary()) if part.name == "bytes" else part
-        for part in parts
-        if part.name == "path" or (part.name == "bytes" and keep_media)
-    ]
-    return pa.struct(kept) if kept else None
-
-
-def _narrow_struct(column: pa.ChunkedArray, kind: pa.StructType) -> pa.ChunkedArray:
-    """Drop the parts of a struct column that `kind` does not have."""
-    parts = [kind.field(index) for index in range(kind.num_fields)]
-    chunks = [
-        pa.StructArray.from_arrays(
-            [chunk.field(part.name).cast(part.type) for part in parts],
-            fields=parts,
-            mask=chunk.is_null(),
-        )
-        for chunk in column.chunks
-    ]
-    return pa.chunked_array(chunks, type=kind)
 
 
 def _field(schema: pa.Schema, name: str, role: str) -> pa.Field:
@@ -298,6 +261,7 @@ def _field(schema: pa.Schema, name: str, role: str) -> pa.Field:
             f"the input has no {role} column {name!r}; its columns are "
             f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
         )
+    # By index, since `schema.field(name)` refuses a name that several columns have.
     return schema.field(schema.names.index(name))
 
 
@@ -313,51 +277,11 @@ def _check_type(
     field = _field(schema, name, role)
     if name == "row_id" and role != "id":
         raise ValueError(f"the {role} column must not be named row_id; rename it")
-    if not is_right(plain_type(field)):
+    if not is_right(types.carried_type(field)):
         raise ValueError(f"the {role} column {name!r} is {field.type}; it must be {allowed}")
 
 
-def _others(schema: pa.Schema, columns: InputColumns) -> str:
+def _carriable_names(schema: pa.Schema, columns: InputColumns) -> str:
+    """Return names that --columns could be given, joined by commas."""
     free = [name for name in schema.names if name not in _RESERVED and name != columns.video]
     return ",".join(free) or columns.video
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _is_texts(kind: pa.DataType) -> bool:
-    return _is_list(kind) and _is_text(kind.value_type)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_id(kind: pa.DataType) -> bool:
-    return _is_text(kind) or pa.types.is_integer(kind)
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    return _is_text(kind) or _is_number(kind) or pa.types.is_boolean(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def plain(kind: pa.DataType) -> pa.DataType:
-    """A type with its dictionaries decoded, at any depth, and without views, which few take."""
-    if pa.types.is_string_view(kind):
-        return pa.large_string()
-    if pa.types.is_binary_view(kind):
-        return pa.large_binary()
-    if pa.types.is_dictionary(kind):
-        return plain(kind.value_type)
-    if pa.types.is_struct(kind):
-        parts = [kind.field(index) for index in range(kind.num_fields)]
-        return pa.struct([part.with_type(plain(part.type)) for part in parts])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        item = kind.value_field.with_type(plain(kind.value_type))
-        return pa.list_(item) if pa.types.is_list(kind) else pa.large_list(item)
-    return kind

@@ -160,7 +160,7 @@ def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
         store,
         "bench",
         schema,
-        ledger.OutputIndex.nothing(),
+        ledger.OutputIndex.empty(),
         rows_per_part=10_000,
         max_part_age_s=1e9,
     )

@@ -103,7 +103,7 @@ def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Fin
 
 def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[RowGroupSplit]:
     """Pieces with one bit for each of `num_rows` rows, drawn over all files."""
-    pieces = plan(source, OutputIndex.nothing()).splits
+    pieces = plan(source, OutputIndex.empty()).splits
     total = sum(piece.num_todo for piece in pieces)
     chosen = sorted(random.Random(seed).sample(range(total), min(num_rows, total)))
     first = 0

@@ -97,7 +97,7 @@ class Camera:
         columns = self._source.row_schema.columns
         only = IdSet()
         only.add(pa.array(self._parts, pa.string()))
-        for piece in plan(self._source, OutputIndex.nothing(), only=only).splits:
+        for piece in plan(self._source, OutputIndex.empty(), only=only).splits:
             for rows in read_split(
                 self._source.filesystem, self._source.row_schema, piece, max_rows=_SLICE_ROWS
             ):

@@ -1,1 +1,1 @@
-"""What a run uses of its machines: groups, ranks, processors and expert placement."""
+"""What a run uses of a cluster: groups, ranks, processors and expert placement."""

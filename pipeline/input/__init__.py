@@ -1,1 +1,1 @@
-"""Parquet files -> the rows that are still to do."""
+"""Finds the Parquet files of an input, and plans and reads the rows that are still to do."""

@@ -1,4 +1,4 @@
-"""Which Parquet files an input names, on any filesystem that pyarrow or fsspec knows."""
+"""Lists the Parquet files of an input, on any filesystem that pyarrow or fsspec knows."""
 
 import os
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Listing:
     """The files of an input, sorted by name."""
 
     filesystem: pafs.FileSystem
-    folder: str  # what relative paths in the input are relative to; absolute, or a URI
+    folder: str  # base of relative media paths; absolute, or a URI
     files: tuple[tuple[str, str], ...]  # (name below the folder, path on the filesystem)
 
 
@@ -29,22 +29,22 @@ def list_files(uri: str, *, output: str | None = None) -> Listing:
     """Find the files of an input.
 
     Args:
-        uri: a file, a directory whose Parquet files are meant, or a glob pattern (`**` crosses
-            directories); names that begin with `_` or `.` are left out of the latter two. A path,
-            or a URI, which may end in a query for the filesystem's settings.
-        output: where the results go, which may be the same directory or one below. Its parts are
-            left out: they are no input, else each run would answer the rows of the one before.
+        uri: a file, a directory of Parquet files, or a glob pattern in which `**` crosses
+            directories. In directories and patterns, names that begin with `_` or `.` are skipped.
+            Either a path, or a URI that may end in a query with options of the filesystem.
+        output: where the results go, which may be the same directory or one below. Its part files
+            are left out, since each run would otherwise answer the rows of the run before.
 
     Raises:
-        ValueError: there is nothing, or it cannot be listed; or a file may be a part of the output
-            or not.
+        ValueError: there is no such file, it cannot be listed, or it is unclear whether a file is
+            a part file of the output.
     """
     place, _, query = uri.partition("?") if "://" in uri else (uri, "", "")
     settings = f"?{query}" if query else ""
     head, pattern = _split_pattern(place)
     try:
         if "://" not in uri and Path(place).expanduser().is_file():
-            head, pattern = place, ""  # a name with brackets, not a pattern
+            head, pattern = place, ""  # the name of a file that has brackets
         filesystem, root = open_filesystem(f"{head}{settings}")
         kind = filesystem.get_file_info(root).type
         if kind == pafs.FileType.NotFound:
@@ -76,7 +76,7 @@ def list_files(uri: str, *, output: str | None = None) -> Listing:
 
 def _split_pattern(path: str) -> tuple[str, str]:
     """Split before the first component with a wildcard: `a/b/*.pq` -> `a/b`, `*.pq`."""
-    marks = "*[" if "://" in path else "*[?"
+    marks = "*[" if "://" in path else "*[?"  # in a URI, `?` begins the query
     first = min((path.find(mark) for mark in marks if mark in path), default=-1)
     if first < 0:
         return path, ""
@@ -94,7 +94,7 @@ def _below(filesystem: pafs.FileSystem, root: str, pattern: str) -> list[tuple[s
     return [
         (name, path)
         for name, path in names
-        if not any(part.startswith(("_", ".")) for part in name.split("/"))
+        if not any(component.startswith(("_", ".")) for component in name.split("/"))
         and (_matches(name, pattern) if pattern else name.endswith(_SUFFIXES))
     ]
 
@@ -102,10 +102,10 @@ def _below(filesystem: pafs.FileSystem, root: str, pattern: str) -> list[tuple[s
 def _without_parts(
     filesystem: pafs.FileSystem, found: list[tuple[str, str]], uri: str, output: str
 ) -> list[tuple[str, str]]:
-    """Leave out what stands directly in an output and has the name of a part.
+    """Leave out files that lie directly in the output and have the name of a part file.
 
     Raises:
-        ValueError: the output cannot be opened, or it may be another one of the same name.
+        ValueError: the output cannot be opened, or two stores may have it under one name.
     """
     other, part = open_store(output).path_of("part")
     if filesystem.type_name != other.type_name:
@@ -116,7 +116,8 @@ def _without_parts(
         for _, path in found
         if is_part(PurePosixPath(path).name) and _folder(filesystem, path) == folder
     }
-    # Such as buckets of one name on two servers. Credentials that each fetched may differ too.
+    # Two servers may have buckets of one name, so equal paths prove nothing if settings differ. Two
+    # filesystems of equal settings can still compare unequal, such as by their credentials.
     if own and _settings(uri) != _settings(output) and not filesystem.equals(other):
         raise ValueError(
             f"{min(own)} of the input may be a part of the output {output} or not, since the two "
@@ -126,21 +127,21 @@ def _without_parts(
 
 
 def _settings(uri: str) -> tuple[str, str, list[tuple[str, str]]]:
-    """What a URI says of its filesystem, beside the place there."""
+    """Return the scheme, login and settings of a URI, which choose the filesystem."""
     place, _, query = uri.partition("?")
     scheme, _, rest = place.partition("://")
     return scheme, rest.partition("/")[0].rpartition("@")[0], sorted(parse_qsl(query))
 
 
 def _folder(filesystem: pafs.FileSystem, path: str) -> str:
-    """The folder of a file; on disks the one that links lead to."""
+    """Return the folder of a file; on local disks with symbolic links resolved."""
     folder = path.rpartition("/")[0]
     is_local = isinstance(filesystem, pafs.LocalFileSystem)
     return os.path.realpath(folder) if is_local else folder.strip("/")
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a relative path fits a pattern; `*` stays in one directory, `**` does not."""
+    """Whether a relative path matches a pattern; `*` stays in one directory, `**` does not."""
     first, _, rest = pattern.partition("/")
     head, _, tail = name.partition("/")
     if first == "**":

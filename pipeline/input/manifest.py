@@ -1,8 +1,9 @@
-"""The files of an input in the order in which an output met them, where names depend on it.
+"""Keeps the files of an input in the order in which runs of an output first met them.
 
-With --make-ids-unique the first row of an id keeps it and later ones are named by their place. A
-file that is added may sort before those whose rows are done, and must not take their ids. So the
-output keeps the list of its files, `_files.json`: known ones come first, new ones after them.
+With --make-ids-unique the first row with an id keeps it, and later ones are named by their place.
+A file that is added between runs may sort before files whose rows are done; it must not take their
+ids. So the output stores the list of the files, `_files.json`: known files come first, new ones
+after them.
 """
 
 import json
@@ -18,21 +19,21 @@ _MAX_NAMED = 3  # in an error message
 
 
 def in_known_order(source: Source, store: Store, parts: Sequence[str]) -> Source:
-    """The same input with the files first that an output knows, so that its names stay.
+    """Reorder the files of an input, those that the output knows first, so that row ids stay.
 
     Args:
         source: the input.
         store: the output.
-        parts: of the output; without any, all files are new.
+        parts: the part files of the output; without any, all files count as new.
 
     Raises:
-        ValueError: a known file is gone or has another number of rows, so that ids could pass to
-            other rows; or the list is damaged.
+        ValueError: a known file is gone or has another number of rows, so that other rows could
+            get its ids; or the list is damaged.
     """
     if not _is_needed(source) or not parts:
         return source
-    known, there = _known_files(store), {file.name: file for file in source.files}
-    changes = list(_changes(known, there))
+    known, present = _known_files(store), {file.name: file for file in source.files}
+    changes = list(_changes(known, present))
     if changes:
         more = [f"and {len(changes) - _MAX_NAMED} more"] if len(changes) > _MAX_NAMED else []
         raise ValueError(
@@ -41,14 +42,14 @@ def in_known_order(source: Source, store: Store, parts: Sequence[str]) -> Source
             "get their ids; put the files back as they were, or use another --output"
         )
     files = (
-        *(there[name] for name in known),
+        *(present[name] for name in known),
         *(file for file in source.files if file.name not in known),
     )
     return replace(source, files=files, naming=replace(source.naming, files=files))
 
 
 def note_files(source: Source, store: Store) -> None:
-    """Write the list of an input in known order, before any of its rows is answered."""
+    """Store the list of the files of an input in known order; call it before a row is answered."""
     if not _is_needed(source):
         return
     content = json.dumps({file.name: _num_rows(file) for file in source.files}).encode()
@@ -57,11 +58,12 @@ def note_files(source: Source, store: Store) -> None:
 
 
 def _is_needed(source: Source) -> bool:
+    """Whether ids depend on the order of the files."""
     return source.naming.make_unique and source.naming.column is not None
 
 
 def _known_files(store: Store) -> dict[str, int]:
-    """The number of rows of each file, in the order of the list."""
+    """Read the stored list: the number of rows of each file, in order."""
     content = store.read(FILES)
     try:
         return {str(name): int(rows) for name, rows in json.loads(content or b"{}").items()}
@@ -71,12 +73,12 @@ def _known_files(store: Store) -> dict[str, int]:
         ) from error
 
 
-def _changes(known: Mapping[str, int], there: Mapping[str, InputFile]) -> Iterator[str]:
+def _changes(known: Mapping[str, int], present: Mapping[str, InputFile]) -> Iterator[str]:
     for name, num_rows in known.items():
-        if name not in there:
+        if name not in present:
             yield f"{name} is gone"
-        elif _num_rows(there[name]) != num_rows:
-            yield f"{name} had {num_rows} rows and has {_num_rows(there[name])}"
+        elif _num_rows(present[name]) != num_rows:
+            yield f"{name} had {num_rows} rows and has {_num_rows(present[name])}"
 
 
 def _num_rows(file: InputFile) -> int:

@@ -1,6 +1,6 @@
-"""Which rows of an input are still to do. Reads the ids, nothing else.
+"""Decides which rows of an input are still to do. Only the id column is read for it.
 
-A row group without rows to do is not opened again, so done rows cost no media read.
+A row group of which all rows are done is not opened again, so done rows cost no media reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ class RowGroupSplit:
 
     file: InputFile
     row_group: int
-    first_row: int  # of the row group in its file
-    todo: bytes  # one bit a row, as np.packbits gives
+    first_row: int  # number of the row group's first row in its file
+    todo: bytes  # one bit a row of the row group, as np.packbits gives
     num_todo: int
-    renamed: bytes = b""  # one bit a row: its id was null or not unique; empty where all are good
+    renamed: bytes = b""  # one bit a row: its id was null or not unique; empty if none was
 
 
 @dataclass(frozen=True)
@@ -32,105 +32,156 @@ class Plan:
     """What a run has to do."""
 
     splits: tuple[RowGroupSplit, ...]
-    num_rows: int  # of the input, after the limit
-    num_done: int  # of these, the rows that the output already holds and that stay
-    quarantined: tuple[
-        RowGroupSplit, ...
-    ] = ()  # of one row each, that were in flight when runs were killed
-    poisoned: tuple[RowGroupSplit, ...] = ()  # of one row each, that were so alone too
+    num_rows: int  # of the input, within the limit
+    num_done: int  # rows among these that the output holds and that stay as they are
+    # Splits of one row each: rows that were in flight in several killed runs and are tried alone,
+    quarantined: tuple[RowGroupSplit, ...] = ()
+    # and rows that were in flight, at last alone, in so many that they are not tried again.
+    poisoned: tuple[RowGroupSplit, ...] = ()
 
     @property
     def num_todo(self) -> int:
-        """Rows that this run shall answer."""
+        """Rows that this run has to answer."""
         return self.num_rows - self.num_done
 
 
 def plan(
     source: Source,
-    held: OutputIndex,
+    index: OutputIndex,
     *,
     limit: int | None = None,
     only: IdSet | None = None,
-    starts: Mapping[int, int] | None = None,
+    in_flight_counts: Mapping[int, int] | None = None,
 ) -> Plan:
     """Decide which rows are still to do. Reads the id column if there is one, nothing else.
 
     Args:
         source: the input.
-        held: what the output already holds.
-        limit: only the first `limit` rows of the input count; None means all.
-        only: of what is to do, do only these rows; None means all.
-        starts: how often killed runs had started a row, by the hash of its id.
+        index: the rows that the output holds.
+        limit: ignore all but the first `limit` rows of the input; None ignores none.
+        only: do no other rows than these; None does all.
+        in_flight_counts: in how many killed runs a row was in flight, by the hash of its id.
 
     Raises:
-        ValueError: an id is null or not unique, or the output has rows that the input has not.
+        ValueError: an id is null or not unique, or the output has rows that the input lacks.
     """
-    seen = IdSet()
-    pieces: list[RowGroupSplit] = []
-    alone: list[RowGroupSplit] = []
-    poisoned: list[RowGroupSplit] = []
     num_rows = source.num_rows if limit is None else min(limit, source.num_rows)
-    num_matched = num_todo = position = 0
+    builder = _PlanBuilder(index, num_rows, only, in_flight_counts or {})
+    seen = IdSet()
     for file in source.files:
         first_row = 0
-        for row_group, raw in enumerate(source.naming.of_file(file)):
-            ids, is_renamed = source.naming.good(file, first_row, raw, seen)
-            hashes = hash_ids(ids)
-            is_done = held.done.contains_hashes(hashes)
-            num_matched += int(is_done.sum()) + int((held.part_of(hashes) != NO_PART).sum())
-            todo = ~is_done if only is None else ~is_done & only.contains_hashes(hashes)
-            todo[max(0, num_rows - position) :] = False
-            position += len(todo)
-            num_todo += int(todo.sum())
-            for row, count in _suspects(hashes, todo, starts or {}):
-                todo[row] = False
-                single = _split(file, row_group, first_row, np.arange(len(todo)) == row, is_renamed)
-                (poisoned if RUNS.is_poison(count) else alone).append(single)
-            if todo.any():
-                pieces.append(_split(file, row_group, first_row, todo, is_renamed))
-            first_row += len(todo)
-    if num_matched < held.num_rows:
-        raise ValueError(
-            f"the output holds {held.num_rows - num_matched} rows that are not in this input; it "
-            "belongs to another input, so use another --output"
+        for row_group, raw_ids in enumerate(source.naming.ids_of_file(file)):
+            ids, is_renamed = source.naming.unique_ids(file, first_row, raw_ids, seen)
+            builder.add(_RowGroup(file, row_group, first_row, is_renamed), hash_ids(ids))
+            first_row += len(ids)
+    return builder.finish()
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    file: InputFile
+    number: int
+    first_row: int
+    is_renamed: NDArray[np.bool_]
+
+    def split(self, todo: NDArray[np.bool_]) -> RowGroupSplit:
+        return RowGroupSplit(
+            self.file,
+            self.number,
+            self.first_row,
+            np.packbits(todo).tobytes(),
+            int(todo.sum()),
+            np.packbits(self.is_renamed).tobytes() if self.is_renamed.any() else b"",
         )
-    return Plan(tuple(pieces), num_rows, num_rows - num_todo, tuple(alone), tuple(poisoned))
+
+    def split_of_row(self, row: int) -> RowGroupSplit:
+        return self.split(np.arange(len(self.is_renamed)) == row)
 
 
-def _suspects(
-    hashes: NDArray[np.uint64], todo: NDArray[np.bool_], starts: Mapping[int, int]
-) -> list[tuple[int, int]]:
-    """The rows to do that killed runs had started too often, with how often."""
-    wanted = [key for key, count in starts.items() if RUNS.is_quarantined(count)]
-    rows = np.flatnonzero(todo & np.isin(hashes, np.array(wanted, np.uint64)))
-    return [(int(row), starts[int(hashes[row])]) for row in rows]
+class _PlanBuilder:
+    """Takes the row groups of an input in their order and says of each row what becomes of it.
+
+    in the output --> done
+    beyond the limit, or not in `only` --> ignored
+    in flight in too many killed runs --> quarantined or poisoned, a split of its own
+    else --> to do, in one split with the others of its row group
+    """
+
+    def __init__(
+        self,
+        index: OutputIndex,
+        num_rows: int,
+        only: IdSet | None,
+        in_flight_counts: Mapping[int, int],
+    ) -> None:
+        self._index = index
+        self._num_rows = num_rows
+        self._only = only
+        self._in_flight_counts = in_flight_counts
+        too_many = [row for row, num in in_flight_counts.items() if RUNS.is_quarantined(num)]
+        self._set_apart = np.array(too_many, np.uint64)
+        self._num_before = 0  # rows of the row groups added so far
+        self._num_todo = 0
+        self._num_in_output = 0
+        self._splits: list[RowGroupSplit] = []
+        self._quarantined: list[RowGroupSplit] = []
+        self._poisoned: list[RowGroupSplit] = []
+
+    def add(self, row_group: _RowGroup, hashes: NDArray[np.uint64]) -> None:
+        """Plan the rows of the next row group, whose ids have these hashes."""
+        todo = self._todo(hashes)
+        self._num_before += len(hashes)
+        self._num_todo += int(todo.sum())
+        is_set_apart = todo & np.isin(hashes, self._set_apart)
+        for row in map(int, np.flatnonzero(is_set_apart)):
+            is_poison = RUNS.is_poison(self._in_flight_counts[int(hashes[row])])
+            rows = self._poisoned if is_poison else self._quarantined
+            rows.append(row_group.split_of_row(row))
+        todo &= ~is_set_apart
+        if todo.any():
+            self._splits.append(row_group.split(todo))
+
+    def _todo(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which rows are not done, within the limit and wanted."""
+        is_done = self._index.done.contains_hashes(hashes)
+        is_failed = self._index.part_of(hashes) != NO_PART
+        self._num_in_output += int(is_done.sum()) + int(is_failed.sum())
+        todo = ~is_done if self._only is None else ~is_done & self._only.contains_hashes(hashes)
+        todo[max(0, self._num_rows - self._num_before) :] = False
+        return todo
+
+    def finish(self) -> Plan:
+        """Return the plan of all row groups.
+
+        Raises:
+            ValueError: the output has rows that the input lacks.
+        """
+        num_strange = self._index.num_rows - self._num_in_output
+        if num_strange > 0:
+            raise ValueError(
+                f"the output holds {num_strange} rows that are not in this input; it "
+                "belongs to another input, so use another --output"
+            )
+        return Plan(
+            tuple(self._splits),
+            self._num_rows,
+            self._num_rows - self._num_todo,
+            tuple(self._quarantined),
+            tuple(self._poisoned),
+        )
 
 
-def _split(
-    file: InputFile,
-    row_group: int,
-    first_row: int,
-    todo: NDArray[np.bool_],
-    is_renamed: NDArray[np.bool_],
-) -> RowGroupSplit:
-    return RowGroupSplit(
-        file,
-        row_group,
-        first_row,
-        np.packbits(todo).tobytes(),
-        int(todo.sum()),
-        np.packbits(is_renamed).tobytes() if is_renamed.any() else b"",
-    )
+def batched_splits(splits: Sequence[RowGroupSplit], num_rows: int) -> list[list[RowGroupSplit]]:
+    """Batch neighbouring splits, so that a batch has at most `num_rows` rows to do.
 
-
-def batched_splits(pieces: Sequence[RowGroupSplit], num_rows: int) -> list[list[RowGroupSplit]]:
-    """Runs of pieces with at most `num_rows` rows to do; one that has more is a run of its own."""
-    runs: list[list[RowGroupSplit]] = []
+    A split with more rows than that is a batch of its own.
+    """
+    batches: list[list[RowGroupSplit]] = []
     num_left = 0
-    for piece in pieces:
-        if not runs or piece.num_todo > num_left:
-            runs.append([])
+    for split in splits:
+        if not batches or split.num_todo > num_left:
+            batches.append([])
             num_left = num_rows
-        runs[-1].append(piece)
-        num_left -= piece.num_todo
-    return runs
+        batches[-1].append(split)
+        num_left -= split.num_todo
+    return batches

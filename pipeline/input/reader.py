@@ -1,4 +1,7 @@
-"""Reads the rows to do of one row group, in small slices. Runs in workers; no Ray here."""
+"""Reads the rows to do of one row group, in small slices.
+
+It runs in Ray's workers but does not import Ray.
+"""
 
 from collections.abc import Iterator
 
@@ -14,56 +17,60 @@ from pipeline.input.schema_merge import conform
 from pipeline.schema import RowSchema
 
 _MAX_SLICE_BYTES = 8 << 20
-
-
-_READ_BUFFER_BYTES = 4 << 20  # of each column, so that a row group never stands in memory whole
+# Of each column. Without a buffer, pyarrow reads each column of a row group at once and whole,
+# which may be gigabytes of media.
+_READ_BUFFER_BYTES = 4 << 20
 
 
 def read_split(
-    filesystem: pafs.FileSystem, row_schema: RowSchema, piece: RowGroupSplit, *, max_rows: int
+    filesystem: pafs.FileSystem, row_schema: RowSchema, split: RowGroupSplit, *, max_rows: int
 ) -> Iterator[pa.Table]:
     """Read the rows to do of a row group, at most `max_rows` and about 8 MiB at a time.
 
     Yields:
-        Tables of `row_id` and the row_schema's `read` columns.
+        Tables of `row_id` and the `read` columns of `row_schema`.
 
     Raises:
-        ValueError: the file cannot be read (any more); the message names it.
+        ValueError: the file cannot be read, or not any more; the message names it.
     """
-    todo = _unpack(piece, piece.todo)
-    is_renamed = _unpack(piece, piece.renamed)
-    end = int(np.flatnonzero(todo)[-1]) + 1
-    row = 0
     try:
         with pq.ParquetFile(
-            piece.file.path, filesystem=filesystem, buffer_size=_READ_BUFFER_BYTES
+            split.file.path, filesystem=filesystem, buffer_size=_READ_BUFFER_BYTES
         ) as file:
-            there = [name for name in row_schema.read.names if name in file.schema_arrow.names]
-            batches = file.iter_batches(
-                batch_size=_slice_rows(file.metadata, piece.row_group, row_schema, max_rows),
-                row_groups=[piece.row_group],
-                columns=there,
-                use_threads=False,
-            )
-            for batch in batches:
-                wanted = todo[row : row + batch.num_rows]
-                if wanted.any():
-                    rows = pa.Table.from_batches([batch])
-                    rows = rows if wanted.all() else rows.filter(pa.array(wanted))
-                    numbers = row + np.flatnonzero(wanted)
-                    yield _with_row_id(
-                        conform(rows, row_schema.read),
-                        piece.file,
-                        piece.first_row + numbers,
-                        row_schema.columns.id,
-                        is_renamed[numbers],
-                    )
-                row += batch.num_rows
-                if row >= end:
-                    return
+            yield from _slices(file, row_schema, split, max_rows)
     except (OSError, pa.ArrowException) as error:
-        where = f"{piece.file.path}, row group {piece.row_group}"
+        where = f"{split.file.path}, row group {split.row_group}"
         raise ValueError(f"{where} cannot be read: {error}") from error
+
+
+def _slices(
+    file: pq.ParquetFile, row_schema: RowSchema, split: RowGroupSplit, max_rows: int
+) -> Iterator[pa.Table]:
+    todo, is_renamed = _unpack(split, split.todo), _unpack(split, split.renamed)
+    batches = file.iter_batches(
+        batch_size=_slice_rows(file.metadata, split.row_group, row_schema, max_rows),
+        row_groups=[split.row_group],
+        columns=[name for name in row_schema.read.names if name in file.schema_arrow.names],
+        use_threads=False,  # a reader asks Ray for a fraction of one CPU
+    )
+    first, num_left = 0, split.num_todo
+    for batch in batches:
+        wanted = todo[first : first + batch.num_rows]
+        if wanted.any():
+            rows = pa.Table.from_batches([batch])
+            rows = rows if wanted.all() else rows.filter(pa.array(wanted))
+            numbers = first + np.flatnonzero(wanted)  # in the row group
+            yield _with_row_id(
+                conform(rows, row_schema.read),
+                split.file,
+                split.first_row + numbers,
+                row_schema.columns.id,
+                is_renamed[numbers],
+            )
+            num_left -= rows.num_rows
+        first += batch.num_rows
+        if not num_left:
+            return  # the rest of the row group is not read
 
 
 def _with_row_id(
@@ -73,6 +80,7 @@ def _with_row_id(
     column: str | None,
     is_renamed: NDArray[np.bool_],
 ) -> pa.Table:
+    """Add the column `row_id`; a column of the input with that name is the ids; it is replaced."""
     if column is None:
         ids = numbered(file, numbers)
     else:
@@ -82,8 +90,9 @@ def _with_row_id(
     return rows.add_column(0, "row_id", ids)
 
 
-def _unpack(piece: RowGroupSplit, packed: bytes) -> NDArray[np.bool_]:
-    num_rows = piece.file.row_group_rows[piece.row_group]
+def _unpack(split: RowGroupSplit, packed: bytes) -> NDArray[np.bool_]:
+    """Undo `np.packbits` for the rows of the split's row group; no bytes mean no row."""
+    num_rows = split.file.row_group_rows[split.row_group]
     if not packed:
         return np.zeros(num_rows, np.bool_)
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=num_rows).astype(np.bool_)
@@ -92,9 +101,9 @@ def _unpack(piece: RowGroupSplit, packed: bytes) -> NDArray[np.bool_]:
 def _slice_rows(
     footer: pq.FileMetaData, row_group: int, row_schema: RowSchema, max_rows: int
 ) -> int:
-    """How many rows to read at a time, so that big media do not make big slices."""
+    """Choose how many rows to read at a time, so that large media do not make large slices."""
     group = footer.row_group(row_group)
-    columns = [group.column(index) for index in range(group.num_columns)]
+    columns = [group.column(index) for index in range(group.num_columns)]  # leaf columns
     num_bytes = sum(
         column.total_uncompressed_size
         for column in columns

@@ -1,4 +1,7 @@
-"""The ids of rows: the user's, or `<file>#<row>`; null and repeated ones refused or renamed."""
+"""Names the rows of an input: by a column of the user's, or as `<file>#<row>`.
+
+Null and repeated ids are refused, or renamed if the user asks for it.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,19 +23,19 @@ _IDS_PER_BATCH = 1 << 16
 class InputFile:
     """One Parquet file of the input."""
 
-    name: str  # relative to the input; the row ids begin with it
-    path: str  # on the source's filesystem
+    name: str  # path below the input's folder; row ids that are made begin with it
+    path: str  # on the filesystem of the input
     row_group_rows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class RowNaming:
-    """How the rows of an input are named.
+    """How the rows of an input get their ids.
 
     Args:
-        filesystem: of the files.
-        files: of the input.
-        column: with the user's ids; None numbers the rows.
+        filesystem: where the files are.
+        files: the files of the input, in an order in which the first row of an id keeps it.
+        column: the column with the user's ids; None numbers the rows.
         make_unique: rename null and repeated ids instead of refusing them.
     """
 
@@ -41,8 +44,8 @@ class RowNaming:
     column: str | None
     make_unique: bool = False
 
-    def of_file(self, file: InputFile) -> Iterator[pa.Array]:
-        """The ids of each row group, in order, as they stand there.
+    def ids_of_file(self, file: InputFile) -> Iterator[pa.Array]:
+        """Yield the ids of each row group of a file, in order, as the file has them.
 
         Raises:
             ValueError: the file cannot be read.
@@ -61,18 +64,27 @@ class RowNaming:
                     )
                     chunks = [batch.column(0).cast(pa.string()) for batch in batches]
                     ids = pa.chunked_array(chunks, type=pa.string()).combine_chunks()
-                    ids.validate(full=True)  # files may hold text that is not UTF-8
+                    ids.validate(full=True)  # pyarrow reads text that is not UTF-8 without an error
                     yield ids
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"the ids of {file.path} cannot be read: {error}") from error
 
-    def good(
+    def unique_ids(
         self, file: InputFile, first_row: int, ids: pa.Array, seen: IdSet
     ) -> tuple[pa.Array, NDArray[np.bool_]]:
-        """The ids of a row group, none null and all new to `seen`, and which were renamed.
+        """Make sure that the ids of a row group are neither null nor in `seen`, and add them to it.
+
+        Args:
+            file: the file of the row group.
+            first_row: number of the row group's first row in the file.
+            ids: the ids as the file has them.
+            seen: the ids of all rows before; grows by those of this row group.
+
+        Returns:
+            The ids of the rows, and which of them were renamed.
 
         Raises:
-            ValueError: some are not, and shall not be made so.
+            ValueError: an id is null or repeated and may not be renamed, or a new name is taken.
         """
         if self.column is None:
             return ids, np.zeros(len(ids), np.bool_)
@@ -99,6 +111,7 @@ class RowNaming:
             raise ValueError(
                 f"the id column {self.column!r} is null in {file.path}, row {row}; {remedy}"
             )
+        # `seen` keeps hashes alone, so the other row is searched for in the files.
         for other, other_row, other_value in self._with_hash(hash_ids(ids.slice(index, 1))[0]):
             if (other, other_row) == (file, row):
                 break
@@ -113,17 +126,17 @@ class RowNaming:
         )
 
     def _with_hash(self, wanted: np.uint64) -> Iterator[tuple[InputFile, int, str | None]]:
-        """All rows whose id has a given hash: a second pass over the ids, for an error message."""
+        """Yield all rows whose id has a given hash, for an error message; reads all ids again."""
         for file in self.files:
             first_row = 0
-            for ids in self.of_file(file):
+            for ids in self.ids_of_file(file):
                 for index in np.flatnonzero(hash_ids(ids.fill_null("")) == wanted):
                     yield file, first_row + int(index), ids[int(index)].as_py()
                 first_row += len(ids)
 
 
 def numbered(file: InputFile, numbers: NDArray[np.int64]) -> pa.Array:
-    """`<file>#<row>`."""
+    """Return the ids `<file>#<row>` of rows with these numbers."""
     text = pa.array(numbers).cast(pa.string())
     return pc.call_function("binary_join_element_wise", [pa.scalar(file.name), text, "#"])
 
@@ -131,8 +144,8 @@ def numbered(file: InputFile, numbers: NDArray[np.int64]) -> pa.Array:
 def renamed(
     ids: pa.Array, file: InputFile, numbers: NDArray[np.int64], is_bad: NDArray[np.bool_]
 ) -> pa.Array:
-    """Put `<id>@<file>#<row>` for the bad ids, and `<file>#<row>` where that is null."""
+    """Replace the bad ids by `<id>@<file>#<row>`, or by `<file>#<row>` where they are null."""
     places = numbered(file, numbers)
-    joined = pc.call_function("binary_join_element_wise", [ids, places, pa.scalar("@")])
-    unique = pc.call_function("coalesce", [joined, places])
+    with_place = pc.call_function("binary_join_element_wise", [ids, places, pa.scalar("@")])
+    unique = pc.call_function("coalesce", [with_place, places])  # a join with null is null
     return pc.call_function("if_else", [pa.array(is_bad), unique, ids])

@@ -1,14 +1,16 @@
-"""One schema for input files that differ a little.
+"""Merges the schemas of input files that differ a little.
 
-Files written by different jobs name the same columns with other widths, encodings, or without the
-ones that were all null. What can be widened without loss is; the rest is refused by name.
+Files that several jobs wrote may have the same columns with other widths or encodings, or lack
+columns that were all null. Types are widened where no value changes; others are refused by name.
+pyarrow's own permissive merge is not used, since it turns int64 and double into double and string
+and binary into binary without a word.
 """
 
 from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
-from pipeline.schema import plain
+from pipeline.column_types import members, plain
 
 _INTEGERS = (
     (pa.types.is_signed_integer, (pa.int8(), pa.int16(), pa.int32(), pa.int64())),
@@ -22,18 +24,19 @@ def unify(
     wanted: Collection[str] | None,
     required: Collection[str] = (),
 ) -> pa.Schema:
-    """The schema that holds the rows of all files.
+    """Merge schemas into one that holds the rows of all files.
 
     Args:
-        schemas: (path, schema) of each file.
-        wanted: the columns that matter; None means all. The others are left as they are.
-        required: columns that no file may lack.
+        schemas: the path and the schema of each file.
+        wanted: the columns that will be read; None means all. Others may differ freely.
+        required: columns that every file must have.
 
     Raises:
-        ValueError: a column has types that do not fit each other, or a file lacks one that is not
-            nullable; the message names both files.
+        ValueError: a column has types that cannot be merged, or a file lacks a column that is
+            required or not nullable; the message names both files. Or a file has two columns of
+            one name.
     """
-    fields: dict[str, tuple[pa.Field, str]] = {}  # with the file that it was first seen in
+    fields: dict[str, tuple[pa.Field, str]] = {}  # and the first file that has the field
     for path, schema in schemas:
         for name in schema.names:
             if schema.names.count(name) > 1:
@@ -54,7 +57,7 @@ def unify(
 
 
 def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of `schema`; null where `rows` has no such column."""
+    """Cast `rows` to the columns of `schema`; columns that `rows` lacks are null."""
     columns = [
         _cast(rows[field.name], field.type)
         if field.name in rows.column_names
@@ -76,7 +79,7 @@ def _wider(known: pa.Field, first: str, field: pa.Field, path: str) -> pa.Field:
 
 
 def wider(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    """The type that holds the values of both as they are; None where there is none."""
+    """Return the type that holds the values of both types unchanged; None if there is none."""
     if a == b or pa.types.is_null(b):
         return a
     if pa.types.is_null(a):
@@ -86,7 +89,7 @@ def wider(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
             return max(a, b, key=ordered.index)
     if pa.types.is_integer(a) and pa.types.is_integer(b):
         unsigned = a if pa.types.is_unsigned_integer(a) else b
-        return None if unsigned == pa.uint64() else pa.int64()
+        return None if unsigned == pa.uint64() else pa.int64()  # int64 holds all of uint32
     if a in _FLOATS and b in _FLOATS:
         return max(a, b, key=_FLOATS.index)
     if {a, b} == {pa.string(), pa.large_string()}:
@@ -102,15 +105,15 @@ def _wider_nested(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return None if item is None else pa.list_(item)
     if not (pa.types.is_struct(a) and pa.types.is_struct(b)):
         return None
-    parts: dict[str, pa.DataType] = {}
+    merged: dict[str, pa.DataType] = {}
     for kind in (a, b):
-        for index in range(kind.num_fields):
-            part = kind.field(index)
-            both = wider(parts[part.name], part.type) if part.name in parts else part.type
+        for member in members(kind):
+            known = merged.get(member.name)
+            both = member.type if known is None else wider(known, member.type)
             if both is None:
                 return None
-            parts[part.name] = both
-    return pa.struct(list(parts.items()))
+            merged[member.name] = both
+    return pa.struct(list(merged.items()))
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -1,6 +1,6 @@
-"""The files of an input, with one schema of theirs: footers are read here, rows are not.
+"""Opens an input: finds its files and merges their schemas. Only footers are read, no rows.
 
-A row's id is the user's id column as a string, else `<file>#<row number>`.
+The id of a row is the value of the user's id column as a string, or else `<file>#<row number>`.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,22 @@ from pipeline.input.row_ids import InputFile, RowNaming
 from pipeline.input.schema_merge import unify
 from pipeline.schema import InputColumns, RowSchema, check_input
 
+_FOOTER_THREADS = 16  # a footer takes a round trip or two on object stores, and no CPU time
+
 
 @dataclass(frozen=True)
 class Source:
-    """The files of an input and what to read of them."""
+    """The files of an input, and which columns to read of them."""
 
     filesystem: pafs.FileSystem
-    folder: str  # to which relative media paths belong; absolute, or a URI
+    folder: str  # base of relative media paths; absolute, or a URI
     files: tuple[InputFile, ...]
     row_schema: RowSchema
     naming: RowNaming
 
     @property
     def num_rows(self) -> int:
-        """Rows of the whole input, done or not."""
+        """The number of rows of the whole input, done or not."""
         return sum(sum(file.row_group_rows) for file in self.files)
 
 
@@ -43,24 +45,25 @@ def open_source(
     make_ids_unique: bool = False,
     output: str | None = None,
 ) -> Source:
-    """Find the files of an input and make one schema of theirs.
+    """Find the files of an input and merge their schemas.
 
     Args:
-        uri: as for `list_files`.
+        uri: a path, pattern or URI, as for `list_files`.
         columns: the roles of the columns.
         carry: columns to write beside the results; None means all.
         keep_media: write media bytes too.
-        extra: result columns beside the usual ones.
-        make_ids_unique: give rows whose id is null or stands there already an id of their own.
-        output: as for `list_files`.
+        extra: result columns beside `RESULT_FIELDS`.
+        make_ids_unique: rename null and repeated ids instead of refusing them.
+        output: where the results go, as for `list_files`.
 
     Raises:
-        ValueError: there is no such file, a file is not Parquet, there are no rows, a column is
-            missing or wrong, or differs too much between files; the message names the file.
+        ValueError: there is no such file, a file is not Parquet, there are no rows, or a column is
+            missing, has a wrong type or differs too much between files; the message names the
+            file or column.
     """
     listing = list_files(uri, output=output)
     filesystem, found = listing.filesystem, listing.files
-    with ThreadPoolExecutor(16) as pool:  # a footer is a round trip or two on object stores
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda item: _footer(filesystem, item[1]), found))
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
     wanted = None if carry is None else {*carry, *columns.names, *columns.fields, *columns.lists}

@@ -1,1 +1,1 @@
-"""A running job's numbers: for a terminal, a log, Prometheus and the report."""
+"""The numbers of a run, for a terminal, a log, Prometheus and the report."""

@@ -1,1 +1,1 @@
-"""The output folder: its lock, its parts, its recipe, and which of its rows are done."""
+"""The folder of an output: its lock, recipe, part files and journal, and which rows are done."""

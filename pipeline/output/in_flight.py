@@ -1,9 +1,12 @@
-"""Which rows are being worked on, written down before they are, so that no row can end every run.
+"""The in-flight journal: which rows are being worked on, so that no row can end every run.
 
-A run that is killed leaves the rows that a stage was working on in `_starts.json`, with how often
-that has happened; rows that wait between the stages, or for their commit, are not among them. How
-often is too often, `pipeline.output.poison` says. The journal also counts the deaths of processes
-within a run, since Ray starts a process that dies, such as of too little memory, again without end.
+A row is in flight while a stage works on it, and not while it waits between stages or for its
+commit. The journal writes it down before the work begins, so a run that is killed leaves its rows
+in flight in `_starts.json`, each with the number of killed runs in which it was so. How many are
+too many, `pipeline.output.poison` says.
+
+Within a run the journal counts in the same way the processes that die by themselves, such as of too
+little memory, since Ray starts such a process again without end.
 """
 
 import asyncio
@@ -20,92 +23,105 @@ from pipeline.output.store import Store
 
 Stage = Literal["prepare", "generate"]
 
-STARTS = "_starts.json"
+JOURNAL = "_starts.json"
 
 
 class InFlightJournal:
-    """Keeps `_starts.json` true while a run lives; an actor on the driver's node.
+    """Keeps `_starts.json` up to date while a run lives; an actor on the driver's node.
+
+    Its methods are coroutines, so that calls of many workers wait side by side in one actor.
 
     Args:
         store: the output.
-        before: the counts that earlier runs left, by the hash of the row's id.
+        counts_before: in how many killed runs a row was in flight, by the hash of its id.
     """
 
-    def __init__(self, store: Store, before: Mapping[int, int]) -> None:
+    def __init__(self, store: Store, counts_before: Mapping[int, int]) -> None:
         self._store = store
-        self._before = dict(before)
-        self._working: dict[Stage, set[int]] = {"prepare": set(), "generate": set()}  # row hashes
+        self._counts_before = dict(counts_before)
+        # Hashes of the rows in flight, and how many processes died with each in this run.
+        self._in_flight: dict[Stage, set[int]] = {"prepare": set(), "generate": set()}
         self._deaths: dict[Stage, Counter[int]] = {"prepare": Counter(), "generate": Counter()}
-        self._is_alone = self._is_closed = False
+        self._is_quarantine = self._is_closed = False
         self._changed = asyncio.Condition()
         self._writing = asyncio.Lock()
         self._num_changes = self._num_written = 0
 
     async def start(self, ids: pa.Array, stage: Stage) -> int:
-        """Count rows of which a stage has work; when this returns the counts outlive a crash.
+        """Note that a stage begins to work on rows; when this returns, that survives a crash.
 
         Returns:
-            How many processes of the stage have died in this run that worked on one of the rows,
-            at most.
+            How many processes of the stage have died in this run while they worked on one of the
+            rows; the largest of these numbers.
 
         Raises:
             RuntimeError: the run has ended.
-            OSError: the counts cannot be written.
+            OSError: the journal cannot be written.
         """
         hashes = set(hash_ids(ids).tolist())
         async with self._changed:
-            # Rows that are there already were those of a task that died; Ray tries it again.
-            await self._changed.wait_for(lambda: not self._is_alone or self._rows() <= hashes)
-            self._deaths[stage].update(self._working[stage] & hashes)
-            self._working[stage] |= hashes
-        self._num_changes += 1
-        mine = self._num_changes
-        async with self._writing:
-            if self._is_closed:
-                raise RuntimeError("the run has ended")
-            if self._num_written < mine:  # else it was written with one that came before
-                newest, counts = self._num_changes, self._counts()
-                await asyncio.to_thread(write_journal, self._store, counts)
-                self._num_written = newest
+            await self._changed.wait_for(
+                lambda: not self._is_quarantine or self._all_in_flight() <= hashes
+            )
+            # Rows that are in flight already belonged to a task that died; Ray tries it again.
+            self._deaths[stage].update(self._in_flight[stage] & hashes)
+            self._in_flight[stage] |= hashes
+        await self._write_changes()
         return max((self._deaths[stage][each] for each in hashes), default=0)
 
     async def end(self, ids: pa.Array, stage: Stage) -> None:
-        """Forget rows that a stage is through with; the file learns it with the next start."""
+        """Note that a stage has finished rows; the file is updated with the next start."""
         async with self._changed:
-            self._working[stage].difference_update(hash_ids(ids).tolist())
+            self._in_flight[stage].difference_update(hash_ids(ids).tolist())
             self._changed.notify_all()
 
-    async def work_alone(self) -> None:
-        """From now on let `start` wait until no other rows are being worked on."""
+    async def begin_quarantine(self) -> None:
+        """From now on let `start` wait until no other rows are in flight."""
         async with self._changed:
-            for working in self._working.values():
-                working.clear()  # all that came before has ended
-            self._is_alone = True
+            for hashes in self._in_flight.values():
+                hashes.clear()  # all work before has ended, even if its `end` was lost
+            self._is_quarantine = True
 
     async def close(self) -> None:
-        """Write no more."""
+        """Write no more, so that the driver can write the last state of the file itself."""
         async with self._writing:
             self._is_closed = True
 
-    def _rows(self) -> set[int]:
-        return set().union(*self._working.values())
+    async def _write_changes(self) -> None:
+        """Write the counts; calls that wait for the same write share it."""
+        self._num_changes += 1
+        own_change = self._num_changes
+        async with self._writing:
+            if self._is_closed:
+                raise RuntimeError("the run has ended")
+            if self._num_written < own_change:  # else an earlier call has written this change too
+                newest, counts = self._num_changes, self._counts()
+                await asyncio.to_thread(write_journal, self._store, counts)
+                self._num_written = newest
+
+    def _all_in_flight(self) -> set[int]:
+        return set().union(*self._in_flight.values())
 
     def _counts(self) -> dict[int, int]:
-        return self._before | {row: 1 + self._before.get(row, 0) for row in self._rows()}
+        before = self._counts_before
+        return before | {row: 1 + before.get(row, 0) for row in self._all_in_flight()}
 
 
 def read_journal(store: Store, done: IdSet) -> dict[int, int]:
-    """What killed runs left, without the rows that are done after all.
+    """Read in how many killed runs each row was in flight, without the rows that are done.
+
+    Returns:
+        The counts, by the hash of the row's id.
 
     Raises:
         ValueError: the file is damaged.
     """
-    content = store.read(STARTS)
+    content = store.read(JOURNAL)
     try:
         counts = {int(key): int(count) for key, count in json.loads(content or b"{}").items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"{STARTS} of {store.uri} is damaged ({error}); delete it, and rows that killed "
+            f"{JOURNAL} of {store.uri} is damaged ({error}); delete it, and rows that killed "
             "earlier runs are tried again like all others"
         ) from error
     is_done = done.contains_hashes(np.array(list(counts), np.uint64))
@@ -115,8 +131,8 @@ def read_journal(store: Store, done: IdSet) -> dict[int, int]:
 
 
 def write_journal(store: Store, counts: Mapping[int, int]) -> None:
-    """Write the counts; none need no file."""
+    """Write the counts; remove the file if there are none."""
     if counts:
-        store.write(STARTS, json.dumps({str(key): n for key, n in counts.items()}).encode())
+        store.write(JOURNAL, json.dumps({str(key): n for key, n in counts.items()}).encode())
     else:
-        store.delete(STARTS)
+        store.delete(JOURNAL)

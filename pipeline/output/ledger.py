@@ -1,7 +1,8 @@
-"""What an output already holds: the ids of committed rows, and which of them may be tried again.
+"""Reads what an output holds: the ids of committed rows, and which of them may be tried again.
 
-An output is one flat folder: `part-*.parquet` (committed, whole), `_recipe.json`, `_report.json`,
-`_starts.json`, `_files.json`, `_lock`. Readers skip names that begin with `_`.
+An output is one flat folder of part files, `part-*.parquet`, each committed and whole. Beside them
+are `_recipe.json`, `_report.json`, `_starts.json`, `_files.json` and `_lock`; readers skip names
+that begin with `_`.
 """
 
 from collections import Counter
@@ -19,30 +20,30 @@ from pandas.util import hash_array
 from pipeline.output.store import Store
 from pipeline.schema import ErrorCode
 
-_READERS = 8
+_NUM_READERS = 8  # threads
 _IDS_PER_BATCH = 1 << 16
-NO_PART = -1
+NO_PART = -1  # in place of the index of a part file
 
 
 class IdSet:
-    """A set of row ids that holds 64-bit hashes: 8 bytes a row, 0.8 GB for 100 million.
+    """A set of row ids, kept as 64-bit hashes: 8 bytes a row, 0.8 GB for 100 million rows.
 
-    Among 100 million ids the chance that any two share a hash is 3e-4, so ids that a user chose
-    are compared in full where their hashes meet (`source.plan`).
+    The chance that any two of 100 million ids share a hash is 3e-4. So `RowNaming` compares ids
+    that a user chose in full where their hashes are equal.
     """
 
     def __init__(self) -> None:
-        self._runs: list[NDArray[np.uint64]] = []  # each sorted and free of the others' hashes
+        self._runs: list[NDArray[np.uint64]] = []  # each sorted; no hash is in two of them
 
     def __len__(self) -> int:
         return sum(len(run) for run in self._runs)
 
     def contains(self, ids: pa.Array) -> NDArray[np.bool_]:
-        """Which of `ids` are in the set."""
+        """Tell which of `ids` are in the set."""
         return self.contains_hashes(hash_ids(ids))
 
     def contains_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which of `hashes` are in the set."""
+        """Tell which of `hashes` are in the set."""
         found = np.zeros(len(hashes), dtype=np.bool_)
         for run in self._runs:
             place = np.searchsorted(run, hashes)
@@ -50,21 +51,21 @@ class IdSet:
         return found
 
     def add(self, ids: pa.Array) -> NDArray[np.bool_]:
-        """Add `ids`; return which were new. Of equal ids in one call only the first is new."""
+        """Add `ids` and tell which were new; of equal ids in one call only the first is new."""
         return self.add_hashes(hash_ids(ids))
 
     def add_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Add hashes; return which were new, of equal ones the first."""
+        """Add hashes and tell which were new; of equal ones only the first is new."""
         is_new = self.first_of_new(hashes)
         if is_new.any():
             self._runs.append(np.sort(hashes[is_new]))
-            # Runs of doubling length: each hash is sorted again log2(n) times in all.
+            # Runs at least double in length, so each hash is sorted again at most log2(n) times.
             while len(self._runs) > 1 and len(self._runs[-1]) * 2 > len(self._runs[-2]):
                 self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
         return is_new
 
     def first_of_new(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which hashes `add_hashes` would add."""
+        """Tell which hashes `add_hashes` would add."""
         distinct, first = np.unique(hashes, return_index=True)
         is_new = np.zeros(len(hashes), dtype=np.bool_)
         is_new[first[~self.contains_hashes(distinct)]] = True
@@ -75,52 +76,55 @@ class IdSet:
 class OutputIndex:
     """The committed rows of an output, by the hashes of their ids.
 
-    A row is `done`, or it failed and may be replaced where it stands.
+    A row is either `done` and stays, or it failed and may be replaced in its part file.
     """
 
     done: IdSet
     failed: NDArray[np.uint64]  # sorted
-    failed_part: NDArray[np.int32]  # for each of `failed` the index of its part
-    parts: tuple[str, ...]  # names
+    failed_part: NDArray[np.int32]  # for each row of `failed`, the index of its part file
+    parts: tuple[str, ...]  # names of the part files
 
     @classmethod
-    def nothing(cls) -> "OutputIndex":
-        """Of a new output."""
+    def empty(cls) -> "OutputIndex":
+        """Return the index of a new output."""
         return cls(IdSet(), np.empty(0, np.uint64), np.empty(0, np.int32), ())
 
     @property
     def num_rows(self) -> int:
-        """Rows in the output."""
+        """The number of rows in the output."""
         return len(self.done) + len(self.failed)
 
     def part_of(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
-        """In which part each row stands that may be replaced; `NO_PART` for the others."""
+        """Find the part file of each row that may be replaced; `NO_PART` for all other rows."""
         part = np.full(len(hashes), NO_PART, np.int32)
         if len(self.failed):
             place = np.minimum(np.searchsorted(self.failed, hashes), len(self.failed) - 1)
             part = np.where(self.failed[place] == hashes, self.failed_part[place], part)
         return part
 
-    def replaced(self, hashes: NDArray[np.uint64]) -> None:
-        """Note that rows that could be replaced have been."""
+    def note_replaced(self, hashes: NDArray[np.uint64]) -> None:
+        """Note that failed rows were replaced; they are done now."""
         stays = ~np.isin(self.failed, hashes)
         self.failed, self.failed_part = self.failed[stays], self.failed_part[stays]
         self.done.add_hashes(hashes)
 
 
 def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
-    """Hash ids, the same in every process and on every machine."""
+    """Hash ids to 64 bits, in the same way in every process and on every machine.
+
+    Python's `hash` would not do: it has a random key in each process.
+    """
     values = ids.to_numpy(zero_copy_only=False)
     return hash_array(values, categorize=False)  # pyright: ignore[reportCallIssue]
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of an output is a part, by its name."""
+    """Whether a file of an output is a part file, by its name."""
     return name.startswith("part-") and name.endswith(".parquet")
 
 
 def committed_parts(store: Store) -> list[str]:
-    """The names of the parts of an output, which are all whole, in the order of their making."""
+    """List the part files of an output, in the order in which they were first written."""
     return [name for name in store.names() if is_part(name)]
 
 
@@ -131,38 +135,38 @@ def read_index(
     *,
     retry: Collection[ErrorCode] = (),
 ) -> OutputIndex:
-    """Read the ids of all committed rows, and of nothing else more than need be.
+    """Read the ids of all committed rows, and error codes only if rows are to be tried again.
 
     Args:
         store: the output.
-        parts: of the output.
-        schema: that every part must have.
-        retry: error codes of the rows that shall be tried again.
+        parts: the names of its part files.
+        schema: the schema that every part file must have.
+        retry: rows that failed with one of these error codes are to be tried again.
 
     Raises:
-        ValueError: a part cannot be read or has other columns than `schema`.
+        ValueError: a part file cannot be read or has other columns than `schema`.
     """
     codes = pa.array([str(code) for code in retry], pa.string())
-    held = OutputIndex.nothing()
-    held.parts = tuple(parts)
-    failed, failed_part = [held.failed], [held.failed_part]
-    with ThreadPoolExecutor(_READERS) as pool:
+    index = OutputIndex.empty()
+    index.parts = tuple(parts)
+    failed, failed_part = [index.failed], [index.failed_part]
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
         found = pool.map(lambda name: _ids_of_part(store, name, schema, codes), parts)
-        for index, (done, again) in enumerate(found):
-            held.done.add_hashes(done)
+        for number, (done, again) in enumerate(found):
+            index.done.add_hashes(done)
             failed.append(again)
-            failed_part.append(np.full(len(again), index, np.int32))
+            failed_part.append(np.full(len(again), number, np.int32))
     hashes, part = np.concatenate(failed), np.concatenate(failed_part)
     order = np.argsort(hashes)
-    held.failed, held.failed_part = hashes[order], part[order]
-    return held
+    index.failed, index.failed_part = hashes[order], part[order]
+    return index
 
 
 def count_results(store: Store, parts: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-    """How many rows of an output have which status, and which error code."""
+    """Count the rows of an output by status, and the failed ones by error code."""
     statuses: Counter[str] = Counter()
     error_codes: Counter[str] = Counter()
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
         for part_statuses, part_codes in pool.map(
             lambda name: _results_of_part(store, name), parts
         ):
@@ -185,7 +189,7 @@ def _counts(values: pa.ChunkedArray) -> dict[str, int]:
 def _ids_of_part(
     store: Store, name: str, schema: pa.Schema, codes: pa.Array
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """The hashes of the rows that are done, and of those that failed with one of `codes`."""
+    """Hash the ids of the rows that are done, and of those that failed with one of `codes`."""
     filesystem, path = store.path_of(name)
     done, again = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     try:

@@ -1,8 +1,9 @@
-"""One driver at a time owns an output.
+"""Makes sure that one driver at a time owns an output.
 
-`_lock` names the owner: host, process and its start time, and a count that beats. On one machine
-the kernel's lock on the file, or else the process table, tells at once whether the owner lives.
-Another machine's owner is watched: a count that rests for `STALE_AFTER_S` is a dead owner's.
+The file `_lock` names the owner (host, process and its start time) and holds a count that the owner
+raises every `BEAT_S`. On the owner's machine the kernel's lock on the file, or else the process
+table, tells at once whether the owner is alive. On another machine the count is watched: if it
+stays the same for `STALE_AFTER_S`, the owner is dead.
 """
 
 import errno
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +30,43 @@ logger = logging.getLogger(__name__)
 LOCK = "_lock"
 BEAT_S = 5.0
 STALE_AFTER_S = 30.0
-_SETTLE_S = 1.0  # in which two drivers that start together both have written
-_NUM_READS = 5  # of a lock without a name, before it counts as released
+# After so long, two drivers that started together have both written, and the last write has won.
+_SETTLE_S = 1.0
+_NUM_READS = 5  # of a lock file without an owner, before it counts as released
 _READ_AGAIN_S = 0.05
 _STORE_ERRORS = (OSError, pa.ArrowException)
 
 
-class Lock:
-    """What the owner holds; `check` before whatever only the owner may do."""
+class _KernelLock(Enum):
+    """What the kernel answered to the request for its lock on the lock file."""
 
-    def __init__(self, store: Store, owner: dict[str, Any], *, is_shared: bool) -> None:
+    TAKEN = auto()  # this process has it
+    REFUSED = auto()  # another process has it
+    UNSUPPORTED = auto()  # the store or its filesystem has no such locks
+
+
+class Lock:
+    """The ownership of an output; `check` it before any step that only the owner may take.
+
+    Args:
+        store: the output.
+        owner: the content of the lock file; its `beat` is raised while the lock is held.
+        is_exclusive: whether the kernel keeps other drivers away, so that none can take over.
+    """
+
+    def __init__(self, store: Store, owner: dict[str, Any], *, is_exclusive: bool) -> None:
         self._store = store
         self._owner = owner
-        self._is_shared = is_shared  # no kernel guards it
-        self._beaten_s = _now_s()
+        self._is_exclusive = is_exclusive
+        self._last_beat_s = _now_s()
         self._ended = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
 
     def check(self) -> None:
-        """Make sure that nobody took the output over.
+        """Make sure that no other driver took the output over.
 
         Raises:
-            OSError: somebody did, or may have, since this driver could not beat for so long.
+            OSError: another driver did, or may have, since this one could not beat for too long.
         """
         owner = self._read_owner()
         if not owner:
@@ -62,20 +79,23 @@ class Lock:
                 f"{self._store.uri} was taken over by process {owner.get('pid')} on "
                 f"{owner.get('host')}, since this one seemed dead; let that one finish"
             )
-        if self._is_shared and _now_s() - self._beaten_s > STALE_AFTER_S:
+        if not self._is_exclusive and _now_s() - self._last_beat_s > STALE_AFTER_S:
             raise OSError(f"{self._store.uri} could not be written to for {STALE_AFTER_S:g} s")
 
     def start(self) -> None:
-        """Begin to beat."""
-        self._heart.start()
+        """Begin to raise the count in the lock file."""
+        self._thread.start()
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Stop raising the count."""
         self._ended.set()
-        self._heart.join()
+        self._thread.join()
 
     def _read_owner(self) -> dict[str, Any]:
-        """Who stands in the lock; nobody only if that stays so, since a beat writes in place."""
+        """Read who owns the lock.
+
+        A beat writes in place, so for a moment nobody may seem to; then it is read again.
+        """
         for _ in range(_NUM_READS - 1):
             if owner := _parse(self._store.read(LOCK)):
                 return owner
@@ -84,36 +104,28 @@ class Lock:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
-            with suppress(*_STORE_ERRORS):  # tried again; `check` knows how long it has failed
+            # A failure is tried again at the next beat; `check` notices if that goes on too long.
+            with suppress(*_STORE_ERRORS):
                 if _parse(self._store.read(LOCK)).get("token") != self._owner["token"]:
                     return
                 self._owner["beat"] += 1
                 _write(self._store, self._owner)
-                self._beaten_s = _now_s()
+                self._last_beat_s = _now_s()
 
 
 @contextmanager
 def lock_output(store: Store) -> Iterator[Lock]:
-    """Own an output, made if need be, until the context ends.
+    """Own an output until the context ends; it is made if need be.
 
     Raises:
         ValueError: another driver owns it, or it cannot be written to.
     """
+    descriptor, kernel_lock = _open_lock_file(store)
     try:
-        store.prepare()
-        if isinstance(store, LocalStore):
-            descriptor = os.open(store.directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        else:
-            descriptor = None
-        has_lock = None if descriptor is None else _try_kernel(descriptor)
-    except _STORE_ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"cannot write to the output {store.uri}: {reason}") from error
-    try:
-        _refuse_living_owner(store, has_lock)
+        _refuse_living_owner(store, kernel_lock)
         owner = {**_me(), "token": secrets.token_hex(8), "beat": 0}
-        _claim(store, owner, is_shared=has_lock is None)
-        lock = Lock(store, owner, is_shared=has_lock is None)
+        _claim(store, owner, kernel_lock)
+        lock = Lock(store, owner, is_exclusive=kernel_lock is _KernelLock.TAKEN)
         lock.start()
         try:
             yield lock
@@ -124,22 +136,41 @@ def lock_output(store: Store) -> Iterator[Lock]:
                     _write(store, {})
     finally:
         if descriptor is not None:
-            os.close(descriptor)
+            os.close(descriptor)  # releases the kernel's lock
 
 
-def _claim(store: Store, owner: dict[str, Any], *, is_shared: bool) -> None:
-    """Write our name, see that it stays where no kernel decides between two, and clean up."""
+def _open_lock_file(store: Store) -> tuple[int | None, _KernelLock]:
+    """Open the lock file of a directory and ask for the kernel's lock on it.
+
+    Raises:
+        ValueError: the output cannot be written to.
+    """
+    try:
+        store.prepare()
+        if not isinstance(store, LocalStore):
+            return None, _KernelLock.UNSUPPORTED
+        descriptor = os.open(store.directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        return descriptor, _take_kernel_lock(descriptor)
+    except _STORE_ERRORS as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"cannot write to the output {store.uri}: {reason}") from error
+
+
+def _claim(store: Store, owner: dict[str, Any], kernel_lock: _KernelLock) -> None:
+    """Write the owner's name and remove what a killed owner left.
+
+    Without the kernel's lock two drivers may write at the same time. The last write wins, and the
+    other driver is refused.
+    """
     try:
         _write(store, owner)
-        if is_shared:
+        if kernel_lock is _KernelLock.UNSUPPORTED:
             time.sleep(_SETTLE_S)
             other = _parse(store.read(LOCK))
             if other.get("token") != owner["token"]:
                 raise ValueError(_refusal(store, other))
         store.clean()
     except _STORE_ERRORS as error:
-        if isinstance(error, ValueError) and not isinstance(error, pa.ArrowException):
-            raise
         raise ValueError(f"cannot write to the output {store.uri}: {error}") from error
 
 
@@ -148,7 +179,7 @@ def _write(store: Store, owner: dict[str, Any]) -> None:
     if not isinstance(store, LocalStore):
         store.write(LOCK, content)
         return
-    # In place, since a new file would not be the one that the kernel's lock is on.
+    # In place, since the kernel's lock is on this file, not on the name.
     descriptor = os.open(store.directory / LOCK, os.O_WRONLY)
     try:
         os.pwrite(descriptor, content, 0)
@@ -157,16 +188,32 @@ def _write(store: Store, owner: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
-def _refuse_living_owner(store: Store, has_lock: bool | None) -> None:
+def _refuse_living_owner(store: Store, kernel_lock: _KernelLock) -> None:
+    """Find out whether the owner in the lock file is alive, by the surest sign that there is.
+
+    Raises:
+        ValueError: it is.
+    """
     owner = _parse(store.read(LOCK))
-    if has_lock is False:
+    if kernel_lock is _KernelLock.REFUSED:
         raise ValueError(_refusal(store, owner))
     if not owner:
         return
-    if owner.get("machine") == _machine():
-        if has_lock is None and owner.get("started") == _started(owner.get("pid")):
-            raise ValueError(_refusal(store, owner))
+    if owner.get("machine") != _machine():
+        _refuse_beating_owner(store, owner)
         return
+    # If this process has the kernel's lock, no other one of this machine can be the owner.
+    is_alive = owner.get("started") == _started(owner.get("pid"))
+    if kernel_lock is _KernelLock.UNSUPPORTED and is_alive:
+        raise ValueError(_refusal(store, owner))
+
+
+def _refuse_beating_owner(store: Store, owner: dict[str, Any]) -> None:
+    """Watch the count of an owner on another machine; return when it has rested for long enough.
+
+    Raises:
+        ValueError: the owner raised it, or another driver became the owner.
+    """
     logger.warning(
         "%s was last written by process %s on %s; watching for %g s whether it lives",
         store.uri,
@@ -179,7 +226,7 @@ def _refuse_living_owner(store: Store, has_lock: bool | None) -> None:
         time.sleep(min(1.0, STALE_AFTER_S / 10))
         now = _parse(store.read(LOCK))
         if not now:
-            return  # it ended well
+            return  # the owner has ended and released the lock
         if now != owner:
             raise ValueError(_refusal(store, now))
 
@@ -191,26 +238,29 @@ def _refusal(store: Store, owner: dict[str, Any]) -> str:
     )
 
 
-def _try_kernel(descriptor: int) -> bool | None:
-    """Take the kernel's lock; None where the file system has no locks."""
+def _take_kernel_lock(descriptor: int) -> _KernelLock:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        return _KernelLock.REFUSED
     except OSError as error:
+        # Such as some network filesystems and FUSE mounts.
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        return None
-    return True
+        return _KernelLock.UNSUPPORTED
+    return _KernelLock.TAKEN
 
 
 def _now_s() -> float:
-    """Seconds that go on while the machine is suspended, as they do for those who watch it."""
+    """Return seconds that also pass while this machine is suspended.
+
+    Drivers on other machines count them too when they decide whether this one is dead.
+    """
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _parse(content: bytes | None) -> dict[str, Any]:
-    """Who wrote the lock file; empty when it was released, or never written whole."""
+    """Return the owner in a lock file; nothing if it was released, or never written whole."""
     try:
         owner = json.loads(content or b"{}")
     except ValueError:
@@ -229,7 +279,7 @@ def _me() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """One boot of one kernel and one space of process ids: where a pid means something."""
+    """Identify one boot of one kernel and one pid namespace, within which a pid is unique."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -237,7 +287,7 @@ def _machine() -> str:
 
 
 def _started(pid: int | None) -> str | None:
-    """When a process of this machine started, in clock ticks; None when there is no such one."""
+    """Return when a process of this machine started, in clock ticks; None if it does not exist."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,7 +1,7 @@
-"""Everything that changes the captions, as one value that is stored with the output.
+"""The recipe of an output: everything that changes the captions, as one stored value.
 
-A run that continues an output must have the recipe that the output was begun with: captions made in
-two ways are never mixed in one directory.
+A run that continues an output must have the recipe that the output was begun with, so captions that
+were made in two ways are never mixed in one directory.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from pipeline.output.lock import LOCK
 from pipeline.output.store import Store
 
 _FILE = "_recipe.json"
-_TAIL_BYTES = 1 << 20
+_TAIL_BYTES = 1 << 20  # of a weights file, that are part of the fingerprint
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A JSON-able mapping and its digest; nested mappings group the fields."""
+    """Named values that JSON can hold, and their digest; nested mappings group the fields."""
 
     fields: Mapping[str, Any]
 
     @property
     def sha256(self) -> str:
-        """The digest of the fields, whatever their order."""
+        """The digest of the fields, independent of their order."""
         return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -38,7 +38,7 @@ class Recipe:
 
     @property
     def parquet_metadata(self) -> dict[str, str]:
-        """What every part of the output says of its origin."""
+        """The metadata that every part file of the output carries."""
         return {
             "moonsweep.recipe": json.dumps(self.fields, sort_keys=True),
             "moonsweep.recipe_sha256": self.sha256,
@@ -50,12 +50,12 @@ def claim_output(store: Store, recipe: Recipe, *, new_recipe: bool = False) -> N
 
     Args:
         store: the output.
-        recipe: of this run.
-        new_recipe: set parts of another recipe aside, into a folder that readers skip, and begin
-            anew. Stopped half-way, the same call goes on.
+        recipe: the recipe of this run.
+        new_recipe: move part files of another recipe into a folder that readers skip, and begin
+            anew. If this is interrupted, the same call continues it.
 
     Raises:
-        ValueError: the output was begun under another recipe, or has parts and no recipe; the
+        ValueError: the output was begun with another recipe, or has part files and no recipe; the
             message names each difference, old -> new.
     """
     stored, fields = stored_fields(store), recipe.plain_fields
@@ -69,7 +69,7 @@ def claim_output(store: Store, recipe: Recipe, *, new_recipe: bool = False) -> N
 
 
 def stored_fields(store: Store) -> Any:
-    """The fields of the recipe that an output was begun with; None where there is none.
+    """Read the fields of the recipe that an output was begun with; None if it has none.
 
     Raises:
         ValueError: the file is damaged.
@@ -94,17 +94,18 @@ def _refusal(store: Store, stored: Any, fields: Any) -> str:
 
 
 def _set_aside(store: Store, parts: list[str]) -> None:
-    """Move all that was made under the old recipe away; the recipe last, as it is the sign."""
+    """Move everything that was made under the old recipe into a folder below."""
     folder = f"_old-{time.strftime('%Y%m%d-%H%M%S')}"
     beside = [name for name in store.names() if name.startswith("_") and name != LOCK]
+    # The recipe goes last: as long as it is there, an interrupted move is recognized and continued.
     for name in (*parts, *sorted(beside, key=lambda name: name == _FILE)):
         store.move(name, folder)
 
 
 def checkpoint_fingerprint(directory: Path) -> str:
-    """Digest of a checkpoint: its small files whole, of its weights the name, size and tail.
+    """Digest a checkpoint: its small files whole, and name, size and tail of its weights files.
 
-    Reads at most 1 MiB of each weights file, so that a checkpoint of any size takes a moment.
+    It reads at most 1 MiB of each weights file, so that even a large checkpoint takes a moment.
     """
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
@@ -116,7 +117,7 @@ def checkpoint_fingerprint(directory: Path) -> str:
 
 
 def write_json(store: Store, name: str, value: Mapping[str, Any]) -> None:
-    """Write a file of JSON that is whole or absent, whenever the machine stops."""
+    """Write a JSON file in one step, so that it is never half-written."""
     store.write(name, f"{json.dumps(value, indent=2)}\n".encode())
 
 
@@ -127,7 +128,7 @@ def _tail(path: Path) -> bytes:
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Each field that differs, as `name: old -> new`."""
+    """Yield each field that differs, as `name: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
@@ -138,7 +139,7 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 
 def _list_differences(old: list[Any], new: list[Any], name: str) -> Iterator[str]:
-    """Those of lists of plain values, or of mappings with names, such as questions."""
+    """Yield the differences of lists of plain values, or of mappings with names, as prompts are."""
     if any(isinstance(each, dict) for each in (*old, *new)):
         olds, news = ({each["name"]: each for each in values} for values in (old, new))
         yield from _list_differences(list(olds), list(news), name)

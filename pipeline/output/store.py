@@ -1,8 +1,8 @@
-"""The `Store` of an output: one flat folder of files that are whole or not there.
+"""The `Store` of an output: one flat folder in which every file is whole.
 
-`LocalStore` writes a hidden file, syncs it and renames it; `ObjectStore` (S3, GCS and what else
-pyarrow or fsspec knows) relies on a PUT, which shows an object when it is complete. So both replace
-a file in one step, and readers never meet half of one.
+Both kinds of store replace a file in one step, so readers never see half a file. `LocalStore`
+writes a hidden file, syncs it and renames it. `ObjectStore` (S3, GCS and others that pyarrow or
+fsspec knows) relies on PUT, which shows an object only when it is complete.
 """
 
 import os
@@ -23,47 +23,47 @@ class Store(Protocol):
 
     @property
     def uri(self) -> str:
-        """For people."""
+        """The name of the output in messages, without credentials."""
         ...
 
     def prepare(self) -> None:
-        """Make the folder if need be."""
+        """Make the folder if it does not exist."""
         ...
 
     def clean(self) -> None:
-        """Remove what a killed writer left; only for who holds the lock."""
+        """Remove half-written files of a killed driver; only the owner of the lock may call it."""
         ...
 
     def names(self) -> Sequence[str]:
-        """The files, sorted; hidden ones left out."""
+        """List the names of the files, sorted, without hidden ones."""
         ...
 
     def path_of(self, name: str) -> tuple[pafs.FileSystem, str]:
-        """Where a reader of Parquet finds a file."""
+        """Return the filesystem and the path of a file, as pyarrow's readers take them."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """A small file; None where there is none."""
+        """Read a small file; None if it does not exist."""
         ...
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write or replace a file in one step; it outlives a crash when this returns."""
+        """Write or replace a file in one step; when this returns, the file survives a crash."""
         ...
 
     def move(self, name: str, folder: str) -> None:
-        """Move a file into a folder below, where readers of the output do not look."""
+        """Move a file into a folder below, which readers of the output skip."""
         ...
 
     def delete(self, name: str) -> None:
-        """Remove a file; none is no error."""
+        """Remove a file if it exists."""
         ...
 
 
 def open_store(uri: str) -> Store:
-    """The store of an output.
+    """Open the store of an output.
 
     Raises:
-        ValueError: no filesystem has such a URI.
+        ValueError: no known filesystem has such a URI.
     """
     try:
         filesystem, path = open_filesystem(uri)
@@ -76,17 +76,17 @@ def open_store(uri: str) -> Store:
 
 @dataclass(frozen=True)
 class LocalStore:
-    """A directory; a mounted filesystem counts as one."""
+    """An output in a directory, which may lie on a mounted filesystem."""
 
     directory: Path
 
     @property
     def uri(self) -> str:
-        """The path."""
+        """The path of the directory."""
         return str(self.directory)
 
     def prepare(self) -> None:
-        """Make the directory, and those above it."""
+        """Make the directory and those above it."""
         _make_directory(self.directory)
 
     def clean(self) -> None:
@@ -95,7 +95,7 @@ class LocalStore:
             path.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """The files, sorted."""
+        """List the names of the files, sorted, without hidden ones."""
         try:
             found = list(os.scandir(self.directory))
         except FileNotFoundError:
@@ -103,19 +103,19 @@ class LocalStore:
         return sorted(e.name for e in found if e.is_file() and not e.name.startswith("."))
 
     def path_of(self, name: str) -> tuple[pafs.FileSystem, str]:
-        """A path on the local filesystem."""
+        """Return the path of a file on the local filesystem."""
         return pafs.LocalFileSystem(), str(self.directory / name)
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file."""
+        """Read a file; None if it does not exist."""
         try:
             return (self.directory / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write beside, sync, rename, sync the directory."""
-        # A name of its own, since what belongs to a killed driver may still write for a moment.
+        """Write a hidden file beside, sync it, rename it and sync the directory."""
+        # The random name is needed since an actor of a killed driver may still write for a moment.
         new = self.directory / f".{name}.{secrets.token_hex(4)}.new"
         try:
             with new.open("wb") as file:
@@ -124,12 +124,12 @@ class LocalStore:
                 os.fsync(file.fileno())
             new.rename(self.directory / name)
         except OSError as error:
-            new.unlink(missing_ok=True)  # a full disk needs the room
+            new.unlink(missing_ok=True)  # frees the space on a full disk
             raise _named(error, self.directory / name) from error
         _sync_directory(self.directory)
 
     def move(self, name: str, folder: str) -> None:
-        """One rename."""
+        """Rename a file into a folder below."""
         target = self.directory / folder
         target.mkdir(exist_ok=True)
         (self.directory / name).rename(target / name)
@@ -137,26 +137,26 @@ class LocalStore:
         _sync_directory(self.directory)
 
     def delete(self, name: str) -> None:
-        """Unlink."""
+        """Remove a file if it exists."""
         (self.directory / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A prefix of an object store."""
+    """An output below a prefix of an object store."""
 
     uri: str
     filesystem: pafs.FileSystem
     prefix: str  # on the filesystem, without a last slash
 
     def prepare(self) -> None:
-        """Nothing: there are no folders."""
+        """Do nothing, since object stores have no folders."""
 
     def clean(self) -> None:
-        """Nothing: an unfinished PUT shows nothing."""
+        """Do nothing, since an unfinished PUT leaves no object."""
 
     def names(self) -> list[str]:
-        """One listing."""
+        """List the names of the objects, sorted, without hidden ones."""
         selector = pafs.FileSelector(self.prefix, allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return sorted(
@@ -166,11 +166,11 @@ class ObjectStore:
         )
 
     def path_of(self, name: str) -> tuple[pafs.FileSystem, str]:
-        """Bucket and key."""
+        """Return the filesystem and the bucket and key of an object."""
         return self.filesystem, f"{self.prefix}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """One GET."""
+        """Read an object; None if it does not exist."""
         path = f"{self.prefix}/{name}"
         if self.filesystem.get_file_info(path).type != pafs.FileType.File:
             return None
@@ -178,7 +178,13 @@ class ObjectStore:
             return stream.read()
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """One PUT, or one upload in pieces that appears at its end; looked at afterwards."""
+        """Write an object by one PUT, or by a multipart upload that appears at its end.
+
+        The size of the object is checked afterwards.
+
+        Raises:
+            OSError: the object cannot be written, or has another size.
+        """
         path = f"{self.prefix}/{name}"
         with self.filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(content)
@@ -187,25 +193,25 @@ class ObjectStore:
             raise OSError(f"{path} has {size} bytes after {len(memoryview(content))} were written")
 
     def move(self, name: str, folder: str) -> None:
-        """Copy, then delete."""
+        """Copy an object to a key below a folder, then delete it."""
         source, target = f"{self.prefix}/{name}", f"{self.prefix}/{folder}/{name}"
         self.filesystem.copy_file(source, target)
         self.filesystem.delete_file(source)
 
     def delete(self, name: str) -> None:
-        """One DELETE, where there is something."""
+        """Delete an object if it exists."""
         path = f"{self.prefix}/{name}"
         if self.filesystem.get_file_info(path).type == pafs.FileType.File:
             self.filesystem.delete_file(path)
 
 
 def _named(error: OSError, path: Path) -> OSError:
-    """The same error with the file that it is about, which `write` and `fsync` do not tell."""
+    """Copy an error and add the path, which errors of `write` and `fsync` do not have."""
     return type(error)(error.errno, error.strerror, str(path))
 
 
 def _make_directory(path: Path) -> None:
-    """Make a directory and those above it, each one synced into the one that holds it."""
+    """Make a directory and those above it, and sync each entry, so that all survive a crash."""
     if not path.is_dir():
         _make_directory(path.parent)
         path.mkdir(exist_ok=True)

@@ -1,10 +1,10 @@
-"""Results -> committed parts.
+"""Writes finished rows to the part files of an output.
 
-Only the driver writes to the output: rows come to it through Ray, wait in memory, and become a
-part in one step of the `Store`. Workers that outlive a killed driver have nothing to write to.
-Whatever dies loses at most what was not yet committed, and no row is ever committed twice.
+Only the driver writes there: rows come to it from the stages, wait in memory, and become a part
+file in one step of the `Store`. So workers that outlive a killed driver cannot write, a crash loses
+at most the rows that were waiting, and no row is ever committed twice.
 
-A row that failed in an earlier run is replaced where it stands: its part is written again, whole,
+A row that failed in an earlier run is replaced in its place: its part file is written again, whole,
 under the same name.
 """
 
@@ -24,24 +24,27 @@ from numpy.typing import NDArray
 from pipeline.output.ledger import NO_PART, OutputIndex, hash_ids
 from pipeline.output.store import Store
 
-_ROW_GROUP_BYTES = 32 << 20
+_ROW_GROUP_BYTES = 32 << 20  # so that readers need not hold a whole part file in memory
 _MAX_WAITING_BYTES = 256 << 20
-_LOOK_S = 1.0  # how often the age of waiting rows is looked at
+_CHECK_AGE_S = 1.0  # how often the age of waiting rows is checked
 
 
 class PartWriter:
-    """Merges finished rows into parts of bounded size and age; the only writer of parts.
+    """Gathers finished rows and commits them as part files of bounded size and age.
+
+    No other code writes part files. Methods may be called from several threads.
 
     Args:
         store: the output; its lock is held.
-        run_id: part of the names of the parts.
-        schema: of the output.
-        held: what the output holds; grows with each commit.
+        run_id: a component of the names of the part files.
+        schema: the schema of the output.
+        index: the rows that the output holds; grows with each commit.
         rows_per_part: commit when at least so many rows (or 256 MiB) wait.
         max_part_age_s: commit when the oldest waiting row has waited so long.
-        started_before: by the hash of its id, how often a row was started by runs that died.
-        check: raises where the output is not this driver's any more.
-        clock: seconds that only rise.
+        in_flight_counts: in how many killed runs a row was in flight, by the hash of its id; added
+            to the column `attempts`.
+        check: called before each write; raises if another driver has taken the output over.
+        clock: returns seconds that never go back.
     """
 
     def __init__(
@@ -49,54 +52,55 @@ class PartWriter:
         store: Store,
         run_id: str,
         schema: pa.Schema,
-        held: OutputIndex,
+        index: OutputIndex,
         *,
         rows_per_part: int,
         max_part_age_s: float,
-        started_before: Mapping[int, int] | None = None,
+        in_flight_counts: Mapping[int, int] | None = None,
         check: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._run_id = run_id
         self._schema = schema
-        self._held = held
+        self._index = index
         self._rows_per_part = rows_per_part
         self._max_part_age_s = max_part_age_s
-        self._started_before = started_before or {}
+        self._in_flight_counts = in_flight_counts or {}
         self._check = check
         self._clock = clock
+        # Reentrant, since `add` commits. A second thread is that of `on_time`.
         self._lock = threading.RLock()
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
         self._waiting_bytes = 0
         self._waiting_since = 0.0
-        self._next_part = 1 + max((_number(name) for name in held.parts), default=-1)
+        self._next_part = 1 + max((_number(name) for name in index.parts), default=-1)
         self.num_rows = 0  # committed by this object
         self.num_generated_tokens = 0
         self.num_prompt_tokens = 0
         self.statuses: Counter[str] = Counter()
         self.error_codes: Counter[str] = Counter()
-        self.num_bytes = 0  # of the parts
+        self.num_bytes = 0  # of the part files that this object wrote
         self._writing_s = 0.0
         self._writing_since: float | None = None
 
     @property
     def num_rows_of_output(self) -> int:
-        """Rows that the output holds, those of earlier runs included."""
-        return self._held.num_rows
+        """The number of rows in the output, with those of earlier runs."""
+        return self._index.num_rows
 
     @property
     def writing_s(self) -> float:
-        """Seconds spent on parts so far, in which nothing else comes out of the run."""
+        """Seconds spent on writing part files so far, during which the driver takes no results."""
         since = self._writing_since
         return self._writing_s + (0.0 if since is None else time.monotonic() - since)
 
     def add(self, rows: pa.Table) -> None:
-        """Take finished rows, and commit what waits if it is enough or old.
+        """Take finished rows, and commit the waiting rows if they are many or old enough.
 
         Args:
-            rows: a table with the columns of the output, `attempts` excepted.
+            rows: a table with the columns of the output; `attempts` are filled in here.
         """
         with self._lock:
             if not self._waiting:
@@ -107,7 +111,7 @@ class PartWriter:
             self.commit_if_due()
 
     def commit_if_due(self) -> None:
-        """Commit what waits if it is enough, or has waited long enough."""
+        """Commit the waiting rows if they are many, large or old enough."""
         with self._lock:
             if self._waiting and (
                 self._num_waiting >= self._rows_per_part
@@ -118,16 +122,16 @@ class PartWriter:
 
     @contextmanager
     def on_time(self) -> Iterator[None]:
-        """Commit old rows even while nothing arrives, until the context ends."""
+        """Commit old rows even while no others arrive, until the context ends."""
         ended = threading.Event()
 
-        def look() -> None:
-            while not ended.wait(_LOOK_S):
-                # Rows keep waiting after a failure; the driver meets it at its own next commit.
+        def commit_old_rows() -> None:
+            while not ended.wait(_CHECK_AGE_S):
+                # After a failure the rows still wait; the driver's own next commit raises it.
                 with suppress(OSError, pa.ArrowException):
                     self.commit_if_due()
 
-        thread = threading.Thread(target=look, name="commit", daemon=True)
+        thread = threading.Thread(target=commit_old_rows, name="commit", daemon=True)
         thread.start()
         try:
             yield
@@ -136,10 +140,10 @@ class PartWriter:
             thread.join()
 
     def commit(self) -> None:
-        """Make all waiting rows visible; a row that is there already is dropped.
+        """Commit all waiting rows; a row that the output already holds is dropped.
 
         Raises:
-            OSError: a part could not be written; its rows, and those behind it, still wait.
+            OSError: a part file could not be written. Its rows and those after it still wait.
         """
         with self._lock:
             if not self._waiting:
@@ -159,13 +163,14 @@ class PartWriter:
     def _commit_waiting(self) -> None:
         rows = pa.concat_tables(self._waiting)
         hashes = hash_ids(rows["row_id"].combine_chunks())
-        is_wanted = self._held.done.first_of_new(hashes)
+        # A row may come twice, since Ray runs tasks again; the first result counts.
+        is_wanted = self._index.done.first_of_new(hashes)
         rows, hashes = rows.filter(pa.array(is_wanted)), hashes[is_wanted]
-        part = self._held.part_of(hashes)
+        part = self._index.part_of(hashes)
         self._commit_new(rows.filter(pa.array(part == NO_PART)), hashes[part == NO_PART])
-        for index in np.unique(part[part != NO_PART]):
-            mine = part == index
-            self._replace(self._held.parts[index], rows.filter(pa.array(mine)), hashes[mine])
+        for number in np.unique(part[part != NO_PART]):
+            mine = part == number
+            self._replace(self._index.parts[number], rows.filter(pa.array(mine)), hashes[mine])
         self._waiting = []
         self._num_waiting = self._waiting_bytes = 0
 
@@ -175,50 +180,53 @@ class PartWriter:
             self._write(f"part-{self._next_part:06d}-{self._run_id}.parquet", part)
             self._next_part += 1
             written = hashes[start : start + self._rows_per_part]
-            self._held.done.add_hashes(written)
+            self._index.done.add_hashes(written)
             self._count(part)
 
     def _replace(self, name: str, rows: pa.Table, hashes: NDArray[np.uint64]) -> None:
-        """Write a part again with other results for some of its rows, which keep their places."""
+        """Write a part file again with other results for some rows, which keep their places."""
         filesystem, path = self._store.path_of(name)
         old = pq.ParquetFile(path, filesystem=filesystem).read()
+        # For each old row the number of the row that replaces it, or -1.
         place = pc.call_function("index_in", [old["row_id"]], pc.SetLookupOptions(rows["row_id"]))
         place = place.fill_null(-1).to_numpy()
         is_replaced = place >= 0
         tried = np.zeros(rows.num_rows, np.int32)
         tried[place[is_replaced]] = old["attempts"].to_numpy()[is_replaced]
         rows = _with_column(rows, "attempts", rows["attempts"].to_numpy() + tried)
+        # Take from the old rows followed by the new ones: the new row if there is one.
         take = np.where(is_replaced, old.num_rows + place, np.arange(old.num_rows))
         self._write(name, pa.concat_tables([old, rows]).take(pa.array(take)))
-        self._held.replaced(hashes)
+        self._index.note_replaced(hashes)
         self._count(rows)
 
     def _write(self, name: str, rows: pa.Table) -> None:
         row_bytes = max(1, rows.nbytes // max(1, rows.num_rows))
-        sink = pa.BufferOutputStream()
+        buffer = pa.BufferOutputStream()
         pq.write_table(
             rows.replace_schema_metadata(self._schema.metadata),
-            sink,
+            buffer,
             compression="zstd",
             row_group_size=max(1, _ROW_GROUP_BYTES // row_bytes),
         )
         self._check()
-        content = sink.getvalue()
+        content = buffer.getvalue()
         self._store.write(name, content)
         self.num_bytes += content.size
 
     def _with_attempts(self, rows: pa.Table) -> pa.Table:
-        """The output's columns, with how often each row was started before, and once more now."""
+        """Fill in `attempts` and cast to the output's schema; this run counts as one attempt."""
         attempts = np.ones(rows.num_rows, np.int32)
-        if self._started_before:
+        if self._in_flight_counts:
             hashes = hash_ids(rows["row_id"].combine_chunks())
-            attempts += np.array([self._started_before.get(int(h), 0) for h in hashes], np.int32)
+            before = [self._in_flight_counts.get(int(each), 0) for each in hashes]
+            attempts += np.array(before, np.int32)
         rows = _with_column(rows, "attempts", attempts)
         return rows.select(self._schema.names).cast(self._schema)
 
     def unfinished(self, counts: Mapping[int, int]) -> dict[int, int]:
-        """The counts, by hash of an id, of rows that the output does not hold."""
-        is_done = self._held.done.contains_hashes(np.array(list(counts), np.uint64))
+        """Keep the counts, by the hash of an id, of rows that the output does not hold."""
+        is_done = self._index.done.contains_hashes(np.array(list(counts), np.uint64))
         return {
             key: count
             for (key, count), done in zip(counts.items(), is_done, strict=True)
@@ -234,6 +242,7 @@ class PartWriter:
 
 
 def _number(part: str) -> int:
+    """Return the number in the name of a part file, or -1."""
     found = re.match(r"part-(\d+)", part)
     return int(found[1]) if found else -1
 

@@ -118,9 +118,9 @@ class InlineJournal:
         yield
         await self._journal.end(ids, "generate")
 
-    def work_alone(self) -> None:
+    def begin_quarantine(self) -> None:
         """Return once it is so; called between two runs of the event loop."""
-        self._runner.run(self._journal.work_alone())
+        self._runner.run(self._journal.begin_quarantine())
 
 
 class InlineBackend:

@@ -21,6 +21,6 @@ class Journal(Protocol):
         """Note rows for the time of an `async with`; one that raises leaves them noted."""
         ...
 
-    def work_alone(self) -> None:
+    def begin_quarantine(self) -> None:
         """From now on, let a stage begin rows only when no other rows are being worked on."""
         ...

@@ -262,9 +262,9 @@ class RemoteJournal:
         yield
         self._actor.end.remote(ids, "generate")
 
-    def work_alone(self) -> None:
+    def begin_quarantine(self) -> None:
         """Return once it is so."""
-        ray.get(self._actor.work_alone.remote())
+        ray.get(self._actor.begin_quarantine.remote())
 
 
 class _Preparer:

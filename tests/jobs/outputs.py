@@ -112,7 +112,7 @@ def write_answered(config: PipelineConfig, say: Callable[[Request], str]) -> Pat
 
     prepared = [
         prepare(rows)
-        for piece in plan(source, OutputIndex.nothing()).splits
+        for piece in plan(source, OutputIndex.empty()).splits
         for rows in read_split(source.filesystem, source.row_schema, piece, max_rows=4)
     ]
     with ThreadPoolExecutor(1) as pool:  # a test in a browser has a loop in its own thread

@@ -48,8 +48,8 @@ def answer_without_ray(config, numbers, code=None, row_id="clips.parquet#{}"):
     store = store_of(config)
     store.prepare()
     claim_output(store, recipe)
-    held = ledger.read_index(store, ledger.committed_parts(store), schema)
-    writer = PartWriter(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
+    index = ledger.read_index(store, ledger.committed_parts(store), schema)
+    writer = PartWriter(store, "r0", schema, index, rows_per_part=100, max_part_age_s=100)
     known = {"status": "error" if code else "ok", "error_code": code}
     rows = [{"row_id": row_id.format(n), "video": f"{n}.mp4", "n": n, **known} for n in numbers]
     writer.add(pa.Table.from_pylist(rows, schema=schema))

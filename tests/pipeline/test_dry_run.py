@@ -47,13 +47,13 @@ def half_done(config):
 
 
 def test_a_new_output_is_all_new_and_is_not_made(config):
-    outlook = ahead(config, rows_per_part=4)
+    found = ahead(config, rows_per_part=4)
 
-    assert outlook.counts == RowCounts(
+    assert found.counts == RowCounts(
         all=6, new=6, done=0, failed=0, retried=0, quarantined=0, poisoned=0
     )
     assert not Path(config.output).exists()
-    text = str(outlook)
+    text = str(found)
     assert "6 rows in 1 file of" in text
     assert "parts     2 or more, of at most 4 rows" in text
     assert "machines  1 group of 1 rank on cpu" in text
@@ -62,8 +62,8 @@ def test_a_new_output_is_all_new_and_is_not_made(config):
 
 def test_gpus_that_cannot_hold_a_group_are_part_of_the_answer(config):
     asked = replace(config, expert_parallel=4)
-    assert dry_run(asked, num_gpus=4, where="here").machines.startswith("1 group of 4 ranks")
-    refused = dry_run(asked, num_gpus=2, where="here").machines
+    assert dry_run(asked, num_gpus=4, where="here").deployment.startswith("1 group of 4 ranks")
+    refused = dry_run(asked, num_gpus=2, where="here").deployment
     assert re.search(r"^REFUSED: .* 4 GPUs on one node.* 2 GPUs;.*\(here\)$", refused)
 
 
@@ -71,14 +71,14 @@ def test_rows_are_counted_as_new_done_and_failed_by_code(config):
     half_done(config)
     before = files_of(config)
 
-    outlook = ahead(config)
+    found = ahead(config)
 
-    assert outlook.counts == RowCounts(
+    assert found.counts == RowCounts(
         all=6, new=2, done=2, failed=2, retried=0, quarantined=0, poisoned=0
     )
-    assert outlook.num_todo == 2
-    assert "rows      2 new, 2 done, 2 failed" in str(outlook)
-    assert "1 media_missing, 1 no_frames; they stay; --retry-failed would" in str(outlook)
+    assert found.num_todo == 2
+    assert "rows      2 new, 2 done, 2 failed" in str(found)
+    assert "1 media_missing, 1 no_frames; they stay; --retry-failed would" in str(found)
     assert files_of(config) == before
 
 

@@ -529,4 +529,4 @@ def test_ids_of_another_input_are_refused(config, tmp_path):
 def test_a_plan_counts_the_whole_input(config):
     source = open_source(config.input, InputColumns())
 
-    assert plan(source, ledger.OutputIndex.nothing()).num_todo == source.num_rows == 6
+    assert plan(source, ledger.OutputIndex.empty()).num_todo == source.num_rows == 6

@@ -101,7 +101,7 @@ def _prepare_alone(config: PipelineConfig) -> tuple[float, list[Prompt]]:
     stage = Prepare(processor, source.row_schema, config.instructions, access.open)
     prompts: list[Prompt] = []
     started_s = None
-    for piece in plan(source, OutputIndex.nothing()).splits:
+    for piece in plan(source, OutputIndex.empty()).splits:
         for rows in read_split(source.filesystem, source.row_schema, piece, max_rows=1):
             if started_s is None:
                 stage(rows)  # starts the decoding process

@@ -104,8 +104,8 @@ def commit(config, rows, retry=()):
     store = LocalStore(Path(config.output))
     store.prepare()
     claim_output(store, recipe)
-    held = ledger.read_index(store, ledger.committed_parts(store), schema, retry=retry)
-    writer = PartWriter(store, "r0", schema, held, rows_per_part=100, max_part_age_s=100)
+    index = ledger.read_index(store, ledger.committed_parts(store), schema, retry=retry)
+    writer = PartWriter(store, "r0", schema, index, rows_per_part=100, max_part_age_s=100)
     writer.add(rows.select(schema.names))
     writer.commit()
     return store

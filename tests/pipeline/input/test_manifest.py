@@ -48,8 +48,8 @@ def names_of(source):
     """The media of each row by the row's id."""
     tables = [
         table
-        for piece in plan(source, OutputIndex.nothing()).splits
-        for table in read_split(source.filesystem, source.row_schema, piece, max_rows=9)
+        for split in plan(source, OutputIndex.empty()).splits
+        for table in read_split(source.filesystem, source.row_schema, split, max_rows=9)
     ]
     return {row["row_id"]: row["video"] for table in tables for row in table.to_pylist()}
 
@@ -82,7 +82,7 @@ def test_a_repeated_id_is_found_in_files_of_any_order(tmp_path):
     write(folder, "a", None)
 
     with pytest.raises(ValueError, match=r"'a.parquet#0' .*(cannot be told|stands twice)"):
-        plan(in_known_order(opened(folder), store, SOME_PARTS), OutputIndex.nothing())
+        plan(in_known_order(opened(folder), store, SOME_PARTS), OutputIndex.empty())
 
 
 def test_files_that_are_gone_or_changed_are_refused_by_name(tmp_path):

@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
+from pipeline.column_types import plain
 from pipeline.input.schema_merge import conform, unify, wider
-from pipeline.schema import plain
 
 INNER = pa.struct([("a", pa.int32()), ("b", pa.string())])
 

@@ -29,16 +29,16 @@ def write(path, num_rows, *, first=0, row_group_size=4, **columns):
 
 
 def ids(*values):
-    held = OutputIndex.nothing()
-    held.done.add(pa.array(values, pa.string()))
-    return held
+    index = OutputIndex.empty()
+    index.done.add(pa.array(values, pa.string()))
+    return index
 
 
-def read(source, what, max_rows=3):
+def read(source, planned, max_rows=3):
     return [
         table
-        for piece in what.splits
-        for table in read_split(source.filesystem, source.row_schema, piece, max_rows=max_rows)
+        for split in planned.splits
+        for table in read_split(source.filesystem, source.row_schema, split, max_rows=max_rows)
     ]
 
 
@@ -52,7 +52,7 @@ def test_a_row_is_named_by_its_file_and_number(tmp_path):
 
     source = open_source(str(tmp_path / "in"), ALL)
 
-    assert rows_of(read(source, plan(source, OutputIndex.nothing()))) == {
+    assert rows_of(read(source, plan(source, OutputIndex.empty()))) == {
         **{f"a.parquet#{n}": f"{n}.mp4" for n in range(5)},
         **{f"b/y.parquet#{n}": f"1{n}.mp4" for n in range(2)},
     }
@@ -61,7 +61,7 @@ def test_a_row_is_named_by_its_file_and_number(tmp_path):
 def test_slices_have_at_most_the_asked_rows(tmp_path):
     source = open_source(str(write(tmp_path / "x.parquet", 10, row_group_size=8)), ALL)
 
-    tables = read(source, plan(source, OutputIndex.nothing()), max_rows=3)
+    tables = read(source, plan(source, OutputIndex.empty()), max_rows=3)
 
     assert [table.num_rows for table in tables] == [3, 3, 2, 2]
 
@@ -77,12 +77,12 @@ def test_slices_have_at_most_the_asked_rows(tmp_path):
 )
 def test_small_row_groups_are_read_together_in_their_order(tmp_path, num_rows, expected):
     source = open_source(str(write(tmp_path / "x.parquet", 10)), ALL)
-    pieces = plan(source, OutputIndex.nothing()).splits
+    splits = plan(source, OutputIndex.empty()).splits
 
-    runs = batched_splits(pieces, num_rows)
+    batches = batched_splits(splits, num_rows)
 
-    assert [[piece.num_todo for piece in run] for run in runs] == expected
-    assert [piece for run in runs for piece in run] == list(pieces)
+    assert [[split.num_todo for split in batch] for batch in batches] == expected
+    assert [split for batch in batches for split in batch] == list(splits)
 
 
 def test_big_media_make_small_slices(tmp_path):
@@ -91,20 +91,21 @@ def test_big_media_make_small_slices(tmp_path):
     pq.write_table(table, path, use_dictionary=False, compression="none")
     source = open_source(str(path), ALL)
 
-    assert [
-        t.num_rows for t in read(source, plan(source, OutputIndex.nothing()), max_rows=100)
-    ] == [2, 2]
+    assert [t.num_rows for t in read(source, plan(source, OutputIndex.empty()), max_rows=100)] == [
+        2,
+        2,
+    ]
 
 
 def test_done_rows_are_not_read(tmp_path):
     source = open_source(str(write(tmp_path / "x.parquet", 12)), ALL)
     done = ids(*(f"x.parquet#{n}" for n in (0, 1, 2, 3, 5, 7)))
 
-    what = plan(source, done)
+    planned = plan(source, done)
 
-    assert [(piece.row_group, piece.num_todo) for piece in what.splits] == [(1, 2), (2, 4)]
-    assert (what.num_rows, what.num_done, what.num_todo) == (12, 6, 6)
-    assert sorted(rows_of(read(source, what))) == [
+    assert [(split.row_group, split.num_todo) for split in planned.splits] == [(1, 2), (2, 4)]
+    assert (planned.num_rows, planned.num_done, planned.num_todo) == (12, 6, 6)
+    assert sorted(rows_of(read(source, planned))) == [
         f"x.parquet#{n}" for n in sorted([4, 6, 8, 9, 10, 11], key=str)
     ]
 
@@ -148,11 +149,11 @@ def test_planning_and_resuming_read_no_media_of_done_rows(tmp_path):
 
     CountingFile.num_bytes = 0
     source = open_source(f"counted://{path}", BY_KEY)
-    what = plan(source, ids(*key[:8]))
+    planned = plan(source, ids(*key[:8]))
     assert isinstance(source.filesystem, pafs.PyFileSystem)
     assert 0 < CountingFile.num_bytes < media_bytes
 
-    (table,) = read(source, what, max_rows=10)
+    (table,) = read(source, planned, max_rows=10)
     assert table["row_id"].to_pylist() == key[8:]
     assert 4 * media_bytes < CountingFile.num_bytes < 6 * media_bytes  # one row group of three
 
@@ -160,10 +161,10 @@ def test_planning_and_resuming_read_no_media_of_done_rows(tmp_path):
 def test_a_finished_input_has_nothing_to_do(tmp_path):
     source = open_source(str(write(tmp_path / "x.parquet", 3)), ALL)
 
-    what = plan(source, ids(*(f"x.parquet#{n}" for n in range(3))))
+    planned = plan(source, ids(*(f"x.parquet#{n}" for n in range(3))))
 
-    assert what.splits == ()
-    assert what.num_todo == 0
+    assert planned.splits == ()
+    assert planned.num_todo == 0
 
 
 def test_the_limit_counts_rows_of_the_input(tmp_path):
@@ -171,10 +172,10 @@ def test_the_limit_counts_rows_of_the_input(tmp_path):
         write(tmp_path / f"{name}.parquet", 6)
     source = open_source(str(tmp_path), ALL)
 
-    what = plan(source, ids("a.parquet#1", "b.parquet#5"), limit=8)
+    planned = plan(source, ids("a.parquet#1", "b.parquet#5"), limit=8)
 
-    assert (what.num_rows, what.num_done, what.num_todo) == (8, 1, 7)
-    assert sorted(rows_of(read(source, what))) == [
+    assert (planned.num_rows, planned.num_done, planned.num_todo) == (8, 1, 7)
+    assert sorted(rows_of(read(source, planned))) == [
         *(f"a.parquet#{n}" for n in (0, 2, 3, 4, 5)),
         "b.parquet#0",
         "b.parquet#1",
@@ -261,7 +262,7 @@ def test_an_id_column_may_be_called_row_id(tmp_path):
     write(tmp_path / "a.parquet", 2, row_id=["p", "q"])
     source = open_source(str(tmp_path), InputColumns(id="row_id"))
 
-    assert rows_of(read(source, plan(source, OutputIndex.nothing()))) == {
+    assert rows_of(read(source, plan(source, OutputIndex.empty()))) == {
         "p": "0.mp4",
         "q": "1.mp4",
     }
@@ -275,7 +276,7 @@ def test_repeated_ids_are_refused_with_both_places(tmp_path):
     with pytest.raises(
         ValueError, match=r"'q' stands twice .*a.parquet, row 1, .*b.parquet, row 5"
     ):
-        plan(source, OutputIndex.nothing())
+        plan(source, OutputIndex.empty())
 
 
 def test_null_ids_are_refused_with_their_place(tmp_path):
@@ -283,7 +284,7 @@ def test_null_ids_are_refused_with_their_place(tmp_path):
     source = open_source(str(tmp_path), BY_KEY)
 
     with pytest.raises(ValueError, match=r"'key' is null in .*a.parquet, row 5"):
-        plan(source, OutputIndex.nothing())
+        plan(source, OutputIndex.empty())
 
 
 def test_ids_that_are_no_text_are_refused_with_their_file(tmp_path):
@@ -292,7 +293,7 @@ def test_ids_that_are_no_text_are_refused_with_their_file(tmp_path):
     source = open_source(str(tmp_path), BY_KEY)
 
     with pytest.raises(ValueError, match=r"ids of .*a.parquet cannot be read: .*UTF8"):
-        plan(source, OutputIndex.nothing())
+        plan(source, OutputIndex.empty())
 
 
 def test_different_ids_with_one_hash_are_not_mistaken_for_each_other(tmp_path, monkeypatch):
@@ -303,7 +304,7 @@ def test_different_ids_with_one_hash_are_not_mistaken_for_each_other(tmp_path, m
     source = open_source(str(tmp_path), BY_KEY)
 
     with pytest.raises(ValueError, match="cannot be told from another id"):
-        plan(source, OutputIndex.nothing())
+        plan(source, OutputIndex.empty())
 
 
 @pytest.mark.parametrize(
@@ -361,11 +362,11 @@ def test_unused_columns_may_differ_between_files(tmp_path):
 def test_a_file_that_vanishes_is_named(tmp_path):
     path = write(tmp_path / "a.parquet", 1)
     source = open_source(str(tmp_path), ALL)
-    what = plan(source, OutputIndex.nothing())
+    planned = plan(source, OutputIndex.empty())
     path.unlink()
 
     with pytest.raises(ValueError, match=r"a.parquet, row group 0 cannot be read"):
-        read(source, what)
+        read(source, planned)
 
 
 def test_files_that_differ_a_little_are_read_as_one(tmp_path):
@@ -379,7 +380,7 @@ def test_files_that_differ_a_little_are_read_as_one(tmp_path):
     )
     source = open_source(str(tmp_path), ALL)
 
-    rows = pa.concat_tables(read(source, plan(source, OutputIndex.nothing()))).to_pylist()
+    rows = pa.concat_tables(read(source, plan(source, OutputIndex.empty()))).to_pylist()
 
     assert [row["n"] for row in rows] == [1, 1 << 40]
     assert [row["d"] for row in rows] == ["x", "y"]
@@ -392,7 +393,7 @@ def test_views_are_read_as_plain_columns(tmp_path):
     write(tmp_path / "a.parquet", 2, key=names, video=videos, data=names.cast(pa.binary_view()))
     source = open_source(str(tmp_path), BY_KEY)
 
-    rows = pa.concat_tables(read(source, plan(source, OutputIndex.nothing())))
+    rows = pa.concat_tables(read(source, plan(source, OutputIndex.empty())))
     carried = source.row_schema.carry(rows).take(pa.array([1]))  # views cannot
     assert rows["row_id"].to_pylist() == ["p", "q"]
     assert carried.to_pylist() == [{"video": "1.mp4", "key": "q", "data": b"q"}]
@@ -403,7 +404,7 @@ def test_media_bytes_are_wide(tmp_path):
     write(tmp_path / "b.parquet", 1, video=pa.array([b"y"], pa.large_binary()))
     source = open_source(str(tmp_path), ALL)
 
-    rows = pa.concat_tables(read(source, plan(source, OutputIndex.nothing())))
+    rows = pa.concat_tables(read(source, plan(source, OutputIndex.empty())))
 
     assert rows.schema.field("video").type == pa.large_binary()
     assert rows["video"].to_pylist() == [b"x", b"y"]
@@ -414,7 +415,7 @@ def test_bad_ids_are_made_unique_on_request(tmp_path):
     write(tmp_path / "b.parquet", 2, key=["q", None])
     source = open_source(str(tmp_path), BY_KEY, make_ids_unique=True)
 
-    rows = rows_of(read(source, plan(source, OutputIndex.nothing())))
+    rows = rows_of(read(source, plan(source, OutputIndex.empty())))
 
     assert rows == {
         "p": "0.mp4",
@@ -435,18 +436,18 @@ def test_an_id_that_looks_like_a_made_up_one_is_refused(tmp_path):
     source = open_source(str(tmp_path), BY_KEY, make_ids_unique=True)
 
     with pytest.raises(ValueError, match=r"the id 'a.parquet#1' .*cannot be told|stands twice"):
-        plan(source, OutputIndex.nothing())
+        plan(source, OutputIndex.empty())
 
 
 def test_rows_to_be_tried_again_are_to_do(tmp_path):
     source = open_source(str(write(tmp_path / "x.parquet", 4)), ALL)
-    held = ids("x.parquet#0", "x.parquet#1")
-    held.failed = np.sort(hash_ids(pa.array(["x.parquet#2"])))
-    held.failed_part = np.zeros(1, np.int32)
+    index = ids("x.parquet#0", "x.parquet#1")
+    index.failed = np.sort(hash_ids(pa.array(["x.parquet#2"])))
+    index.failed_part = np.zeros(1, np.int32)
 
-    what = plan(source, held)
+    planned = plan(source, index)
 
-    assert (what.num_rows, what.num_done, what.num_todo) == (4, 2, 2)
+    assert (planned.num_rows, planned.num_done, planned.num_todo) == (4, 2, 2)
 
 
 def test_rows_that_were_there_whenever_runs_were_killed_are_tried_alone_and_then_given_up(tmp_path):
@@ -454,13 +455,13 @@ def test_rows_that_were_there_whenever_runs_were_killed_are_tried_alone_and_then
     hashes = hash_ids(pa.array([f"x.parquet#{n}" for n in range(6)])).tolist()
 
     counts = dict(zip(hashes, [0, 2, 3, 5, 6, 7], strict=True))
-    what = plan(source, ids("x.parquet#5"), starts=counts)
+    planned = plan(source, ids("x.parquet#5"), in_flight_counts=counts)
 
-    assert sorted(rows_of(read(source, what))) == ["x.parquet#0", "x.parquet#1"]
-    assert [rows_of(read(source, Plan((piece,), 1, 0))) for piece in what.quarantined] == [
+    assert sorted(rows_of(read(source, planned))) == ["x.parquet#0", "x.parquet#1"]
+    assert [rows_of(read(source, Plan((split,), 1, 0))) for split in planned.quarantined] == [
         {"x.parquet#2": "2.mp4"},
         {"x.parquet#3": "3.mp4"},
     ]
-    (poisoned,) = what.poisoned
+    (poisoned,) = planned.poisoned
     assert rows_of(read(source, Plan((poisoned,), 1, 0))) == {"x.parquet#4": "4.mp4"}
-    assert (what.num_done, what.num_todo) == (1, 5)
+    assert (planned.num_done, planned.num_todo) == (1, 5)

@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from pipeline.output.in_flight import STARTS, InFlightJournal, read_journal, write_journal
+from pipeline.output.in_flight import JOURNAL, InFlightJournal, read_journal, write_journal
 from pipeline.output.ledger import IdSet, hash_ids
 from pipeline.output.store import LocalStore
 
@@ -23,10 +23,12 @@ def keys(*ids):
 
 def test_a_killed_run_leaves_the_rows_that_it_was_working_on(store):
     async def run():
-        log = InFlightJournal(store, {})
-        await log.start(pa.array(["a", "b"]), "prepare")
-        await log.end(pa.array(["a"]), "prepare")
-        await log.start(pa.array(["c", "b", "c"]), "prepare")  # b again, by a task that Ray retried
+        journal = InFlightJournal(store, {})
+        await journal.start(pa.array(["a", "b"]), "prepare")
+        await journal.end(pa.array(["a"]), "prepare")
+        await journal.start(
+            pa.array(["c", "b", "c"]), "prepare"
+        )  # b again, by a task that Ray retried
 
     asyncio.run(run())
     assert read_journal(store, IdSet()) == dict.fromkeys(keys("b", "c"), 1)
@@ -34,14 +36,15 @@ def test_a_killed_run_leaves_the_rows_that_it_was_working_on(store):
 
 def test_processes_that_died_with_a_row_are_counted_within_the_run(store):
     async def run():
-        log = InFlightJournal(store, {})
-        deaths = [await log.start(pa.array(["a", "b"]), "prepare") for _ in range(3)]
-        await log.end(pa.array(["a", "b"]), "prepare")
+        journal = InFlightJournal(store, {})
+        deaths = [await journal.start(pa.array(["a", "b"]), "prepare") for _ in range(3)]
+        await journal.end(pa.array(["a", "b"]), "prepare")
         deaths += [
-            await log.start(pa.array(ids), "prepare") for ids in (["a"], ["a", "c"], ["b"], ["c"])
+            await journal.start(pa.array(ids), "prepare")
+            for ids in (["a"], ["a", "c"], ["b"], ["c"])
         ]
-        deaths.append(await log.start(pa.array(["a"]), "generate"))  # the next stage has it too
-        return [*deaths, await log.start(pa.array([], pa.string()), "prepare")]
+        deaths.append(await journal.start(pa.array(["a"]), "generate"))  # the next stage has it too
+        return [*deaths, await journal.start(pa.array([], pa.string()), "prepare")]
 
     assert asyncio.run(run()) == [0, 1, 2, *(2, 3, 2, 1), 0, 0]
     assert set(read_journal(store, IdSet()).values()) == {1}  # the run itself was killed once
@@ -49,10 +52,12 @@ def test_processes_that_died_with_a_row_are_counted_within_the_run(store):
 
 def test_counts_grow_from_run_to_run_and_stay_for_rows_that_wait(store):
     async def run(*ids):
-        log = InFlightJournal(store, read_journal(store, IdSet()))
-        await log.start(pa.array(ids), "prepare")
-        await log.end(pa.array(["a"]), "prepare")  # now it waits, for the next stage or its commit
-        await log.start(pa.array(["z"]), "prepare")
+        journal = InFlightJournal(store, read_journal(store, IdSet()))
+        await journal.start(pa.array(ids), "prepare")
+        await journal.end(
+            pa.array(["a"]), "prepare"
+        )  # now it waits, for the next stage or its commit
+        await journal.start(pa.array(["z"]), "prepare")
 
     for _ in range(2):
         asyncio.run(run("a", "b"))
@@ -81,9 +86,9 @@ def test_starts_at_the_same_time_share_their_writes(store, monkeypatch):
     monkeypatch.setattr(LocalStore, "write", slow_write)
 
     async def run():
-        log = InFlightJournal(store, {})
+        journal = InFlightJournal(store, {})
         await asyncio.gather(
-            *(log.start(pa.array([str(number)]), "prepare") for number in range(20))
+            *(journal.start(pa.array([str(number)]), "prepare") for number in range(20))
         )
         return set(json.loads(written[-1][1]))
 
@@ -93,12 +98,12 @@ def test_starts_at_the_same_time_share_their_writes(store, monkeypatch):
 
 def test_a_count_that_cannot_be_written_is_tried_again_with_the_next(store, monkeypatch):
     async def run():
-        log = InFlightJournal(store, {})
+        journal = InFlightJournal(store, {})
         with monkeypatch.context() as patch:
             patch.setattr(LocalStore, "write", full)
             with pytest.raises(OSError, match="full"):
-                await log.start(pa.array(["a"]), "prepare")
-        await log.start(pa.array(["b"]), "prepare")
+                await journal.start(pa.array(["a"]), "prepare")
+        await journal.start(pa.array(["b"]), "prepare")
 
     def full(*_):
         raise OSError(28, "full")
@@ -109,15 +114,15 @@ def test_a_count_that_cannot_be_written_is_tried_again_with_the_next(store, monk
 
 def test_alone_means_that_no_other_row_is_worked_on(store):
     async def run():
-        log = InFlightJournal(store, {})
-        await log.start(pa.array(["lost"]), "prepare")  # its task died
-        await log.work_alone()
-        await log.start(pa.array(["a"]), "prepare")
-        waits = asyncio.create_task(log.start(pa.array(["b"]), "prepare"))
+        journal = InFlightJournal(store, {})
+        await journal.start(pa.array(["lost"]), "prepare")  # its task died
+        await journal.begin_quarantine()
+        await journal.start(pa.array(["a"]), "prepare")
+        waits = asyncio.create_task(journal.start(pa.array(["b"]), "prepare"))
         await asyncio.sleep(0.05)
         assert not waits.done()
-        await log.start(pa.array(["a"]), "prepare")  # its task died and is tried again
-        await log.end(pa.array(["a"]), "prepare")
+        await journal.start(pa.array(["a"]), "prepare")  # its task died and is tried again
+        await journal.end(pa.array(["a"]), "prepare")
         await waits
 
     asyncio.run(run())
@@ -126,10 +131,10 @@ def test_alone_means_that_no_other_row_is_worked_on(store):
 
 def test_nothing_is_written_after_the_end(store):
     async def run():
-        log = InFlightJournal(store, {})
-        await log.close()
+        journal = InFlightJournal(store, {})
+        await journal.close()
         with pytest.raises(RuntimeError, match="has ended"):
-            await log.start(pa.array(["a"]), "prepare")
+            await journal.start(pa.array(["a"]), "prepare")
 
     asyncio.run(run())
     assert read_journal(store, IdSet()) == {}
@@ -137,16 +142,16 @@ def test_nothing_is_written_after_the_end(store):
 
 def test_no_counts_need_no_file(store, tmp_path):
     write_journal(store, {1: 2})
-    assert (tmp_path / STARTS).exists()
+    assert (tmp_path / JOURNAL).exists()
 
     write_journal(store, {})
 
-    assert not (tmp_path / STARTS).exists()
+    assert not (tmp_path / JOURNAL).exists()
     assert read_journal(store, IdSet()) == {}
 
 
 def test_a_damaged_file_is_refused_with_what_to_do(store):
-    store.write(STARTS, b"[1")
+    store.write(JOURNAL, b"[1")
 
     with pytest.raises(ValueError, match=r"_starts.json of .* is damaged .*delete it"):
         read_journal(store, IdSet())

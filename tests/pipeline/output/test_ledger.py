@@ -57,27 +57,27 @@ def test_only_whole_parts_count_as_committed(tmp_path):
     (tmp_path / "_old-1").mkdir()
     write_part(tmp_path / "_old-1" / "part-r-00003.parquet", ["e"])
 
-    held = held_in(tmp_path)
+    index = held_in(tmp_path)
 
-    assert held.parts == ("part-r-00000.parquet", "part-r-00001.parquet")
-    assert held.done.contains(pa.array(list("abcde"))).tolist() == [True] * 3 + [False] * 2
+    assert index.parts == ("part-r-00000.parquet", "part-r-00001.parquet")
+    assert index.done.contains(pa.array(list("abcde"))).tolist() == [True] * 3 + [False] * 2
 
 
 def test_rows_to_be_tried_again_are_known_by_their_part(tmp_path):
     write_part(tmp_path / "part-0.parquet", list("ab"), [None, "media_missing"])
     write_part(tmp_path / "part-1.parquet", list("cde"), ["no_frames", "media_missing", None])
 
-    held = held_in(tmp_path, retry=[ErrorCode.MEDIA_MISSING])
+    index = held_in(tmp_path, retry=[ErrorCode.MEDIA_MISSING])
 
     hashes = hash_ids(pa.array(list("abcdex")))
-    assert held.part_of(hashes).tolist() == [-1, 0, -1, 1, -1, -1]
-    assert held.done.contains_hashes(hashes).tolist() == [True, False, True, False, True, False]
-    assert held.num_rows == 5
+    assert index.part_of(hashes).tolist() == [-1, 0, -1, 1, -1, -1]
+    assert index.done.contains_hashes(hashes).tolist() == [True, False, True, False, True, False]
+    assert index.num_rows == 5
 
-    held.replaced(hashes[1:2])
+    index.note_replaced(hashes[1:2])
 
-    assert held.part_of(hashes).tolist() == [-1, -1, -1, 1, -1, -1]
-    assert held.num_rows == 5
+    assert index.part_of(hashes).tolist() == [-1, -1, -1, 1, -1, -1]
+    assert index.num_rows == 5
 
 
 def test_parts_with_other_columns_are_refused(tmp_path):

@@ -50,9 +50,9 @@ def writer_of(path, run_id="r1", *, retry=(), **options):
     store = LocalStore(path)
     store.prepare()
     store.clean()
-    held = read_index(store, committed_parts(store), SCHEMA, retry=retry)
+    index = read_index(store, committed_parts(store), SCHEMA, retry=retry)
     options = {"rows_per_part": 4, "max_part_age_s": 60, **options}
-    return PartWriter(store, run_id, SCHEMA, held, **options)
+    return PartWriter(store, run_id, SCHEMA, index, **options)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_old_rows_are_committed_though_they_are_few(tmp_path, writer, clock):
 def test_old_rows_are_committed_though_nothing_comes_after_them(
     tmp_path, writer, clock, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.output.writer._LOOK_S", 0.01)
+    monkeypatch.setattr("pipeline.output.writer._CHECK_AGE_S", 0.01)
     with writer.on_time():
         writer.add(results("a"))
         clock.now_s = 60.0
@@ -243,7 +243,7 @@ def test_a_reader_never_sees_a_row_twice_or_a_part_in_pieces_while_rows_are_repl
 
 def test_rows_that_killed_runs_had_started_count_that_as_attempts(tmp_path):
     (hash_,) = hash_ids(pa.array(["a"])).tolist()
-    writer = writer_of(tmp_path, started_before={hash_: 2})
+    writer = writer_of(tmp_path, in_flight_counts={hash_: 2})
     writer.add(results("a", "b"))
     writer.commit()
 
@@ -332,4 +332,4 @@ def test_a_driver_that_lost_its_lock_writes_nothing(tmp_path):
 
 
 def test_nothing_is_held_of_a_new_output():
-    assert OutputIndex.nothing().num_rows == 0
+    assert OutputIndex.empty().num_rows == 0
