@@ -10,6 +10,7 @@ Each known trap on the way ends in a message that says what to do. Ray's environ
 read here and nowhere else.
 """
 
+import ctypes
 import itertools
 import json
 import logging
@@ -26,6 +27,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import ray
+from ray import _raylet
 from ray.exceptions import AuthenticationError
 
 from jobs.cli.processes import command_line
@@ -35,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of the packages, for `import` on t
 
 _ANSWER_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 5.0  # for the workers of a private Ray
+_FATAL = 3  # of `RayLogLevel` in src/ray/util/logging.h
 _NUM_TRIES = 2  # to talk to a cluster; each takes up to 40 s
 
 # Each of these makes Ray unpickle, that is run, what a Parquet file brings along.
@@ -74,6 +77,7 @@ def connect() -> Iterator[None]:
             _start_local()
         else:
             _connect_to(address)
+        _hush()
         with ended_by_signals():  # after Ray, which brings handlers of its own
             yield
     finally:
@@ -215,6 +219,23 @@ def _start_local() -> None:
         logging_level=logging.ERROR,
         runtime_env=_runtime_env(os.environ),
     )
+
+
+def _hush() -> None:
+    """Keep the core of Ray from writing errors of its own to this terminal.
+
+    For each stage it says that an actor "has constructor arguments in the object store" and could
+    not be started again if they were lost. The driver holds them, so they are not, and what does
+    fail is raised as an exception too. RAY_BACKEND_LOG_LEVEL would silence the log files of the
+    whole cluster with it, and says so on the terminal; this threshold is of this process alone.
+    """
+    if "RAY_BACKEND_LOG_LEVEL" in os.environ:
+        return  # somebody wants to see them
+    with suppress(ValueError):  # another version of Ray may not have it; then the lines are there
+        threshold = ctypes.c_int.in_dll(
+            ctypes.CDLL(_raylet.__file__), "_ZN3ray6RayLog19severity_threshold_E"
+        )
+        threshold.value = _FATAL
 
 
 def _connect_to(address: str) -> None:
