@@ -3,23 +3,10 @@
 import os
 import re
 import signal
-import sys
-from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pipeline.cluster.processes import descendants
-
-
-def run_ranks(processes: Sequence[BaseProcess]) -> None:
-    """Start one process a rank and wait for all; a failed one ends this program too."""
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        if process.exitcode:
-            sys.exit(f"a rank ended with {process.exitcode}")
 
 
 def find(pid: int, sign: re.Pattern[bytes]) -> list[int]:

@@ -12,7 +12,14 @@ from jobs.cli.options.parser import Formatter, Parser
 from jobs.cli.options.question import add_frames, add_question
 from jobs.cli.options.rows import add_data, add_required
 from jobs.cli.options.run import add_run
-from jobs.cli.options.values import count, parse_names, positive, positive_or
+from jobs.cli.options.values import (
+    count,
+    names_among,
+    parse_names,
+    positive,
+    positive_list,
+    positive_or,
+)
 from jobs.cli.options.windows import MERGE_PROMPT, NO_FRAMES, NO_PAGES, add_pages, add_windows
 
 __all__ = [
@@ -25,8 +32,10 @@ __all__ = [
     "count",
     "job_parser",
     "media_limits",
+    "names_among",
     "parse_names",
     "positive",
+    "positive_list",
     "positive_or",
 ]
 

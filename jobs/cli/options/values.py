@@ -1,7 +1,7 @@
 """Texts of the command line -> values; what cannot be one is told with the text."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 
 def count(text: str) -> int:
@@ -27,6 +27,9 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
     return value
+def positive_list(text: str) -> tuple[int, ...]:
+    """Parse A,B,...: positive whole numbers."""
+    return tuple(positive(number) for number in text.split(","))
 
 
 def positive_or(word: str) -> Callable[[str], int | None]:
@@ -57,5 +60,19 @@ def num_bytes(text: str) -> int:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Parse A,B."""
+    """Parse A,B,...: any names."""
     return tuple(name for name in text.split(",") if name)
+
+
+def names_among(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """Make a parser of A,B,... that accepts known names only."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(
+                f"unknown {', '.join(unknown)}; choose from {', '.join(known)}"
+            )
+        return names
+
+    return parse

@@ -111,7 +111,7 @@ def test_ranks_need_their_number_and_the_number_needs_ranks(arguments, capsys):
 def test_an_unknown_part_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         engine.main(["--only", "prefil"])
-    assert "no part prefil; choose from prefill, decode" in capsys.readouterr().err
+    assert "unknown prefil; choose from prefill, decode, vision" in capsys.readouterr().err
 
 
 def test_what_takes_turns_is_compared_within_its_round():
