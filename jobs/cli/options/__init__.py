@@ -23,6 +23,7 @@ from jobs.cli.options.values import (
 from jobs.cli.options.windows import MERGE_PROMPT, NO_FRAMES, NO_PAGES, add_pages, add_windows
 
 __all__ = [
+    "EXIT_CODES",
     "LIMITS",
     "MERGE_PROMPT",
     "NO_PAGES",
@@ -38,6 +39,16 @@ __all__ = [
     "positive_list",
     "positive_or",
 ]
+
+
+EXIT_CODES = """
+exit codes:
+  0    every row is answered, maybe with an error
+  1    the run stopped; committed rows stay, and the same command continues
+  2    refused: arguments, input, output or checkpoint
+  3    --fail-if-errors: more rows than that are errors
+  130  Ctrl-C (143 for SIGTERM); committed rows stay, and the same command continues
+"""
 
 
 def job_parser(prog: str, description: str, epilog: str, media: str = "video") -> Parser:
