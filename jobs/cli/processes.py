@@ -29,9 +29,18 @@ def is_alive(pid: int) -> bool:
 
 
 def kill(pid: int) -> bool:
-    """Kill -9; whether there was something to kill."""
+    """Send SIGKILL to a process; return False if there is no such process."""
+    return _send(pid, signal.SIGKILL)
+
+
+def stop(pid: int) -> bool:
+    """Send SIGSTOP to a process, which then hangs; return False if there is no such process."""
+    return _send(pid, signal.SIGSTOP)
+
+
+def _send(pid: int, signum: signal.Signals) -> bool:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signum)
         return True
     return False
 
