@@ -27,6 +27,8 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
     return value
+
+
 def positive_list(text: str) -> tuple[int, ...]:
     """Parse A,B,...: positive whole numbers."""
     return tuple(positive(number) for number in text.split(","))
