@@ -36,8 +36,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from jobs.cli.options import Formatter, Parser, count, positive, positive_list
+from jobs.planning.group_layout import GroupLayout, Planner, Rows, best
 from jobs.planning.hardware import GPUS, Hardware
-from jobs.planning.layout import Layout, Planner, Rows, best
 from jobs.planning.network import Network
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
@@ -90,7 +90,7 @@ def _plan(planner: Planner, num_gpus: int, ranks: Sequence[int]) -> dict[str, ob
     }
 
 
-def _advice(chosen: Layout | None) -> str:
+def _advice(chosen: GroupLayout | None) -> str:
     if chosen is None:
         return "nothing fits: take more ranks, larger GPUs, or fewer tokens a row"
     tenths = math.ceil(10 * chosen.cache_gib)  # of a GiB, or a sequence would be left out

@@ -158,7 +158,7 @@ def _write(options: argparse.Namespace) -> Iterator[str]:
     theirs = None if other is None else _side(other, options)
     paths = write_pages(options.page, side, theirs, options.max_mib << 20)
     yield f"{output.rows.num_rows} of {output.num_rows} rows of {output.path}"
-    notes = [shots.note for shots in side.shots.values() if shots.note]
+    notes = [frames.note for frames in side.frames.values() if frames.note]
     if notes:
         yield f"{len(notes)} rows without their frames, the first: {notes[0]}"
     for path in paths:
@@ -166,25 +166,25 @@ def _write(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _side(output: "Output", options: argparse.Namespace) -> "Side":
-    """An output with the shots of its rows; where there is no input, each row says so.
+    """An output with the frames of its rows; where there is no input, each row says so.
 
     Raises:
         ValueError: the recipe is of another version, or --input cannot be read.
     """
     from jobs.review_page.page import Side
-    from jobs.review_page.parts import parts_of_rows, windows_of
-    from jobs.review_page.shots import open_camera
-    from jobs.review_page.strips import Shots
+    from jobs.review_page.row_frames import RowFrames
+    from jobs.review_page.sections import sections_of_rows, windows_of
+    from jobs.review_page.source_decoder import open_source_decoder
     from pipeline.media.windows import PageWindows
 
-    parts = parts_of_rows(output, options.max_frames)
+    sections = sections_of_rows(output, options.max_frames)
     if options.no_frames:
-        return Side(output=output, parts=parts, shots={})
+        return Side(output=output, sections=sections, frames={})
     are_pages = isinstance(windows_of(output.recipe), PageWindows)
     try:
-        camera = open_camera(
+        decoder = open_source_decoder(
             output,
-            parts,
+            sections,
             input_uri=options.input,
             allowed_uris=tuple(options.allow_uri),
             frame_px=options.frame_px or (_PAGE_PX if are_pages else _FRAME_PX),
@@ -193,9 +193,9 @@ def _side(output: "Output", options: argparse.Namespace) -> "Side":
     except ValueError as error:
         if options.input is not None:
             raise
-        note = Shots(note=f"no frames: {error}")
-        return Side(output=output, parts=parts, shots=dict.fromkeys(parts, note))
-    return Side(output=output, parts=parts, shots=camera.decode(options.workers))
+        note = RowFrames(note=f"no frames: {error}")
+        return Side(output=output, sections=sections, frames=dict.fromkeys(sections, note))
+    return Side(output=output, sections=sections, frames=decoder.decode(options.workers))
 
 
 def _apply(options: argparse.Namespace) -> Iterator[str]:

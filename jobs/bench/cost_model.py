@@ -32,8 +32,8 @@ from jobs.bench.measure.ranks import run_on_ranks
 from jobs.bench.measure.shapes import RandomPrompts, engine_for
 from jobs.bench.measure.turns import timed
 from jobs.cli.options import positive, positive_list
+from jobs.planning.group_layout import Planner, Rows
 from jobs.planning.hardware import Hardware
-from jobs.planning.layout import Planner, Rows
 from jobs.planning.network import Network
 from jobs.planning.products import dense_products, expert_products
 from jobs.planning.shapes import moonlight
