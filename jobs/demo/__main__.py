@@ -98,14 +98,8 @@ def _print_accuracy(known: Sequence[dict[str, Any]], answers: Mapping[str, dict[
     num_right = accuracy.right["caption"]
     print(f"\n{num_right} of {len(known)} captions are right to the letter; by attribute:")
     kinds = ("count", "shape", "colour", "motion", "size", "background", "event", "text")
-    print(
-        "  "
-        + ", ".join(
-            f"{kind} {accuracy.right[kind]}/{accuracy.asked[kind]}"
-            for kind in kinds
-            if accuracy.asked[kind]
-        )
-    )
+    right, asked = accuracy.right, accuracy.asked
+    print("  " + ", ".join(f"{kind} {right[kind]}/{asked[kind]}" for kind in kinds if asked[kind]))
 
 
 def _sheet_row(clip: dict[str, Any], status: str, caption: str) -> SheetRow:

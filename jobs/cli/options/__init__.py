@@ -1,8 +1,7 @@
-"""The options that jobs share, by group.
+"""Options that jobs share, by group.
 
-`jobs.cli.pipeline_config` makes a `PipelineConfig` of them.
-
-Nothing slow is imported: a wrong argument is told at once.
+`jobs.cli.pipeline_config` makes a `PipelineConfig` of them. This package imports nothing slow, so
+that a wrong argument is reported at once.
 """
 
 from jobs.cli.options.answer import add_answer
@@ -52,7 +51,7 @@ exit codes:
 
 
 def job_parser(prog: str, description: str, epilog: str, media: str = "video") -> Parser:
-    """The parser of a job over rows of `media`, with all groups."""
+    """Make the parser of a job over rows of `media`, with all groups of options."""
     parser = Parser(
         prog=prog,
         usage="%(prog)s --input PARQUET --output DIR --model MODEL [option ...]",

@@ -1,4 +1,4 @@
-"""Texts of the command line -> values; what cannot be one is told with the text."""
+"""Parsers of option values; an invalid text is refused by a message that quotes it."""
 
 import argparse
 from collections.abc import Callable, Collection
@@ -35,7 +35,7 @@ def positive_list(text: str) -> tuple[int, ...]:
 
 
 def positive_or(word: str) -> Callable[[str], int | None]:
-    """A positive number, or a word that stands for None."""
+    """Make a parser of positive numbers that returns None for `word`."""
 
     def parse(text: str) -> int | None:
         return None if text == word else positive(text)
@@ -44,20 +44,22 @@ def positive_or(word: str) -> Callable[[str], int | None]:
 
 
 def seconds(text: str) -> tuple[float, ...]:
-    """Parse 0,2.5."""
+    """Parse A,B,...: times in seconds, such as 0,2.5."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seconds, such as 0,2.5") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of seconds such as 0,2.5"
+        ) from None
 
 
 def num_bytes(text: str) -> int:
-    """A size such as 500M or 8G, in powers of 1024."""
+    """Parse a size such as 500M or 8G, in powers of 1024."""
     number, unit = text.removesuffix("iB").removesuffix("B"), 1
     if number[-1:].upper() in ("K", "M", "G", "T"):
         number, unit = number[:-1], 1024 ** ("KMGT".index(number[-1].upper()) + 1)
     if not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 500M or 8G")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 8G")
     return int(number) * unit
 
 
