@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo check format test clean
+.PHONY: setup demo check format test test-all clean
 
 setup: $(READY)
 
@@ -32,7 +32,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY)  ## all tests
+test: $(READY)  ## all tests but the slow ones: some minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)  ## all tests; training, endurance, fuzz, benchmarks and chaos too
 	$(BIN)/python -m pytest
 
 clean:

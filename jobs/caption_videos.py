@@ -8,16 +8,12 @@ manual page. Imports beyond the standard library wait until the arguments are kn
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jobs.cli.options import Parser
+if not __package__:  # run as a file, Python puts jobs/ on the path in place of the root
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_ROOT = Path(__file__).resolve().parents[1]
-if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
-    sys.path.insert(0, str(_ROOT))
-
-_PROG = "caption_videos"
+from jobs.cli.main import run_command
+from jobs.cli.options import EXIT_CODES, Parser, job_parser
 
 _DESCRIPTION = """\
 Caption the videos of a Parquet dataset with Kimi-VL. Each row of the input gives exactly one row of
@@ -68,28 +64,17 @@ examples:
       --model moonshotai/Kimi-VL-A3B-Instruct --window-s 60 --fps 0.5 --merge
   ray job submit --working-dir . -- jobs/caption_videos.py --input s3://bucket/clips \\
       --output /shared/captions --model /shared/Kimi-VL-A3B-Instruct --allow-uri s3://bucket/
-
-exit codes:
-  0    every row is answered, maybe with an error
-  1    the run stopped; what is committed stays, and the same command continues
-  2    refused: arguments, input, output or checkpoint
-  3    --fail-if-errors: more rows than that are errors
-  130  Ctrl-C (143 SIGTERM); as 1
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; the exit code."""
-    from jobs.cli.main import run_command
-
     return run_command(make_parser, arguments)
 
 
-def make_parser() -> "Parser":
+def make_parser() -> Parser:
     """The command line, and its manual page."""
-    from jobs.cli.options import job_parser
-
-    return job_parser(_PROG, _DESCRIPTION, _EPILOG)
+    return job_parser("caption_videos", _DESCRIPTION, _EPILOG + EXIT_CODES)
 
 
 if __name__ == "__main__":

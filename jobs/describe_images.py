@@ -8,14 +8,12 @@ times. Runs as `python -m jobs.describe_images`, as a file, and under `ray job s
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jobs.cli.options import Parser
+if not __package__:  # run as a file, Python puts jobs/ on the path in place of the root
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_ROOT = Path(__file__).resolve().parents[1]
-if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
-    sys.path.insert(0, str(_ROOT))
+from jobs.cli.main import run_command
+from jobs.cli.options import EXIT_CODES, Parser, job_parser
 
 _DESCRIPTION = """\
 Describe the images of a Parquet dataset with Kimi-VL. A row holds one image, or a list of them that
@@ -33,28 +31,17 @@ examples:
   python -m jobs.describe_images --input products.parquet --output described \\
       --model moonshotai/Kimi-VL-A3B-Instruct --image-column photos --tokens-per-row 4096 \\
       --prompt 'What do these photos of one product show?'
-
-exit codes:
-  0    every row is answered, maybe with an error
-  1    the run stopped; what is committed stays, and the same command continues
-  2    refused: arguments, input, output or checkpoint
-  3    --fail-if-errors: more rows than that are errors
-  130  Ctrl-C (143 SIGTERM); as 1
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; the exit code."""
-    from jobs.cli.main import run_command
-
     return run_command(make_parser, arguments)
 
 
-def make_parser() -> "Parser":
+def make_parser() -> Parser:
     """The command line, and its manual page."""
-    from jobs.cli.options import job_parser
-
-    parser = job_parser("describe_images", _DESCRIPTION, _EPILOG, media="image")
+    parser = job_parser("describe_images", _DESCRIPTION, _EPILOG + EXIT_CODES, media="image")
     parser.set_defaults(
         prompt="Describe this image in detail.", frame_tokens="max", timestamps="none"
     )

@@ -14,14 +14,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jobs.checks.finding import Finding
-    from jobs.cli.options import Parser
-    from pipeline.dry_run import DryRun
+if not __package__:  # run as a file, Python puts jobs/ on the path in place of the root
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_ROOT = Path(__file__).resolve().parents[1]
-if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
-    sys.path.insert(0, str(_ROOT))
+from jobs.checks.finding import Finding
+from jobs.cli import config_file
+from jobs.cli.options import Parser, count, positive
+
+if TYPE_CHECKING:
+    from pipeline.dry_run import DryRun
 
 _PROG = "doctor"
 _LAYOUTS = (1, 2, 4, 8)  # ranks of a group
@@ -51,8 +52,6 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all checks; the exit code."""
-    from jobs.cli import config_file
-
     arguments = sys.argv[1:] if arguments is None else arguments
     options = config_file.parse(partial(make_parser, _job_of(arguments)), arguments)
     is_bad = False
@@ -69,18 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(is_bad)
 
 
-def make_parser(job: str = _JOBS[0]) -> "Parser":
+def make_parser(job: str = _JOBS[0]) -> Parser:
     """The command line, and its manual page: those of a job, with the doctor's own options."""
-    from jobs.cli import options
-
-    parser: options.Parser = import_module(f"jobs.{job}").make_parser()
+    parser: Parser = import_module(f"jobs.{job}").make_parser()
     parser.prog, parser.description, parser.epilog = _PROG, _DESCRIPTION % job, _EPILOG
     add = parser.add_argument_group("what to check").add_argument
     add("--job", choices=_JOBS, default=_JOBS[0], help="whose options and defaults these are")
-    add("--rows", type=options.positive, default=20, metavar="N", help="to draw and prepare")
+    add("--rows", type=positive, default=20, metavar="N", help="to draw and prepare")
     add(
         "--answers",
-        type=options.count,
+        type=count,
         default=2,
         metavar="N",
         help="of them to answer, by one whole copy of the model on this machine where it has room; "
@@ -92,14 +89,12 @@ def make_parser(job: str = _JOBS[0]) -> "Parser":
 
 def _job_of(arguments: Sequence[str]) -> str:
     """The job whose options the others are; one that is none ends the process with 2."""
-    from jobs.cli import options
-
-    parser = options.Parser(prog=_PROG, add_help=False)
+    parser = Parser(prog=_PROG, add_help=False)
     parser.add_argument("--job", choices=_JOBS, default=_JOBS[0])
     return parser.parse_known_args(arguments)[0].job
 
 
-def _check(options: argparse.Namespace) -> "Iterator[Finding]":
+def _check(options: argparse.Namespace) -> Iterator[Finding]:
     """All findings, the quick ones first.
 
     Raises:
@@ -108,7 +103,6 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     import torch
 
     from jobs.checks import attacks, sampled_rows, trial, weights
-    from jobs.checks.finding import Finding
     from jobs.cli.pipeline_config import pipeline_config
     from model.inputs.processor import Processor
     from pipeline.cluster.deployment import choose_deployment
@@ -158,10 +152,8 @@ def _check(options: argparse.Namespace) -> "Iterator[Finding]":
     yield from trial.forecast(done, good, plan.num_todo, machines.num_groups, num_cpus)
 
 
-def _planned(plan: "DryRun") -> "Finding":
+def _planned(plan: "DryRun") -> Finding:
     """What the job would do with which rows."""
-    from jobs.checks.finding import Finding
-
     if plan.changes and not plan.new_recipe:
         changes = "; ".join(plan.changes)
         return Finding("BAD", "plan", f"the output was begun under another recipe: {changes}")

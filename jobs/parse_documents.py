@@ -9,14 +9,12 @@ submit`.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jobs.cli.options import Parser
+if not __package__:  # run as a file, Python puts jobs/ on the path in place of the root
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_ROOT = Path(__file__).resolve().parents[1]
-if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
-    sys.path.insert(0, str(_ROOT))
+from jobs.cli.main import run_command
+from jobs.cli.options import EXIT_CODES, Parser, job_parser
 
 _DESCRIPTION = """\
 Turn documents into Markdown with Kimi-VL. A row holds a PDF, a scan (TIFF of many pages, or any
@@ -44,28 +42,17 @@ examples:
   python -m jobs.parse_documents --input papers.parquet --output parsed --model demo
   python -m jobs.parse_documents --input scans.parquet --output parsed \\
       --model moonshotai/Kimi-VL-A3B-Instruct --document-column file --max-pages 200
-
-exit codes:
-  0    every row is answered, maybe with an error
-  1    the run stopped; what is committed stays, and the same command continues
-  2    refused: arguments, input, output or checkpoint
-  3    --fail-if-errors: more rows than that are errors
-  130  Ctrl-C (143 SIGTERM); as 1
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; the exit code."""
-    from jobs.cli.main import run_command
-
     return run_command(make_parser, arguments)
 
 
-def make_parser() -> "Parser":
+def make_parser() -> Parser:
     """The command line, and its manual page."""
-    from jobs.cli.options import job_parser
-
-    parser = job_parser("parse_documents", _DESCRIPTION, _EPILOG, media="document")
+    parser = job_parser("parse_documents", _DESCRIPTION, _EPILOG + EXIT_CODES, media="document")
     parser.set_defaults(
         prompt="Convert this document to Markdown: all of its text in reading order, headings, "
         "lists, tables, and formulas as LaTeX. Write only the Markdown.",

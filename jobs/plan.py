@@ -35,9 +35,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from jobs.cli.options import Formatter, Parser, count, positive
+from jobs.cli.options import Formatter, Parser, count, positive, positive_list
+from jobs.planning.group_layout import GroupLayout, Planner, Rows, best
 from jobs.planning.hardware import GPUS, Hardware
-from jobs.planning.layout import Layout, Planner, Rows, best
 from jobs.planning.network import Network
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
@@ -90,7 +90,7 @@ def _plan(planner: Planner, num_gpus: int, ranks: Sequence[int]) -> dict[str, ob
     }
 
 
-def _advice(chosen: Layout | None) -> str:
+def _advice(chosen: GroupLayout | None) -> str:
     if chosen is None:
         return "nothing fits: take more ranks, larger GPUs, or fewer tokens a row"
     tenths = math.ceil(10 * chosen.cache_gib)  # of a GiB, or a sequence would be left out
@@ -139,13 +139,13 @@ def _parser() -> Parser:
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--gpus", type=_numbers, default="1,8,64,512", metavar="N,...", help="in all"
+        "--gpus", type=positive_list, default="1,8,64,512", metavar="N,...", help="in all"
     )
     group.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="of which kind")
     group.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="with links")
     group.add_argument(
         "--ranks",
-        type=_numbers,
+        type=positive_list,
         default=",".join(map(str, _RANKS)),
         metavar="R,...",
         help="group sizes that are compared",
@@ -208,10 +208,6 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"a number above 0 and up to 1, not {text!r}")
     return share
-
-
-def _numbers(text: str) -> list[int]:
-    return [positive(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

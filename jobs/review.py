@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if not __package__:  # run as a file, Python puts jobs/ on the path in place of the root
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs.cli.options import Formatter, Parser, positive
+
 if TYPE_CHECKING:
-    from jobs.cli.options import Parser
     from jobs.review_page.page import Side
     from jobs.review_page.rows import Output
-
-_ROOT = Path(__file__).resolve().parents[1]
-if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
-    sys.path.insert(0, str(_ROOT))
 
 _PROG = "review"
 _FRAME_PX, _PAGE_PX = 128, 448  # a page wants to be read
@@ -65,15 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser() -> "Parser":
+def make_parser() -> Parser:
     """The command line, and its manual page."""
-    from jobs.cli import options
-
-    parser = options.Parser(
+    parser = Parser(
         prog=_PROG,
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=options.Formatter,
+        formatter_class=Formatter,
     )
     parser.add_argument(
         "captions", type=_directory, metavar="DIR", help="the output directory of a job, on a disk"
@@ -88,7 +86,7 @@ def make_parser() -> "Parser":
     )
     add(
         "--max-rows",
-        type=options.positive,
+        type=positive,
         default=10_000,
         metavar="N",
         help="of an output with more rows, draw so many at random",
@@ -105,25 +103,25 @@ def make_parser() -> "Parser":
     add("--no-frames", action="store_true", help="do not decode the media")
     add(
         "--frame-px",
-        type=options.positive,
+        type=positive,
         metavar="N",
         help=f"longer side of frames (default: {_FRAME_PX}) and pages (default: {_PAGE_PX})",
     )
     add(
         "--max-frames",
-        type=options.positive,
+        type=positive,
         default=16,
         metavar="N",
         help="shown of each row: of each look of it, or of all its windows or pages",
     )
     add(
         "--max-mib",
-        type=options.positive,
+        type=positive,
         default=192,
         metavar="N",
         help="thumbnails in one file; more rows go to further files",
     )
-    add("--workers", type=options.positive, default=2, metavar="N", help="processes that decode")
+    add("--workers", type=positive, default=2, metavar="N", help="processes that decode")
     add = parser.add_argument_group("verdicts").add_argument
     add(
         "--apply",
@@ -160,7 +158,7 @@ def _write(options: argparse.Namespace) -> Iterator[str]:
     theirs = None if other is None else _side(other, options)
     paths = write_pages(options.page, side, theirs, options.max_mib << 20)
     yield f"{output.rows.num_rows} of {output.num_rows} rows of {output.path}"
-    notes = [shots.note for shots in side.shots.values() if shots.note]
+    notes = [frames.note for frames in side.frames.values() if frames.note]
     if notes:
         yield f"{len(notes)} rows without their frames, the first: {notes[0]}"
     for path in paths:
@@ -168,25 +166,25 @@ def _write(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _side(output: "Output", options: argparse.Namespace) -> "Side":
-    """An output with the shots of its rows; where there is no input, each row says so.
+    """An output with the frames of its rows; where there is no input, each row says so.
 
     Raises:
         ValueError: the recipe is of another version, or --input cannot be read.
     """
     from jobs.review_page.page import Side
-    from jobs.review_page.parts import parts_of_rows, windows_of
-    from jobs.review_page.shots import open_camera
-    from jobs.review_page.strips import Shots
+    from jobs.review_page.row_frames import RowFrames
+    from jobs.review_page.sections import sections_of_rows, windows_of
+    from jobs.review_page.source_decoder import open_source_decoder
     from pipeline.media.windows import PageWindows
 
-    parts = parts_of_rows(output, options.max_frames)
+    sections = sections_of_rows(output, options.max_frames)
     if options.no_frames:
-        return Side(output=output, parts=parts, shots={})
+        return Side(output=output, sections=sections, frames={})
     are_pages = isinstance(windows_of(output.recipe), PageWindows)
     try:
-        camera = open_camera(
+        decoder = open_source_decoder(
             output,
-            parts,
+            sections,
             input_uri=options.input,
             allowed_uris=tuple(options.allow_uri),
             frame_px=options.frame_px or (_PAGE_PX if are_pages else _FRAME_PX),
@@ -195,9 +193,9 @@ def _side(output: "Output", options: argparse.Namespace) -> "Side":
     except ValueError as error:
         if options.input is not None:
             raise
-        note = Shots(note=f"no frames: {error}")
-        return Side(output=output, parts=parts, shots=dict.fromkeys(parts, note))
-    return Side(output=output, parts=parts, shots=camera.decode(options.workers))
+        note = RowFrames(note=f"no frames: {error}")
+        return Side(output=output, sections=sections, frames=dict.fromkeys(sections, note))
+    return Side(output=output, sections=sections, frames=decoder.decode(options.workers))
 
 
 def _apply(options: argparse.Namespace) -> Iterator[str]:

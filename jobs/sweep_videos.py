@@ -9,14 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jobs.cli.options import Parser
+if not __package__:  # run as a file, Python puts jobs/ on the path in place of the root
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_ROOT = Path(__file__).resolve().parents[1]
-if str(_ROOT) not in sys.path:  # as a file, only jobs/ is on the path
-    sys.path.insert(0, str(_ROOT))
+from jobs.cli.main import run_command
+from jobs.cli.options import Parser, job_parser
+from jobs.sweep.names import ANSWER_TOKENS, LAYOUT_NAMES, MODES
 
 _DESCRIPTION = """\
 Ask a dataset of questions about videos in every cell of a grid (frames, sizes, timestamps, prompts,
@@ -65,16 +64,11 @@ _TAKEN = ("prompts", "prompt_column", "schema", "columns")  # by the grid and th
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; the exit code."""
-    from jobs.cli.main import run_command
-
     return run_command(make_parser, arguments, _sweep)
 
 
-def make_parser() -> "Parser":
+def make_parser() -> Parser:
     """The command line, and its manual page."""
-    from jobs.cli.options import job_parser
-    from jobs.sweep.names import ANSWER_TOKENS, LAYOUT_NAMES, MODES
-
     parser = job_parser("sweep_videos", _DESCRIPTION, _EPILOG)
     parser.usage = (
         "%(prog)s --input PARQUET --layout NAME --grid YAML --output DIR --model MODEL [option ...]"

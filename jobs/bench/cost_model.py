@@ -11,11 +11,8 @@ bf16 weights, read from a checkpoint in the published layout of which each rank 
 Let nothing else run beside it.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -28,14 +25,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from jobs.bench.command import Column, Table, bench_parser, print_json
 from jobs.bench.measure.limits import BareProducts, MemoryRead
 from jobs.bench.measure.random_files import write_random_checkpoint
+from jobs.bench.measure.ranks import run_on_ranks
 from jobs.bench.measure.shapes import RandomPrompts, engine_for
 from jobs.bench.measure.turns import timed
-from jobs.cli.options import Formatter, Parser, positive
-from jobs.cli.processes import run_ranks
+from jobs.cli.options import positive, positive_list
+from jobs.planning.group_layout import Planner, Rows
 from jobs.planning.hardware import Hardware
-from jobs.planning.layout import Planner, Rows
 from jobs.planning.network import Network
 from jobs.planning.products import dense_products, expert_products
 from jobs.planning.shapes import moonlight
@@ -49,7 +47,7 @@ from parallel.experts.shards import even_topologies, num_held, shards_of
 from parallel.ranks.ep_engine import ExpertParallelEngine
 from parallel.ranks.lockstep import Lockstep
 from parallel.ranks.rank_spec import RankSpec
-from parallel.ranks.rendezvous import JoinedGroup, RendezvousStore
+from parallel.ranks.rendezvous import JoinedGroup
 from parallel.ranks.step_dispatcher import StepDispatcher
 from parallel.ranks.worker import Engine
 
@@ -72,29 +70,41 @@ class Measured:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and compare; JSON last."""
-    options = _parser().parse_args(arguments)
+    """Measure and predict the steps of each group; return the exit code."""
+    parser = bench_parser("jobs.bench.cost_model", __doc__)
+    add = parser.add_argument
+    add("--layers", type=positive, default=3, metavar="N", help="layers; the first one is dense")
+    add("--ranks", type=positive_list, default="1,2", metavar="R,...", help="group sizes")
+    add(
+        "--sequences",
+        type=positive_list,
+        default="8,32",
+        metavar="B,...",
+        help="numbers of sequences that each rank decodes at the same time",
+    )
+    options = parser.parse_args(arguments)
+    table = Table(
+        Column("ranks", "ranks", "d"),
+        Column("step", "name", "14"),
+        Column("predicted ms", "predicted_ms", ".1f"),
+        Column("measured ms", "measured_ms", ".1f"),
+        Column("ratio", "ratio", ".2f"),
+    )
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
         checkpoint = Path(folder)
         print(f"writing {options.layers} layers of random weights ...", flush=True)
         write_random_checkpoint(checkpoint, moonlight(options.layers))
-        lines: list[dict[str, Any]] = []
         for num_ranks in options.ranks:
-            measured = _on_ranks(checkpoint, num_ranks, options)
+            measured: Measured = run_on_ranks(_rank, num_ranks, checkpoint, options.sequences)
             print(
                 f"{num_ranks} ranks: {measured.gflops:.0f} GFLOP/s, {measured.memory_gbs:.1f} GB/s "
                 f"of memory, each; all-to-all {measured.latency_us:.0f} us + "
                 f"{measured.link_gbs:.2f} GB/s",
                 flush=True,
             )
-            lines += _compare(checkpoint, num_ranks, measured)
-        print("ranks  step               predicted ms  measured ms  ratio")
-        for line in lines:
-            print(
-                f"{line['ranks']:5}  {line['name']:18} {line['predicted_ms']:12.1f} "
-                f"{line['measured_ms']:12.1f} {line['predicted_ms'] / line['measured_ms']:6.2f}"
-            )
-    print(json.dumps(lines))
+            for row in _compare(checkpoint, num_ranks, measured):
+                table.add(row)
+    print_json({"cost_model": table.rows})
     return 0
 
 
@@ -134,49 +144,29 @@ def _compare(checkpoint: Path, num_ranks: int, measured: Measured) -> list[dict[
             "predicted_ms": 1e3 * step.seconds,
             "exchange_ms": 1e3 * step.exchange_s,
             "measured_ms": milliseconds,
+            "ratio": 1e3 * step.seconds / milliseconds,
         }
         for name, step, milliseconds in pairs
     ]
 
 
-def _on_ranks(checkpoint: Path, num_ranks: int, options: argparse.Namespace) -> Measured:
-    meeting = RendezvousStore(socket.gethostbyname("localhost"))
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    seats = [
-        RankSpec(
-            address=meeting.address,
-            generation=f"plan-{num_ranks}",
-            rank=rank,
-            num_ranks=num_ranks,
-            join_timeout_s=600,
-            exchange_timeout_s=120,
-        )
-        for rank in range(num_ranks)
-    ]
-    arguments = (checkpoint, options.sequences)
-    processes = [context.Process(target=_rank, args=(*arguments, s, answers)) for s in seats]
-    run_ranks(processes)
-    return answers.get()
-
-
 def _rank(
     checkpoint: Path,
     sequences: Sequence[int],
-    seat: RankSpec,
+    spec: RankSpec,
     answers: "multiprocessing.SimpleQueue[Measured]",
 ) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // seat.num_ranks))
-    group = JoinedGroup(seat, torch.device("cpu")).group
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // spec.num_ranks))
+    group = JoinedGroup(spec, torch.device("cpu")).group
     config = KimiVLConfig.from_checkpoint(checkpoint)
     gflops, memory_gbs = _product_gflops(config, group), _memory_gbs(group)
     latency_us = 1e6 * _all_to_all_s(group, _SMALL_BYTES)
     large_s = _all_to_all_s(group, _LARGE_BYTES) - latency_us / 1e6
-    sent = _LARGE_BYTES * (seat.num_ranks - 1) / seat.num_ranks
+    sent = _LARGE_BYTES * (spec.num_ranks - 1) / spec.num_ranks
     link_gbs = max(sent / large_s / 1e9, 1e-3)
     engine = _engine(checkpoint, config, group, max(*sequences, _NUM_PROMPTS))
     prefill_ms, decode_ms = _steps(engine, config, sequences, group)
-    if seat.rank == 0:
+    if spec.rank == 0:
         answers.put(Measured(gflops, memory_gbs, latency_us, link_gbs, prefill_ms, decode_ms))
     dist.barrier(group=group)
     dist.destroy_process_group()
@@ -263,20 +253,6 @@ def _together(work: Callable[[], object], group: dist.ProcessGroup) -> float:
     started = time.perf_counter()
     timed(work)
     return time.perf_counter() - started
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m jobs.bench.cost_model", description=__doc__, formatter_class=Formatter
-    )
-    parser.add_argument("--layers", type=positive, default=3, metavar="N", help="first is dense")
-    parser.add_argument("--ranks", type=_numbers, default="1,2", metavar="R,...", help="ranks")
-    parser.add_argument("--sequences", type=_numbers, default="8,32", metavar="B,...", help="each")
-    return parser
-
-
-def _numbers(text: str) -> list[int]:
-    return [positive(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

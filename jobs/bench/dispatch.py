@@ -12,17 +12,18 @@ Letters: R ranks, T tokens of a rank, D hidden size, E experts, K experts per to
 
 import argparse
 import multiprocessing
-import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.distributed as dist
 
-from jobs.cli.options import Formatter, Parser, positive
-from jobs.cli.processes import run_ranks
+from jobs.bench.command import Column, Table, bench_parser, print_json
+from jobs.bench.measure.ranks import run_on_ranks
+from jobs.cli.options import positive, positive_list
 from jobs.planning.network import least_rows
 from model.malloc import keep_freed_memory
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatch, AllToAllDispatcher
@@ -30,7 +31,7 @@ from parallel.experts.permute import pack
 from parallel.experts.policy import WireDtype
 from parallel.experts.topology import Topology
 from parallel.ranks.rank_spec import RankSpec
-from parallel.ranks.rendezvous import JoinedGroup, RendezvousStore
+from parallel.ranks.rendezvous import JoinedGroup
 
 _WARM_UP, _REPEATS = 5, 30
 _DTYPE = torch.bfloat16
@@ -49,54 +50,45 @@ class Measured:
     bare_us: float
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure all dispatchers, print a table and a JSON object; return the exit code."""
     options = _parse(arguments)
+    table = Table(
+        Column("ranks", "num_ranks", "d"),
+        Column("tokens", "num_tokens", "d"),
+        Column("dispatcher", "name", ""),
+        Column("rows/token", "rows", ".2f"),
+        Column("least", "least_rows", ".2f"),
+        Column("bytes/token", "wire_bytes", ".0f"),
+        Column("us/layer", "layer_us", ".0f"),
+        Column("us bare", "bare_us", ".0f"),
+        Column("ratio", "ratio", ".2f"),
+    )
     print(
         f"D {options.hidden}, E {options.experts}, K {options.top_k}, {_DTYPE}, "
         f"wire {options.wire_dtype}, {options.device}"
     )
-    print("ranks tokens dispatcher  rows/token  least  bytes/token  us/layer  us bare  ratio")
     for num_ranks in options.ranks:
-        for line in _measure_on_ranks(options, num_ranks):
-            least = least_rows(options.experts, options.top_k, num_ranks)
-            print(
-                f"{line.num_ranks:5} {line.num_tokens:6} {line.name:10} {line.rows:11.2f} "
-                f"{least:6.2f} {line.wire_bytes:12.0f} {line.layer_us:9.0f} {line.bare_us:8.0f} "
-                f"{line.layer_us / line.bare_us:6.2f}",
-                flush=True,
-            )
+        least = least_rows(options.experts, options.top_k, num_ranks)
+        measured: list[Measured] = run_on_ranks(_rank, num_ranks, options)
+        for each in measured:
+            ratio = each.layer_us / each.bare_us
+            table.add(asdict(each) | {"least_rows": least, "ratio": ratio})
+    print_json({"dispatch": table.rows})
+    return 0
 
 
-def _measure_on_ranks(options: argparse.Namespace, num_ranks: int) -> list[Measured]:
-    meeting = RendezvousStore(socket.gethostbyname("localhost"))
-    context = multiprocessing.get_context("spawn")
-    lines = context.SimpleQueue()
-    seats = [
-        RankSpec(
-            address=meeting.address,
-            generation="bench",
-            rank=rank,
-            num_ranks=num_ranks,
-            join_timeout_s=300,
-            exchange_timeout_s=120,
-        )
-        for rank in range(num_ranks)
-    ]
-    processes = [context.Process(target=_rank, args=(options, seat, lines)) for seat in seats]
-    run_ranks(processes)
-    return lines.get()
-
-
-def _rank(options: argparse.Namespace, seat: RankSpec, lines: multiprocessing.SimpleQueue) -> None:
+def _rank(
+    options: argparse.Namespace, spec: RankSpec, answers: multiprocessing.SimpleQueue
+) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as an engine does
-    device = torch.device(f"cuda:{seat.rank}" if options.device == "cuda" else "cpu")
-    group = JoinedGroup(seat, device).group
-    num_held = Topology.even(options.experts, seat.num_ranks).num_held
+    device = torch.device(f"cuda:{spec.rank}" if options.device == "cuda" else "cpu")
+    group = JoinedGroup(spec, device).group
+    num_held = Topology.even(options.experts, spec.num_ranks).num_held
     measured: list[Measured] = []
     for num_tokens in options.tokens:
-        generator = torch.Generator().manual_seed(seat.rank)
+        generator = torch.Generator().manual_seed(spec.rank)
         x = torch.randn(num_tokens, options.hidden, generator=generator).to(device, _DTYPE)
         scores = torch.rand(num_tokens, options.experts, generator=generator)
         expert_ids = scores.topk(options.top_k).indices.to(device)
@@ -106,8 +98,8 @@ def _rank(options: argparse.Namespace, seat: RankSpec, lines: multiprocessing.Si
             measure(num_held, group, device, tokens, options.wire_dtype)
             for measure in (_all_to_all, _all_gather)
         ]
-    if seat.rank == 0:
-        lines.put(measured)
+    if spec.rank == 0:
+        answers.put(measured)
     dist.destroy_process_group()
 
 
@@ -188,24 +180,22 @@ def _time_us(call: Callable[[], None], group: dist.ProcessGroup, device: torch.d
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m jobs.bench.dispatch", description=__doc__, formatter_class=Formatter
+    parser = bench_parser("jobs.bench.dispatch", __doc__)
+    add = parser.add_argument
+    add("--ranks", type=positive_list, default="2,4,8", metavar="R,...", help="group sizes")
+    add("--tokens", type=positive_list, default="1,32,512", metavar="T,...", help="tokens per rank")
+    add("--hidden", type=positive, default=2048, metavar="D", help="hidden size")
+    add("--experts", type=positive, default=64, metavar="E", help="routed experts")
+    add("--top-k", type=positive, default=6, metavar="K", help="experts per token")
+    add(
+        "--wire-dtype",
+        choices=("auto", "bfloat16", "float8"),
+        default="auto",
+        help="type of the rows that are sent to experts",
     )
-    parser.add_argument("--ranks", type=_numbers, default="2,4,8", metavar="R,...", help="ranks")
-    parser.add_argument("--tokens", type=_numbers, default="1,32,512", metavar="T,...", help="each")
-    parser.add_argument("--hidden", type=positive, default=2048, metavar="D", help="width")
-    parser.add_argument("--experts", type=positive, default=64, metavar="E", help="routed")
-    parser.add_argument("--top-k", type=positive, default=6, metavar="K", help="of a token")
-    parser.add_argument(
-        "--wire-dtype", choices=("auto", "bfloat16", "float8"), default="auto", help="of rows"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the ranks")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="device of the ranks")
     return parser.parse_args(arguments)
 
 
-def _numbers(text: str) -> list[int]:
-    return [positive(number) for number in text.split(",")]
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

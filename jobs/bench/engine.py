@@ -35,7 +35,6 @@ The last line of the output is one JSON object.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,10 +49,11 @@ from jobs.bench.cases.text import measure_decode, measure_prefill
 from jobs.bench.cases.vision import measure_vision
 from jobs.bench.cases.waiting import measure_scheduler
 from jobs.bench.cases.workbench import Sizes, Workbench
+from jobs.bench.command import bench_parser, print_json, print_value
 from jobs.bench.measure.shapes import narrow
 from jobs.bench.measure.turns import Others
 from jobs.cli.checkpoint import find_checkpoint
-from jobs.cli.options import Formatter, Parser, positive
+from jobs.cli.options import Parser, names_among, positive, positive_list
 from jobs.planning.shapes import moonlight
 
 PARTS: Mapping[str, Callable[[Workbench], dict[str, object]]] = {
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     parts = options.only or default_parts(options.expert_parallel)
     if ("ranks" in parts) != (options.expert_parallel is not None):
-        print("bench_engine: error: ranks and --expert-parallel R go together", file=sys.stderr)
+        print("engine: error: ranks and --expert-parallel R go together", file=sys.stderr)
         return 2
     bench = Workbench(
         config=moonlight(options.layers),
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes=Sizes(num_sequences=options.sequences),
     )
     shape = {"shape": f"moonlight-{options.layers}l", "threads": options.threads}
-    print(json.dumps(shape | run(parts, bench)))
+    print_json(shape | run(parts, bench))
     return 0
 
 
@@ -108,7 +108,7 @@ def run(parts: Sequence[str], bench: Workbench) -> dict[str, object]:
         found = PARTS[part](bench)
         shares[part] = round(others.share(), 3)
         for name, value in found.items():
-            print(f"  {name:32} {_shown(value)}")
+            print_value(f"  {name}", value)
         took_s = time.perf_counter() - started
         print(f"  ({took_s:.0f} s; others used {100 * shares[part]:.0f} % of the processors)")
         sys.stdout.flush()
@@ -116,62 +116,28 @@ def run(parts: Sequence[str], bench: Workbench) -> dict[str, object]:
     return {**measured, "others_share": shares}
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{key}: {each}" for key, each in value.items())
-    return str(value)
-
-
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m jobs.bench.engine", description=__doc__, formatter_class=Formatter
-    )
-    parser.add_argument(
-        "--only",
-        type=_parts,
-        metavar="A,B",
-        help="the parts to measure",
-    )
-    parser.add_argument(
+    parser = bench_parser("jobs.bench.engine", __doc__)
+    add = parser.add_argument
+    add("--only", type=names_among(PARTS), metavar="A,B", help="measure only these parts")
+    add(
         "--sequences",
-        type=_numbers,
+        type=positive_list,
         default="1,8,32,64",
         metavar="A,B",
         help="numbers of sequences that decode at the same time",
     )
-    parser.add_argument("--layers", type=int, default=4, help="the first of them dense")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
-    parser.add_argument(
-        "--expert-parallel", type=_several, metavar="R", help="ranks that share the experts"
-    )
-    parser.add_argument("--compare", choices=("transformers",), help="do the same work with it")
+    add("--layers", type=int, default=4, help="layers of the network; the first one is dense")
+    add("--threads", type=int, default=2, help="threads of torch")
+    add("--expert-parallel", type=_several, metavar="R", help="ranks that share the experts")
+    add("--compare", choices=("transformers",), help="do the same work with this library too")
     return parser
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"there is no part {', '.join(unknown)}; choose from {', '.join(PARTS)}"
-        )
-    return names
 
 
 def _several(text: str) -> int:
     if (number := positive(text)) < 2:
         raise argparse.ArgumentTypeError("experts are shared by at least 2 ranks")
     return number
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(map(int, text.split(",")))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"numbers from 1 on, like 1,8,32, not {text!r}")
-    return numbers
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""What each rank of a group reads from disk and holds in memory, by number of ranks.
+"""Measure what each rank of a group reads from disk and holds in memory, by number of ranks.
 
     python -m jobs.bench.footprint [--ranks 1,2,4,8] [--layers 3] [--model DIR]
 
-Without --model a checkpoint with random weights is written to a temporary directory: the published
-widths of Kimi-VL and its published layout on disk, with fewer layers. Then the first and the last
-rank of each group load their share, each in a process of its own, with nothing of the files in the
-page cache. Linux only.
+Without --model, the benchmark writes a checkpoint with random weights to a temporary directory: the
+published widths of Kimi-VL and its published layout on disk, with fewer layers. Then the first and
+the last rank of each group load their experts, each in a process of its own, while nothing of the
+files is in the page cache. It runs on Linux only.
 
 weights  bytes of the tensors that the rank has
-read     bytes that came from the disk, by /proc/self/io; the kernel reads ahead a little
+read     bytes that came from the disk, by /proc/self/io; the kernel reads a little ahead
 held     memory beyond what the process had before: anonymous, so without the mapped files
-peak     the most of it while loading; the mapped files come on top, and can be dropped any time
+peak     the largest anonymous memory while loading; the mapped files come on top, and the kernel
+         can drop them at any time
 """
 
-import json
 import multiprocessing
 import os
 import sys
@@ -27,8 +27,9 @@ from pathlib import Path
 
 import torch
 
+from jobs.bench.command import Column, Table, bench_parser, print_json
 from jobs.bench.measure.random_files import write_random_checkpoint
-from jobs.cli.options import Formatter, Parser, positive
+from jobs.cli.options import positive, positive_list
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
 from model.network.moe import ExpertShard, LocalDispatcher
@@ -36,12 +37,13 @@ from model.network.onednn import pack
 from model.network.weights import load_model
 from parallel.experts.topology import Topology
 
-_LOOK_S = 0.005
+_SAMPLE_S = 0.005
+_MB = 1e6
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one rank took."""
+    """What one rank read and held."""
 
     num_ranks: int
     rank: int
@@ -53,17 +55,31 @@ class Footprint:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure; print a table, and a JSON object last."""
-    options = _parser().parse_args(arguments)
+    """Load the ranks of each group and print a table and a JSON object; return the exit code."""
+    parser = bench_parser("jobs.bench.footprint", __doc__)
+    add = parser.add_argument
+    add("--ranks", type=positive_list, default="1,2,4,8", metavar="R,...", help="group sizes")
+    add("--layers", type=positive, default=3, help="layers to write; the first one is dense")
+    add("--model", type=Path, metavar="DIR", help="use this checkpoint instead of random weights")
+    options = parser.parse_args(arguments)
+    table = Table(
+        Column("ranks", "num_ranks", "d"),
+        Column("rank", "rank", "d"),
+        Column("weights MB", "weights_bytes", ".0f", _MB),
+        Column("read MB", "read_bytes", ".0f", _MB),
+        Column("held MB", "held_bytes", ".0f", _MB),
+        Column("peak MB", "peak_bytes", ".0f", _MB),
+        Column("seconds", "seconds", ".1f"),
+    )
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         checkpoint = options.model
         if checkpoint is None:
             checkpoint = Path(folder)
             print(f"writing {options.layers} layers of random weights ...", flush=True)
             write_random_checkpoint(checkpoint, moonlight(options.layers))
-        print("ranks  rank  weights MB  read MB  held MB  peak MB  seconds")
-        measured = [_show(each) for each in _measure(checkpoint, options.ranks)]
-    print(json.dumps([asdict(each) for each in measured]))
+        for footprint in _measure(checkpoint, options.ranks):
+            table.add(asdict(footprint))
+    print_json({"footprint": table.rows})
     return 0
 
 
@@ -73,25 +89,25 @@ def _measure(checkpoint: Path, numbers_of_ranks: Sequence[int]) -> Iterator[Foot
         for rank in sorted({0, num_ranks - 1}):
             _drop_from_page_cache(checkpoint)
             answers = context.SimpleQueue()
-            process = context.Process(target=_rank, args=(checkpoint, rank, num_ranks, answers))
+            process = context.Process(target=_load, args=(checkpoint, rank, num_ranks, answers))
             process.start()
             process.join()
             if process.exitcode:
-                sys.exit(f"rank {rank} of {num_ranks} ended with {process.exitcode}")
+                sys.exit(f"rank {rank} of {num_ranks} ended with exit code {process.exitcode}")
             yield answers.get()
 
 
-def _rank(
+def _load(
     checkpoint: Path, rank: int, num_ranks: int, answers: "multiprocessing.SimpleQueue[Footprint]"
 ) -> None:
-    """Load what one rank holds, as a job would, and tell what it took."""
+    """Load what one rank holds, as a job would, and answer with its footprint."""
     torch.set_num_threads(1)
     text = KimiVLConfig.from_checkpoint(checkpoint).text
     held = Topology.even(text.n_routed_experts, num_ranks).held[rank]
-    share = ExpertShard(held, LocalDispatcher(text.n_routed_experts))
-    held_before, read_before, started = anonymous_bytes(), _read_bytes(), time.monotonic()
+    shard = ExpertShard(held, LocalDispatcher(text.n_routed_experts))
+    bytes_before, read_before, started = anonymous_bytes(), _read_bytes(), time.monotonic()
     with _peak() as peak:
-        model = load_model(checkpoint, shares=lambda _: share)
+        model = load_model(checkpoint, shares=lambda _: shard)
         weights_bytes = sum(each.nbytes for each in model.parameters())
         pack(model)
     footprint = Footprint(
@@ -99,8 +115,8 @@ def _rank(
         rank=rank,
         weights_bytes=weights_bytes,
         read_bytes=_read_bytes() - read_before,
-        held_bytes=anonymous_bytes() - held_before,
-        peak_bytes=peak[0] - held_before,
+        held_bytes=anonymous_bytes() - bytes_before,
+        peak_bytes=peak[0] - bytes_before,
         seconds=time.monotonic() - started,
     )
     answers.put(footprint)
@@ -108,31 +124,31 @@ def _rank(
 
 @contextmanager
 def _peak() -> Iterator[list[int]]:
-    """The most anonymous memory within the `with`, by looking again and again."""
+    """Sample the anonymous memory during a `with`; the one item of the list is the largest."""
     most = [anonymous_bytes()]
     is_over = threading.Event()
 
-    def look() -> None:
-        while not is_over.wait(_LOOK_S):
+    def sample() -> None:
+        while not is_over.wait(_SAMPLE_S):
             most[0] = max(most[0], anonymous_bytes())
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     try:
         yield most
     finally:
         is_over.set()
-        watcher.join()
+        sampler.join()
         most[0] = max(most[0], anonymous_bytes())
 
 
 def anonymous_bytes() -> int:
-    """Resident memory of this process that no file backs."""
+    """Return the resident memory of this process that no file backs, in bytes."""
     return _field(Path("/proc/self/status"), "RssAnon") << 10
 
 
 def _read_bytes() -> int:
-    """What this process has made the disk read so far."""
+    """Return how many bytes the disk has delivered for this process so far."""
     return _field(Path("/proc/self/io"), "read_bytes")
 
 
@@ -145,31 +161,10 @@ def _drop_from_page_cache(checkpoint: Path) -> None:
     for path in checkpoint.glob("*.safetensors"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # only what is on disk can be dropped
+            os.fsync(descriptor)  # the kernel keeps pages that are not on the disk yet
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-
-
-def _show(each: Footprint) -> Footprint:
-    sizes = (each.weights_bytes, each.read_bytes, each.held_bytes, each.peak_bytes)
-    megabytes = "".join(f"{size / 1e6:9.0f}" for size in sizes)
-    print(f"{each.num_ranks:5} {each.rank:5} {megabytes[1:]}  {each.seconds:7.1f}", flush=True)
-    return each
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m jobs.bench.footprint", description=__doc__, formatter_class=Formatter
-    )
-    parser.add_argument("--ranks", type=_numbers, default="1,2,4,8", metavar="R,...", help="ranks")
-    parser.add_argument("--layers", type=positive, default=3, help="the first of them dense")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="instead: a checkpoint")
-    return parser
-
-
-def _numbers(text: str) -> list[int]:
-    return [positive(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

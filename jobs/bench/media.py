@@ -17,17 +17,14 @@ in this process, in rows/s. What is
 compared runs in turns; the median counts. The last line of the output is one JSON object.
 """
 
-import argparse
 import importlib
 import importlib.util
 import io
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -39,8 +36,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from jobs.bench.command import bench_parser, print_json, print_value
 from jobs.cli.checkpoint import find_checkpoint
-from jobs.cli.options import Formatter, Parser
+from jobs.cli.options import names_among
+from jobs.demo.clips import encode
 from model.inputs.processor import Processor
 from pipeline.media.display import FrameRequest
 from pipeline.media.frame_sampling import FrameSampling
@@ -65,58 +64,57 @@ _Way = Callable[[Path], NDArray[np.uint8] | None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a line for each number and a JSON object."""
-    options = _parser().parse_args(arguments)
+    parser = bench_parser("jobs.bench.media", __doc__)
+    parser.add_argument(
+        "--only",
+        type=names_among(_PARTS),
+        default=_PARTS,
+        metavar="A,B",
+        help=f"measure only these parts of {', '.join(_PARTS)}",
+    )
+    options = parser.parse_args(arguments)
     found: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         for part in options.only:
             path = Path(folder, f"{'10s' if part == 'prepare' else part}.mp4")
             if not path.exists():
-                _say(f"making {path.name}")
+                print(f"making {path.name} ...", flush=True)
                 make_clip(path, 10 if part == "prepare" else _SECOND_S[part])
             if part == "prepare":
                 found["prepare"] = measure_prepare(path)
             else:
                 found[f"uniform16_{part}"] = measure_ways(path, _REPEATS[part])
-    print(json.dumps(found))
+    print_json(found)
     return 0
 
 
 def make_clip(path: Path, duration_s: int) -> None:
     """A clip that repeats its first 50 s, so that long ones are made quickly."""
-    once = _encoded(min(duration_s, 50))
+    frames = _drifting_frames(min(duration_s, 50) * _RATE)
+    once = encode(frames, _RATE, crf="26", g="250", bf="3")
     with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
-        sink, offset = None, 0
+        target, offset = None, 0
         for _ in range(-(-duration_s // 50)):
             with av.open(io.BytesIO(once), mode="r") as source:
                 stream = source.streams.video[0]
-                sink = sink or output.add_stream_from_template(stream)
+                target = target or output.add_stream_from_template(stream)
                 for packet in source.demux(stream):
                     if packet.dts is not None and packet.pts is not None:
                         packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
-                        packet.stream = sink
+                        packet.stream = target
                         output.mux(packet)
                 offset += stream.duration or 0
 
 
-def _encoded(duration_s: int) -> bytes:
-    """A textured picture that drifts and is cut to another one now and then, as MP4."""
+def _drifting_frames(num_frames: int) -> Iterator[NDArray[np.uint8]]:
+    """Draw a textured picture that drifts, and that a cut replaces by another every 4 seconds."""
     random = np.random.default_rng(0)
     coarse = random.integers(30, 220, (8, 45, 80, 3), dtype=np.uint8)
     scenes = [np.kron(each, np.ones((16, 16, 1), np.uint8)) for each in coarse]
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=_RATE)
-        assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = *_SIZE, "yuv420p"
-        stream.options = {"preset": "veryfast", "crf": "26", "g": "250", "bf": "3"}
-        for number in range(duration_s * _RATE):
-            rgb = np.roll(scenes[number // 120 % len(scenes)], (number, 3 * number), axis=(0, 1))
-            rgb[number % 16 :: 16, :, 0] ^= 8
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, _RATE)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    return file.getvalue()
+    for number in range(num_frames):
+        rgb = np.roll(scenes[number // 120 % len(scenes)], (number, 3 * number), axis=(0, 1))
+        rgb[number % 16 :: 16, :, 0] ^= 8
+        yield rgb
 
 
 def measure_ways(path: Path, num_repeats: int) -> dict[str, Any]:
@@ -125,7 +123,7 @@ def measure_ways(path: Path, num_repeats: int) -> dict[str, Any]:
     if importlib.util.find_spec("decord"):
         ways["decord"] = with_decord
     else:
-        _say("decord is not installed: pip install decord")
+        print("decord is not installed and left out; install it with `pip install decord`")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     frames: dict[str, Any] = {}
     for _ in range(num_repeats):
@@ -140,8 +138,9 @@ def measure_ways(path: Path, num_repeats: int) -> dict[str, Any]:
     found["identical"] = bool(np.array_equal(frames["ours"], frames["sequential"]))
     for name in ways:
         ratio = found[f"{name}_s"] / found["ours_s"]
-        _say(f"{path.stem:>6} {name:>10} {found[f'{name}_s']:8.3f} s   {ratio:6.2f} of ours")
-    _say(f"{path.stem:>6} identical to sequential: {found['identical']}")
+        text = f"{found[f'{name}_s']:8.3f} s   {ratio:6.2f} of ours"
+        print_value(f"{path.stem} {name}", text)
+    print_value(f"{path.stem} identical to sequential", found["identical"])
     return found
 
 
@@ -229,7 +228,7 @@ def measure_prepare(path: Path) -> dict[str, float]:
     for name in ("process", "stage"):
         found[f"{name}_of_bare"] = found[f"{name}_rows_per_s"] / found["bare_rows_per_s"]
     for name, value in found.items():
-        _say(f"prepare {name:>18} {value:8.3f}")
+        print_value(f"prepare {name}", f"{value:8.3f}")
     return found
 
 
@@ -245,26 +244,6 @@ def _one_thread(stream: VideoStream) -> VideoStream:
 def _small(reformatter: VideoReformatter, frame: av.VideoFrame) -> NDArray[Any]:
     converted = reformatter.reformat(frame, *_SMALL, "rgb24", interpolation="BICUBIC", threads=1)
     return converted.to_ndarray()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="bench_media", description=__doc__, formatter_class=Formatter)
-    parser.add_argument(
-        "--only", type=_parts, default=_PARTS, metavar="A,B", help=f"of {', '.join(_PARTS)}"
-    )
-    return parser
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    parts = tuple(text.split(","))
-    for part in parts:
-        if part not in _PARTS:
-            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(_PARTS)}")
-    return parts
 
 
 if __name__ == "__main__":

@@ -9,28 +9,26 @@ Each ends with one line of JSON.
 """
 
 import argparse
-import io
-import json
 import os
 import re
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
+from jobs.bench.command import bench_parser, print_json
 from jobs.bench.flow.flow_chart import Sample, draw_chart
 from jobs.bench.flow.overlap import measure_overlap
 from jobs.bench.flow.paced import run_with
@@ -64,7 +62,7 @@ _KINDS = {  # of processes, by their command lines
     "generate": re.compile(rb"_Generator"),
     "rest of Ray": re.compile(rb""),
 }
-_MINUTE_CLIP = (1280, 720, 15, 60)  # width, height, frames a second, seconds
+_MINUTE_RATE = 15  # frames per second
 
 
 def ceiling(folder: Path, options: argparse.Namespace) -> dict[str, object]:
@@ -203,21 +201,15 @@ def small_clip(*, num_frames: int, width_px: int, height_px: int) -> bytes:
 
 
 def minute_clip() -> bytes:
-    """An mp4 of a minute of 720p: a texture that drifts, with a keyframe every second."""
-    width_px, height_px, rate, duration_s = _MINUTE_CLIP
+    """Encode a minute of 720p: a texture that drifts, with a keyframe every second."""
+    return encode(_minute_frames(), _MINUTE_RATE, crf="38", g=str(_MINUTE_RATE))
+
+
+def _minute_frames() -> Iterator[NDArray[np.uint8]]:
     texture = np.random.default_rng(0).integers(40, 200, (90, 160, 3), np.uint8)
-    picture = np.kron(texture, np.ones((8, 8, 1), np.uint8))
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=rate)
-        assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
-        stream.options = {"preset": "veryfast", "crf": "38", "g": str(rate)}
-        for number in range(rate * duration_s):
-            rgb = np.ascontiguousarray(np.roll(picture, 3 * number, axis=1))
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-        output.mux(stream.encode(None))
-    return file.getvalue()
+    picture = np.kron(texture, np.ones((8, 8, 1), np.uint8))  # 1280 x 720
+    for number in range(60 * _MINUTE_RATE):
+        yield np.roll(picture, 3 * number, axis=1)
 
 
 def padded(clip: bytes, num_bytes: int) -> bytes:
@@ -272,18 +264,18 @@ def _never() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark; its result is the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.bench.pipeline")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = bench_parser("jobs.bench.pipeline", __doc__)
     benches = {"ceiling": ceiling, "slow": slow, "resume": resume, "overlap": overlap}
-    parser.add_argument("bench", choices=list(benches))
+    parser.add_argument("bench", choices=list(benches), help="what to measure")
     defaults = ", ".join(f"{number} for {name}" for name, number in _ROWS.items())
-    parser.add_argument("--rows", type=int, help=f"default: {defaults}")
-    parser.add_argument("--rows-per-s", type=float, default=4.0, help="of the slow engine")
-    parser.add_argument("--chart", default="flow.png", help="of the slow engine")
+    add = parser.add_argument
+    add("--rows", type=int, help=f"rows of the input; default: {defaults}")
+    add("--rows-per-s", type=float, default=4.0, help="rate of the slow engine")
+    add("--chart", default="flow.png", help="file for the chart of the slow engine's memory")
     options = parser.parse_args(arguments)
     options.rows = options.rows or _ROWS[options.bench]
     with tempfile.TemporaryDirectory(prefix="bench-flow-") as folder:
-        print(json.dumps({options.bench: benches[options.bench](Path(folder), options)}))
+        print_json({options.bench: benches[options.bench](Path(folder), options)})
     return 0
 
 

@@ -20,7 +20,6 @@ Letters: R ranks, T tokens of a rank, E experts, K experts per token.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.cli.options import Formatter, Parser, positive
+from jobs.bench.command import Column, Table, bench_parser, print_json
+from jobs.cli.options import Parser, positive, positive_list
 from parallel.experts.load import ExpertLoad, add
 from parallel.experts.placement import place, place_layer
 from parallel.experts.topology import Topology
@@ -41,8 +41,14 @@ _STEPS = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table, and its numbers as JSON."""
     options = _parser().parse_args(arguments)
-    print(f"{'shares':>10} ranks tokens  {'placement':14} max/mean  sent")
-    measured: list[dict[str, object]] = []
+    table = Table(
+        Column("shares", "shares", "8"),
+        Column("ranks", "ranks", "d"),
+        Column("tokens", "tokens", "d"),
+        Column("placement", "placement", "14"),
+        Column("max/mean", "max_by_mean", ".2f"),
+        Column("sent", "sent", ".2f"),
+    )
     for name, shares in _distributions(options):
         chance = np.random.default_rng(0)
         counted = _draw(chance, shares, _COUNTED_TOKENS, options.top_k)
@@ -58,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ]
                 for placement, topologies in placements(load, num_ranks, options.copies):
                     busiest, sent = route(topologies, steps, num_ranks)
-                    line = {
+                    row = {
                         "shares": name,
                         "ranks": num_ranks,
                         "tokens": num_tokens,
@@ -66,13 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         "max_by_mean": round(busiest, 3),
                         "sent": round(sent, 2),
                     }
-                    measured.append(line)
-                    print(
-                        f"{name:>10} {num_ranks:5} {num_tokens:6}  {placement:14} {busiest:8.2f} "
-                        f"{sent:5.2f}",
-                        flush=True,
-                    )
-    print(json.dumps(measured))
+                    table.add(row)
+    print_json({"placement": table.rows})
     return 0
 
 
@@ -144,22 +145,17 @@ def _distributions(options: argparse.Namespace) -> Iterator[tuple[str, NDArray[n
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m jobs.bench.placement", description=__doc__, formatter_class=Formatter
-    )
-    parser.add_argument("--ranks", type=_numbers, default="2,4,8", metavar="R,...", help="ranks")
-    parser.add_argument("--tokens", type=_numbers, default="32,512", metavar="T,...", help="each")
-    parser.add_argument("--skew", type=_skews, default="0,0.5,1", metavar="S,...", help="of Zipf")
-    parser.add_argument("--load", type=Path, metavar="PARQUET", help="instead: a real record")
-    parser.add_argument("--copies", type=_numbers, default="1,2", metavar="N,...", help="a rank")
-    parser.add_argument("--layers", type=positive, default=26, metavar="N", help="with experts")
-    parser.add_argument("--experts", type=positive, default=64, metavar="E", help="routed")
-    parser.add_argument("--top-k", type=positive, default=6, metavar="K", help="of a token")
+    parser = bench_parser("jobs.bench.placement", __doc__)
+    add = parser.add_argument
+    add("--ranks", type=positive_list, default="2,4,8", metavar="R,...", help="group sizes")
+    add("--tokens", type=positive_list, default="32,512", metavar="T,...", help="tokens per rank")
+    add("--skew", type=_skews, default="0,0.5,1", metavar="S,...", help="exponents of Zipf's law")
+    add("--load", type=Path, metavar="PARQUET", help="use the counts of a real run instead")
+    add("--copies", type=positive_list, default="1,2", metavar="N,...", help="extra experts a rank")
+    add("--layers", type=positive, default=26, metavar="N", help="layers with experts")
+    add("--experts", type=positive, default=64, metavar="E", help="routed experts per layer")
+    add("--top-k", type=positive, default=6, metavar="K", help="experts per token")
     return parser
-
-
-def _numbers(text: str) -> list[int]:
-    return [positive(number) for number in text.split(",")]
 
 
 def _skews(text: str) -> list[float]:

@@ -14,7 +14,6 @@ The last line of the output is one JSON object; the exit code is 0 only if no ca
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from jobs.bench.command import bench_parser, print_json, print_value
 from jobs.cli.checkpoint import find_checkpoint
-from jobs.cli.options import Formatter, Parser, positive
+from jobs.cli.options import positive, positive_list
 from jobs.cli.ray_cluster import connect
 from jobs.demo.clips import write_clips
 from model.engine.config import EngineConfig
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     with tempfile.TemporaryDirectory(prefix="ranks-") as directory, connect():
         found = _compare(options, Path(directory))
-    print(json.dumps({"rows": options.rows, "ranks": found}))
+    print_json({"rows": options.rows, "ranks": found})
     return int(any(numbers["changed"] for numbers in found.values()))
 
 
@@ -63,7 +63,7 @@ def _compare(options: argparse.Namespace, directory: Path) -> dict[int, dict[str
             "generated_tokens": sum(row["num_generated_tokens"] for row in rows),
             "seconds": round(report.seconds, 1),
         }
-        print(f"{num_ranks} ranks: {found[num_ranks]}", flush=True)
+        print_value(f"{num_ranks} ranks", found[num_ranks])
     return found
 
 
@@ -86,22 +86,26 @@ def _config(
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m jobs.bench.rank_balance", description=__doc__, formatter_class=Formatter
-    )
+    parser = bench_parser("jobs.bench.rank_balance", __doc__)
     add = parser.add_argument
-    add("--ranks", type=_numbers, default="1,2,4", metavar="R,...", help="of the one group")
+    add("--ranks", type=positive_list, default="1,2,4", metavar="R,...", help="group sizes")
     add("--rows", type=positive, default=200, metavar="N", help="generated clips")
-    add("--batch-size", type=positive, default=8, metavar="N", help="captions of a rank at a time")
-    add("--max-tokens", type=positive, default=48, metavar="N", help="of a caption")
-    add("--dispatch", choices=("auto", "all_to_all", "all_gather"), default="auto", help="as there")
-    add("--wire-dtype", choices=("auto", "bfloat16", "float8"), default="auto", help="as there")
-    add("--progress", action="store_true", help="draw bars")
+    add("--batch-size", type=positive, default=8, metavar="N", help="captions at a time, per rank")
+    add("--max-tokens", type=positive, default=48, metavar="N", help="longest caption, in tokens")
+    add(
+        "--dispatch",
+        choices=("auto", "all_to_all", "all_gather"),
+        default="auto",
+        help="as for caption_videos",
+    )
+    add(
+        "--wire-dtype",
+        choices=("auto", "bfloat16", "float8"),
+        default="auto",
+        help="as for caption_videos",
+    )
+    add("--progress", action="store_true", help="draw progress bars")
     return parser.parse_args(arguments)
-
-
-def _numbers(text: str) -> list[int]:
-    return [positive(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -3,23 +3,10 @@
 import os
 import re
 import signal
-import sys
-from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pipeline.cluster.processes import descendants
-
-
-def run_ranks(processes: Sequence[BaseProcess]) -> None:
-    """Start one process a rank and wait for all; a failed one ends this program too."""
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        if process.exitcode:
-            sys.exit(f"a rank ended with {process.exitcode}")
 
 
 def find(pid: int, sign: re.Pattern[bytes]) -> list[int]:
@@ -42,9 +29,18 @@ def is_alive(pid: int) -> bool:
 
 
 def kill(pid: int) -> bool:
-    """Kill -9; whether there was something to kill."""
+    """Send SIGKILL to a process; return False if there is no such process."""
+    return _send(pid, signal.SIGKILL)
+
+
+def stop(pid: int) -> bool:
+    """Send SIGSTOP to a process, which then hangs; return False if there is no such process."""
+    return _send(pid, signal.SIGSTOP)
+
+
+def _send(pid: int, signum: signal.Signals) -> bool:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signum)
         return True
     return False
 

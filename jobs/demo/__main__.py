@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from jobs.demo.clips import write_clips
 from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
-from jobs.demo.judge import Tally, judge_caption
+from jobs.demo.judge import Accuracy, judge_caption
 from pipeline.media.decode import decode_media
 from pipeline.media.display import FrameRequest
 from pipeline.media.frame_sampling import FrameSampling
@@ -92,18 +92,14 @@ def show(table: pa.Table, captions: Path, sheet: Path) -> None:
 
 def _print_accuracy(known: Sequence[dict[str, Any]], answers: Mapping[str, dict[str, Any]]) -> None:
     """How much of the captions whose truth is known is right."""
-    tally = Tally()
+    accuracy = Accuracy()
     for clip in known:
-        judge_caption(tally, clip["truth"], answers[clip["id"]]["caption"] or "")
-    num_right = tally.right["caption"]
+        judge_caption(accuracy, clip["truth"], answers[clip["id"]]["caption"] or "")
+    num_right = accuracy.right["caption"]
     print(f"\n{num_right} of {len(known)} captions are right to the letter; by attribute:")
     kinds = ("count", "shape", "colour", "motion", "size", "background", "event", "text")
-    print(
-        "  "
-        + ", ".join(
-            f"{kind} {tally.right[kind]}/{tally.asked[kind]}" for kind in kinds if tally.asked[kind]
-        )
-    )
+    right, asked = accuracy.right, accuracy.asked
+    print("  " + ", ".join(f"{kind} {right[kind]}/{asked[kind]}" for kind in kinds if asked[kind]))
 
 
 def _sheet_row(clip: dict[str, Any], status: str, caption: str) -> SheetRow:

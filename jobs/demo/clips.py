@@ -7,7 +7,7 @@ Letters: N frames of a clip.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,12 @@ _SIZES = ((224, 168), (168, 224), (196, 196), (252, 140))  # width, height
 _RATES = (8, 10, 12)  # frames per second
 _CLIPS_PER_SEED = 2**20
 _ROW_GROUP_CLIPS = 16
-# x264's macroblock tree reads memory that it never wrote, so its bits vary between runs.
-_REPEATABLE = {"x264-params": "mbtree=0"}
+_X264_OPTIONS = {
+    "crf": "18",
+    "preset": "veryfast",
+    # The macroblock tree of x264 reads memory that it never wrote, so its output varies.
+    "x264-params": "mbtree=0",
+}
 
 
 def write_clips(
@@ -69,27 +73,29 @@ def write_clips(
     return output
 
 
-def encode(frames: NDArray[np.uint8], rate: int) -> bytes:
-    """Make an mp4 of frames [N, H, W, 3] with even sides, the same bytes for the same frames."""
+def encode(frames: Iterable[NDArray[np.uint8]], rate: int, **options: str) -> bytes:
+    """Encode frames as H.264 in MP4; the same frames always give the same bytes.
+
+    Args:
+        frames: [H, W, 3] each, all of one size with even sides.
+        rate: frames per second.
+        options: settings of x264 that replace the usual ones.
+    """
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream("libx264", rate=rate)
         assert isinstance(stream, VideoStream)
-        stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # the bytes depend on it
-        stream.codec_context.options = {"crf": "18", "preset": "veryfast", **_REPEATABLE}
-        for packet in _packets(stream, frames, rate):
-            output.mux(packet)
+        stream.codec_context.thread_count = 1  # the bytes depend on the number of threads
+        stream.codec_context.options = {**_X264_OPTIONS, **options}
+        for number, rgb in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = rgb.shape[:2]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
     return file.getvalue()
-
-
-def _packets(stream: VideoStream, frames: NDArray[np.uint8], rate: int) -> Iterator[av.Packet]:
-    for number, rgb in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
-        frame.pts, frame.time_base = number, Fraction(1, rate)
-        yield from stream.encode(frame)
-    yield from stream.encode(None)
 
 
 def _clip(number: int, seed: int, difficulty: Difficulty | None) -> dict[str, Any]:

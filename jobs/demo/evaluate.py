@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from jobs.cli.checkpoint import find_checkpoint
 from jobs.cli.ray_cluster import connect
 from jobs.demo.clips import encode, with_timestamps
-from jobs.demo.judge import Tally, judge_caption
+from jobs.demo.judge import Accuracy, judge_caption
 from jobs.demo.language import VIDEO_PROMPT, Question, caption, questions
 from jobs.demo.scenes import Scene, Split, draw, first_seed, frame_times, random_scene
 from model.engine.config import EngineConfig
@@ -162,16 +162,16 @@ def answers(
     return [texts[str(number)] or "" for number in range(len(rows))]
 
 
-def judge(rows: Sequence[Row], texts: Sequence[str]) -> Tally:
+def judge(rows: Sequence[Row], texts: Sequence[str]) -> Accuracy:
     """Compare all answers with the truth."""
-    tally = Tally()
+    accuracy = Accuracy()
     for row, text in zip(rows, texts, strict=True):
         if row.question is None:
-            judge_caption(tally, caption(row.clip.scene), text)
+            judge_caption(accuracy, caption(row.clip.scene), text)
             continue
         for kind in ("questions", row.form, f"{row.form}_{row.question.kind}"):
-            tally.add(kind, is_right=text.strip() == row.question.answer)
-    return tally
+            accuracy.add(kind, is_right=text.strip() == row.question.answer)
+    return accuracy
 
 
 def evaluate(
@@ -185,18 +185,18 @@ def evaluate(
     clips = make_clips(split, num_clips)
     captions = [Row(clip=clip, form="caption") for clip in clips]
     asked = questions_about(clips)
-    tallies: dict[int, Tally] = {}
+    accuracies: dict[int, Accuracy] = {}
     with tempfile.TemporaryDirectory() as folder, connect():
         for number in num_frames:
             rows = captions + asked if number == ASKED_FRAMES else captions
             texts = answers(checkpoint, rows, number, timestamps, Path(folder) / str(number))
-            tallies[number] = judge(rows, texts)
-    main = tallies[ASKED_FRAMES]
+            accuracies[number] = judge(rows, texts)
+    main = accuracies[ASKED_FRAMES]
     watched = watch_engine(checkpoint, clips[:64])
     flat = [load for layer in watched.loads.values() for load in layer]
     return {
         **{kind: main.fraction(kind) for kind in ("shape", "colour", "count", "motion")},
-        "motion_1_frame": tallies[1].fraction("motion"),
+        "motion_1_frame": accuracies[1].fraction("motion"),
         "text": main.fraction("text"),
         "questions": main.fraction("questions"),
         "clips": num_clips,
@@ -204,7 +204,7 @@ def evaluate(
         "timestamps": timestamps,
         "by_kind": main.fractions(),
         **{
-            f"{kind}_by_frames": {n: tally.fraction(kind) for n, tally in tallies.items()}
+            f"{kind}_by_frames": {n: accuracy.fraction(kind) for n, accuracy in accuracies.items()}
             for kind in ("shape", "motion", "event", "caption")
         },
         "expert_load": watched.loads,

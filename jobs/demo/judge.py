@@ -8,7 +8,7 @@ from jobs.demo.language import read_caption
 _MISSING = ("missing", "missing", "missing", "missing")
 
 
-class Tally:
+class Accuracy:
     """How many of each kind were right."""
 
     def __init__(self) -> None:
@@ -29,20 +29,20 @@ class Tally:
         return {kind: self.fraction(kind) for kind in sorted(self.asked)}
 
 
-def judge_caption(tally: Tally, right_caption: str, text: str) -> None:
+def judge_caption(accuracy: Accuracy, right_caption: str, text: str) -> None:
     """Compare a caption with the right one, attribute by attribute.
 
     A shape is judged in its place in the order of the true caption; one that is missing is wrong.
     """
     truth, seen = read_caption(right_caption), read_caption(text)
-    tally.add("count", is_right=len(seen.shapes) == len(truth.shapes))
-    tally.add("background", is_right=seen.background == truth.background)
-    tally.add("caption", is_right=text.strip() == right_caption)
+    accuracy.add("count", is_right=len(seen.shapes) == len(truth.shapes))
+    accuracy.add("background", is_right=seen.background == truth.background)
+    accuracy.add("caption", is_right=text.strip() == right_caption)
     for number, right in enumerate(truth.shapes):
         said = seen.shapes[number] if number < len(seen.shapes) else _MISSING
         for kind, one, other in zip(
             ("size", "colour", "shape", "motion"), said, right, strict=True
         ):
-            tally.add(kind, is_right=one == other)
-    tally.add("event" if truth.event else "no_event", is_right=seen.event == truth.event)
-    tally.add("text" if truth.text else "no_text", is_right=seen.text == truth.text)
+            accuracy.add(kind, is_right=one == other)
+    accuracy.add("event" if truth.event else "no_event", is_right=seen.event == truth.event)
+    accuracy.add("text" if truth.text else "no_text", is_right=seen.text == truth.text)

@@ -1,1 +1,1 @@
-"""Fault drills: runs whose processes are killed or stopped, compared with undisturbed runs."""
+"""Fault injection: jobs whose processes are killed or stopped, compared with undisturbed runs."""

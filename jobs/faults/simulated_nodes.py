@@ -1,4 +1,4 @@
-"""A cluster of several nodes on one machine, whose nodes may be lost; for drills.
+"""A cluster of several nodes on one machine, whose nodes may be lost, for chaos runs.
 
 Ray's own test cluster: a Ray node is a set of processes, and losing it is to kill them all.
 """

@@ -82,20 +82,20 @@ function matches(row, wanted) {
 }
 
 function searched(row) {
-  row.searched ??= [row.id, row.prompt ?? data.prompt, row.error, row.reasoning, ...told(row).values(), ...told(row.other).values()]
+  row.searched ??= [row.id, row.prompt ?? data.prompt, row.error, row.reasoning, ...textsOf(row).values(), ...textsOf(row.other).values()]
     .filter((text) => text).join("\n").toLowerCase();
   return row.searched;
 }
 
 // The texts of a row by what they are of, so that those of two outputs can be compared.
-function told(row) {
+function textsOf(row) {
   if (!row) return new Map();
-  const answers = row.parts.flatMap((part) => part.answers.map((answer) => [keyOf(part, answer), answer[1]]));
+  const answers = row.sections.flatMap((section) => section.answers.map((answer) => [keyOf(section, answer), answer[1]]));
   return new Map([["caption", row.caption], ...answers]);
 }
 
-// Prompts have the same names in two outputs whose looks differ; windows and pages have labels alone.
-function keyOf(part, [name]) { return `answer ${name ?? part.label}`; }
+// Prompts have the same names in two outputs whose frame views differ; windows and pages have labels alone.
+function keyOf(section, [name]) { return `answer ${name ?? section.label}`; }
 
 const ORDERS = {
   input: null,
@@ -168,16 +168,16 @@ function card(row, index) {
   return node;
 }
 
-// `marked` gives the nodes of a text, by its key in `told`: with what changed, if there are two outputs.
+// `marked` gives the nodes of a text, by its key in `textsOf`: with what changed, if there are two outputs.
 function side(row, name, prefix, marked) {
   const node = make("div", "side");
   if (name) node.append(make("div", "label", name, row.status === "ok" ? "" : ` (${row.status})`));
-  node.append(parts(row, prefix, marked));
+  node.append(sections(row, prefix, marked));
   if (row.note) node.append(make("div", "note", row.note));
   if (row.caption !== null) {
     const text = make("div", "text caption", ...marked(row.caption, "caption"));
     if (row.are_caption && !name) node.append(folded("caption, all of it", text));
-    else node.append(row.parts.some((part) => part.answers.length) ? make("div", "label", "caption") : "", text);
+    else node.append(row.sections.some((section) => section.answers.length) ? make("div", "label", "caption") : "", text);
   }
   if (row.error) node.append(make("div", "text note", `${row.error_code}: ${row.error}`));
   node.append(make("div", "facts", facts(row)));
@@ -190,48 +190,48 @@ function side(row, name, prefix, marked) {
 }
 
 function facts(row) {
-  const parts = [];
-  if (row.caption !== null) parts.push(`${row.caption.length} characters`);
-  if (row.num_prompt_tokens !== null) parts.push(`${row.num_prompt_tokens} + ${row.num_generated_tokens} tokens`);
-  if (row.finish_reason) parts.push(row.finish_reason);
-  if (row.mean_logprob !== null) parts.push(`mean logprob ${row.mean_logprob}, least ${row.min_logprob ?? "unknown"}`);
-  return parts.join(" | ");
+  const facts = [];
+  if (row.caption !== null) facts.push(`${row.caption.length} characters`);
+  if (row.num_prompt_tokens !== null) facts.push(`${row.num_prompt_tokens} + ${row.num_generated_tokens} tokens`);
+  if (row.finish_reason) facts.push(row.finish_reason);
+  if (row.mean_logprob !== null) facts.push(`mean logprob ${row.mean_logprob}, least ${row.min_logprob ?? "unknown"}`);
+  return facts.join(" | ");
 }
 
 // What the model saw, prompt by prompt, with what it said of it.
 
-function parts(row, prefix, marked) {
+function sections(row, prefix, marked) {
   const images = document.getElementById(`${prefix}${row.number}`)?.textContent.split(" ").values();
-  const nodes = row.parts.map((part) => make("section", "part",
-    part.label && part.label !== part.strips[0]?.marks.join() ? make("div", "label", part.label) : null,
-    strips(part, images),
-    part.answers.length ? make("div", "answers", ...part.answers.map((each) => answer(each, part, marked))) : null,
+  const nodes = row.sections.map((section) => make("section", "section",
+    section.label && section.label !== section.sprites[0]?.marks.join() ? make("div", "label", section.label) : null,
+    sprites(section, images),
+    section.answers.length ? make("div", "answers", ...section.answers.map((each) => answer(each, section, marked))) : null,
   ));
-  if (nodes.length < row.num_parts) nodes.push(make("div", "facts", `${nodes.length} of ${row.num_parts} prompts of this row`));
+  if (nodes.length < row.num_sections) nodes.push(make("div", "facts", `${nodes.length} of ${row.num_sections} prompts of this row`));
   return make("div", row.are_pages ? "pages" : "", ...nodes);
 }
 
-function strips(part, images) {
-  const box = make("div", "strips");
+function sprites(section, images) {
+  const box = make("div", "sprites");
   let shown = 0;
-  for (const strip of part.strips) {
+  for (const sprite of section.sprites) {
     const image = document.createElement("img");
     image.src = `data:image/jpeg;base64,${images.next().value}`;
-    image.alt = strip.marks.join(", ");
-    const marks = make("div", "marks", ...strip.marks.map((mark) => make("span", "", mark)));
-    for (const mark of marks.children) mark.style.width = `${strip.width_px}px`;
-    box.append(make("div", "strip", image, marks));
-    shown += strip.marks.length;
+    image.alt = sprite.marks.join(", ");
+    const marks = make("div", "marks", ...sprite.marks.map((mark) => make("span", "", mark)));
+    for (const mark of marks.children) mark.style.width = `${sprite.width_px}px`;
+    box.append(make("div", "sprite", image, marks));
+    shown += sprite.marks.length;
   }
-  if (shown < part.num_frames) box.append(make("div", "facts", `${shown} of ${part.num_frames}`));
+  if (shown < section.num_frames) box.append(make("div", "facts", `${shown} of ${section.num_frames}`));
   return box;
 }
 
-function answer(told, part, marked) {
-  const [name, text, error] = told;
+function answer(recorded, section, marked) {
+  const [name, text, error] = recorded;
   return make("div", "",
     name ? make("span", "label", name) : null,
-    text === null ? null : make("div", "text", ...marked(text, keyOf(part, told))),
+    text === null ? null : make("div", "text", ...marked(text, keyOf(section, recorded))),
     error ? make("div", "text note", error) : null,
   );
 }
@@ -343,7 +343,7 @@ document.addEventListener("keydown", (event) => {
 function compared(row, key) {
   row.compared ??= new Map();
   if (!row.compared.has(key)) {
-    row.compared.set(key, changes(told(row).get(key) ?? "", told(row.other).get(key) ?? ""));
+    row.compared.set(key, changes(textsOf(row).get(key) ?? "", textsOf(row.other).get(key) ?? ""));
   }
   return row.compared.get(key);
 }

@@ -1,4 +1,4 @@
-"""Rows and shots -> HTML files that need nothing else: no server, no network, no other file.
+"""Rows and frames -> HTML files that need nothing else: no server, no network, no other file.
 
 Captions are untrusted text. They stand in the page as JSON in which `<` is escaped, and the script
 makes text nodes of them, never markup. The content security policy allows the one script and the
@@ -19,9 +19,9 @@ from pathlib import Path
 from string import Template
 from typing import Any, TextIO
 
-from jobs.review_page.parts import Part, Parts, describe, prompt_of
+from jobs.review_page.row_frames import RowFrames, SectionFrames
 from jobs.review_page.rows import Output, as_json
-from jobs.review_page.strips import Shots, Sight
+from jobs.review_page.sections import RowSections, Section, describe, prompt_of
 from pipeline.prompts.window_answers import PAGES_FIELD
 
 VERDICT_FORMAT = "moonsweep-verdicts-1"
@@ -31,11 +31,11 @@ _ROW_BYTES = 2048  # of facts and columns, roughly
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One output, and of its rows the parts that are shown and their shots."""
+    """One output, and of its rows the sections that are shown and their frames."""
 
     output: Output
-    parts: Mapping[str, Parts]
-    shots: Mapping[str, Shots]
+    sections: Mapping[str, RowSections]
+    frames: Mapping[str, RowFrames]
 
 
 def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> list[Path]:
@@ -81,10 +81,10 @@ def _write(
     )
     for number, row in enumerate(rows):
         row["number"] = number
-        _write_strips(stream, f"f{number}", side.shots.get(row["id"]))
+        _write_sprites(stream, f"f{number}", side.frames.get(row["id"]))
         if other is not None and row["other"] is not None:
             row["other"]["number"] = number
-            _write_strips(stream, f"g{number}", other.shots.get(row["id"]))
+            _write_sprites(stream, f"g{number}", other.frames.get(row["id"]))
     data = {
         "verdict_format": VERDICT_FORMAT,
         "verdict_file": f"{paths[place].stem}-verdicts.json",
@@ -100,9 +100,9 @@ def _write(
 
 def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
     """What the script shows of a row; all of it JSON."""
-    shots, parts = side.shots.get(row["row_id"], Shots()), side.parts[row["row_id"]]
+    row_frames, sections = side.frames.get(row["row_id"], RowFrames()), side.sections[row["row_id"]]
     recipe = side.output.recipe
-    sights = shots.sights or (Sight(strips=(), num_frames=0),) * len(parts.shown)
+    frames = row_frames.sections or (SectionFrames(sprites=(), num_frames=0),) * len(sections.shown)
     apart = {PAGES_FIELD.name, *(each["name"] for each in recipe.get("questions", ()))}
     own_prompt = row.get(recipe.get("columns", {}).get("prompt") or "")
     return {
@@ -117,11 +117,11 @@ def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
         },
         "mean_logprob": _rounded(row["mean_logprob"]),
         "min_logprob": _rounded(row["min_logprob"]),
-        "parts": [_part(*each) for each in zip(parts.shown, sights, strict=True)],
-        "num_parts": parts.num_parts,
-        "are_pages": parts.are_pages,
-        "are_caption": parts.are_caption,
-        "note": shots.note,
+        "sections": [_section(*each) for each in zip(sections.shown, frames, strict=True)],
+        "num_sections": sections.num_sections,
+        "are_pages": sections.are_pages,
+        "are_caption": sections.are_caption,
+        "note": row_frames.note,
         "more": [
             [name, as_json(row[name])]
             for name in side.output.extra
@@ -130,12 +130,12 @@ def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
     }
 
 
-def _part(part: Part, sight: Sight) -> dict[str, Any]:
+def _section(section: Section, frames: SectionFrames) -> dict[str, Any]:
     return {
-        "label": part.label,
-        "answers": [[each.name, each.text, each.error] for each in part.answers],
-        "strips": [{"marks": each.marks, "width_px": each.width_px} for each in sight.strips],
-        "num_frames": sight.num_frames,
+        "label": section.label,
+        "answers": [[each.name, each.text, each.error] for each in section.answers],
+        "sprites": [{"marks": each.marks, "width_px": each.width_px} for each in frames.sprites],
+        "num_frames": frames.num_frames,
     }
 
 
@@ -145,7 +145,7 @@ def _what(row: Mapping[str, Any] | None) -> object:
 
 
 def _texts(row: Mapping[str, Any]) -> list[Any]:
-    return [answer for part in row["parts"] for answer in part["answers"]]
+    return [answer for section in row["sections"] for answer in section["answers"]]
 
 
 def _text_len(row: Mapping[str, Any] | None) -> int:
@@ -163,7 +163,7 @@ def _cut(
     for number, row in enumerate(rows):
         size = _ROW_BYTES + _text_len(row) + _text_len(row.get("other"))
         size += sum(
-            each.shots.get(row["id"], Shots()).num_bytes
+            each.frames.get(row["id"], RowFrames()).num_bytes
             for each in (side, other)
             if each is not None
         )
@@ -244,12 +244,14 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _write_strips(stream: TextIO, name: str, shots: Shots | None) -> None:
+def _write_sprites(stream: TextIO, name: str, frames: RowFrames | None) -> None:
     """A block of data that no browser runs or renders, read when its row is shown."""
-    strips = [strip for sight in (shots.sights if shots else ()) for strip in sight.strips]
-    if not strips:
+    sprites = [
+        sprite for section in (frames.sections if frames else ()) for sprite in section.sprites
+    ]
+    if not sprites:
         return
-    text = " ".join(base64.b64encode(strip.jpeg).decode() for strip in strips)
+    text = " ".join(base64.b64encode(sprite.jpeg).decode() for sprite in sprites)
     stream.write(f'<script type="text/plain" id="{name}">{text}</script>\n')
 
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.review_page.page import VERDICT_FORMAT
-from jobs.review_page.parts import prompt_of, windows_of
 from jobs.review_page.rows import Output
+from jobs.review_page.sections import prompt_of, windows_of
 from pipeline.media.windows import PageWindows, TimeWindows
 from pipeline.prompts.window_answers import TIMELINE_FIELD
 
@@ -253,7 +253,7 @@ def _cues(
 
 
 def span_end_s(start_s: float, times_s: Sequence[float]) -> float:
-    """Where a span ends whose frames stand in the middle of its equal parts."""
+    """Where a span ends whose frames stand in the middle of its equal sections."""
     return times_s[-1] + max(0.0, times_s[0] - start_s)
 
 

@@ -45,7 +45,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class DatasetLayout:
     """How the columns of a dataset make items."""
 
     video: str  # a path with {column}; {column} alone is its value, whatever that is
@@ -79,8 +79,8 @@ def _inside(row: Row) -> tuple[str, Sequence[Any]]:
 _DIRECTLY = (
     "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
 )
-LAYOUTS: Mapping[str, Layout] = {
-    "video-mme": Layout(
+LAYOUTS: Mapping[str, DatasetLayout] = {
+    "video-mme": DatasetLayout(
         video="{videoID}.mp4",
         prompt="Select the best answer to the following multiple-choice question based on the "
         "video. Respond with only the letter of the correct option.\n{question}\n{options}\n"
@@ -89,13 +89,13 @@ LAYOUTS: Mapping[str, Layout] = {
         columns=("question", "options", "answer"),
         id="question_id",
     ),
-    "mvbench": Layout(
+    "mvbench": DatasetLayout(
         video="{video}",
         prompt="{question}\nOptions:\n{options}\nOnly give the best option.",
         options=_listed("candidates"),
         columns=("question", "candidates", "answer"),
     ),
-    "longvideobench": Layout(
+    "longvideobench": DatasetLayout(
         video="{video_path}",
         prompt=_DIRECTLY,
         options=_long_video_bench,
@@ -105,13 +105,13 @@ LAYOUTS: Mapping[str, Layout] = {
         id="id",
         task=("duration_group", "question_category"),
     ),
-    "mlvu": Layout(
+    "mlvu": DatasetLayout(
         video="{video_name}",
         prompt="{question}\n{options}\nOnly give the best option.",
         options=_inside,
         columns=("question", "answer"),
     ),
-    "egoschema": Layout(
+    "egoschema": DatasetLayout(
         video="{video_idx}.mp4",
         prompt=_DIRECTLY,
         options=_listed("option"),
@@ -119,7 +119,7 @@ LAYOUTS: Mapping[str, Layout] = {
         by_index=True,
         id="question_idx",
     ),
-    "choice": Layout(
+    "choice": DatasetLayout(
         video="{video}",
         prompt="{question}\n{options}\nAnswer with the letter.",
         options=_listed("options"),
@@ -127,7 +127,7 @@ LAYOUTS: Mapping[str, Layout] = {
         id="id",
         task=("task", "task_type"),
     ),
-    "open": Layout(
+    "open": DatasetLayout(
         video="{video}",
         prompt="{question}",
         options=None,
@@ -193,7 +193,7 @@ def read_items(
     return Dataset(items=tuple(items), folder=listing.folder, video_type=kind)
 
 
-def _item(row: Row, row_id: str, layout: Layout, where: str, task: str | None) -> Item:
+def _item(row: Row, row_id: str, layout: DatasetLayout, where: str, task: str | None) -> Item:
     question, options = row["question"], ()
     if layout.options is not None:
         question, found = layout.options(row)

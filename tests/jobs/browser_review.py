@@ -19,9 +19,9 @@ import pytest
 
 from jobs import review
 from jobs.review_page.page import Side, write_pages
-from jobs.review_page.parts import parts_of_rows
+from jobs.review_page.row_frames import RowFrames, make_section_frames
 from jobs.review_page.rows import read_output
-from jobs.review_page.strips import Shots, make_sight
+from jobs.review_page.sections import sections_of_rows
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.windows import TimeWindows
 from pipeline.prompts.instructions import Instructions
@@ -212,7 +212,7 @@ def test_windows_and_prompts_show_their_own_frames(watched, clips, tmp_path):  #
     windows = TimeWindows(length_s=1.0, overlap_s=0.5, merge="Sum up.")
     asked = Instructions(windows=windows, frames=FrameSampling(num_frames=2))
     opened(watched, write_answered(clips(instructions=asked), lambda request: HOSTILE))
-    parts = watched.locator("article").first.locator(".part")
+    parts = watched.locator("article").first.locator(".section")
     assert [each.split("\n")[0] for each in parts.all_inner_texts()] == [
         *("0.0 - 1.0 s", "0.5 - 1.5 s", "1.0 - 2.0 s")
     ]
@@ -225,7 +225,7 @@ def test_windows_and_prompts_show_their_own_frames(watched, clips, tmp_path):  #
     )
     config = clips(instructions=Instructions(questions=questions), output=str(tmp_path / "asked"))
     opened(watched, write_answered(config, lambda request: f"{request.num_tokens} tokens"))
-    images = watched.locator("article").first.locator(".part img")
+    images = watched.locator("article").first.locator(".section img")
     sizes = [images.nth(n).evaluate("e => e.naturalWidth / e.naturalHeight") for n in range(2)]
     assert sizes[1] > 3 * sizes[0]
     watched.screenshot(path=tmp_path / "prompts.png", full_page=True)
@@ -243,9 +243,13 @@ def test_ten_thousand_rows_are_usable(watched, captions):
     output = replace(output, rows=table, num_rows=10_000)
     noise = np.random.default_rng(0).integers(0, 255, (8, 9, 16, 3))
     rgb = np.kron(noise, np.ones((1, 8, 8, 1))).astype(np.uint8)  # [8, 72, 128, 3]
-    sight = make_sight([(frame, f"{number} s") for number, frame in enumerate(rgb)], 8)
-    parts = parts_of_rows(output, 16)
-    side = Side(output=output, parts=parts, shots=dict.fromkeys(parts, Shots(sights=(sight,))))
+    section = make_section_frames([(frame, f"{number} s") for number, frame in enumerate(rgb)], 8)
+    sections = sections_of_rows(output, 16)
+    side = Side(
+        output=output,
+        sections=sections,
+        frames=dict.fromkeys(sections, RowFrames(sections=(section,))),
+    )
 
     paths = write_pages(captions.parent / "big.html", side, None, 192 << 20)
     started = time.monotonic()

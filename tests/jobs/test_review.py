@@ -20,10 +20,10 @@ from PIL import Image
 from jobs import review
 from jobs.cli.checkpoint import DEMO
 from jobs.review_page.page import VERDICT_FORMAT, Side, write_pages
-from jobs.review_page.parts import parts_of_rows
+from jobs.review_page.row_frames import RowFrames, SectionFrames, Sprite, make_section_frames
 from jobs.review_page.rows import read_output
-from jobs.review_page.shots import limits_of
-from jobs.review_page.strips import Shots, Sight, Strip, make_sight
+from jobs.review_page.sections import sections_of_rows
+from jobs.review_page.source_decoder import limits_of
 from jobs.review_page.verdicts import clock, cue_text, file_name, span_end_s
 from model.engine.sequence import SamplingParams
 from pipeline.config import PipelineConfig
@@ -78,12 +78,14 @@ class Page(HTMLParser):
 
 
 def strips_of(row):
-    return [strip for part in row["parts"] for strip in part["strips"]]
+    return [sprite for section in row["sections"] for sprite in section["sprites"]]
 
 
 def marks_of(row):
     """Below the pictures of each part."""
-    return [[m for strip in part["strips"] for m in strip["marks"]] for part in row["parts"]]
+    return [
+        [m for sprite in section["sprites"] for m in sprite["marks"]] for section in row["sections"]
+    ]
 
 
 def make_page(captions, *more):
@@ -104,8 +106,8 @@ def test_a_page_holds_every_row_with_the_frames_that_the_model_saw(captions, cap
     assert strips_of(rows[3]) == []
     assert rows[0]["min_logprob"] is None  # JSON has no infinity
     assert ["n", "2"] in rows[2]["more"]
-    (strip,) = strips_of(rows[2])
-    assert strip == {"marks": ["0.2 s", "0.7 s", "1.2 s", "1.7 s"], "width_px": 64}
+    (sprite,) = strips_of(rows[2])
+    assert sprite == {"marks": ["0.2 s", "0.7 s", "1.2 s", "1.7 s"], "width_px": 64}
     image = Image.open(io.BytesIO(base64.b64decode(page.blocks["f2"])))
     assert image.size == (4 * 64, 48)
     numbers = [number_of(np.asarray(image)[:, 64 * k : 64 * k + 64]) for k in range(4)]
@@ -129,7 +131,7 @@ def test_nothing_of_a_row_is_markup_and_only_our_script_may_run(captions):
 
     tags = [tag for tag, _ in page.tags]
     assert "img" not in tags
-    assert tags.count("script") == 3 + 2  # three strips, the rows, the program
+    assert tags.count("script") == 3 + 2  # three sprites, the rows, the program
     runnable = [attrs for tag, attrs in page.tags if tag == "script" and "type" not in attrs]
     assert runnable == [{}]
     assert not any(name.startswith("on") or name == "style" for _, a in page.tags for name in a)
@@ -154,8 +156,8 @@ def test_two_outputs_stand_side_by_side_with_what_changed(captions):
     rows = page.data["rows"]
     assert [row["changed"] for row in rows] == [False, True, True, False]
     assert [row["other"]["caption"] for row in rows] == [*changed[:3], None]
-    assert rows[0]["parts"][0]["num_frames"] == 4
-    assert rows[0]["other"]["parts"][0]["num_frames"] == 8
+    assert rows[0]["sections"][0]["num_frames"] == 4
+    assert rows[0]["other"]["sections"][0]["num_frames"] == 8
     assert "f0" in page.blocks
     assert "g0" in page.blocks
     text = (captions.parent / "page.html").read_text()
@@ -186,19 +188,19 @@ def test_documents_show_each_page_beside_its_text(tmp_path):
 
     assert marks_of(rows[0]) == [["page 1"], ["page 2"], ["page 3"]]
     assert marks_of(rows[1]) == [["page 1"], ["page 2"]]
-    assert rows[0]["parts"][2]["label"] == "page 3"
-    assert rows[0]["parts"][2]["answers"] == [[None, "# <b>papers.parquet#0</b>", None]]
+    assert rows[0]["sections"][2]["label"] == "page 3"
+    assert rows[0]["sections"][2]["answers"] == [[None, "# <b>papers.parquet#0</b>", None]]
     assert rows[0]["are_pages"]
     assert rows[0]["are_caption"]
     width_px = strips_of(rows[0])[0]["width_px"]
     assert width_px**2 * 842 / 595 == pytest.approx(12 * 28 * 28, rel=0.02)  # no finer than it saw
-    assert (rows[2]["parts"], rows[2]["error_code"]) == ([], "media_encrypted")
+    assert (rows[2]["sections"], rows[2]["error_code"]) == ([], "media_encrypted")
     assert all(row["note"] is None for row in rows)
     assert "pages" not in dict(rows[0]["more"])
 
     few = make_page(tmp_path / "parsed", "--max-frames", 2).data["rows"][0]
     assert marks_of(few) == [["page 1"], ["page 3"]]
-    assert few["num_parts"] == 3
+    assert few["num_sections"] == 3
     assert not few["are_caption"]
 
 
@@ -206,8 +208,8 @@ def test_pages_that_share_a_prompt_stand_together(tmp_path):
     rows = make_page(documents(tmp_path, pages_per_prompt=2)).data["rows"]
 
     assert marks_of(rows[0]) == [["page 1", "page 2"], ["page 3"]]
-    assert [part["label"] for part in rows[0]["parts"]] == ["pages 1 to 2", "page 3"]
-    assert rows[0]["parts"][0]["answers"] == [["page 1", "# <b>papers.parquet#0</b>", None]]
+    assert [section["label"] for section in rows[0]["sections"]] == ["pages 1 to 2", "page 3"]
+    assert rows[0]["sections"][0]["answers"] == [["page 1", "# <b>papers.parquet#0</b>", None]]
 
 
 def test_other_pages_than_the_model_saw_are_told(tmp_path):
@@ -244,14 +246,14 @@ def test_windows_have_their_frames_and_captions_by_window(clips, merge):
 
     first, second = make_page(output).data["rows"]
 
-    assert [part["label"] for part in first["parts"]] == [
+    assert [section["label"] for section in first["sections"]] == [
         *("0.0 - 1.0 s", "0.5 - 1.5 s", "1.0 - 2.0 s")
     ]
     assert marks_of(first)[1] == ["0.7 s", "1.2 s"]
-    assert all(part["answers"] == [[None, "it moves", None]] for part in first["parts"])
+    assert all(section["answers"] == [[None, "it moves", None]] for section in first["sections"])
     assert first["are_caption"] == (merge is None)
     assert first["note"] is None
-    assert (second["parts"], second["error_code"]) == ([], "media_corrupt")
+    assert (second["sections"], second["error_code"]) == ([], "media_corrupt")
 
 
 def looked(frames, tokens, timestamps: Timestamps = "seconds"):
@@ -273,22 +275,22 @@ def test_prompts_that_see_a_row_in_different_ways_have_frames_of_their_own(clips
 
     first, second = page.data["rows"]
     assert page.data["prompt"] == "caption, mood: Describe.\nwho: {asked}"
-    assert [part["label"] for part in first["parts"]] == [
+    assert [section["label"] for section in first["sections"]] == [
         "1 frame of at most 2 tokens",
         "4 frames of at most 12 tokens",
     ]
     assert marks_of(first) == [["1.0 s"], ["0.2 s", "0.7 s", "1.2 s", "1.7 s"]]
-    coarse, fine = (part["strips"][0]["width_px"] for part in first["parts"])
+    coarse, fine = (section["sprites"][0]["width_px"] for section in first["sections"])
     assert coarse < fine
-    names = [[name for name, *_ in part["answers"]] for part in first["parts"]]
+    names = [[name for name, *_ in section["answers"]] for section in first["sections"]]
     assert names == [
         ["caption, timestamps seconds"],
         ["who 1, timestamps seconds", "who 2, timestamps seconds", "mood, timestamps mm:ss"],
     ]
     assert first["note"] is None
     assert not {"mood", "who"} & dict(first["more"]).keys()
-    assert [part["strips"] for part in second["parts"]] == [[], []]
-    assert second["parts"][1]["answers"][0][2].startswith("media_corrupt: ")
+    assert [section["sprites"] for section in second["sections"]] == [[], []]
+    assert second["sections"][1]["answers"][0][2].startswith("media_corrupt: ")
 
 
 def test_typed_answers_are_shown_as_json_and_cut_ones_as_text(clips):
@@ -303,7 +305,7 @@ def test_typed_answers_are_shown_as_json_and_cut_ones_as_text(clips):
 
     first = make_page(output).data["rows"][0]
 
-    (_, good, none), (_, huge, error) = first["parts"][0]["answers"]
+    (_, good, none), (_, huge, error) = first["sections"][0]["answers"]
     assert (good, none) == ('{"n": 7}', None)
     assert huge == f'{{"n": {10**30}}}'
     assert error.startswith("schema_failed: ")
@@ -329,7 +331,7 @@ def test_a_run_of_a_sweep_finds_its_clips_and_their_folder(clips, tmp_path):
     (row,) = make_page(output).data["rows"]
 
     assert row["note"] is None
-    assert row["parts"][0]["answers"] == [["cell_0", "A", None]]
+    assert row["sections"][0]["answers"] == [["cell_0", "A", None]]
     assert len(marks_of(row)[0]) == 8
 
 
@@ -363,10 +365,12 @@ def test_a_large_output_is_cut_into_files_and_drawn_from(captions):
     sizes = make_page(captions).data["rows"]
     assert len(sizes) == 4
     output = read_output(captions)
-    strip = Strip(jpeg=b"x" * 5000, marks=("0.0 s",), width_px=9)
-    parts = parts_of_rows(output, 16)
-    shots = dict.fromkeys(parts, Shots(sights=(Sight(strips=(strip,), num_frames=1),)))
-    side = Side(output=output, parts=parts, shots=shots)
+    sprite = Sprite(jpeg=b"x" * 5000, marks=("0.0 s",), width_px=9)
+    sections = sections_of_rows(output, 16)
+    frames = dict.fromkeys(
+        sections, RowFrames(sections=(SectionFrames(sprites=(sprite,), num_frames=1),))
+    )
+    side = Side(output=output, sections=sections, frames=frames)
 
     paths = write_pages(captions.parent / "big.html", side, None, max_bytes=15_000)
 
@@ -376,7 +380,7 @@ def test_a_large_output_is_cut_into_files_and_drawn_from(captions):
     captions_of = pa.array(["x" * 9000] * 4, pa.large_string())
     column = output.rows.column_names.index("caption")
     wordy = replace(output, rows=output.rows.set_column(column, "caption", captions_of))
-    side = Side(output=wordy, parts=parts, shots={})
+    side = Side(output=wordy, sections=sections, frames={})
     assert len(write_pages(captions.parent / "wordy.html", side, None, max_bytes=15_000)) == 4
     assert {"href": "big-2.html"} in [attrs for tag, attrs in pages[0].tags if tag == "a"]
     drawn = [make_page(captions, "--max-rows", 2, "--seed", s).data["rows"] for s in (1, 1, 2, 3)]
@@ -392,14 +396,14 @@ def test_strips_hold_pictures_of_one_size_and_at_most_so_many_as_asked():
     small, large = np.zeros((6, 10, 3), np.uint8), np.zeros((60, 400, 3), np.uint8)
     pictures = [(small, f"{number} s") for number in range(40)]
 
-    strips = make_sight(pictures, 16).strips
+    sprites = make_section_frames(pictures, 16).sprites
 
-    marks = [mark for strip in strips for mark in strip.marks]
-    assert [len(strip.marks) for strip in strips] == [8, 8]
+    marks = [mark for sprite in sprites for mark in sprite.marks]
+    assert [len(sprite.marks) for sprite in sprites] == [8, 8]
     assert (marks[0], marks[-1]) == ("0 s", "39 s")
-    assert make_sight(pictures, 64).strips[4].marks[-1] == "39 s"
-    mixed = make_sight([*pictures[:2], *[(large, "page")] * 3, *pictures[:1]], 64).strips
-    assert [(strip.width_px, len(strip.marks)) for strip in mixed] == [
+    assert make_section_frames(pictures, 64).sprites[4].marks[-1] == "39 s"
+    mixed = make_section_frames([*pictures[:2], *[(large, "page")] * 3, *pictures[:1]], 64).sprites
+    assert [(sprite.width_px, len(sprite.marks)) for sprite in mixed] == [
         *((10, 2), (400, 2), (400, 1), (10, 1))
     ]
 

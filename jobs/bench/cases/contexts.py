@@ -11,9 +11,9 @@ from jobs.bench.cases.workbench import Workbench
 from jobs.bench.measure.shapes import (
     RandomPrompts,
     add_all,
-    drain,
     engine_for,
     random_model,
+    run_until_done,
     text_prompt,
 )
 from jobs.bench.measure.turns import timed
@@ -62,7 +62,7 @@ def _at_length(
     seconds = 0.0
     for context in contexts:
         add_all(engine, [text_prompt(context)], max_tokens=1)
-        seconds += timed(lambda: drain(engine))
+        seconds += timed(lambda: run_until_done(engine))
     return repeats * length / seconds, _decode_rate(engine, contexts[-1], num_sequences, prompts)
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from jobs.bench.cases.clips import answers
 from jobs.bench.cases.workbench import Workbench
-from jobs.bench.measure.shapes import add_all, drain, engine_for
+from jobs.bench.measure.shapes import add_all, engine_for, run_until_done
 from jobs.bench.measure.turns import take_turns, timed
 from jobs.demo.evaluate import Clip, make_clips
 from model.engine.config import EngineConfig
@@ -110,6 +110,6 @@ def _first_tokens(bench: Workbench, num_questions: int) -> float:
 
     def ask() -> None:
         add_all(engine, prompts, max_tokens=1)
-        drain(engine)
+        run_until_done(engine)
 
     return timed(ask)

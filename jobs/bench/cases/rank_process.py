@@ -26,7 +26,7 @@ from parallel.ranks.rendezvous import JoinedGroup
 from parallel.ranks.step_dispatcher import StepDispatcher
 
 _MOST_TOKENS = 1 << 12  # of an answer: more than any measurement decodes
-_LOOK_S = 1.0
+_POLL_S = 1.0
 _FILLING_STEPS = 3  # announce, prefill, decode
 
 
@@ -90,8 +90,8 @@ class Process:
         engine: made before the fork, with all of the network; it is this process's own from now on.
         num_threads: of torch.
         prompt_len: of each prompt.
-        seat: its place in a group, if it is a rank.
-        shares: for each rank, its experts in each MoE layer.
+        spec: its place in a group, if it is a rank.
+        shards: for each rank, its experts in each MoE layer.
     """
 
     def __init__(
@@ -100,26 +100,26 @@ class Process:
         *,
         num_threads: int,
         prompt_len: int,
-        seat: RankSpec | None = None,
-        shares: Sequence[nn.ModuleList] = (),
+        spec: RankSpec | None = None,
+        shards: Sequence[nn.ModuleList] = (),
     ) -> None:
         torch.set_num_threads(num_threads)
-        self._prompts = RandomPrompts(engine.model.config, seed=seat.rank if seat else 0)
+        self._prompts = RandomPrompts(engine.model.config, seed=spec.rank if spec else 0)
         self._prompt_len = prompt_len
         self._engine = engine
         self._step: Callable[[], Sequence[tuple[str, object]]] = self._engine.step
         self._exchange_s: Callable[[], float] = lambda: 0.0
-        if seat is not None:
-            self._join(seat, shares[seat.rank])
+        if spec is not None:
+            self._join(spec, shards[spec.rank])
 
-    def _join(self, seat: RankSpec, share: nn.ModuleList) -> None:
+    def _join(self, spec: RankSpec, shard: nn.ModuleList) -> None:
         model = self._engine.model
         device = torch.device("cpu")
-        self._group = JoinedGroup(seat, device).group
-        topology = Topology.even(model.config.text.n_routed_experts, seat.num_ranks)
+        self._group = JoinedGroup(spec, device).group
+        topology = Topology.even(model.config.text.n_routed_experts, spec.num_ranks)
         dispatcher = StepDispatcher(topology.num_held, self._group, device, Exchange())
         timed = TimedDispatcher(dispatcher)
-        for layer, experts in zip(moe_layers(model), share, strict=True):
+        for layer, experts in zip(moe_layers(model), shard, strict=True):
             layer.dispatcher = timed
             layer.rows_computed = layer.rows_computed[: topology.num_held].clone()
             setattr(layer, "experts", experts)  # noqa: B010  packed ones are of another class
@@ -164,7 +164,7 @@ class Process:
 
 def _next(pipe: Connection, host: int) -> tuple[str, int] | None:
     """A pipe that siblings inherited does not end with the host, so look whether it lives."""
-    while not pipe.poll(_LOOK_S):
+    while not pipe.poll(_POLL_S):
         if os.getppid() != host:
             return None
     return pipe.recv()
@@ -179,15 +179,15 @@ def shards_of(model: KimiVL, num_ranks: int) -> list[nn.ModuleList]:
     """For each rank its experts in each layer: views of the weights, as long as none is packed."""
     topology = Topology.even(model.config.text.n_routed_experts, num_ranks)
     return [
-        nn.ModuleList(_part(layer.experts, held) for layer in moe_layers(model))
+        nn.ModuleList(_slice(layer.experts, held) for layer in moe_layers(model))
         for held in topology.held
     ]
 
 
-def _part(experts: Experts, held: Sequence[int]) -> Experts:
+def _slice(experts: Experts, held: Sequence[int]) -> Experts:
     with torch.device("meta"):
-        part = Experts(len(held), 1, 1)
+        sliced = Experts(len(held), 1, 1)
     here = slice(held[0], held[-1] + 1)
-    part.gate_up_proj = nn.Parameter(experts.gate_up_proj[here], requires_grad=False)
-    part.down_proj = nn.Parameter(experts.down_proj[here], requires_grad=False)
-    return part
+    sliced.gate_up_proj = nn.Parameter(experts.gate_up_proj[here], requires_grad=False)
+    sliced.down_proj = nn.Parameter(experts.down_proj[here], requires_grad=False)
+    return sliced

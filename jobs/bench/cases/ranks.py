@@ -20,20 +20,20 @@ import torch
 
 from jobs.bench.cases.rank_process import Process, Spent, shards_of
 from jobs.bench.cases.workbench import Sizes, Workbench
+from jobs.bench.measure.ranks import rank_specs
 from jobs.bench.measure.shapes import engine_for, random_model
 from jobs.bench.measure.turns import Turns
 from model.config import KimiVLConfig
 from model.malloc import keep_freed_memory
 from model.network.onednn import pack
-from parallel.ranks.rank_spec import Address, RankSpec
+from parallel.ranks.rank_spec import Address
 from parallel.ranks.rendezvous import RendezvousStore
 
-_PATIENCE_S = 300.0
 _CACHE_GIB = 0.25
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _Processes:
     """Processes that share a task equally."""
 
     pipes: Sequence[Connection]
@@ -44,7 +44,7 @@ class _Layout:
             pipe.send((task, number))
         return [pipe.recv() for pipe in self.pipes]
 
-    def share(self, number: int) -> int:
+    def per_process(self, number: int) -> int:
         """Of a task for all, what each process does."""
         return number // len(self.pipes)
 
@@ -55,10 +55,10 @@ def measure_ranks(bench: Workbench) -> dict[str, object]:
     Raises:
         RuntimeError: a process ended early.
     """
-    meeting = RendezvousStore("127.0.0.1")
+    store = RendezvousStore("127.0.0.1")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    arguments = (theirs, bench.config, bench.num_ranks, bench.sizes, meeting.address)
+    arguments = (theirs, bench.config, bench.num_ranks, bench.sizes, store.address)
     host = context.Process(target=_host, args=arguments)
     host.start()
     theirs.close()
@@ -76,28 +76,18 @@ def _host(
     """Make the weights, fork the processes, measure, and send what was found."""
     torch.set_num_threads(1)
     model = random_model(config)
-    shares = shards_of(model, num_ranks)
-    for share in shares:
-        pack(share)
+    shards = shards_of(model, num_ranks)
+    for shard in shards:
+        pack(shard)
     pack(model)
     keep_freed_memory()
     most_sequences = max(*sizes.num_sequences, sizes.prefill_prompts)
     engine = engine_for(model, most_sequences, num_threads=1, cache_gib=_CACHE_GIB)
     make = partial(Process, engine, prompt_len=sizes.prompt_len)
-    seats = [
-        RankSpec(
-            address=address,
-            generation="bench",
-            rank=rank,
-            num_ranks=num_ranks,
-            join_timeout_s=_PATIENCE_S,
-            exchange_timeout_s=_PATIENCE_S,
-        )
-        for rank in range(num_ranks)
-    ]
+    specs = rank_specs(address, num_ranks)
     layouts = {
         "one": _fork([partial(make, num_threads=num_ranks)]),
-        "ranks": _fork([partial(make, num_threads=1, seat=seat, shares=shares) for seat in seats]),
+        "ranks": _fork([partial(make, num_threads=1, spec=spec, shards=shards) for spec in specs]),
         "groups": _fork([partial(make, num_threads=1)] * num_ranks),
     }
     pipe.send({"ranks": num_ranks, **_prefill(layouts, sizes), **_decode(layouts, sizes)})
@@ -106,34 +96,34 @@ def _host(
             each.send(None)
 
 
-def _fork(makers: Sequence[Callable[[], Process]]) -> _Layout:
+def _fork(makers: Sequence[Callable[[], Process]]) -> _Processes:
     context = multiprocessing.get_context("fork")
     pipes: list[Connection] = []
     for maker in makers:
         ours, theirs = context.Pipe()
         context.Process(target=_serve, args=(maker, theirs), daemon=True).start()
         pipes.append(ours)
-    return _Layout(pipes)
+    return _Processes(pipes)
 
 
 def _serve(maker: Callable[[], Process], pipe: Connection) -> None:
     maker().serve(pipe)
 
 
-def _prefill(layouts: Mapping[str, _Layout], sizes: Sizes) -> dict[str, object]:
+def _prefill(layouts: Mapping[str, _Processes], sizes: Sizes) -> dict[str, object]:
     num_tokens = sizes.prefill_prompts * sizes.prompt_len
     turns, share = _take_turns(layouts, sizes.num_rounds, "prefill", sizes.prefill_prompts)
     found = _compare(turns, num_tokens) | {"exchange_share": share}
     return {f"ranks_prefill_{name}": value for name, value in found.items()}
 
 
-def _decode(layouts: Mapping[str, _Layout], sizes: Sizes) -> dict[str, object]:
+def _decode(layouts: Mapping[str, _Processes], sizes: Sizes) -> dict[str, object]:
     num_ranks = len(layouts["ranks"].pipes)
     numbers = [number for number in sizes.num_sequences if number % num_ranks == 0]
     found: dict[int, dict[str, object]] = {}
     for number in numbers:
         for layout in layouts.values():
-            layout.do("fill", layout.share(number))
+            layout.do("fill", layout.per_process(number))
         turns, share = _take_turns(layouts, sizes.num_rounds, "decode", sizes.decode_steps)
         found[number] = {
             **_compare(turns, number * sizes.decode_steps),
@@ -144,7 +134,7 @@ def _decode(layouts: Mapping[str, _Layout], sizes: Sizes) -> dict[str, object]:
 
 
 def _take_turns(
-    layouts: Mapping[str, _Layout], num_rounds: int, task: str, number: int
+    layouts: Mapping[str, _Processes], num_rounds: int, task: str, number: int
 ) -> tuple[Turns, float]:
     """Seconds of each layout in each round, the first left out; share of exchanges in the ranks."""
     seconds: dict[str, list[float]] = {name: [] for name in layouts}
@@ -152,7 +142,7 @@ def _take_turns(
     for _ in range(num_rounds + 1):
         for name, layout in layouts.items():
             # Steps are those of each process; prompts are divided.
-            each = number if task == "decode" else layout.share(number)
+            each = number if task == "decode" else layout.per_process(number)
             spent = layout.do(task, each)
             seconds[name].append(max(one.seconds for one in spent))
             if name == "ranks":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jobs.bench.cases.workbench import Workbench
 from jobs.bench.measure.limits import BareProducts, MemoryRead
-from jobs.bench.measure.shapes import add_all, drain, engine_for
+from jobs.bench.measure.shapes import add_all, engine_for, run_until_done
 from jobs.bench.measure.turns import MOST_TRIES, repeat, take_turns, timed
 from jobs.planning.products import dense_products, expert_products, head_product
 from model.network.moe import Router
@@ -35,7 +35,7 @@ def measure_prefill(bench: Workbench) -> dict[str, object]:
     def ours() -> float:
         prompts = [bench.prompts.text(sizes.prompt_len) for _ in range(sizes.prefill_prompts)]
         add_all(engine, prompts, max_tokens=1)
-        return timed(lambda: drain(engine))
+        return timed(lambda: run_until_done(engine))
 
     works: dict[str, Callable[[], float]] = {"limit": limit.seconds, "ours": ours}
     if reference is not None:

@@ -1,8 +1,8 @@
-"""A checkpoint with random weights in the published layout on disk, of any size."""
+"""Random weights: numbers to fill tensors with, and whole checkpoints in the published layout."""
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,33 +13,47 @@ from torch import Tensor
 from model.config import KimiVLConfig
 from model.network.weights import INDEX_FILE, Destination, destinations
 
-_NUM_RANDOM = 16_777_259  # drawing billions of numbers takes long; these are repeated
+# Drawing billions of numbers takes long, so these are repeated. A prime number of them, so that no
+# row of a matrix repeats another row.
+_NUM_RANDOM = 16_777_259
 _LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.")
 
 
-def write_random_checkpoint(directory: Path, config: KimiVLConfig) -> None:
-    """Write the configuration and bfloat16 weights, a file for each layer; no tokenizer.
+class Noise:
+    """Random numbers that fill matrices of any size and keep activations near one."""
 
-    Peak memory is one file's tensors.
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._numbers = torch.empty(_NUM_RANDOM).uniform_(-1, 1, generator=generator)
+
+    def fill(self, weights: Tensor) -> Tensor:
+        """Fill `weights` [..., inputs], scaled by the number of inputs, and return it."""
+        scale = weights.shape[-1] ** -0.5
+        for chunk in weights.view(-1).split(_NUM_RANDOM):
+            chunk.copy_(self._numbers[: len(chunk)] * scale)
+        return weights
+
+
+def write_random_checkpoint(directory: Path, config: KimiVLConfig) -> None:
+    """Write the configuration and bfloat16 weights, one file per layer, without a tokenizer.
+
+    Peak memory is the tensors of one file.
     """
     _write_configs(directory, config)
-    noise = torch.empty(_NUM_RANDOM).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    noise = Noise()
     files: dict[str, dict[str, Destination]] = {}
     for name, target in destinations(config).items():
         layer = _LAYER.match(name)
         file_name = f"model-{'rest' if layer is None else layer[1].zfill(5)}.safetensors"
         files.setdefault(file_name, {})[name] = target
     for file_name, tensors in files.items():
-        weights = {name: _random(noise, target.shape) for name, target in tensors.items()}
+        weights = {
+            name: noise.fill(torch.empty(target.shape, dtype=torch.bfloat16))
+            for name, target in tensors.items()
+        }
         save_file(weights, directory / file_name, metadata={"format": "pt"})
-    _write_index(directory, files)
-
-
-def _random(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
-    weights = torch.empty(shape, dtype=torch.bfloat16)
-    for part in weights.view(-1).split(len(noise)):
-        part.copy_(noise[: len(part)] * shape[-1] ** -0.5)
-    return weights
+    weight_map = {name: file_name for file_name, tensors in files.items() for name in tensors}
+    _write_json(directory / INDEX_FILE, {"metadata": {}, "weight_map": weight_map})
 
 
 def _write_configs(directory: Path, config: KimiVLConfig) -> None:
@@ -58,13 +72,9 @@ def _write_configs(directory: Path, config: KimiVLConfig) -> None:
         "image_mean": config.image.image_mean,
         "image_std": config.image.image_std,
     }
-    (directory / "config.json").write_text(json.dumps(values))
-    (directory / "preprocessor_config.json").write_text(json.dumps(image))
+    _write_json(directory / "config.json", values)
+    _write_json(directory / "preprocessor_config.json", image)
 
 
-def _write_index(directory: Path, files: dict[str, dict[str, Destination]]) -> None:
-    pairs: Iterable[tuple[str, str]] = (
-        (name, file_name) for file_name, tensors in files.items() for name in tensors
-    )
-    index = {"metadata": {}, "weight_map": dict(pairs)}
-    (directory / INDEX_FILE).write_text(json.dumps(index))
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value))

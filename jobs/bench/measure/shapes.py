@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jobs.bench.measure.random_files import Noise
 from jobs.planning.shapes import config_of
 from model.config import KimiVLConfig, TextConfig, VisionConfig
 from model.engine.config import EngineConfig
@@ -16,9 +17,6 @@ from model.inputs.tokenizer import Tokenizer
 from model.network.kimi_vl import KimiVL
 from model.network.vision import Grid
 from model.network.weights import empty_model
-
-# Drawing billions of numbers takes long; these are repeated, and no row of a matrix by another.
-_NUM_RANDOM = 16_777_259
 
 
 def narrow() -> KimiVLConfig:
@@ -43,15 +41,13 @@ def narrow() -> KimiVLConfig:
 def random_model(config: KimiVLConfig) -> KimiVL:
     """The network in bfloat16, with random weights that keep activations near one."""
     model = empty_model(config, torch.bfloat16, torch.device("cpu"))
-    noise = torch.empty(_NUM_RANDOM).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    noise = Noise()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(float(name.endswith("weight")))
             else:
-                scaled = (noise * parameter.shape[-1] ** -0.5).to(parameter.dtype)
-                for part in parameter.view(-1).split(_NUM_RANDOM):
-                    part.copy_(scaled[: len(part)])
+                noise.fill(parameter)
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -121,7 +117,7 @@ def add_all(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[
     return names
 
 
-def drain(engine: Engine) -> None:
-    """Step until nothing is left."""
+def run_until_done(engine: Engine) -> None:
+    """Step until every request is answered."""
     while engine.has_work:
         engine.step()

@@ -1,8 +1,7 @@
-"""The options that jobs share, by group.
+"""Options that jobs share, by group.
 
-`jobs.cli.pipeline_config` makes a `PipelineConfig` of them.
-
-Nothing slow is imported: a wrong argument is told at once.
+`jobs.cli.pipeline_config` makes a `PipelineConfig` of them. This package imports nothing slow, so
+that a wrong argument is reported at once.
 """
 
 from jobs.cli.options.answer import add_answer
@@ -12,10 +11,18 @@ from jobs.cli.options.parser import Formatter, Parser
 from jobs.cli.options.question import add_frames, add_question
 from jobs.cli.options.rows import add_data, add_required
 from jobs.cli.options.run import add_run
-from jobs.cli.options.values import count, parse_names, positive, positive_or
+from jobs.cli.options.values import (
+    count,
+    names_among,
+    parse_names,
+    positive,
+    positive_list,
+    positive_or,
+)
 from jobs.cli.options.windows import MERGE_PROMPT, NO_FRAMES, NO_PAGES, add_pages, add_windows
 
 __all__ = [
+    "EXIT_CODES",
     "LIMITS",
     "MERGE_PROMPT",
     "NO_PAGES",
@@ -25,14 +32,26 @@ __all__ = [
     "count",
     "job_parser",
     "media_limits",
+    "names_among",
     "parse_names",
     "positive",
+    "positive_list",
     "positive_or",
 ]
 
 
+EXIT_CODES = """
+exit codes:
+  0    every row is answered, maybe with an error
+  1    the run stopped; committed rows stay, and the same command continues
+  2    refused: arguments, input, output or checkpoint
+  3    --fail-if-errors: more rows than that are errors
+  130  Ctrl-C (143 for SIGTERM); committed rows stay, and the same command continues
+"""
+
+
 def job_parser(prog: str, description: str, epilog: str, media: str = "video") -> Parser:
-    """The parser of a job over rows of `media`, with all groups."""
+    """Make the parser of a job over rows of `media`, with all groups of options."""
     parser = Parser(
         prog=prog,
         usage="%(prog)s --input PARQUET --output DIR --model MODEL [option ...]",

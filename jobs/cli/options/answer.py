@@ -1,4 +1,4 @@
-"""How the model answers."""
+"""Options for how the model answers."""
 
 import argparse
 
@@ -6,25 +6,34 @@ from jobs.cli.options.values import count, positive
 
 
 def add_answer(group: argparse._ArgumentGroup) -> None:
-    """Generation."""
-    group.add_argument("--max-tokens", type=positive, default=512, metavar="N", help="of a caption")
+    """Add the options of generation."""
+    group.add_argument(
+        "--max-tokens", type=positive, default=512, metavar="N", help="longest caption, in tokens"
+    )
     group.add_argument(
         "--temperature",
         type=float,
         default=0.2,
         metavar="T",
-        help="0 is greedy; 0.2 is what Kimi-VL-A3B-Instruct's authors recommend",
+        help="0 always takes the likeliest token; the authors of Kimi-VL-A3B-Instruct recommend "
+        "0.2",
     )
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus of sampling")
     group.add_argument(
-        "--top-k", type=count, default=0, metavar="K", help="likeliest tokens to draw from; 0: all"
+        "--top-p", type=float, default=1.0, metavar="P", help="probability mass to draw from"
+    )
+    group.add_argument(
+        "--top-k",
+        type=count,
+        default=0,
+        metavar="K",
+        help="draw from the K likeliest tokens; 0: all",
     )
     group.add_argument(
         "--min-p",
         type=float,
         default=0.0,
         metavar="P",
-        help="draw no token that is less likely than this fraction of the likeliest",
+        help="draw no token less likely than this fraction of the likeliest token's probability",
     )
     group.add_argument(
         "--repetition-penalty",
@@ -38,14 +47,14 @@ def add_answer(group: argparse._ArgumentGroup) -> None:
         type=count,
         default=64,
         metavar="N",
-        help="end a caption whose last N tokens only repeat themselves; 0: never",
+        help="end a caption when its last N tokens only repeat each other; 0: never",
     )
     group.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="of the run; each row's own follows from it and from its id",
+        help="seed of the run; the seed of a row is computed from it and from the row's id",
     )
     group.add_argument(
         "--stop",
@@ -57,25 +66,25 @@ def add_answer(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--schema",
         metavar="FILE",
-        help="captions are JSON that follows the JSON Schema of FILE.json, or the pydantic model "
-        "of FILE.py:Model (which is run), as text; what the length limit cuts is `truncated`; for "
-        "typed columns see --prompts",
+        help="write captions as JSON text that follows the JSON Schema in FILE.json, or the "
+        "pydantic model FILE.py:Model (the file is run); JSON that --max-tokens cuts off gets the "
+        "status `truncated`; for typed columns see --prompts",
     )
     group.add_argument(
         "--thinking",
         action="store_true",
-        help="with --schema: the model reasons first, and the schema holds for what follows",
+        help="with --schema: let the model reason first; the schema applies to the answer after it",
     )
     group.add_argument(
         "--samples",
         type=positive,
         default=1,
         metavar="N",
-        help="captions of each row, drawn independently; from 2 on the column `samples` lists all "
-        "of them, and `caption` is the first",
+        help="captions per row, drawn independently; with 2 or more, the column `samples` lists "
+        "them all and `caption` holds the first",
     )
     group.add_argument(
         "--token-logprobs",
         action="store_true",
-        help="write the log-probability of every token to the column `token_logprobs`",
+        help="add the column `token_logprobs` with the log-probability of every generated token",
     )

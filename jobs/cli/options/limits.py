@@ -1,4 +1,4 @@
-"""What the media of one row may cost before it is refused."""
+"""Options that limit what the media of one row may cost; media beyond a limit is refused."""
 
 import argparse
 from collections.abc import Callable
@@ -11,29 +11,36 @@ if TYPE_CHECKING:
 
 
 def add_limits(group: argparse._ArgumentGroup) -> None:
-    """What the media of one row may cost before it is refused."""
+    """Add the limits on the media of one row, with their defaults."""
     from pipeline.media.limits import DEFAULT_LIMITS
 
     def add(flag: str, parse: Callable[[str], float], metavar: str, text: str) -> None:
         value = getattr(DEFAULT_LIMITS, LIMITS[flag])
         group.add_argument(flag, type=parse, default=value, metavar=metavar, help=text)
 
-    add("--max-media-bytes", num_bytes, "SIZE", "of one file or object, as in 500M or 8G")
-    add("--max-pixels", positive, "N", "of one frame")
-    add("--max-duration-s", float, "S", "of a video")
-    add("--max-stream-frames", positive, "N", "of a video, whether they are taken or not")
-    add("--max-pages", positive, "N", "of a picture or document")
-    add("--max-windows", positive, "N", "of a video, with --window-s")
-    add("--max-rgb-bytes", num_bytes, "SIZE", "of the chosen frames at their final size")
-    add("--max-decode-s", float, "S", "of CPU time to decode a row")
-    add("--max-decode-bytes", num_bytes, "SIZE", "of memory to decode a row")
+    add("--max-media-bytes", num_bytes, "SIZE", "largest media file or object, such as 500M or 8G")
+    add("--max-pixels", positive, "N", "most pixels of one frame")
+    add("--max-duration-s", float, "S", "longest video, in seconds")
+    add(
+        "--max-stream-frames", positive, "N", "most frames that a video may contain, sampled or not"
+    )
+    add("--max-pages", positive, "N", "most pages of an image file or a document")
+    add("--max-windows", positive, "N", "most windows of a video, with --window-s")
+    add(
+        "--max-rgb-bytes",
+        num_bytes,
+        "SIZE",
+        "most memory for the sampled frames at their final size",
+    )
+    add("--max-decode-s", float, "S", "most CPU time to decode a row, in seconds")
+    add("--max-decode-bytes", num_bytes, "SIZE", "most memory of the process that decodes a row")
 
 
 def media_limits(options: argparse.Namespace) -> "MediaLimits":
-    """What these options say.
+    """Make the `MediaLimits` that these options ask for.
 
     Raises:
-        ValueError: a value cannot work.
+        ValueError: a value is out of its range.
     """
     from pipeline.media.limits import MediaLimits
 
@@ -42,7 +49,7 @@ def media_limits(options: argparse.Namespace) -> "MediaLimits":
     return MediaLimits(**{name: values[option] for option, name in names.items()})
 
 
-LIMITS = {  # option -> field of `pipeline.media.limits.MediaLimits`
+LIMITS = {  # option to field of `pipeline.media.limits.MediaLimits`
     "--max-media-bytes": "max_bytes",
     "--max-pixels": "max_pixels",
     "--max-duration-s": "max_duration_s",

@@ -1,4 +1,4 @@
-"""Devices, copies of the model and threads."""
+"""Options for devices, copies of the model, ranks and threads."""
 
 import argparse
 
@@ -6,78 +6,80 @@ from jobs.cli.options.values import count, positive, positive_or
 
 
 def add_machine(group: argparse._ArgumentGroup) -> None:
-    """Devices, copies of the model and threads."""
+    """Add the options for devices, copies of the model, ranks and threads."""
     group.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="auto: GPUs if the cluster has any",
+        help="auto: GPUs if the cluster has any, else CPUs",
     )
     group.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="auto: as the weights are stored",
+        help="type of weights and computation; auto: as the weights are stored",
     )
     group.add_argument(
         "--groups",
         type=positive_or("auto"),
         metavar="N",
-        help="copies of the model; default: auto, as many as the GPUs make, or one",
+        help="copies of the model; default: auto, as many as the GPUs can hold, or one on CPUs",
     )
     group.add_argument(
         "--expert-parallel",
         type=positive_or("auto"),
         metavar="R",
-        help="ranks, one GPU each, that share the experts of a copy; default: auto, one, or what "
-        "--groups leaves for each",
+        help="ranks that share the experts of one copy, one GPU each; default: auto, which is 1, "
+        "or with --groups the GPUs divided by the copies",
     )
     group.add_argument(
         "--dispatch",
         choices=("auto", "all_to_all", "all_gather"),
         default="auto",
-        help="how tokens travel between the ranks of a copy",
+        help="how the ranks of a copy exchange the tokens of each layer",
     )
     group.add_argument(
         "--wire-dtype",
         choices=("auto", "bfloat16", "float8"),
         default="auto",
-        help="of tokens while they travel: auto, as they are; float8, one byte a number on the way "
-        "to the experts and bfloat16 back, where the network between ranks is the slow part; "
-        "other than auto changes captions and is part of the recipe",
+        help="type of tokens that ranks exchange; auto: unchanged; float8: one byte per number to "
+        "the experts and bfloat16 back, for ranks with a slow network between them; any value but "
+        "auto changes captions and is part of the recipe",
     )
     group.add_argument(
         "--placement",
         choices=("strict_pack", "pack", "spread"),
         default="strict_pack",
-        help="of the ranks of a copy: on one node, on few, on many",
+        help="where the ranks of a copy run: on one node, on as few as possible, on as many as "
+        "possible",
     )
     group.add_argument(
         "--expert-placement",
         metavar="PARQUET",
-        help="_expert_load.parquet of an earlier output: experts are placed so that the ranks of a "
-        "copy have equally much to do; default: equal shares in their order",
+        help="place experts by _expert_load.parquet of an earlier output, so that the ranks of a "
+        "copy get equal work; default: equally many experts per rank, in their order",
     )
     group.add_argument(
         "--expert-copies",
         type=count,
         default=0,
         metavar="N",
-        help="with --expert-placement: hold so many more experts on each rank and in each layer, "
-        "second and further copies of the busiest",
+        help="with --expert-placement: extra copies of the busiest experts on each rank, in each "
+        "layer",
     )
     group.add_argument(
         "--threads",
         type=positive_or("auto"),
         metavar="N",
-        help="of torch in each rank on CPUs; default: auto, an equal share of half of the CPUs",
+        help="threads of torch per rank on CPUs; default: auto, half of the CPUs divided by the "
+        "ranks",
     )
     group.add_argument(
         "--batch-size",
         type=positive,
         default=32,
         metavar="N",
-        help="captions that each rank writes at the same time",
+        help="captions that each rank generates at the same time",
     )
     cache = group.add_mutually_exclusive_group()
     cache.add_argument(
@@ -85,12 +87,12 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=4.0,
         metavar="G",
-        help="memory of each rank for the tokens of its prompts and captions",
+        help="KV cache of each rank, in GiB: memory for the tokens of prompts and captions",
     )
     cache.add_argument(
         "--cache-fraction",
         type=float,
         metavar="F",
-        help="or this fraction of what is free once the weights are loaded: of each rank's GPU, or "
-        "of the machine of a single rank on CPUs",
+        help="KV cache as a fraction of the memory that is free once the weights are loaded: on "
+        "each rank's GPU, or on the machine of a single rank on CPUs",
     )

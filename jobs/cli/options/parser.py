@@ -1,11 +1,11 @@
-"""The parser of every job: what it says of a wrong argument, how its manual looks."""
+"""The parser of every job: its error messages and the layout of its manual page."""
 
 import argparse
 from typing import NoReturn
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Paragraphs as they are written; the default behind each option that has one."""
+    """Keeps paragraphs as written, and adds the default to the help of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, [], argparse.SUPPRESS) or action.nargs == 0:
@@ -14,10 +14,10 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the long usage."""
+    """Reports a wrong argument in one line, without the long usage."""
 
-    where = ""  # before the message, such as the name of a file
+    where = ""  # prefix of messages, such as the name of a file
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
+        """Print the message and exit with 2."""
         self.exit(2, f"{self.prog}: error: {self.where}{message} (see --help)\n")

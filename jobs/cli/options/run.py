@@ -10,8 +10,8 @@ def add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what the run would do (rows that are new, done and failed, what changed in the "
-        "recipe, parts, machines), start nothing and write nothing",
+        help="print what the run would do (rows that are new, done and failed, what changed in "
+        "the recipe, parts, machines), start nothing and write nothing",
     )
     group.add_argument(
         "--inline",

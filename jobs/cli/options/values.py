@@ -1,7 +1,7 @@
-"""Texts of the command line -> values; what cannot be one is told with the text."""
+"""Parsers of option values; an invalid text is refused by a message that quotes it."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 
 def count(text: str) -> int:
@@ -29,8 +29,13 @@ def share(text: str) -> float:
     return value
 
 
+def positive_list(text: str) -> tuple[int, ...]:
+    """Parse A,B,...: positive whole numbers."""
+    return tuple(positive(number) for number in text.split(","))
+
+
 def positive_or(word: str) -> Callable[[str], int | None]:
-    """A positive number, or a word that stands for None."""
+    """Make a parser of positive numbers that returns None for `word`."""
 
     def parse(text: str) -> int | None:
         return None if text == word else positive(text)
@@ -39,23 +44,39 @@ def positive_or(word: str) -> Callable[[str], int | None]:
 
 
 def seconds(text: str) -> tuple[float, ...]:
-    """Parse 0,2.5."""
+    """Parse A,B,...: times in seconds, such as 0,2.5."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seconds, such as 0,2.5") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of seconds such as 0,2.5"
+        ) from None
 
 
 def num_bytes(text: str) -> int:
-    """A size such as 500M or 8G, in powers of 1024."""
+    """Parse a size such as 500M or 8G, in powers of 1024."""
     number, unit = text.removesuffix("iB").removesuffix("B"), 1
     if number[-1:].upper() in ("K", "M", "G", "T"):
         number, unit = number[:-1], 1024 ** ("KMGT".index(number[-1].upper()) + 1)
     if not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 500M or 8G")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 8G")
     return int(number) * unit
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Parse A,B."""
+    """Parse A,B,...: any names."""
     return tuple(name for name in text.split(",") if name)
+
+
+def names_among(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """Make a parser of A,B,... that accepts known names only."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(
+                f"unknown {', '.join(unknown)}; choose from {', '.join(known)}"
+            )
+        return names
+
+    return parse

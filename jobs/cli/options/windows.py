@@ -1,4 +1,4 @@
-"""Windows: of a long video, or of a document's pages."""
+"""Options for windows: of a long video, or of the pages of a document."""
 
 import argparse
 
@@ -11,49 +11,49 @@ MERGE_PROMPT = (
 
 
 def add_windows(group: argparse._ArgumentGroup) -> None:
-    """Windows of a video, and what becomes of their captions."""
+    """Add the options for windows of a video and for what becomes of their captions."""
     group.add_argument(
         "--window-s",
         type=float,
         metavar="S",
-        help="a caption for each window of so many seconds, in the column `timeline`; --frames, "
-        "--fps and --at are of each window",
+        help="caption each window of this many seconds, in the column `timeline`; --frames, --fps "
+        "and --at then apply to each window",
     )
     group.add_argument(
         "--window-overlap-s",
         type=float,
         metavar="S",
-        help="of each window with the one before, at most half of it",
+        help="seconds that a window shares with the one before it, at most half of --window-s",
     )
     group.add_argument(
         "--merge",
         action="store_true",
-        help="make one `caption` of those of the windows, by asking the model once more; "
-        "otherwise it lists them",
+        help="ask the model once more to make one `caption` of the captions of all windows; "
+        "without this option, `caption` lists them",
     )
     group.add_argument(
         "--merge-prompt",
         default=MERGE_PROMPT,
         metavar="TEXT",
-        help="with --merge: what is wanted; the captions follow it",
+        help="with --merge: the prompt, which the captions of the windows follow",
     )
 
 
 def add_pages(group: argparse._ArgumentGroup) -> None:
-    """How pages are put into prompts."""
+    """Add the option for how many pages share a prompt."""
     group.add_argument(
         "--pages-per-prompt",
         type=positive_or("max"),
         default=1,
         metavar="N",
-        help="pages that the model sees together, fewer where the context holds no more with an "
-        "answer of --max-tokens; `max`: as many as it holds",
+        help="pages that the model sees together; fewer if they and --max-tokens do not fit into "
+        "the context; `max`: as many as fit",
     )
 
 
-NO_PAGES = 0  # in place of --pages-per-prompt where rows are no documents
+NO_PAGES = 0  # the value of --pages-per-prompt in jobs that do not read documents
 
-NO_FRAMES: dict[str, object] = {  # what documents have no options for
+NO_FRAMES: dict[str, object] = {  # values of the options that the document job does not have
     "frames": None,
     "fps": None,
     "at": None,

@@ -72,6 +72,7 @@ def bench(tiny_shape):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_all_parts_report_their_numbers(bench):
     parts = engine.default_parts(None)
     measured = json.loads(json.dumps(engine.run(parts, bench)))
@@ -92,6 +93,7 @@ def test_all_parts_report_their_numbers(bench):
     assert measured["texts_changed_by_batch_size"].keys() == {"float32", "bfloat16"}
 
 
+@pytest.mark.slow
 def test_ranks_are_measured_beside_one_engine_and_beside_groups(bench):
     bench.sizes = replace(TINY_SIZES, num_sequences=(1, 2, 4))
     measured = json.loads(json.dumps(engine.run(engine.default_parts(2), bench)))
@@ -111,7 +113,7 @@ def test_ranks_need_their_number_and_the_number_needs_ranks(arguments, capsys):
 def test_an_unknown_part_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         engine.main(["--only", "prefil"])
-    assert "no part prefil; choose from prefill, decode" in capsys.readouterr().err
+    assert "unknown prefil; choose from prefill, decode, vision" in capsys.readouterr().err
 
 
 def test_what_takes_turns_is_compared_within_its_round():

@@ -1,11 +1,13 @@
 import json
 
+import pytest
 import torch
 
 from jobs.bench import kernels
 from model.network.onednn import is_packable
 
 
+@pytest.mark.slow
 def test_the_last_line_is_a_json_object_with_every_choice(monkeypatch, capsys):
     monkeypatch.setattr(kernels, "NUM_MATRICES", 2)
     monkeypatch.setattr(kernels, "keep_freed_memory", lambda: None)

@@ -28,6 +28,7 @@ def test_a_resume_is_measured(capfd):
     assert last_line(capfd)["resume"]["rows"] == 300
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_slow_engine_is_watched(capfd, tmp_path, ray_local):
     chart = tmp_path / "flow.png"

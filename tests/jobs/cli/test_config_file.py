@@ -104,7 +104,7 @@ def test_every_limit_has_an_option(capsys):
     for value in ("0", "-1", "8X", "G", ""):
         with pytest.raises(SystemExit):
             parse(*REQUIRED, f"--max-media-bytes={value}")
-        assert "is no size, such as 500M or 8G" in capsys.readouterr().err
+        assert "is not a size such as 500M or 8G" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from jobs.cli.checkpoint import find_checkpoint
 from jobs.demo.__main__ import show
 from jobs.demo.clips import encode
 from jobs.demo.evaluate import Row, judge, make_clips, questions_about, watch_engine
-from jobs.demo.judge import Tally, judge_caption
+from jobs.demo.judge import Accuracy, judge_caption
 from jobs.demo.language import caption, questions
 from jobs.demo.scenes import SPLITS, Difficulty, first_seed, random_scene
 
@@ -21,9 +21,9 @@ FLOORS = {"colour": 0.95, "count": 0.95, "background": 0.95, "shape": 0.95, "mot
 def test_captions_of_held_out_clips_are_right_often_enough():
     clips = make_clips("test", NUM_CLIPS)
     rows = [Row(clip=clip, form="caption") for clip in clips]
-    tally = judge(rows, watch_engine(find_checkpoint("demo"), clips).captions)
+    accuracy = judge(rows, watch_engine(find_checkpoint("demo"), clips).captions)
     for kind, floor in FLOORS.items():
-        assert tally.fraction(kind) >= floor, (kind, tally.fractions())
+        assert accuracy.fraction(kind) >= floor, (kind, accuracy.fractions())
 
 
 def test_held_out_clips_are_not_those_of_training():
@@ -36,15 +36,15 @@ def test_held_out_clips_are_not_those_of_training():
 def test_a_caption_is_judged_attribute_by_attribute():
     scene = random_scene(3, Difficulty(num_shapes=(0.0, 1.0, 0.0), event=0.0, text=0.0))
     truth = caption(scene)
-    tally = Tally()
-    judge_caption(tally, truth, truth)
-    assert set(tally.fractions().values()) == {1.0}
+    accuracy = Accuracy()
+    judge_caption(accuracy, truth, truth)
+    assert set(accuracy.fractions().values()) == {1.0}
 
-    wrong = Tally()
+    wrong = Accuracy()
     judge_caption(wrong, truth, truth.replace(scene.shapes[0].shape, "hexagon"))
     assert wrong.fraction("count") == 0.0
     assert wrong.fraction("background") == 1.0
-    nothing = Tally()
+    nothing = Accuracy()
     judge_caption(nothing, truth, "")
     assert nothing.right.total() == nothing.asked["no_event"] + nothing.asked["no_text"]
 

@@ -8,8 +8,8 @@ import torch
 
 from jobs.caption_videos import make_parser
 from jobs.plan import main
+from jobs.planning.group_layout import GroupLayout, Planner, Rows, best
 from jobs.planning.hardware import GPUS, Hardware
-from jobs.planning.layout import Layout, Planner, Rows, best
 from jobs.planning.network import Network
 from jobs.planning.shapes import moonlight
 from model.config import BLOCK_SIZE
@@ -108,8 +108,8 @@ def test_a_network_that_does_not_fit_one_gpu_is_shared():
 
 
 def test_of_nearly_equal_layouts_the_one_with_the_fewest_ranks_is_chosen():
-    def layout(num_ranks: int, rows_per_day: float) -> Layout:
-        return Layout(
+    def layout(num_ranks: int, rows_per_day: float) -> GroupLayout:
+        return GroupLayout(
             num_groups=1,
             num_ranks=num_ranks,
             memory_gib=1,

@@ -74,6 +74,7 @@ def _keep_threads() -> object:
     torch.set_flush_denormal(False)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_gives_the_same_weights(
     tmp_path: Path, empty_checkpoint: Path
 ) -> None:
@@ -137,6 +138,7 @@ def test_the_bias_rises_for_experts_with_little_work(model: KimiVL, empty_checkp
         assert torch.allclose(router.e_score_correction_bias, expected)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(model: KimiVL, empty_checkpoint: Path) -> None:
     seed = first_seed("train", 0, 0)
     student = Student(model)
@@ -183,6 +185,7 @@ def test_a_stage_ends_when_its_goals_are_reached_or_its_steps_are_done() -> None
     assert late.enter_stage(stages) is stages[1]
 
 
+@pytest.mark.slow
 def test_the_length_of_a_run_matters_only_when_its_rates_fall(
     tmp_path: Path, empty_checkpoint: Path
 ) -> None:

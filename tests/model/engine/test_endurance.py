@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from model.engine.config import EngineConfig
 from model.engine.engine import Engine
@@ -57,6 +58,7 @@ def print_growth(checkpoint):
     print(private_bytes() - before)  # noqa: T201
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_sequences(checkpoint):
     # In a process of its own: in this one the tests before it still move memory.
     program = (
@@ -69,6 +71,7 @@ def test_memory_does_not_grow_with_the_number_of_sequences(checkpoint):
     assert int(done.stdout) < 12 << 20
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_answers_to_the_last_bit(checkpoint):
     processor = Processor.from_checkpoint(checkpoint)
     runs = [

@@ -1,6 +1,9 @@
+import pytest
+
 from tests.pipeline.fuzz_media import fuzz
 
 
+@pytest.mark.slow
 def test_every_mutated_file_is_answered():
     """A few of them; `python -m tests.pipeline.fuzz_media` tries 2,000."""
     found = fuzz(num_files=150, seed=1)

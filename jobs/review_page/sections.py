@@ -1,11 +1,11 @@
-"""The parts of a row: what each prompt showed and answered, as the output recorded it.
+"""The sections of a row: what each prompt showed and answered, as the output recorded it.
 
-    one prompt         one part
-    several prompts    a part for each way of showing the row; prompts that share one are in it
-    --window-s         a part for each window
-    a document         a part for each prompt, of one page or several
+    one prompt         one section
+    several prompts    a section for each way of showing the row; prompts that share one are in it
+    --window-s         a section for each window
+    a document         a section for each prompt, of one page or several
 
-Of very many parts the page shows some, evenly over the row.
+Of very many sections the page shows some, evenly over the row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,29 +31,29 @@ _Recipe = Mapping[str, Any]
 class Answer:
     """A text, or why there is none."""
 
-    name: str | None = None  # of the prompt or the page, where a part has several
+    name: str | None = None  # of the prompt or the page, where a section has several
     text: str | None
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Section:
     """Frames or pages that the model saw together, and what it said of them."""
 
-    label: str | None = None  # None where the row has no other part
-    places: range  # of its look, its window or its pages among all of the row
+    label: str | None = None  # None where the row has no other section
+    places: range  # of its view, its window or its pages among all of the row
     answers: tuple[Answer, ...] = ()  # none where it is the caption of the row
-    times_s: Sequence[float] | None = None  # of the frames of a look
+    times_s: Sequence[float] | None = None  # of the frames of a view
     seen_px: float | None = None  # pixels of one frame as the model saw it, in the mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class RowSections:
     """Those of one row that are shown."""
 
-    shown: tuple[Part, ...]
-    num_parts: int  # of the row
-    num_places: int  # looks, windows or pages of the row
+    shown: tuple[Section, ...]
+    num_sections: int  # of the row
+    num_places: int  # views, windows or pages of the row
     times_s: Sequence[float] | None  # of the frames of all windows, each once
     media_px: tuple[int | None, int | None]  # of the first video, image or page
     are_pages: bool
@@ -62,40 +62,40 @@ class Parts:
     @property
     def were_seen(self) -> bool:
         """Whether the row came as far as frames or pages."""
-        return any(part.times_s is None or len(part.times_s) > 0 for part in self.shown)
+        return any(section.times_s is None or len(section.times_s) > 0 for section in self.shown)
 
 
-def parts_of_rows(output: Output, most: int) -> dict[str, Parts]:
-    """The parts of each row by its id: all looks, `most` windows or prompts about pages.
+def sections_of_rows(output: Output, most: int) -> dict[str, RowSections]:
+    """The sections of each row by its id: all views, `most` windows or prompts about pages.
 
     Raises:
         ValueError: the recipe is of another version.
     """
     try:
         rows = output.rows.to_pylist()
-        return {row["row_id"]: _parts(row, output.recipe, most) for row in rows}
+        return {row["row_id"]: _sections(row, output.recipe, most) for row in rows}
     except (TypeError, KeyError) as error:
         raise ValueError(f"{output.path} has a recipe of another version: {error}") from error
 
 
-def _parts(row: _Row, recipe: _Recipe, most: int) -> Parts:
+def _sections(row: _Row, recipe: _Recipe, most: int) -> RowSections:
     windows = windows_of(recipe)
     if isinstance(windows, TimeWindows):
-        parts = list(_time_windows(row))
+        sections = list(_time_windows(row))
     elif isinstance(windows, PageWindows):
-        parts = list(_page_windows(row))
+        sections = list(_page_windows(row))
     else:
-        parts = list(_looks(row, recipe))
-    shown = parts if windows is None else evenly(parts, most)
+        sections = list(_view_sections(row, recipe))
+    shown = sections if windows is None else evenly(sections, most)
     is_merged = isinstance(windows, TimeWindows) and windows.merge is not None
-    return Parts(
+    return RowSections(
         shown=tuple(shown),
-        num_parts=len(parts),
-        num_places=parts[-1].places.stop if parts else 0,
+        num_sections=len(sections),
+        num_places=sections[-1].places.stop if sections else 0,
         times_s=row["frame_times_s"],
         media_px=(row.get("media_width"), row.get("media_height")),
         are_pages=isinstance(windows, PageWindows),
-        are_caption=windows is not None and not is_merged and len(shown) == len(parts),
+        are_caption=windows is not None and not is_merged and len(shown) == len(sections),
     )
 
 
@@ -111,10 +111,10 @@ def windows_of(recipe: _Recipe) -> Windows | None:
     return TimeWindows(**fields) if "length_s" in fields else PageWindows(**fields)
 
 
-def looks_of(recipe: _Recipe) -> list[FrameView]:
+def frame_views_of(recipe: _Recipe) -> list[FrameView]:
     """The ways of showing a row that differ in more than the text of times, in their order."""
     asked = [question.get("look") or recipe for question in recipe.get("questions", ())]
-    return list(dict.fromkeys(_seen(each) for each in asked or [recipe]))
+    return list(dict.fromkeys(_frame_view(each) for each in asked or [recipe]))
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
@@ -137,8 +137,8 @@ def prompt_of(recipe: _Recipe) -> str | None:
 def describe(recipe: _Recipe) -> str:
     """A recipe in one line, for the head of the page."""
     sampling, windows = recipe.get("sampling", {}), windows_of(recipe)
-    looks = [_described(look) for look in looks_of(recipe)]
-    shown = looks[0] if len(looks) == 1 else f"{len(looks)} looks"
+    views = [_described(view) for view in frame_views_of(recipe)]
+    shown = views[0] if len(views) == 1 else f"{len(views)} views"
     if isinstance(windows, PageWindows):
         many = windows.pages_per_prompt or "as many as fit"
         tokens = recipe.get("max_frame_tokens") or "all"
@@ -151,8 +151,8 @@ def describe(recipe: _Recipe) -> str:
     )
 
 
-def _described(look: FrameView) -> str:
-    frames = look.frames
+def _described(view: FrameView) -> str:
+    frames = view.frames
     many = "1 frame" if frames.num_frames == 1 else f"{frames.num_frames} frames"
     if frames.at_s is not None:
         many = f"frames at {', '.join(f'{at:g}' for at in frames.at_s)} s"
@@ -160,47 +160,47 @@ def _described(look: FrameView) -> str:
         many = f"{frames.fps:g} fps, at most {frames.max_frames} frames"
     if frames.keyframes_only:
         many += " (keyframes)"
-    share = "" if look.max_row_tokens is None else f", {look.max_row_tokens} together"
-    return f"{many} of at most {look.max_frame_tokens or 'all'} tokens{share}"
+    share = "" if view.max_row_tokens is None else f", {view.max_row_tokens} together"
+    return f"{many} of at most {view.max_frame_tokens or 'all'} tokens{share}"
 
 
-def _seen(fields: Mapping[str, Any]) -> FrameView:
-    """The look in a recipe, as far as pixels go."""
+def _frame_view(fields: Mapping[str, Any]) -> FrameView:
+    """The view in a recipe, as far as pixels go."""
     frames = dict(fields["frames"])
     if frames.get("at_s") is not None:
         frames["at_s"] = tuple(frames["at_s"])
-    look = FrameView(
+    view = FrameView(
         frames=FrameSampling(**frames),
         timestamps="none",
         max_frame_tokens=fields["max_frame_tokens"],
         max_row_tokens=fields.get("max_row_tokens"),
     )
-    return replace(look, frames=look.affordable_frames)
+    return replace(view, frames=view.affordable_frames)
 
 
-def _looks(row: _Row, recipe: _Recipe) -> Iterator[Part]:
-    """One for each look of the recipe, with the answers of its prompts."""
+def _view_sections(row: _Row, recipe: _Recipe) -> Iterator[Section]:
+    """One for each view of the recipe, with the answers of its prompts."""
     questions = {each["name"]: each for each in recipe.get("questions", ())}
-    looks = looks_of(recipe)
+    views = frame_views_of(recipe)
     settings = _settings(recipe)
     numbers: dict[str, int] = {}
-    answers: dict[FrameView, list[Answer]] = {look: [] for look in looks}
+    answers: dict[FrameView, list[Answer]] = {view: [] for view in views}
     first: dict[FrameView, _Row] = {}
     for details in row[ANSWERS] if questions else ():
         name = details["question"]
-        look = _seen(questions[name].get("look") or recipe)
+        view = _frame_view(questions[name].get("look") or recipe)
         number = numbers[name] = numbers.get(name, -1) + 1
-        answers[look].append(_of_question(row, questions[name], number, settings[name], details))
-        if look not in first or first[look].get("frame_times_s") is None:
-            first[look] = details
-    for place, look in enumerate(looks):
-        told = row if "frame_times_s" not in first.get(look, {}) else first[look]
-        yield Part(
-            label=_described(look) if len(looks) > 1 else None,
+        answers[view].append(_of_question(row, questions[name], number, settings[name], details))
+        if view not in first or first[view].get("frame_times_s") is None:
+            first[view] = details
+    for place, view in enumerate(views):
+        details = row if "frame_times_s" not in first.get(view, {}) else first[view]
+        yield Section(
+            label=_described(view) if len(views) > 1 else None,
             places=range(place, place + 1),
-            answers=tuple(answers[look]),
-            times_s=told["frame_times_s"] or (),
-            seen_px=_seen_px(told, len(told["frame_times_s"] or ())),
+            answers=tuple(answers[view]),
+            times_s=details["frame_times_s"] or (),
+            seen_px=_seen_px(details, len(details["frame_times_s"] or ())),
         )
 
 
@@ -214,11 +214,13 @@ def _settings(recipe: _Recipe) -> dict[str, str]:
         for each in recipe.get("questions", ())
         if each.get("look")
     }
-    told = {each["name"]: "" for each in recipe.get("questions", ())}
+    settings = {each["name"]: "" for each in recipe.get("questions", ())}
     for name in next(iter(values.values()), ()):
         if len({str(each[name]) for each in values.values()}) > 1:
-            told |= {cell: f"{told[cell]}, {name} {each[name]}" for cell, each in values.items()}
-    return told
+            settings |= {
+                cell: f"{settings[cell]}, {name} {each[name]}" for cell, each in values.items()
+            }
+    return settings
 
 
 def _of_question(
@@ -234,11 +236,11 @@ def _of_question(
     return Answer(name=name + settings, text=text, error=_error(details))
 
 
-def _time_windows(row: _Row) -> Iterator[Part]:
+def _time_windows(row: _Row) -> Iterator[Section]:
     width_px, height_px = row.get("frame_width"), row.get("frame_height")
     seen_px = None if width_px is None or height_px is None else width_px * height_px
     for number, window in enumerate(row[TIMELINE_FIELD.name] or ()):
-        yield Part(
+        yield Section(
             label=f"{window['start_s']:.1f} - {window['end_s']:.1f} s",
             places=range(number, number + 1),
             answers=(Answer(text=window["caption"], error=_error(window)),),
@@ -246,7 +248,7 @@ def _time_windows(row: _Row) -> Iterator[Part]:
         )
 
 
-def _page_windows(row: _Row) -> Iterator[Part]:
+def _page_windows(row: _Row) -> Iterator[Section]:
     """One for each prompt, with the text of each of its pages."""
     texts = row[PAGES_FIELD.name]
     for window in row[PAGE_WINDOWS_FIELD.name] or ():
@@ -257,7 +259,7 @@ def _page_windows(row: _Row) -> Iterator[Part]:
             pages = range(first, last + 1)
             answers = [Answer(name=f"page {page}", text=texts[page - 1]) for page in pages]
             answers[0] = replace(answers[0], error=error)
-        yield Part(
+        yield Section(
             label=f"page {first}" if first == last else f"pages {first} to {last}",
             places=range(first - 1, last),
             answers=tuple(each for each in answers if each.text is not None or each.error),
@@ -265,8 +267,8 @@ def _page_windows(row: _Row) -> Iterator[Part]:
         )
 
 
-def _seen_px(told: _Row, num_frames: int) -> float | None:
-    num_tokens = told.get("num_visual_tokens")
+def _seen_px(details: _Row, num_frames: int) -> float | None:
+    num_tokens = details.get("num_visual_tokens")
     return num_tokens * _TOKEN_PX / num_frames if num_tokens and num_frames else None
 
 

@@ -1,4 +1,4 @@
-"""Pictures with what stands below them, as strips of JPEG thumbnails."""
+"""Pictures with what stands below them, as sprites of JPEG thumbnails."""
 
 import io
 import itertools
@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.review_page.parts import evenly
+from jobs.review_page.sections import evenly
 
-_STRIP_PX = 1024  # of a strip of several pictures
-_PICTURES_PER_STRIP = 8
+_SPRITE_PX = 1024  # of a sprite of several pictures
+_PICTURES_PER_SPRITE = 8
 _JPEG_QUALITY = 70
 
 Picture = tuple[NDArray[np.uint8], str]  # [H, W, 3], and what stands below it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strip:
+class Sprite:
     """Some frames of one size side by side in one JPEG."""
 
     jpeg: bytes
@@ -28,38 +28,38 @@ class Strip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
-    """What one part of a row showed, or some of it."""
+class SectionFrames:
+    """What one section of a row showed, or some of it."""
 
-    strips: tuple[Strip, ...]
+    sprites: tuple[Sprite, ...]
     num_frames: int  # or pages
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shots:
-    """The sights of one row, one for each of its parts; or a note why there are none or others."""
+class RowFrames:
+    """The frames of each section of a row, or a note that says why there are none or others."""
 
-    sights: tuple[Sight, ...] = ()
+    sections: tuple[SectionFrames, ...] = ()
     note: str | None = None
 
     @property
     def num_bytes(self) -> int:
         """Of all thumbnails."""
-        return sum(len(strip.jpeg) for sight in self.sights for strip in sight.strips)
+        return sum(len(sprite.jpeg) for section in self.sections for sprite in section.sprites)
 
 
-def make_sight(pictures: Iterable[Picture], most: int) -> Sight:
-    """Thumbnails of a part; of more than `most`, so many evenly."""
+def make_section_frames(pictures: Iterable[Picture], most: int) -> SectionFrames:
+    """Thumbnails of a section; of more than `most`, so many evenly."""
     found = list(pictures)
-    return Sight(strips=make_strips(evenly(found, most)), num_frames=len(found))
+    return SectionFrames(sprites=make_sprites(evenly(found, most)), num_frames=len(found))
 
 
-def make_strips(pictures: Sequence[Picture]) -> tuple[Strip, ...]:
-    """Pictures as JPEG strips; those of one strip have one size."""
-    strips = []
+def make_sprites(pictures: Sequence[Picture]) -> tuple[Sprite, ...]:
+    """Pictures as JPEG sprites; those of one sprite have one size."""
+    sprites = []
     for (_, width_px, _), same in itertools.groupby(pictures, lambda picture: picture[0].shape):
         row = list(same)
-        step = max(1, min(_PICTURES_PER_STRIP, _STRIP_PX // width_px))
+        step = max(1, min(_PICTURES_PER_SPRITE, _SPRITE_PX // width_px))
         for first in range(0, len(row), step):
             here = row[first : first + step]
             file = io.BytesIO()
@@ -67,5 +67,5 @@ def make_strips(pictures: Sequence[Picture]) -> tuple[Strip, ...]:
                 file, "JPEG", quality=_JPEG_QUALITY, optimize=True
             )
             marks = tuple(mark for _, mark in here)
-            strips.append(Strip(jpeg=file.getvalue(), marks=marks, width_px=width_px))
-    return tuple(strips)
+            sprites.append(Sprite(jpeg=file.getvalue(), marks=marks, width_px=width_px))
+    return tuple(sprites)

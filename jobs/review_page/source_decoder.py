@@ -1,4 +1,4 @@
-"""`Camera`: the frames and pages that the model saw, as thumbnails.
+"""`SourceDecoder`: the frames and pages that the model saw, as thumbnails.
 
 The media of each row is opened and decoded again as the recipe says, at thumbnail size; the times
 of the frames, or the number of the pages, must be those that the output recorded, else the row says
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from jobs.cli.config_file import as_arguments
 from jobs.cli.options import LIMITS, Parser, add_limits, media_limits
-from jobs.review_page.parts import Part, Parts, looks_of, windows_of
+from jobs.review_page.row_frames import Picture, RowFrames, make_section_frames
 from jobs.review_page.rows import Output
-from jobs.review_page.strips import Picture, Shots, make_sight
+from jobs.review_page.sections import RowSections, Section, frame_views_of, windows_of
 from jobs.review_page.thumbnail import Thumbnail
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.manifest import in_known_order
@@ -36,28 +36,28 @@ from pipeline.output.store import LocalStore
 from pipeline.schema import InputColumns
 
 _SLICE_ROWS = 8
-_SCENES_IN_MEMORY = 32
+_ROWS_IN_MEMORY = 32
 
-_Scene = tuple[str, Any, Span]  # row id, media, span in seconds
+_MediaRow = tuple[str, Any, Span]  # row id, media, span in seconds
 
 
-class Camera:
-    """Takes the shots of the rows of one output.
+class SourceDecoder:
+    """Takes the frames of the rows of one output.
 
     Args:
         output: whose recipe counts.
-        parts: of its rows, by row id; what they recorded counts.
+        sections: of its rows, by row id; what they recorded counts.
         source: the input of the run.
         access: where media may come from.
         limits: of the run.
         frame_px: the longer side of a thumbnail.
-        max_frames: of each look of a row, or of all its windows or pages; of more, so many evenly.
+        max_frames: of each view of a row, or of all its windows or pages; of more, so many evenly.
     """
 
     def __init__(
         self,
         output: Output,
-        parts: Mapping[str, Parts],
+        sections: Mapping[str, RowSections],
         source: Source,
         access: MediaAccess,
         limits: MediaLimits,
@@ -68,35 +68,39 @@ class Camera:
         self._source = source
         self._access = access
         self._limits = limits
-        self._looks = looks_of(output.recipe)
+        self._views = frame_views_of(output.recipe)
         self._windows = windows_of(output.recipe)
         self._frame_px = frame_px
         self._max_frames = max_frames
         self._decoders: SimpleQueue[SandboxedDecoder] = SimpleQueue()
         # Rows that failed before anything was seen of them say so themselves.
-        self._parts = {row_id: row for row_id, row in parts.items() if row.were_seen}
+        self._sections = {row_id: row for row_id, row in sections.items() if row.were_seen}
 
-    def decode(self, num_threads: int) -> dict[str, Shots]:
-        """The shots of all rows that the model saw frames of, each decoder in a process."""
-        shots: dict[str, Shots] = {}
-        scenes = self._scenes()
+    def decode(self, num_threads: int) -> dict[str, RowFrames]:
+        """The frames of all rows that the model saw frames of, each decoder in a process."""
+        frames: dict[str, RowFrames] = {}
+        rows = self._media_rows()
         for _ in range(num_threads):
             self._decoders.put(SandboxedDecoder(self._limits))
         with ThreadPoolExecutor(num_threads) as pool:
-            while some := list(itertools.islice(scenes, _SCENES_IN_MEMORY)):
-                shots.update(
-                    zip((row_id for row_id, *_ in some), pool.map(self._take, some), strict=True)
+            while some := list(itertools.islice(rows, _ROWS_IN_MEMORY)):
+                frames.update(
+                    zip(
+                        (row_id for row_id, *_ in some),
+                        pool.map(self._decode_row, some),
+                        strict=True,
+                    )
                 )
         for _ in range(num_threads):
             self._decoders.get().close()
         unseen = "no frames: the input has no such row any more"
-        return {row_id: shots.get(row_id, Shots(note=unseen)) for row_id in self._parts}
+        return {row_id: frames.get(row_id, RowFrames(note=unseen)) for row_id in self._sections}
 
-    def _scenes(self) -> Iterator[_Scene]:
+    def _media_rows(self) -> Iterator[_MediaRow]:
         """Id, media and span of each row to shoot, in the input's order."""
         columns = self._source.row_schema.columns
         only = IdSet()
-        only.add(pa.array(self._parts, pa.string()))
+        only.add(pa.array(self._sections, pa.string()))
         for piece in plan(self._source, OutputIndex.empty(), only=only).splits:
             for rows in read_split(
                 self._source.filesystem, self._source.row_schema, piece, max_rows=_SLICE_ROWS
@@ -106,55 +110,63 @@ class Camera:
                     start_s, end_s = (_value(rows, name, index) for name in span)
                     yield row_id, _value(rows, columns.video, index), (start_s, end_s)
 
-    def _take(self, scene: _Scene) -> Shots:
-        row_id, media, span_s = scene
-        row = self._parts[row_id]
+    def _decode_row(self, media_row: _MediaRow) -> RowFrames:
+        row_id, media, span_s = media_row
+        row = self._sections[row_id]
         try:
-            taken = self._decode(media if isinstance(media, list) else [media], span_s, row)
+            decoded = self._decode_media(media if isinstance(media, list) else [media], span_s, row)
         except MediaError as error:
-            return Shots(note=f"no frames: the media cannot be decoded now ({error.message})")
+            return RowFrames(note=f"no frames: the media cannot be decoded now ({error.message})")
         note = None
-        if not self._are_recorded(taken, row):
+        if not self._are_recorded(decoded, row):
             note = f"these are not the {self._kind} that the model saw: the media changed since"
         most = self._max_frames
         if self._windows is not None:
             most = max(1, most // len(row.shown))
-        sights = [make_sight(self._pictures(taken, part), most) for part in row.shown]
-        return Shots(sights=tuple(sights), note=note)
-
-    def _decode(self, media: Sequence[object], span_s: Span, row: Parts) -> list[list[Frames]]:
-        """What each look, window or page of a row shows, in a process of its own, as a job does."""
-        shots = [
-            FrameRequest(sampling=look.frames, fit=Thumbnail(self._frame_px, seen_px))
-            for look, seen_px in zip(self._looks, self._seen_px(row), strict=True)
+        sections = [
+            make_section_frames(self._pictures(decoded, section), most) for section in row.shown
         ]
-        taken: list[list[Frames]] = []
+        return RowFrames(sections=tuple(sections), note=note)
+
+    def _decode_media(
+        self, media: Sequence[object], span_s: Span, row: RowSections
+    ) -> list[list[Frames]]:
+        """What each view, window or page of a row shows, in a process of its own, as a job does."""
+        requests = [
+            FrameRequest(sampling=view.frames, fit=Thumbnail(self._frame_px, seen_px))
+            for view, seen_px in zip(self._views, self._seen_px(row), strict=True)
+        ]
+        decoded: list[list[Frames]] = []
         decoder = self._decoders.get()
         try:
             for number, value in enumerate(media):
-                windows = self._shoot(decoder, value, shots, span_s)
+                windows = self._decode_value(decoder, value, requests, span_s)
                 shown = [list(window.media) for window in windows]
                 if self._windows is None and number > 0:
-                    taken = [before + more for before, more in zip(taken, shown, strict=True)]
+                    decoded = [before + more for before, more in zip(decoded, shown, strict=True)]
                 else:
-                    taken += shown
+                    decoded += shown
         finally:
             self._decoders.put(decoder)
-        return taken
+        return decoded
 
-    def _shoot(
-        self, decoder: SandboxedDecoder, value: object, shots: Sequence[FrameRequest], span_s: Span
+    def _decode_value(
+        self,
+        decoder: SandboxedDecoder,
+        value: object,
+        requests: Sequence[FrameRequest],
+        span_s: Span,
     ) -> list[Window]:
         media = self._access.open(value)
         try:
-            return decoder.decode_windows(media, shots, windows=self._windows, span_s=span_s)
+            return decoder.decode_windows(media, requests, windows=self._windows, span_s=span_s)
         finally:
             if not isinstance(media, bytes):
                 media.close()
 
-    def _seen_px(self, row: Parts) -> list[float | None]:
-        """The size of a frame for each look; windows and pages have one look."""
-        sizes = [part.seen_px for part in row.shown]
+    def _seen_px(self, row: RowSections) -> list[float | None]:
+        """The size of a frame for each view; windows and pages have one view."""
+        sizes = [section.seen_px for section in row.shown]
         if self._windows is None:
             return sizes
         return [max((size for size in sizes if size is not None), default=None)]
@@ -163,26 +175,26 @@ class Camera:
     def _kind(self) -> str:
         return "pages" if isinstance(self._windows, PageWindows) else "frames"
 
-    def _are_recorded(self, taken: Sequence[Sequence[Frames]], row: Parts) -> bool:
+    def _are_recorded(self, decoded: Sequence[Sequence[Frames]], row: RowSections) -> bool:
         """Whether the media shows today what the output says that the model saw."""
-        if len(taken) != row.num_places:
+        if len(decoded) != row.num_places:
             return False
         if self._windows is None:
             return all(
-                _same_times(_times_s(taken[place]), part.times_s)
-                for part in row.shown
-                for place in part.places
+                _same_times(_times_s(decoded[place]), section.times_s)
+                for section in row.shown
+                for place in section.places
             )
         if isinstance(self._windows, PageWindows):
-            facts = [page[0].facts for page in taken[:1] if page]
+            facts = [page[0].facts for page in decoded[:1] if page]
             return not facts or (facts[0].width_px, facts[0].height_px) == row.media_px
-        shown = np.unique(_times_s([frames for window in taken for frames in window]))
+        shown = np.unique(_times_s([frames for window in decoded for frames in window]))
         return _same_times(shown, row.times_s)  # several windows may show the same frame
 
-    def _pictures(self, taken: Sequence[Sequence[Frames]], part: Part) -> Iterator[Picture]:
-        """What a part shows, each with its second or page."""
-        for place in part.places:
-            media = taken[place] if place < len(taken) else ()
+    def _pictures(self, decoded: Sequence[Sequence[Frames]], section: Section) -> Iterator[Picture]:
+        """What a section shows, each with its second or page."""
+        for place in section.places:
+            media = decoded[place] if place < len(decoded) else ()
             for number, frames in enumerate(media, 1):
                 is_still = len(frames.rgb) == 1 and frames.facts.duration_s == 0.0
                 for rgb, time_s in zip(frames.rgb, frames.timestamps_s, strict=True):
@@ -194,15 +206,15 @@ class Camera:
                     yield rgb, mark
 
 
-def open_camera(
+def open_source_decoder(
     output: Output,
-    parts: Mapping[str, Parts],
+    sections: Mapping[str, RowSections],
     *,
     input_uri: str | None,
     allowed_uris: tuple[str, ...],
     frame_px: int,
     max_frames: int,
-) -> Camera:
+) -> SourceDecoder:
     """Find the input of an output and the media rules of its run.
 
     Raises:
@@ -225,8 +237,8 @@ def open_camera(
             allowed_prefixes=(*_as_list(output.run.get("allow-uri")), *allowed_uris),
             max_bytes=limits.max_bytes,
         )
-        return Camera(
-            output, parts, source, access, limits, frame_px=frame_px, max_frames=max_frames
+        return SourceDecoder(
+            output, sections, source, access, limits, frame_px=frame_px, max_frames=max_frames
         )
     except (TypeError, KeyError) as error:
         raise ValueError(f"{output.path} has a recipe of another version: {error}") from error
@@ -253,10 +265,10 @@ def _times_s(media: Sequence[Frames]) -> NDArray[np.float64]:
     return np.concatenate([np.empty(0), *(frames.timestamps_s for frames in media)])
 
 
-def _same_times(taken_s: NDArray[np.float64], recorded_s: Sequence[float] | None) -> bool:
-    if recorded_s is None or len(taken_s) != len(recorded_s):
+def _same_times(decoded_s: NDArray[np.float64], recorded_s: Sequence[float] | None) -> bool:
+    if recorded_s is None or len(decoded_s) != len(recorded_s):
         return False
-    return bool(np.allclose(taken_s, recorded_s, atol=1e-6))
+    return bool(np.allclose(decoded_s, recorded_s, atol=1e-6))
 
 
 def _as_list(value: Any) -> list[str]:

@@ -51,7 +51,7 @@ class StepTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class GroupLayout:
     """A prediction for `num_groups` groups of `num_ranks` ranks."""
 
     num_groups: int
@@ -76,7 +76,7 @@ class Planner:
         self._rows = rows
         self._gpus_per_node = gpus_per_node
 
-    def layouts(self, num_gpus: int, numbers_of_ranks: Sequence[int]) -> Iterator[Layout]:
+    def layouts(self, num_gpus: int, numbers_of_ranks: Sequence[int]) -> Iterator[GroupLayout]:
         """One for each number of ranks that the GPUs hold and that divides the experts."""
         num_experts = self._network.config.text.n_routed_experts
         for num_ranks in numbers_of_ranks:
@@ -84,13 +84,13 @@ class Planner:
             if is_possible and num_ranks <= num_gpus:
                 yield self.layout(num_gpus // num_ranks, num_ranks)
 
-    def layout(self, num_groups: int, num_ranks: int) -> Layout:
+    def layout(self, num_groups: int, num_ranks: int) -> GroupLayout:
         """The prediction for one layout."""
         num_sequences = self.num_sequences(num_ranks)
         memory_gib = self.memory_bytes(num_ranks, max(1, num_sequences)) / GIB
         common = {"num_groups": num_groups, "num_ranks": num_ranks, "memory_gib": memory_gib}
         if not num_sequences:
-            return Layout(**common, num_sequences=0)
+            return GroupLayout(**common, num_sequences=0)
         rows = self._rows
         decode = self.decode_step(num_ranks, num_sequences)
         prefill = self.prefill_step(num_ranks, rows.step_tokens)
@@ -103,7 +103,7 @@ class Planner:
             + num_prefills * prefill.seconds
             + num_decodes * decode.seconds
         )
-        return Layout(
+        return GroupLayout(
             **common,
             num_sequences=num_sequences,
             cache_gib=num_sequences * self.cache_bytes_of_row() / GIB,
@@ -195,7 +195,7 @@ class Planner:
         return -(-num_tokens // BLOCK_SIZE) * BLOCK_SIZE * self._network.cache_bytes
 
 
-def best(layouts: Sequence[Layout]) -> Layout | None:
+def best(layouts: Sequence[GroupLayout]) -> GroupLayout | None:
     """The most rows a day; of nearly equal ones that of the fewest ranks, which fail alone."""
     rates = [each.rows_per_day for each in layouts if each.num_sequences]
     if not rates:
