@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo check format test clean
+.PHONY: setup demo check format test docs clean
 
 setup: $(READY)
 
@@ -35,5 +35,8 @@ format: $(READY)
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest
 
+docs: $(READY)  ## the pages of docs/ as a website in site/
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) demo-output build *.egg-info
+	rm -rf $(VENV) demo-output site build *.egg-info
