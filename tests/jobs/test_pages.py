@@ -1,8 +1,8 @@
 """The commands of README and docs/, run as they stand there on small inputs, without Ray.
 
-`--model` is the demo checkpoint in place of Kimi-VL, and jobs run `--inline`. What needs a cluster, a
-GPU, the network or a person stands in `NOT_RUN` with the reason; of a job that is submitted to
-a cluster the arguments are parsed.
+`--model` is the demo checkpoint in place of Kimi-VL, and jobs run `--inline`. What needs a cluster,
+a GPU, the network or a person stands in `NOT_RUN` with the reason; of a job that is submitted to a
+cluster the arguments are parsed.
 """
 
 import functools
@@ -67,7 +67,7 @@ def test_every_command_of_a_page_runs(page, folder, capfd):
         follow(command, capfd)
     for fence in fences(page):
         if fence.kind == "python" and not fence.text.startswith("# "):
-            exec(fence.text, {})  # noqa: S102
+            exec(fence.text, {})
 
 
 def begins(command, beginning):
