@@ -112,6 +112,13 @@ def test_every_link_leads_somewhere(page):
             assert anchor in anchors(there), target
 
 
+def test_every_document_that_the_code_names_exists():
+    for folder in FOLDERS[:4]:
+        for path in (ROOT / folder).rglob("*.py"):
+            for name in re.findall(r"[\w/-]+\.md\b", path.read_text()):
+                assert (ROOT / name).exists(), (path, name)
+
+
 def test_every_page_is_in_the_menu():
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     named = {name for entry in menu for name in entry.values()}
