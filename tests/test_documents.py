@@ -98,6 +98,8 @@ def test_the_architecture_has_a_line_for_every_room():
         for room in (ROOT / folder).iterdir():
             if (room / "__init__.py").exists():
                 assert f"`{folder}/{room.name}/`" in text
+            elif room.suffix == ".py" and room.name != "__init__.py" and folder != "jobs":
+                assert f"`{folder}/{room.name}`" in text
 
 
 @every_page
