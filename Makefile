@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo check format test test-all clean
+.PHONY: setup demo check format test test-all docs clean
 
 setup: $(READY)
 
@@ -38,5 +38,8 @@ test: $(READY)  ## all tests but the slow ones: some minutes
 test-all: $(READY)  ## all tests; training, endurance, fuzz, benchmarks and chaos too
 	$(BIN)/python -m pytest
 
+docs: $(READY)  ## the pages of docs/ as a website in site/
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) demo-output build *.egg-info
+	rm -rf $(VENV) demo-output site build *.egg-info

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.config import BLOCK_SIZE
 
-PIECE_LEN = 256  # tokens; BENCHMARKS.md, "What was tried"
+PIECE_LEN = 256  # tokens; docs/benchmarks-history.md, "Products and attention"
 
 
 @dataclass(frozen=True)

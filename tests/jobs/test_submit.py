@@ -1,4 +1,4 @@
-"""`ray job submit` on a real head, in the two forms that README gives."""
+"""`ray job submit` on a real head, in the two forms that docs/clusters-and-gpus.md gives."""
 
 from pathlib import Path
 
