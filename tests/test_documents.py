@@ -146,7 +146,7 @@ def test_every_option_that_a_page_names_is_one():
         if page.name == "benchmarks-history.md":
             continue  # its options are those of the benchmarks, in the test below
         for code in code_names(page):
-            if code.startswith(("python -m jobs.bench", "ray ")):
+            if code.startswith(("python -m jobs.bench", "python -m jobs.faults", "ray ")):
                 continue
             options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code))
             assert options <= known, (page.name, options - known)
