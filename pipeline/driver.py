@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager, suppress
 import pyarrow as pa
 
 from model.malloc import own_peak_bytes
+from parallel.groups.client import Groups
 from parallel.groups.errors import GroupError
 from pipeline.cluster.deployment import rank_numbers
 from pipeline.cluster.expert_load import record_load
@@ -23,8 +24,13 @@ from pipeline.output.poison import KILLED_RUNS
 from pipeline.output.writer import PartWriter
 from pipeline.run_plan import RunPlan
 from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
-from pipeline.stages.backend import Backend, Finished, RunningGroups
+from pipeline.stages.inline import InlineBackend, InlineGroup
 from pipeline.stages.journal import Journal
+from pipeline.stages.ray_backend import RayBackend
+from pipeline.stages.workers import CostedRows
+
+Backend = RayBackend | InlineBackend
+RunningGroups = Groups | InlineGroup
 
 
 def drive(plan: RunPlan, writer: PartWriter, backend: Backend, *, show_progress: bool) -> Usage:
@@ -105,7 +111,7 @@ def _committed_at_end(writer: PartWriter) -> Iterator[None]:
 
 def _results(
     rows: Plan, groups: RunningGroups, backend: Backend, journal: Journal
-) -> Iterator[Finished]:
+) -> Iterator[CostedRows]:
     """All rows; those that were in flight whenever runs were killed come last, one at a time."""
     if rows.splits:
         yield from backend.results(rows.splits, groups, journal)

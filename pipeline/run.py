@@ -18,7 +18,7 @@ from tqdm import tqdm
 from parallel.groups.errors import GroupError
 from pipeline.cluster.deployment import EngineFactory, load_engine
 from pipeline.config import PipelineConfig
-from pipeline.driver import drive
+from pipeline.driver import Backend, drive
 from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.output import ledger
 from pipeline.output.lock import lock_output
@@ -26,7 +26,6 @@ from pipeline.output.recipe import write_json
 from pipeline.output.store import Store, open_store
 from pipeline.output.writer import PartWriter
 from pipeline.run_plan import RunPlan, check, plan_run
-from pipeline.stages.backend import Backend
 from pipeline.stages.inline import InlineBackend
 from pipeline.stages.ray_backend import RayBackend
 

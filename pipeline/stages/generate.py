@@ -40,7 +40,7 @@ class Lease(Protocol):
         ...
 
 
-class Groups(Protocol):
+class EngineGroups(Protocol):
     """As `parallel.groups.client.Groups`."""
 
     def lease(self, num_tokens: int, *, alone: bool = False) -> AbstractAsyncContextManager[Lease]:
@@ -62,7 +62,7 @@ class Generate:
 
     def __init__(
         self,
-        groups: Groups,
+        groups: EngineGroups,
         sampling: SamplingParams,
         questions: Sequence[Question] = (),
         windows: Windows | None = None,

@@ -30,13 +30,12 @@ from pipeline.monitor.poll import Reporter
 from pipeline.monitor.stage_costs import Cost, measured
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
-from pipeline.stages.backend import Finished, RunningGroups
+from pipeline.stages.generate import EngineGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.sizing import choose_sizing
-from pipeline.stages.workers import GenerateWorker, PrepareWorker
+from pipeline.stages.workers import CostedRows, GenerateWorker, PrepareWorker
 
 _CLIENT = "inline"
-_Prepared = tuple[pa.Table, list[Cost]]  # a batch of prompts, and what it cost
 T = TypeVar("T")
 _QUEUED_BYTES = 1 << 30  # of prepared rows, as if it were an object store
 
@@ -124,7 +123,7 @@ class InlineJournal:
 
 
 class InlineBackend:
-    """As `pipeline.stages.backend.Backend`, in this process.
+    """As `pipeline.stages.ray_backend.RayBackend`, in this process.
 
     Args:
         plan: of the run.
@@ -178,11 +177,11 @@ class InlineBackend:
     def results(
         self,
         splits: Sequence[RowGroupSplit],
-        groups: RunningGroups,
+        groups: EngineGroups,
         journal: Journal,
         *,
         one_by_one: bool = False,
-    ) -> Iterator[Finished]:
+    ) -> Iterator[CostedRows]:
         """Run the stages; rows come out in the order of the input."""
         config, loop = self._plan.config, self._runner.get_loop()
         generate = GenerateWorker(
@@ -194,8 +193,8 @@ class InlineBackend:
             self.sizing.rows_per_client,
         )
         prepared = self._prepared(splits, journal, 1 if one_by_one else self.sizing.read_rows)
-        preparing: asyncio.Task[_Prepared | None] = loop.create_task(_next(prepared))
-        pending: deque[asyncio.Task[Finished]] = deque()
+        preparing: asyncio.Task[CostedRows | None] = loop.create_task(_next(prepared))
+        pending: deque[asyncio.Task[CostedRows]] = deque()
         try:
             while batch := self._runner.run(_result(preparing)):
                 preparing = loop.create_task(_next(prepared))
@@ -213,7 +212,7 @@ class InlineBackend:
 
     def _prepared(
         self, splits: Sequence[RowGroupSplit], journal: Journal, read_rows: int
-    ) -> Generator[_Prepared, None, None]:
+    ) -> Generator[CostedRows, None, None]:
         """Read and prepare; runs in one thread at a time, beside the event loop."""
         plan, config = self._plan, self._plan.config
         prepare = PrepareWorker(
@@ -252,12 +251,12 @@ class InlineBackend:
         return 0
 
 
-async def _next(prepared: Iterator[_Prepared]) -> _Prepared | None:
+async def _next(prepared: Iterator[CostedRows]) -> CostedRows | None:
     """Read and prepare the next batch in a thread; None after the last."""
     return await asyncio.to_thread(next, prepared, None)
 
 
-async def _finish(generate: GenerateWorker, rows: pa.Table, costs: list[Cost]) -> Finished:
+async def _finish(generate: GenerateWorker, rows: pa.Table, costs: list[Cost]) -> CostedRows:
     results, cost = await generate(rows)
     return results, [*costs, cost]
 
@@ -268,7 +267,7 @@ async def _result(task: asyncio.Task[T]) -> T:
 
 
 async def _end(
-    preparing: asyncio.Task[_Prepared | None], pending: Iterable[asyncio.Task[Finished]]
+    preparing: asyncio.Task[CostedRows | None], pending: Iterable[asyncio.Task[CostedRows]]
 ) -> None:
     """Forget what is being answered, and wait for what is being prepared."""
     for task in pending:

@@ -18,16 +18,17 @@ from pipeline.monitor.poll import Reporter
 from pipeline.monitor.stage_costs import ObjectStoreUse, object_store_use
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
-from pipeline.stages.backend import Finished, RunningGroups
+from pipeline.stages.generate import EngineGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.ray_data import Flow, RemoteJournal
 from pipeline.stages.sizing import choose_sizing
+from pipeline.stages.workers import CostedRows
 
 _CLOSE_TIMEOUT_S = 30.0
 
 
 class RayBackend:
-    """As `pipeline.stages.backend.Backend`, on the Ray that this process is connected to.
+    """Where a run is carried out: on the Ray that this process is connected to.
 
     Args:
         plan: of the run.
@@ -81,11 +82,11 @@ class RayBackend:
     def results(
         self,
         splits: Sequence[RowGroupSplit],
-        groups: RunningGroups,
+        groups: EngineGroups,
         journal: Journal,
         *,
         one_by_one: bool = False,
-    ) -> Iterator[Finished]:
+    ) -> Iterator[CostedRows]:
         """Run the stages as a stream of Ray Data."""
         config = self._plan.config
         flow = Flow(

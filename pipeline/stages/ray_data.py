@@ -37,10 +37,10 @@ from pipeline.monitor.stage_costs import Cost, measured
 from pipeline.prompts.instructions import Instructions
 from pipeline.schema import RowSchema
 from pipeline.stages.batching import Batching
-from pipeline.stages.generate import Groups
+from pipeline.stages.generate import EngineGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.sizing import Sizing
-from pipeline.stages.workers import GenerateWorker, PrepareWorker
+from pipeline.stages.workers import CostedRows, GenerateWorker, PrepareWorker
 
 # Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
 _READ_CPUS = 0.2
@@ -64,8 +64,8 @@ class Flow:
     keep_order: bool = False
 
     def results(
-        self, splits: Sequence[RowGroupSplit], groups: Groups, journal: Journal
-    ) -> Iterator[tuple[pa.Table, list[Cost]]]:
+        self, splits: Sequence[RowGroupSplit], groups: EngineGroups, journal: Journal
+    ) -> Iterator[CostedRows]:
         """Run all stages over `splits`; yields finished rows, and what they cost.
 
         Args:
@@ -113,7 +113,7 @@ class Flow:
         )
 
     def _generate(
-        self, rows: ray.data.Dataset, groups: Groups, journal: Journal
+        self, rows: ray.data.Dataset, groups: EngineGroups, journal: Journal
     ) -> ray.data.Dataset:
         sizing = self.sizing
         return rows.map_batches(
@@ -298,7 +298,7 @@ class _Generator:
     def __init__(
         self,
         journal: Journal,
-        groups: Groups,
+        groups: EngineGroups,
         checkpoint: Path,
         instructions: Instructions,
         sampling: SamplingParams,

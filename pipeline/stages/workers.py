@@ -22,9 +22,11 @@ from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prepare import Prepare
 from pipeline.schema import ErrorCode, RowSchema
 from pipeline.stages.batching import Batching, Room
-from pipeline.stages.generate import Generate, Groups
+from pipeline.stages.generate import EngineGroups, Generate
 from pipeline.stages.journal import Journal
 from pipeline.stages.merge import Merger
+
+CostedRows = tuple[pa.Table, list[Cost]]  # rows, and what the stages so far took for them
 
 _POISON = MediaError(ErrorCode.POISON_ROW, KILLED_PREPARERS)
 
@@ -117,7 +119,7 @@ class GenerateWorker:
     def __init__(
         self,
         journal: Journal,
-        groups: Groups,
+        groups: EngineGroups,
         checkpoint: Path,
         instructions: Instructions,
         sampling: SamplingParams,
