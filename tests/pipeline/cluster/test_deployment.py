@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from model.engine.config import EngineConfig
 from model.json_values import CheckpointError
 from parallel.experts.policy import Exchange
+from parallel.groups.errors import GroupError
 from parallel.groups.supervisor import GroupsStatus
 from parallel.ranks.worker import AdmissionPolicy
 from pipeline.cluster import deployment as module
@@ -20,6 +22,7 @@ from pipeline.cluster.deployment import (
     choose_deployment,
     load_engine,
     rank_numbers,
+    rank_stats,
     start_groups,
 )
 from pipeline.config import PipelineConfig
@@ -46,11 +49,11 @@ def config(**changes) -> PipelineConfig:
     ],
 )
 def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_gpus, chosen):
-    machines = choose_deployment(config(**asked), [num_gpus], num_experts=64)
-    assert (machines.device, machines.num_groups, machines.num_ranks) == chosen
-    assert len(machines.why) > 5
-    assert str(machines).startswith(f"{chosen[1]} group")
-    assert ("local" in machines.dispatch) == (chosen[2] == 1)
+    deployment = choose_deployment(config(**asked), [num_gpus], num_experts=64)
+    assert (deployment.device, deployment.num_groups, deployment.num_ranks) == chosen
+    assert len(deployment.why) > 5
+    assert str(deployment).startswith(f"{chosen[1]} group")
+    assert ("local" in deployment.dispatch) == (chosen[2] == 1)
 
 
 @pytest.mark.parametrize(
@@ -68,13 +71,13 @@ def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_
     ],
 )
 def test_groups_are_as_many_as_the_nodes_hold(asked, nodes, chosen):
-    machines = choose_deployment(config(**asked), nodes, num_experts=64)
-    assert (machines.num_groups, machines.num_ranks) == chosen
+    deployment = choose_deployment(config(**asked), nodes, num_experts=64)
+    assert (deployment.num_groups, deployment.num_ranks) == chosen
 
 
 def test_nodes_may_come_for_groups_whose_number_is_given():
-    machines = choose_deployment(config(expert_parallel=8, num_groups=2), [4], num_experts=64)
-    assert (machines.num_groups, machines.num_ranks) == (2, 8)
+    deployment = choose_deployment(config(expert_parallel=8, num_groups=2), [4], num_experts=64)
+    assert (deployment.num_groups, deployment.num_ranks) == (2, 8)
 
 
 def test_ranks_that_no_node_can_hold_are_refused_with_what_would_help():
@@ -104,18 +107,18 @@ def test_a_network_without_experts_keeps_one_rank():
 )
 def test_ranks_on_cpus_do_not_take_fractions_of_the_same_memory(asked, num_ranks):
     wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
-    machines = choose_deployment(wanted, [], num_experts=64)
+    deployment = choose_deployment(wanted, [], num_experts=64)
     with pytest.raises(ValueError, match=rf"cache_fraction=0.5, but {num_ranks} ranks.*cache-gib"):
-        start_groups(wanted, machines, None, load_engine, company=AdmissionPolicy())
+        start_groups(wanted, deployment, None, load_engine, admission=AdmissionPolicy())
 
 
 @pytest.mark.parametrize(("asked", "num_gpus"), [({}, 0), ({"num_groups": 2}, 8)])
 def test_a_rank_alone_or_with_a_gpu_may_take_a_fraction(asked, num_gpus):
     wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
-    machines = choose_deployment(wanted, [num_gpus], num_experts=64)
+    deployment = choose_deployment(wanted, [num_gpus], num_experts=64)
     # Refused for another reason: the checkpoint "here" does not exist.
     with pytest.raises(CheckpointError, match="here"):
-        start_groups(wanted, machines, None, load_engine, company=AdmissionPolicy())
+        start_groups(wanted, deployment, None, load_engine, admission=AdmissionPolicy())
 
 
 @pytest.mark.parametrize("num_experts", [0, 64])
@@ -140,9 +143,9 @@ def test_ranks_wait_for_each_other_as_long_as_a_healthy_one_may_take(
     fake = SimpleNamespace(start=lambda spec, **_: specs.append(spec))
     monkeypatch.setattr(module, "Groups", fake)
     asked = replace(config(device=device, expert_parallel=2), checkpoint=tmp_path)
-    machines = choose_deployment(asked, [2], num_experts=64)
+    deployment = choose_deployment(asked, [2], num_experts=64)
     start_groups(
-        asked, machines, None, lambda *_: pytest.fail("nobody loads here"), AdmissionPolicy()
+        asked, deployment, None, lambda *_: pytest.fail("nobody loads here"), AdmissionPolicy()
     )
     assert [spec.exchange_timeout_s for spec in specs] == [exchange_timeout_s]
 
@@ -166,3 +169,20 @@ def test_the_report_averages_over_ranks_and_says_nothing_of_ranks_alone():
     assert rank_numbers(status) == {"level": 0.75, "wait_share": 0.2, "steps": 8}
     alone = GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: ({"steps": 1},)})
     assert rank_numbers(alone) == {}
+
+
+@pytest.mark.parametrize("error", [GroupError("the supervisor is gone"), ActorDiedError()])
+def test_groups_that_are_gone_tell_nothing_of_their_ranks(error):
+    asked = []
+
+    class Fake:
+        def status(self, *, fresh):
+            asked.append(fresh)
+            if len(asked) == 2:
+                raise error
+            return GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: ({"a": 1},)})
+
+    groups: Any = Fake()
+    assert rank_stats(groups, False) == {0: ({"a": 1},)}
+    assert rank_stats(groups, True) is None
+    assert asked == [False, True]
