@@ -294,13 +294,17 @@ def _check_cache(engine: EngineConfig, deployment: Deployment) -> None:
         )
 
 
-def rank_stats(groups: Groups, fresh: bool) -> RankStats | None:
-    """Return what the ranks tell of themselves, by group; `fresh` asks them now.
+def rank_stats(status: Callable[..., GroupsStatus], fresh: bool) -> RankStats | None:
+    """Return what the ranks tell of themselves, by group, for `polling`.
 
-    None means that the supervisor is gone; the driver's own loop fails of it too and says why.
+    None means that the supervisor is gone; the driver's own loop meets that too, and raises it.
+
+    Args:
+        status: the method `status` of the groups.
+        fresh: ask the ranks now, in place of what they last told.
     """
     try:
-        return groups.status(fresh=fresh).rank_stats
+        return status(fresh=fresh).rank_stats
     except (GroupError, RayError):
         return None
 
