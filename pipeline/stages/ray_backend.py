@@ -14,8 +14,8 @@ from pipeline.cluster.cpu import CpuAffinity
 from pipeline.cluster.deployment import EngineFactory, choose_deployment, start_groups
 from pipeline.input.plan import RowGroupSplit
 from pipeline.monitor.metrics import Metrics
+from pipeline.monitor.object_store import ObjectStoreUse, object_store_use
 from pipeline.monitor.poll import Reporter
-from pipeline.monitor.stage_costs import ObjectStoreUse, object_store_use
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
 from pipeline.stages.backend import Finished, RunningGroups
