@@ -1,35 +1,16 @@
 """`Deployment`: how many copies of the model, of how many ranks each, on which device, and why."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-
-from ray.exceptions import RayError
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from model.config import TextConfig
-from model.engine.config import EngineConfig
-from model.inputs.processor import Processor
 from parallel.experts.load import ExpertLoad
 from parallel.experts.placement import place
-from parallel.experts.policy import Exchange, explain
-from parallel.groups.client import Groups
-from parallel.groups.errors import GroupError
-from parallel.groups.golden import golden_requests
-from parallel.groups.spec import GroupSpec
-from parallel.groups.supervisor import GroupsStatus
-from parallel.ranks.rank_spec import RankSpec
-from parallel.ranks.worker import AdmissionPolicy, Engine
+from parallel.experts.policy import explain
 from pipeline.cluster.expert_load import read_load
-from pipeline.cluster.nodes import require_checkpoint
 from pipeline.config import PipelineConfig
 from pipeline.filesystems import without_secrets
-from pipeline.monitor.snapshot import RankStats
-
-# Makes the engine of a rank from the checkpoint, the engine's configuration, how ranks exchange
-# rows, and which rank of its group it is; the latter is None if the group has one rank.
-EngineFactory = Callable[[Path, EngineConfig, Exchange, RankSpec | None], Engine]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +27,6 @@ class Deployment:
         groups = f"{self.num_groups} group{'s' * (self.num_groups > 1)}"
         ranks = f"{self.num_ranks} rank{'s' * (self.num_ranks > 1)}"
         return f"{groups} of {ranks} on {self.device}: {self.why}; {self.dispatch}"
-
-
-def load_engine(
-    checkpoint: Path, config: EngineConfig, exchange: Exchange, rank_spec: RankSpec | None
-) -> Engine:
-    """Load the engine of a rank, in the process that will use it.
-
-    A rank of several loads only its shard of the experts.
-
-    Raises:
-        CheckpointError: this node has no such checkpoint.
-    """
-    require_checkpoint(checkpoint)
-    # Imported here, since only ranks need torch.
-    if rank_spec is None:
-        from model.engine.engine import Engine as KimiVLEngine
-
-        return KimiVLEngine.from_checkpoint(checkpoint, config)
-    from parallel.ranks.ep_engine import load_ep_engine
-
-    return load_ep_engine(checkpoint, config, rank_spec, exchange)
 
 
 def check_ranks(config: PipelineConfig, num_experts: int) -> None:
@@ -227,99 +187,3 @@ def _explain_placement(config: PipelineConfig, num_ranks: int) -> str:
         return "; one rank leaves nothing to place"
     copies = f", with {config.expert_copies} copies more on each rank" * bool(config.expert_copies)
     return f"; experts placed by {without_secrets(config.expert_placement)}{copies}"
-
-
-def start_groups(
-    config: PipelineConfig,
-    deployment: Deployment,
-    load: ExpertLoad | None,
-    engine_factory: EngineFactory,
-    admission: AdmissionPolicy,
-) -> Groups:
-    """Start the groups of a deployment; return when the first one is ready.
-
-    Args:
-        config: the configuration of the run.
-        deployment: how many groups and ranks, on which device.
-        load: the load by which experts are placed, from `wanted_load`.
-        engine_factory: makes the engine of each rank.
-        admission: how long each rank holds back new requests.
-
-    Raises:
-        ValueError: ranks have no room for the copies of experts, or would reserve the same memory
-            for their caches.
-        GroupError: no group could be started; whatever had started was stopped again.
-    """
-    _check_cache(config.engine, deployment)
-    engine = replace(config.engine, device=deployment.device)
-    topologies = None
-    if load is not None and deployment.num_ranks > 1:
-        topologies = place(load, deployment.num_ranks, config.expert_copies)
-    tokenizer = Processor.from_checkpoint(config.checkpoint).tokenizer
-    spec = GroupSpec(
-        engine_factory=partial(engine_factory, config.checkpoint, engine, config.exchange),
-        num_ranks=deployment.num_ranks,
-        num_cpus_per_rank=0.25,  # what Ray accounts for; torch uses the engine's `num_threads`
-        num_gpus_per_rank=1.0 if deployment.device == "cuda" else 0.0,
-        placement=config.placement,
-        company=admission,
-        topologies=topologies,
-        golden=tuple(golden_requests(tokenizer.num_ordinary)),
-    )
-    if deployment.device == "cpu":
-        # A rank encodes the images of a step before it exchanges rows. On CPUs this takes minutes,
-        # in which the others must not give it up; the supervisor finds dead ranks by itself.
-        spec = replace(spec, exchange_timeout_s=spec.stall_timeout_s)
-    return Groups.start(
-        spec, num_groups=deployment.num_groups, max_group_failures=config.max_group_failures
-    )
-
-
-def _check_cache(engine: EngineConfig, deployment: Deployment) -> None:
-    """Refuse caches that would reserve the same memory several times.
-
-    Dividing the fraction by the ranks of a machine would not do. Ray places ranks anew after each
-    failure, and memory that a rank finds free will be taken by weights that other ranks have yet to
-    read and by cache blocks that they have yet to write.
-
-    Raises:
-        ValueError: several ranks on CPUs are to take a fraction of the memory.
-    """
-    num_ranks = deployment.num_groups * deployment.num_ranks
-    if engine.cache_fraction is not None and deployment.device == "cpu" and num_ranks > 1:
-        raise ValueError(
-            f"cache_fraction={engine.cache_fraction:g}, but {num_ranks} ranks on CPUs may "
-            "share a machine, and each would take its fraction of the same memory; give each "
-            "cache a size by --cache-gib"
-        )
-
-
-def rank_stats(status: Callable[..., GroupsStatus], fresh: bool) -> RankStats | None:
-    """Return what the ranks tell of themselves, by group, for `polling`.
-
-    None means that the supervisor is gone; the driver's own loop meets that too, and raises it.
-
-    Args:
-        status: the method `status` of the groups.
-        fresh: ask the ranks now, in place of what they last told.
-    """
-    try:
-        return status(fresh=fresh).rank_stats
-    except (GroupError, RayError):
-        return None
-
-
-def rank_numbers(status: GroupsStatus) -> Mapping[str, float]:
-    """Average how well ranks kept together, over all groups; empty if each rank was alone.
-
-    Returns:
-        `level`, the mean number of tokens of a rank in a step divided by the greatest one, so 1 is
-        best; `wait_share`, the share of the time of steps in which a rank waited for others to
-        begin them; `steps`, the number of steps with work. All of them since the last failure of a
-        group, as of the last time that ranks were asked.
-    """
-    ranks = [rank for group in status.rank_stats.values() for rank in group if "level" in rank]
-    if not ranks:
-        return {}
-    names = ("level", "wait_share", "steps")
-    return {name: round(sum(rank[name] for rank in ranks) / len(ranks), 4) for name in names}

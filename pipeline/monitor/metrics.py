@@ -14,11 +14,11 @@ COUNTERS = {
     "moonsweep_generated_tokens": "Tokens generated for finished rows.",
 }
 GAUGES = {
-    "moonsweep_engine_time_used": "Output tokens/s by those of the engine with all rows prepared.",
+    "moonsweep_engine_time_used": "Share of the engines' time that their tokens need at full pace.",
     "moonsweep_rows_left": "Rows that are not finished yet.",
-    "moonsweep_video_seconds_left": "Seconds of video in them, if they are like the finished ones.",
-    "moonsweep_eta_seconds": "Until all rows are finished, at the rate of the last 5 minutes.",
-    "moonsweep_rank_wait_share": "Of a rank's time: what it waited for data, peers, the writer.",
+    "moonsweep_video_seconds_left": "Seconds of video in rows left, if they are like those done.",
+    "moonsweep_eta_seconds": "Seconds until the end, at the rate of the last 5 minutes.",
+    "moonsweep_rank_wait_share": "Share of a rank's time that it waited, by reason.",
 }
 _TAGS = {
     "moonsweep_rows": ("status", "error_code"),

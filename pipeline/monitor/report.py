@@ -16,7 +16,7 @@ class Usage:
     costs: Costs = field(default_factory=Costs)
     spilled_bytes: int | None = 0  # by the object stores; None if they did not answer
     deployment: str = ""  # groups, ranks and device, and why; empty if there was nothing to do
-    ranks: Mapping[str, float] = field(default_factory=dict)  # as `deployment.rank_numbers`
+    ranks: Mapping[str, float] = field(default_factory=dict)  # as `groups.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
     longest_pause_s: float = 0.0  # the longest time without a finished row
     snapshot: Snapshot | None = None  # the last one; None if there was nothing to do
