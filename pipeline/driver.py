@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from model.malloc import own_peak_bytes
 from parallel.groups.errors import GroupError
-from pipeline.cluster.deployment import rank_numbers, rank_stats
 from pipeline.cluster.expert_load import record_load
+from pipeline.cluster.groups import rank_numbers, rank_stats
 from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source

@@ -22,7 +22,8 @@ from parallel.experts.policy import explain
 from parallel.groups.errors import DeadGroupError, GroupError
 from parallel.groups.supervisor import GroupsStatus
 from parallel.ranks.worker import DeadEngineError, Outcome, Rank, Request
-from pipeline.cluster.deployment import Deployment, EngineFactory
+from pipeline.cluster.deployment import Deployment
+from pipeline.cluster.groups import EngineFactory
 from pipeline.config import PipelineConfig
 from pipeline.input.plan import RowGroupSplit
 from pipeline.input.reader import read_split

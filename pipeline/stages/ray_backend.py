@@ -11,7 +11,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parallel.groups.client import Groups
 from pipeline.cluster.cpu import CpuAffinity
-from pipeline.cluster.deployment import EngineFactory, choose_deployment, start_groups
+from pipeline.cluster.deployment import choose_deployment
+from pipeline.cluster.groups import EngineFactory, start_groups
 from pipeline.input.plan import RowGroupSplit
 from pipeline.monitor.metrics import Metrics
 from pipeline.monitor.object_store import ObjectStoreUse, object_store_use
