@@ -105,7 +105,7 @@ def _choose_device(config: PipelineConfig, num_gpus: int) -> str:
     can_wait = config.num_groups and config.expert_parallel
     if config.device == "cuda" and not num_gpus and not can_wait:
         raise ValueError(
-            "device=cuda, but there is no GPU here; take --device auto or cpu, or give --groups "
+            "device=cuda, but there is no GPU here; use --device auto or cpu, or give --groups "
             "and --expert-parallel if nodes are still to come"
         )
     return config.device

@@ -67,14 +67,14 @@ def read_load(uri: str, text: TextConfig) -> ExpertLoad:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
         raise ValueError(
-            f"{uri} is no record of expert load ({reason}); an earlier run writes one, "
-            f"{LOAD_FILE} in its output"
+            f"{uri} is not a record of expert load ({reason}); a run writes one to its output, "
+            f"{LOAD_FILE}"
         ) from error
     layers = list(filter(text.is_moe_layer, range(text.num_hidden_layers)))
     sizes = sorted({len(tokens) for tokens in load.values()})
     if sorted(load) != layers or sizes != [text.n_routed_experts]:
         raise ValueError(
-            f"{uri} tells of layers {_span(sorted(load))} with {sizes} experts each; this "
+            f"{uri} is of layers {_span(sorted(load))} with {sizes} experts each; this "
             f"checkpoint has experts in layers {_span(layers)}, {text.n_routed_experts} each"
         )
     return load

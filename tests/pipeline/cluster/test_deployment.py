@@ -72,7 +72,7 @@ def test_ranks_that_no_node_can_hold_are_refused_with_what_would_help():
 
 @pytest.mark.parametrize("asked", [{}, {"num_groups": 2}, {"expert_parallel": 2}])
 def test_gpus_that_are_not_there_are_refused(asked):
-    with pytest.raises(ValueError, match="there is no GPU here; take --device auto or cpu"):
+    with pytest.raises(ValueError, match="there is no GPU here; use --device auto or cpu"):
         choose_deployment(config(device="cuda", **asked), [0], num_experts=64)
 
 

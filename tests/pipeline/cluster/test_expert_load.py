@@ -104,5 +104,5 @@ def test_what_is_no_record_is_refused(tmp_path, table, message):
     path = tmp_path / "load.parquet"
     if table is not None:
         pq.write_table(pa.table(table), path)
-    with pytest.raises(ValueError, match=f"is no record of expert load.*{message}"):
+    with pytest.raises(ValueError, match=f"is not a record of expert load.*{message}"):
         read_load(str(path), TEXT)
