@@ -292,7 +292,7 @@ def _deployment(config: PipelineConfig) -> Deployment:
             )
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
-        raise ValueError("device=cuda, but there is no GPU here; take --device auto or cpu")
+        raise ValueError("device=cuda, but there is no GPU here; use --device auto or cpu")
     device = "cuda" if has_gpu and config.device != "cpu" else "cpu"
     return Deployment(
         device=device,
