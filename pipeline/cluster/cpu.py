@@ -21,9 +21,9 @@ _MAX_IDLE_SHARE = 0.1  # up to so much idle time of ranks, the engines are the s
 class CpuAffinity:
     """A reporter that binds the other threads of a run to processors that engines do not use.
 
-    It touches only descendants of the driver, so a Ray that the driver did not start is left alone,
-    and so is a thread that someone else has bound to processors. Engines may run on all processors.
-    If they need all of them, nothing changes.
+    It touches only the driver and its descendants, so a Ray that the driver did not start is left
+    alone, and so is a thread that someone else has bound to processors. Engines may run on all
+    processors. If they need all of them, nothing changes.
 
     Args:
         num_threads: the number of threads of each engine.
@@ -52,9 +52,8 @@ class CpuAffinity:
         num_left = len(self._all) - self._num_threads * num_engines
         rest = self._all
         if make_room and num_left > 0:
-            rest = set(
-                sorted(self._all)[:num_left]
-            )  # the first ones often serve interrupts of devices
+            # The engines get the last ones, since devices often interrupt the first.
+            rest = set(sorted(self._all)[:num_left])
         for each in processes:
             self._move_threads(each, rest)
         self._rest = rest

@@ -18,7 +18,7 @@ class Usage:
     deployment: str = ""  # groups, ranks and device, and why; empty if there was nothing to do
     ranks: Mapping[str, float] = field(default_factory=dict)  # as `groups.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
-    longest_pause_s: float = 0.0  # the longest time without a finished row
+    longest_pause_s: float = 0.0  # the longest time without a finished row, once a group was ready
     snapshot: Snapshot | None = None  # the last one; None if there was nothing to do
     num_preparers: int = 0  # the most workers that may prepare rows
     max_rows: int = 0  # the most rows that may be at the engines at a time
