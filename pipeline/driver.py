@@ -3,14 +3,15 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 
 import pyarrow as pa
 
 from model.malloc import own_peak_bytes
 from parallel.groups.client import Groups
 from parallel.groups.errors import GroupError
-from pipeline.cluster.deployment import rank_numbers
 from pipeline.cluster.expert_load import record_load
+from pipeline.cluster.groups import rank_numbers, rank_stats
 from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
@@ -69,7 +70,9 @@ def _drive(
         with (
             _committed_at_end(writer),
             writer.on_time(),
-            polling(monitor, groups, writer, reporters),
+            polling(
+                monitor, partial(rank_stats, groups.status), lambda: writer.writing_s, reporters
+            ),
         ):
             for rows, cost in _results(plan.rows, groups, backend, journal):
                 earlier, latest = latest, time.monotonic()

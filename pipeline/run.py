@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
 from parallel.groups.errors import GroupError
-from pipeline.cluster.deployment import EngineFactory, load_engine
+from pipeline.cluster.groups import EngineFactory, load_engine
 from pipeline.config import PipelineConfig
 from pipeline.driver import Backend, drive
 from pipeline.monitor.report import OutputCounts, Report, Usage

@@ -6,7 +6,7 @@ type.
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -147,23 +147,7 @@ def check_input(
             names the column, its type and what to do.
     """
     _check_roles(schema, columns)
-    repeated = {name for name in schema.names if schema.names.count(name) > 1}
-    carried = [
-        field
-        # `dict.fromkeys` keeps a name that --columns repeats once, at its first place.
-        for name in dict.fromkeys(schema.names if carry is None else carry)
-        if (
-            field := _carried_field(
-                schema,
-                name,
-                columns,
-                extra,
-                is_repeated=name in repeated,
-                is_chosen=carry is not None,
-                keep_media=keep_media,
-            )
-        )
-    ]
+    carried = list(_carried_fields(schema, columns, carry, extra, keep_media=keep_media))
     _check_template_columns(schema, columns)
     return RowSchema(
         columns=columns,
@@ -187,6 +171,31 @@ def _check_roles(schema: pa.Schema, columns: InputColumns) -> None:
     _check_type(schema, columns.prompt, "prompt", types.is_text, "string")
     for role, name in (("start", columns.start_s), ("end", columns.end_s)):
         _check_type(schema, name, role, types.is_number, "integer or floating point seconds")
+
+
+def _carried_fields(
+    schema: pa.Schema,
+    columns: InputColumns,
+    carry: Sequence[str] | None,
+    extra: Sequence[pa.Field],
+    *,
+    keep_media: bool,
+) -> Iterator[pa.Field]:
+    """Yield the fields of the output that copy input columns; arguments as in `check_input`."""
+    repeated = {name for name in schema.names if schema.names.count(name) > 1}
+    # `dict.fromkeys` keeps a name that --columns repeats once, at its first place.
+    for name in dict.fromkeys(schema.names if carry is None else carry):
+        field = _carried_field(
+            schema,
+            name,
+            columns,
+            extra,
+            is_repeated=name in repeated,
+            is_chosen=carry is not None,
+            keep_media=keep_media,
+        )
+        if field is not None:
+            yield field
 
 
 def _carried_field(

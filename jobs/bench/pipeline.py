@@ -41,7 +41,7 @@ from pipeline.cluster.processes import descendants
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.input.source import open_source
 from pipeline.media.frame_sampling import FrameSampling
-from pipeline.monitor.stage_costs import object_store_use
+from pipeline.monitor.object_store import object_store_use
 from pipeline.output import ledger
 from pipeline.output.recipe import claim_output
 from pipeline.output.store import LocalStore

@@ -11,7 +11,7 @@ from model.config import BLOCK_SIZE, TextConfig
 from model.engine.config import EngineConfig
 from model.malloc import own_peak_bytes
 from model.network.kv_cache import cache_width
-from pipeline.cluster.deployment import load_engine
+from pipeline.cluster.groups import load_engine
 from pipeline.config import PipelineConfig
 from pipeline.monitor.progress import duration_text
 

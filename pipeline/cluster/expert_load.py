@@ -1,11 +1,9 @@
-"""The record of an output's expert load: `_expert_load.parquet`, and `_expert_load.png` beside it.
+"""Keeps the record of an output's expert load, `_expert_load.parquet`, with a picture beside it.
 
 Readers of a Parquet directory skip names with a leading underscore. Runs that continue an output
-add to its record, so it tells of all work that was done for the output, also of rows that were
-computed twice; a driver that is killed adds nothing.
+add to its record, so it counts all work that was done for the output, even that of rows that were
+computed twice. A driver that is killed adds nothing.
 """
-
-from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +11,6 @@ import pyarrow.parquet as pq
 
 from model.config import TextConfig
 from parallel.experts.load import ExpertLoad, add
-from pipeline.cluster.heat_map import draw_heat_map
 from pipeline.filesystems import open_filesystem
 from pipeline.output.store import Store
 
@@ -26,41 +23,42 @@ _SCHEMA = pa.schema(
         pa.field("tokens", pa.int64(), nullable=False),
     ]
 )
-_ORIGIN = b"moonsweep.checkpoint"  # its fingerprint
+_ORIGIN = b"moonsweep.checkpoint"  # metadata key of the checkpoint's fingerprint
 
 
 def record_load(store: Store, load: ExpertLoad, checkpoint: str) -> None:
-    """Add what a run's experts computed to the record of its output.
+    """Add the tokens that a run's experts computed to the record of its output.
 
     Args:
         store: the output.
-        load: of this run; without any tokens nothing is written.
-        checkpoint: its fingerprint; a record of another one is replaced.
+        load: the tokens of each expert in this run; if there are none, nothing is written.
+        checkpoint: its fingerprint; a record with another fingerprint is replaced.
     """
     if not any(tokens.any() for tokens in load.values()):
         return
+    # Imported here, since matplotlib takes a moment to load and only the end of a run needs it.
+    from pipeline.cluster.heat_map import heat_map_png
+
     content = store.read(LOAD_FILE)
     if content is not None:
         before = pq.read_table(pa.BufferReader(content))
         if (before.schema.metadata or {}).get(_ORIGIN) == checkpoint.encode():
             load = add((_from_table(before), load))
-    sink = pa.BufferOutputStream()
-    pq.write_table(_to_table(load, checkpoint), sink)
-    store.write(LOAD_FILE, sink.getvalue())
-    picture = BytesIO()
-    draw_heat_map(load).save(picture, "PNG")
-    store.write(LOAD_PICTURE, picture.getvalue())
+    buffer = pa.BufferOutputStream()
+    pq.write_table(_to_table(load, checkpoint), buffer)
+    store.write(LOAD_FILE, buffer.getvalue())
+    store.write(LOAD_PICTURE, heat_map_png(load))
 
 
 def read_load(uri: str, text: TextConfig) -> ExpertLoad:
-    """The record of an earlier run with a network of the same experts.
+    """Read the record of an earlier run with a network of the same experts.
 
     Args:
-        uri: of the record.
-        text: the decoder for which it is wanted.
+        uri: the path or URI of the record.
+        text: the configuration of the network for which it is wanted.
 
     Raises:
-        ValueError: it cannot be read, or tells of other layers or experts.
+        ValueError: the record cannot be read, or is of other layers or experts.
     """
     try:
         filesystem, path = open_filesystem(uri)
@@ -69,14 +67,14 @@ def read_load(uri: str, text: TextConfig) -> ExpertLoad:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
         raise ValueError(
-            f"{uri} is no record of expert load ({reason}); an earlier run writes one, "
-            f"{LOAD_FILE} in its output"
+            f"{uri} is not a record of expert load ({reason}); a run writes one to its output, "
+            f"{LOAD_FILE}"
         ) from error
     layers = list(filter(text.is_moe_layer, range(text.num_hidden_layers)))
     sizes = sorted({len(tokens) for tokens in load.values()})
     if sorted(load) != layers or sizes != [text.n_routed_experts]:
         raise ValueError(
-            f"{uri} tells of layers {_span(sorted(load))} with {sizes} experts each; this "
+            f"{uri} is of layers {_span(sorted(load))} with {sizes} experts each; this "
             f"checkpoint has experts in layers {_span(layers)}, {text.n_routed_experts} each"
         )
     return load
@@ -95,10 +93,10 @@ def _to_table(load: ExpertLoad, checkpoint: str) -> pa.Table:
 
 
 def _from_table(table: pa.Table) -> ExpertLoad:
-    """The experts of a layer must be 0, 1, ... in any order.
+    """Read the tokens of each layer; its experts must be 0, 1, ... in any order.
 
     Raises:
-        ValueError: one is missing or there twice.
+        ValueError: an expert is missing or there twice, or a number of tokens is negative.
     """
     layers, experts, tokens = (table[name].to_numpy() for name in _SCHEMA.names)
     load: dict[int, np.ndarray] = {}

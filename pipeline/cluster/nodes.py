@@ -1,4 +1,4 @@
-"""What every node of a run needs at the same path, checked by the processes there."""
+"""Checks, in a process on a node, that the node has what a run needs."""
 
 import socket
 from pathlib import Path
@@ -7,10 +7,10 @@ from model.json_values import CheckpointError
 
 
 def require_checkpoint(checkpoint: Path) -> None:
-    """Refuse to begin on a node that lacks the checkpoint; the driver's has been checked.
+    """Refuse to begin on a node that lacks the checkpoint; the driver has checked its own node.
 
     Raises:
-        CheckpointError: there is no such directory here; the message names the node.
+        CheckpointError: this node has no such directory; the message names the node.
     """
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """Lists the Parquet files of an input, on any filesystem that pyarrow or fsspec knows."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl
@@ -39,6 +39,22 @@ def list_files(uri: str, *, output: str | None = None) -> Listing:
         ValueError: there is no such file, it cannot be listed, or it is unclear whether a file is
             a part file of the output.
     """
+    listing = _find(uri)
+    if not listing.files:
+        raise ValueError(f"{uri} names no Parquet file")
+    if output is None:
+        return listing
+    files = _without_parts(listing.filesystem, listing.files, uri, output)
+    if not files:
+        raise ValueError(
+            f"{uri} names no Parquet file but the parts of the output {output}; name the files to "
+            "caption, or another --output"
+        )
+    return replace(listing, files=files)
+
+
+def _find(uri: str) -> Listing:
+    """Find the files that a path, pattern or URI names; there may be none."""
     place, _, query = uri.partition("?") if "://" in uri else (uri, "", "")
     settings = f"?{query}" if query else ""
     head, pattern = _split_pattern(place)
@@ -57,21 +73,8 @@ def list_files(uri: str, *, output: str | None = None) -> Listing:
             folder, found = root, _below(filesystem, root, pattern)
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
         raise ValueError(f"cannot open {uri}: {error}") from error
-    if not found:
-        raise ValueError(f"{uri} names no Parquet file")
-    if output is not None:
-        found = _without_parts(filesystem, found, uri, output)
-    if not found:
-        raise ValueError(
-            f"{uri} names no Parquet file but the parts of the output {output}; name the files to "
-            "caption, or another --output"
-        )
     is_remote = "://" in uri and not uri.startswith("file://")
-    return Listing(
-        filesystem,
-        f"{head}{settings}" if is_remote else folder,
-        tuple(sorted(found)),
-    )
+    return Listing(filesystem, f"{head}{settings}" if is_remote else folder, tuple(sorted(found)))
 
 
 def _split_pattern(path: str) -> tuple[str, str]:
@@ -100,8 +103,8 @@ def _below(filesystem: pafs.FileSystem, root: str, pattern: str) -> list[tuple[s
 
 
 def _without_parts(
-    filesystem: pafs.FileSystem, found: list[tuple[str, str]], uri: str, output: str
-) -> list[tuple[str, str]]:
+    filesystem: pafs.FileSystem, found: tuple[tuple[str, str], ...], uri: str, output: str
+) -> tuple[tuple[str, str], ...]:
     """Leave out files that lie directly in the output and have the name of a part file.
 
     Raises:
@@ -123,7 +126,7 @@ def _without_parts(
             f"{min(own)} of the input may be a part of the output {output} or not, since the two "
             "have different settings; give both the same ones, or use another --output"
         )
-    return [(name, path) for name, path in found if path not in own]
+    return tuple((name, path) for name, path in found if path not in own)
 
 
 def _settings(uri: str) -> tuple[str, str, list[tuple[str, str]]]:

@@ -80,7 +80,7 @@ def _with_row_id(
     column: str | None,
     is_renamed: NDArray[np.bool_],
 ) -> pa.Table:
-    """Add the column `row_id`; a column of the input with that name is the ids; it is replaced."""
+    """Add the column `row_id`, in place of an id column of that name."""
     if column is None:
         ids = numbered(file, numbers)
     else:

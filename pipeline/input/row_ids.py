@@ -117,12 +117,12 @@ class RowNaming:
                 break
             if other_value == value:
                 raise ValueError(
-                    f"the id {value!r} stands twice in column {self.column!r}: in {other.path}, "
+                    f"the id {value!r} appears twice in column {self.column!r}: in {other.path}, "
                     f"row {other_row}, and in {file.path}, row {row}; {remedy}"
                 )
         raise ValueError(
-            f"the id {value!r} in {file.path}, row {row} cannot be told from another id by its "
-            f"64-bit hash; change it, {remedy}"
+            f"the id {value!r} in {file.path}, row {row} has the same 64-bit hash as another id, "
+            f"so the two cannot be told apart; change it, {remedy}"
         )
 
     def _with_hash(self, wanted: np.uint64) -> Iterator[tuple[InputFile, int, str | None]]:

@@ -1,7 +1,7 @@
-"""A `Snapshot` for Prometheus, through Ray's own exporter.
+"""The reporter for Prometheus, through the exporter that is part of Ray.
 
-Ray adds `ray_` before each name and `_total` behind counters, and exports at the metrics port of
-each node. Rates are left to Prometheus: `rate(ray_moonsweep_rows_total[5m])`.
+Ray puts `ray_` before each name and `_total` after those of counters, and exports them at the
+metrics port of each node. Prometheus computes rates itself: `rate(ray_moonsweep_rows_total[5m])`.
 """
 
 from ray.util.metrics import Counter, Gauge
@@ -14,11 +14,11 @@ COUNTERS = {
     "moonsweep_generated_tokens": "Tokens generated for finished rows.",
 }
 GAUGES = {
-    "moonsweep_engine_time_used": "Output tokens/s by those of the engine with all rows prepared.",
+    "moonsweep_engine_time_used": "Share of the engines' time that their tokens need at full pace.",
     "moonsweep_rows_left": "Rows that are not finished yet.",
-    "moonsweep_video_seconds_left": "Seconds of video in them, if they are like the finished ones.",
-    "moonsweep_eta_seconds": "Until all rows are finished, at the rate of the last 5 minutes.",
-    "moonsweep_rank_wait_share": "Of a rank's time: what it waited for data, peers, the writer.",
+    "moonsweep_video_seconds_left": "Seconds of video in rows left, if they are like those done.",
+    "moonsweep_eta_seconds": "Seconds until the end, at the rate of the last 5 minutes.",
+    "moonsweep_rank_wait_share": "Share of a rank's time that it waited, by reason.",
 }
 _TAGS = {
     "moonsweep_rows": ("status", "error_code"),
@@ -37,10 +37,10 @@ class Metrics:
         self._gauges = {name: Gauge(name, text, tags(name)) for name, text in GAUGES.items()}
         for metric in (*self._counters.values(), *self._gauges.values()):
             metric.set_default_tags({"output": output})
-        self._told: dict[tuple[str, ...], float] = {}
+        self._exported: dict[tuple[str, ...], float] = {}
 
     def show(self, snapshot: Snapshot) -> None:
-        """Set all of them to this moment."""
+        """Set all metrics to their values at this moment."""
         for status, count in snapshot.statuses.items():
             if status != "error":
                 self._count("moonsweep_rows", count, status=status, error_code="")
@@ -63,16 +63,16 @@ class Metrics:
                 self._set("moonsweep_rank_wait_share", share, **who, reason=reason)
 
     def close(self, snapshot: Snapshot) -> None:
-        """The last moment; Ray exports it until the driver ends."""
+        """Set all metrics to their last values, which Ray exports until the driver ends."""
         self.show(snapshot)
 
     def _count(self, name: str, value: float, **tags: str) -> None:
-        """Raise a counter to `value`."""
+        """Raise a counter to `value`; Ray's counters take increments."""
         key = (name, *tags.values())
-        more = value - self._told.get(key, 0.0)
+        more = value - self._exported.get(key, 0.0)
         if more > 0:
             self._counters[name].inc(more, tags=tags)
-            self._told[key] = value
+            self._exported[key] = value
 
     def _set(self, name: str, value: float, **tags: str) -> None:
         self._gauges[name].set(value, tags=tags)

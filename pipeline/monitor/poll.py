@@ -1,79 +1,71 @@
-"""Looks at a run every second, beside the driver's loop, and reporters what it sees."""
+"""Polls a run every second, in a thread beside the driver's loop, and tells the reporters.
+
+This module does not need Ray: the driver passes callables that know how to ask its ranks.
+"""
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
-from ray.exceptions import RayError
+from pipeline.monitor.snapshot import RankStats, RunMonitor, Snapshot
 
-from parallel.groups.errors import GroupError
-from parallel.groups.supervisor import GroupsStatus
-from pipeline.monitor.snapshot import RunMonitor, Snapshot
-
-_LOOK_S = 1.0  # as often as the groups look at their ranks
-_JOIN_S = 10.0
-
-
-class Groups(Protocol):
-    """As `parallel.groups.client.Groups`."""
-
-    def status(self, *, fresh: bool = False) -> GroupsStatus:
-        """What runs; `fresh` asks the ranks."""
-        ...
-
-
-class Writer(Protocol):
-    """As `pipeline.output.writer.PartWriter`."""
-
-    @property
-    def writing_s(self) -> float:
-        """Seconds spent on parts so far."""
-        ...
+_POLL_EVERY_S = 1.0  # as often as the groups ask their ranks
+_JOIN_TIMEOUT_S = 10.0  # a poll that waits for a dead node must not hold up the end of the run
 
 
 class Reporter(Protocol):
-    """Who is to know how a run goes, such as `progress.Display` and `metrics.Metrics`."""
+    """What is told how a run goes, such as `progress.Bar` and `metrics.Metrics`."""
 
     def show(self, snapshot: Snapshot) -> None:
         """Show this moment."""
         ...
 
     def close(self, snapshot: Snapshot) -> None:
-        """Show the last moment."""
+        """Show the last moment of the run."""
         ...
 
 
 @contextmanager
 def polling(
     monitor: RunMonitor,
-    groups: Groups,
-    writer: Writer,
+    rank_stats: Callable[[bool], RankStats | None],
+    writing_s: Callable[[], float],
     reporters: Sequence[Reporter],
-    every_s: float = _LOOK_S,
+    every_s: float = _POLL_EVERY_S,
 ) -> Iterator[None]:
-    """Look at the ranks, and show what is known, until the context ends; then once more."""
+    """Poll the ranks and show snapshots until the context ends; then show the last one.
+
+    Args:
+        monitor: adds up what the polls find.
+        rank_stats: returns the numbers of the ranks, or None if they cannot be had. True asks the
+            ranks for new numbers; False takes those of their group's last question.
+        writing_s: returns the seconds spent on writing part files so far.
+        reporters: are shown each snapshot, and closed with the last one.
+        every_s: seconds between two polls.
+    """
     ended = threading.Event()
 
-    def look_at_ranks(*, fresh: bool) -> None:
-        with suppress(GroupError, RayError):  # the driver's own loop meets it too
-            monitor.note_ranks(groups.status(fresh=fresh).rank_stats, writer.writing_s)
+    def poll_ranks(fresh: bool) -> None:
+        stats = rank_stats(fresh)
+        if stats is not None:
+            monitor.note_ranks(stats, writing_s())
 
-    def look() -> None:
+    def poll() -> None:
         while not ended.wait(every_s):
-            look_at_ranks(fresh=False)
+            poll_ranks(False)
             snapshot = monitor.snapshot()
-            for each in reporters:
-                each.show(snapshot)
+            for reporter in reporters:
+                reporter.show(snapshot)
 
-    thread = threading.Thread(target=look, name="monitor", daemon=True)
+    thread = threading.Thread(target=poll, name="poll", daemon=True)
     thread.start()
     try:
         yield
-        look_at_ranks(fresh=True)
+        poll_ranks(True)
     finally:
         ended.set()
-        thread.join(_JOIN_S)
+        thread.join(_JOIN_TIMEOUT_S)
         snapshot = monitor.snapshot()
-        for each in reporters:
-            each.close(snapshot)
+        for reporter in reporters:
+            reporter.close(snapshot)

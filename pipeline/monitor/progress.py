@@ -1,4 +1,4 @@
-"""A `Snapshot` for people: a bar on a terminal, a line now and then in a job's log."""
+"""Reporters for people: a bar on a terminal, or a line every half minute in a job's log."""
 
 import sys
 import time
@@ -7,19 +7,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.monitor.snapshot import Snapshot, Waits
+from pipeline.monitor.snapshot import RankWaits, Snapshot
 
 _LINE_EVERY_S = 30.0
 
 
 class Bar:
-    """On a terminal: one line that is drawn again and again."""
+    """Shows a run on a terminal, in one line that is redrawn."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
 
     def show(self, snapshot: Snapshot) -> None:
-        """Draw."""
+        """Redraw the line."""
         if self._bar is None:
             self._bar = tqdm(
                 total=snapshot.rows_done + snapshot.rows_left,
@@ -32,20 +32,20 @@ class Bar:
         self._bar.set_postfix_str(rest_text(snapshot), refresh=True)
 
     def close(self, snapshot: Snapshot) -> None:
-        """Draw once more, and leave it there."""
+        """Redraw the line a last time and leave it there."""
         self.show(snapshot)
         if self._bar is not None:
             self._bar.close()
 
 
 class Lines:
-    """In a log: a whole line every half minute."""
+    """Writes a line every half minute, for logs, where nothing can be redrawn."""
 
     def __init__(self) -> None:
         self._shown_at = time.monotonic()
 
     def show(self, snapshot: Snapshot) -> None:
-        """Write a line if the last one is old enough."""
+        """Write a line if the last one is half a minute old."""
         if time.monotonic() - self._shown_at >= _LINE_EVERY_S:
             self._write(snapshot)
 
@@ -61,30 +61,30 @@ class Lines:
 
 
 class Silence:
-    """Shows nothing."""
+    """Shows nothing, where no progress is wanted."""
 
     def show(self, snapshot: Snapshot) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self, snapshot: Snapshot) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def open_display(*, show: bool) -> Bar | Lines | Silence:
-    """What fits standard error."""
+    """Choose the reporter that fits standard error."""
     if not show:
         return Silence()
     return Bar() if sys.stderr.isatty() else Lines()
 
 
 def engine_text(snapshot: Snapshot) -> str:
-    """The first number."""
+    """Say how much of the engines' time is used, the number that a job is tuned by."""
     used = snapshot.engine_time_used
     return "engine ..." if used is None else f"engine {used:4.0%}"
 
 
 def rest_text(snapshot: Snapshot) -> str:
-    """Rates, time left, errors and what ranks waited for."""
+    """Say rates, time left, errors and what the ranks waited for."""
     parts = [
         f"{snapshot.rows_per_s:.3g} rows/s",
         f"{snapshot.video_seconds_per_s:.3g} video-s/s",
@@ -104,8 +104,8 @@ def _errors(codes: Mapping[str, int]) -> list[str]:
     return [f"errors: {found}"] if found else []
 
 
-def _waits(ranks: Sequence[Waits]) -> list[str]:
-    """Shares of the ranks together, and of the one that waited most where there are several."""
+def _waits(ranks: Sequence[RankWaits]) -> list[str]:
+    """Say what ranks waited for on average and, if there are several, which one waited most."""
     if not ranks:
         return []
     shares = [
@@ -121,7 +121,7 @@ def _waits(ranks: Sequence[Waits]) -> list[str]:
 
 
 def duration_text(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    """Format a duration like `45 s`, `12 min`, `3 h 05 min` or `2 d 4 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""`Report`: what one run did, for people and for programs."""
+"""`Report`: what one run did, as text for people and as JSON for programs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,34 +10,34 @@ from pipeline.status import Status
 
 @dataclass(frozen=True)
 class Usage:
-    """What a run took of the machines."""
+    """The time, memory and bytes that a run took, and on what it ran."""
 
     seconds: float = 0.0  # from the first group being ready to the last commit
     costs: Costs = field(default_factory=Costs)
-    spilled_bytes: int | None = 0  # by the object stores; None where they did not answer
-    deployment: str = ""  # groups, ranks and device, and why; empty where nothing was to do
-    ranks: Mapping[str, float] = field(default_factory=dict)  # as `deployment.rank_numbers`
+    spilled_bytes: int | None = 0  # by the object stores; None if they did not answer
+    deployment: str = ""  # groups, ranks and device, and why; empty if there was nothing to do
+    ranks: Mapping[str, float] = field(default_factory=dict)  # as `groups.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
-    longest_pause_s: float = 0.0  # in which no row came out, after the first group was ready
-    snapshot: Snapshot | None = None  # the last one; None where nothing was to do
-    num_preparers: int = 0  # workers that prepare rows, at most
-    max_rows: int = 0  # that may be at the engines at a time
+    longest_pause_s: float = 0.0  # the longest time without a finished row, once a group was ready
+    snapshot: Snapshot | None = None  # the last one; None if there was nothing to do
+    num_preparers: int = 0  # the most workers that may prepare rows
+    max_rows: int = 0  # the most rows that may be at the engines at a time
 
     @property
     def prepare_busy(self) -> float:
-        """The share of their time in which the workers of prepare had work."""
+        """The share of their time in which the workers that prepare rows had work."""
         found = self.costs.stages.get("prepare", StageCost())
         return found.seconds / max(self.seconds, 1e-9) / max(1, self.num_preparers)
 
     @property
     def mean_rows(self) -> float:
-        """How many rows were at the engines, on average."""
+        """The mean number of rows at the engines."""
         found = self.costs.stages.get("generate", StageCost())
         return found.row_seconds / max(self.seconds, 1e-9)
 
     @property
     def slower_stage(self) -> str:
-        """What the other stages waited for, `prepare` or `generate`."""
+        """The stage for which the others waited, `prepare` or `generate`."""
         return "prepare" if self.mean_rows < self.max_rows / 2 else "generate"
 
 
@@ -50,16 +50,16 @@ class OutputCounts:
 
     @property
     def num_rows(self) -> int:
-        """All rows."""
+        """The number of rows."""
         return sum(self.statuses.values())
 
     @property
     def num_failed(self) -> int:
-        """Rows with an error code."""
+        """The number of rows with status error."""
         return self.statuses.get(Status.ERROR, 0)
 
     def as_json(self) -> dict[str, object]:
-        """For `_report.json`."""
+        """Return the counts as they stand in `_report.json`."""
         done = self.num_rows - self.num_failed
         return {"rows": self.num_rows, "done": done, "failed": self.num_failed, **asdict(self)}
 
@@ -71,22 +71,23 @@ class OutputCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run did; also `_report.json` beside the parts."""
+    """What a run did; `_report.json` in the output says the same."""
 
     rows_in: int
     rows_done_before: int
     rows_written: int
-    statuses: Mapping[str, int]  # of the rows written, as all that follows
+    # Of the rows that this run wrote, up to `usage`:
+    statuses: Mapping[str, int]
     error_codes: Mapping[str, int]
     num_prompt_tokens: int
     num_generated_tokens: int
     num_bytes_written: int
     usage: Usage
-    output: OutputCounts  # with the rows of earlier runs
+    output: OutputCounts  # of all rows, with those of earlier runs
 
     @property
     def seconds(self) -> float:
-        """The time of the run."""
+        """The seconds of the run."""
         return self.usage.seconds
 
     @property
@@ -96,22 +97,22 @@ class Report:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows of this run by its time."""
+        """Rows that this run wrote per second."""
         return self.rows_written / max(self.seconds, 1e-9)
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens by the time of this run."""
+        """Tokens that this run generated per second."""
         return self.num_generated_tokens / max(self.seconds, 1e-9)
 
     @property
     def video_seconds_per_s(self) -> float:
-        """Seconds of video in the rows of this run by its time."""
+        """Seconds of video that this run answered per second."""
         snapshot = self.usage.snapshot
         return 0.0 if snapshot is None else snapshot.video_seconds / max(self.seconds, 1e-9)
 
     def as_json(self) -> dict[str, object]:
-        """For `_report.json`: flat, with what the stages and processes took below."""
+        """Return the content of `_report.json`: flat, but for the costs of stages and processes."""
         fields = asdict(self)
         del fields["usage"]
         snapshot = self.usage.snapshot
@@ -155,7 +156,7 @@ class Report:
         return "" if used is None else f"engine time used {used:.0%}; "
 
     def _table(self) -> list[str]:
-        """What each stage took, a line each."""
+        """Return a line for each stage and kind of process."""
         costs = self.usage.costs
         lines = [f"{'':10}{'seconds':>10}{'MB read':>10}{'peak MB':>10}"]
         for kind in dict.fromkeys(["read", "prepare", "generate", *sorted(costs.peak_bytes)]):

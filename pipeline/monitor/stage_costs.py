@@ -1,7 +1,7 @@
-"""What a run costs: seconds and bytes by stage, memory by kind of process, spilled objects.
+"""Measures what a run costs: seconds and bytes by stage, peak memory by kind of process.
 
-Each stage measures itself where it runs; the numbers travel with the rows (`flow.seal`) and are
-added up by the driver.
+Each stage measures itself in the process where it runs. The numbers go to the driver together with
+the rows, and the driver adds them up.
 """
 
 import time
@@ -10,44 +10,39 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import BinaryIO
 
-import grpc
-from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-
 from model.malloc import own_peak_bytes
-
-_ANSWER_S = 10.0  # for a node, which asks all others
 
 
 @dataclass
 class Cost:
-    """What one stage did for some rows; filled in by `measured`."""
+    """What one stage spent on some rows; `measured` fills it in."""
 
     stage: str
     seconds: float = 0.0
     num_rows: int = 0
     num_bytes: int = 0  # read
-    peak_bytes: int = 0  # of the memory of its process so far
-    decoder_peak_bytes: int = 0  # of that of its decoding process
+    peak_bytes: int = 0  # the most resident memory of its process so far
+    decoder_peak_bytes: int = 0  # the same of its decoding process
 
 
 @dataclass
 class StageCost:
-    """What one stage did in a run."""
+    """What one stage spent in a run."""
 
-    seconds: float = 0.0  # summed over the processes, so of a stage with many more than the run's
-    row_seconds: float = 0.0  # the seconds of each row, which those of a batch share
+    seconds: float = 0.0  # summed over its processes, so it may exceed the run's
+    row_seconds: float = 0.0  # summed over rows; each row of a batch has all of its seconds
     num_bytes: int = 0
 
 
 @dataclass
 class Costs:
-    """What the stages of a run did."""
+    """What the stages of a run spent."""
 
     stages: dict[str, StageCost] = field(default_factory=dict)
-    peak_bytes: dict[str, int] = field(default_factory=dict)  # the largest process of each kind
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # of the largest process of each kind
 
     def add(self, costs: Sequence[Cost]) -> None:
-        """Add what some rows cost."""
+        """Add what the stages spent on some rows."""
         for cost in costs:
             stage = self.stages.setdefault(cost.stage, StageCost())
             stage.seconds += cost.seconds
@@ -57,12 +52,12 @@ class Costs:
             self.note_peak("decoder", cost.decoder_peak_bytes)
 
     def note_peak(self, kind: str, num_bytes: int) -> None:
-        """Note how much memory a process of some kind has had."""
+        """Keep the peak memory of a process if it is the largest of its kind."""
         if num_bytes:
             self.peak_bytes[kind] = max(num_bytes, self.peak_bytes.get(kind, 0))
 
     def as_json(self) -> dict[str, object]:
-        """For `_report.json`."""
+        """Return the costs as they stand in `_report.json`."""
         return {
             "stages": {name: asdict(stage) for name, stage in sorted(self.stages.items())},
             "peak_bytes": dict(sorted(self.peak_bytes.items())),
@@ -71,7 +66,7 @@ class Costs:
 
 @contextmanager
 def measured(stage: str) -> Iterator[Cost]:
-    """Measure what a stage does in the `with`."""
+    """Measure what a stage spends in the `with`; the seconds are known after it."""
     cost = Cost(stage)
     started_s = time.monotonic()
     try:
@@ -82,14 +77,14 @@ def measured(stage: str) -> Iterator[Cost]:
 
 
 class Counted:
-    """Opens media as the function that it wraps, and counts how large they are."""
+    """Wraps a function that opens media, and adds up the sizes of what it opens."""
 
     def __init__(self, open_media: Callable[[object], bytes | BinaryIO]) -> None:
         self._open = open_media
         self.num_bytes = 0
 
     def __call__(self, media: object) -> bytes | BinaryIO:
-        """Open what a row holds."""
+        """Open the media of a row."""
         opened = self._open(media)
         if isinstance(opened, bytes):
             self.num_bytes += len(opened)
@@ -97,27 +92,3 @@ class Counted:
             self.num_bytes += opened.seek(0, 2)
             opened.seek(0)
         return opened
-
-
-@dataclass(frozen=True)
-class ObjectStoreUse:
-    """The object stores of a cluster."""
-
-    used_bytes: int
-    spilled_bytes: int  # to disk, since it started
-
-
-def object_store_use(gcs_address: str) -> ObjectStoreUse | None:
-    """Look at the object stores of a cluster; None if no node answers."""
-    state = get_state_from_address(gcs_address)
-    for node in state.node_table():
-        if not node["Alive"]:
-            continue
-        address, port = node["NodeManagerAddress"], node["NodeManagerPort"]
-        try:
-            reply = get_memory_info_reply(state, address, port, timeout_seconds=_ANSWER_S)
-        except grpc.RpcError:  # a killed node is called alive for some seconds
-            continue
-        stats = reply.store_stats
-        return ObjectStoreUse(stats.object_store_bytes_used, stats.spilled_bytes_total)
-    return None

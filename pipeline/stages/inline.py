@@ -22,7 +22,8 @@ from parallel.experts.policy import explain
 from parallel.groups.errors import DeadGroupError, GroupError
 from parallel.groups.supervisor import GroupsStatus
 from parallel.ranks.worker import DeadEngineError, Outcome, Rank, Request
-from pipeline.cluster.deployment import Deployment, EngineFactory
+from pipeline.cluster.deployment import Deployment
+from pipeline.cluster.groups import EngineFactory
 from pipeline.config import PipelineConfig
 from pipeline.input.plan import RowGroupSplit
 from pipeline.input.reader import read_split
@@ -290,7 +291,7 @@ def _deployment(config: PipelineConfig) -> Deployment:
             )
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
-        raise ValueError("device=cuda, but there is no GPU here; take --device auto or cpu")
+        raise ValueError("device=cuda, but there is no GPU here; use --device auto or cpu")
     device = "cuda" if has_gpu and config.device != "cpu" else "cpu"
     return Deployment(
         device=device,

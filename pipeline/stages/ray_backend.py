@@ -11,11 +11,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parallel.groups.client import Groups
 from pipeline.cluster.cpu import CpuAffinity
-from pipeline.cluster.deployment import EngineFactory, choose_deployment, start_groups
+from pipeline.cluster.deployment import choose_deployment
+from pipeline.cluster.groups import EngineFactory, start_groups
 from pipeline.input.plan import RowGroupSplit
 from pipeline.monitor.metrics import Metrics
+from pipeline.monitor.object_store import ObjectStoreUse, object_store_use
 from pipeline.monitor.poll import Reporter
-from pipeline.monitor.stage_costs import ObjectStoreUse, object_store_use
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
 from pipeline.stages.generate import EngineGroups

@@ -96,7 +96,7 @@ def test_what_retry_failed_would_do_is_told(config):
 def test_gpus_that_are_not_there_are_told(config):
     text = str(ahead(config, device="cuda"))
 
-    assert "machines  REFUSED: device=cuda, but there is no GPU here; take --device" in text
+    assert "machines  REFUSED: device=cuda, but there is no GPU here; use --device" in text
 
 
 def test_a_limit_counts_its_rows_alone(config):

@@ -20,7 +20,7 @@ from model.engine.sequence import SamplingParams
 from model.inputs.processor import Processor
 from model.inputs.prompt import Prompt
 from parallel.experts.policy import Exchange
-from pipeline.cluster.deployment import load_engine
+from pipeline.cluster.groups import load_engine
 from pipeline.config import PipelineConfig
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.plan import plan

@@ -1,30 +1,12 @@
-"""What a run uses of a cluster, from what was asked and what is there."""
+"""How a run uses a cluster, from what was asked and what is there."""
 
-import re
-import socket
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from model.engine.config import EngineConfig
-from model.json_values import CheckpointError
-from parallel.experts.policy import Exchange
-from parallel.groups.supervisor import GroupsStatus
-from parallel.ranks.worker import AdmissionPolicy
-from pipeline.cluster import deployment as module
-from pipeline.cluster.deployment import (
-    check_ranks,
-    choose_deployment,
-    load_engine,
-    rank_numbers,
-    start_groups,
-)
+from pipeline.cluster.deployment import check_ranks, choose_deployment
 from pipeline.config import PipelineConfig
-from pipeline.stages.ray_data import _Preparer
-from tests.tiny import tiny_checkpoint
 
 
 def config(**changes) -> PipelineConfig:
@@ -46,11 +28,11 @@ def config(**changes) -> PipelineConfig:
     ],
 )
 def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_gpus, chosen):
-    machines = choose_deployment(config(**asked), [num_gpus], num_experts=64)
-    assert (machines.device, machines.num_groups, machines.num_ranks) == chosen
-    assert len(machines.why) > 5
-    assert str(machines).startswith(f"{chosen[1]} group")
-    assert ("local" in machines.dispatch) == (chosen[2] == 1)
+    deployment = choose_deployment(config(**asked), [num_gpus], num_experts=64)
+    assert (deployment.device, deployment.num_groups, deployment.num_ranks) == chosen
+    assert len(deployment.why) > 5
+    assert str(deployment).startswith(f"{chosen[1]} group")
+    assert ("local" in deployment.dispatch) == (chosen[2] == 1)
 
 
 @pytest.mark.parametrize(
@@ -68,13 +50,13 @@ def test_what_is_left_open_follows_from_the_cluster_and_is_explained(asked, num_
     ],
 )
 def test_groups_are_as_many_as_the_nodes_hold(asked, nodes, chosen):
-    machines = choose_deployment(config(**asked), nodes, num_experts=64)
-    assert (machines.num_groups, machines.num_ranks) == chosen
+    deployment = choose_deployment(config(**asked), nodes, num_experts=64)
+    assert (deployment.num_groups, deployment.num_ranks) == chosen
 
 
 def test_nodes_may_come_for_groups_whose_number_is_given():
-    machines = choose_deployment(config(expert_parallel=8, num_groups=2), [4], num_experts=64)
-    assert (machines.num_groups, machines.num_ranks) == (2, 8)
+    deployment = choose_deployment(config(expert_parallel=8, num_groups=2), [4], num_experts=64)
+    assert (deployment.num_groups, deployment.num_ranks) == (2, 8)
 
 
 def test_ranks_that_no_node_can_hold_are_refused_with_what_would_help():
@@ -90,7 +72,7 @@ def test_ranks_that_no_node_can_hold_are_refused_with_what_would_help():
 
 @pytest.mark.parametrize("asked", [{}, {"num_groups": 2}, {"expert_parallel": 2}])
 def test_gpus_that_are_not_there_are_refused(asked):
-    with pytest.raises(ValueError, match="there is no GPU here; take --device auto or cpu"):
+    with pytest.raises(ValueError, match="there is no GPU here; use --device auto or cpu"):
         choose_deployment(config(device="cuda", **asked), [0], num_experts=64)
 
 
@@ -98,71 +80,8 @@ def test_a_network_without_experts_keeps_one_rank():
     assert choose_deployment(config(num_groups=1), [8], num_experts=0).num_ranks == 1
 
 
-@pytest.mark.parametrize(
-    ("asked", "num_ranks"),
-    [({"num_groups": 2}, 2), ({"expert_parallel": 4}, 4), ({"num_groups": 3, "device": "cpu"}, 3)],
-)
-def test_ranks_on_cpus_do_not_take_fractions_of_the_same_memory(asked, num_ranks):
-    wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
-    machines = choose_deployment(wanted, [], num_experts=64)
-    with pytest.raises(ValueError, match=rf"cache_fraction=0.5, but {num_ranks} ranks.*cache-gib"):
-        start_groups(wanted, machines, None, load_engine, company=AdmissionPolicy())
-
-
-@pytest.mark.parametrize(("asked", "num_gpus"), [({}, 0), ({"num_groups": 2}, 8)])
-def test_a_rank_alone_or_with_a_gpu_may_take_a_fraction(asked, num_gpus):
-    wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
-    machines = choose_deployment(wanted, [num_gpus], num_experts=64)
-    # Refused for another reason: the checkpoint "here" does not exist.
-    with pytest.raises(CheckpointError, match="here"):
-        start_groups(wanted, machines, None, load_engine, company=AdmissionPolicy())
-
-
 @pytest.mark.parametrize("num_experts", [0, 64])
 def test_ranks_that_cannot_share_the_experts_are_refused(num_experts):
     with pytest.raises(ValueError, match=rf"expert_parallel=3.*{num_experts} routed experts"):
         check_ranks(config(expert_parallel=3), num_experts)
     check_ranks(config(expert_parallel=1), num_experts)
-
-
-@pytest.mark.parametrize(
-    ("device", "exchange_timeout_s"),
-    [
-        pytest.param("cpu", 900, id="a rank on CPUs encodes images for minutes"),
-        pytest.param("cuda", 120, id="GPUs are fast"),
-    ],
-)
-def test_ranks_wait_for_each_other_as_long_as_a_healthy_one_may_take(
-    tmp_path, monkeypatch, device, exchange_timeout_s
-):
-    tiny_checkpoint(tmp_path)
-    specs = []
-    fake = SimpleNamespace(start=lambda spec, **_: specs.append(spec))
-    monkeypatch.setattr(module, "Groups", fake)
-    asked = replace(config(device=device, expert_parallel=2), checkpoint=tmp_path)
-    machines = choose_deployment(asked, [2], num_experts=64)
-    start_groups(
-        asked, machines, None, lambda *_: pytest.fail("nobody loads here"), AdmissionPolicy()
-    )
-    assert [spec.exchange_timeout_s for spec in specs] == [exchange_timeout_s]
-
-
-def test_a_node_without_the_checkpoint_is_named_by_what_begins_there(tmp_path):
-    nothing: Any = None
-    message = f"no checkpoint at {tmp_path} on the node {socket.gethostname()}; every node needs it"
-
-    with pytest.raises(CheckpointError, match=re.escape(message)):
-        load_engine(tmp_path, EngineConfig(), Exchange(), None)
-    with pytest.raises(CheckpointError, match=re.escape(message)):
-        _Preparer(nothing, tmp_path, nothing, nothing, nothing, 0, nothing)
-
-
-def test_the_report_averages_over_ranks_and_says_nothing_of_ranks_alone():
-    ranks = (
-        {"level": 0.5, "wait_share": 0.1, "steps": 7},
-        {"level": 1.0, "wait_share": 0.3, "steps": 9},
-    )
-    status = GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: ranks})
-    assert rank_numbers(status) == {"level": 0.75, "wait_share": 0.2, "steps": 8}
-    alone = GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: ({"steps": 1},)})
-    assert rank_numbers(alone) == {}

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cluster.expert_load import LOAD_FILE, LOAD_PICTURE, read_load, record_load
-from pipeline.cluster.heat_map import draw_heat_map
+from pipeline.cluster.heat_map import heat_map_png
 from pipeline.output.store import LocalStore
 from tests.tiny import tiny_config
 
@@ -71,7 +71,9 @@ def test_the_picture_has_a_colour_for_each_expert(store):
 
 @pytest.mark.parametrize("num_experts", [1, 2, 64, 384])
 def test_networks_of_any_size_have_a_picture(num_experts):
-    image = draw_heat_map({layer: np.ones(num_experts, int) for layer in range(1, 4)})
+    png = heat_map_png({layer: np.ones(num_experts, int) for layer in range(1, 4)})
+    image = Image.open(io.BytesIO(png))
+    assert image.format == "PNG"
     assert 400 < image.width < 1500
 
 
@@ -102,5 +104,5 @@ def test_what_is_no_record_is_refused(tmp_path, table, message):
     path = tmp_path / "load.parquet"
     if table is not None:
         pq.write_table(pa.table(table), path)
-    with pytest.raises(ValueError, match=f"is no record of expert load.*{message}"):
+    with pytest.raises(ValueError, match=f"is not a record of expert load.*{message}"):
         read_load(str(path), TEXT)

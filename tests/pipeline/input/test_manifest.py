@@ -81,7 +81,9 @@ def test_a_repeated_id_is_found_in_files_of_any_order(tmp_path):
     store = begun(folder)
     write(folder, "a", None)
 
-    with pytest.raises(ValueError, match=r"'a.parquet#0' .*(cannot be told|stands twice)"):
+    with pytest.raises(
+        ValueError, match=r"'a.parquet#0' .*(has the same 64-bit hash|appears twice)"
+    ):
         plan(in_known_order(opened(folder), store, SOME_PARTS), OutputIndex.empty())
 
 

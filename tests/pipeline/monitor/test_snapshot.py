@@ -1,13 +1,13 @@
-"""What is seen of a run: rates, time left, and where the time of ranks goes."""
+"""What is known of a run while it goes: rates, time left, and where the time of ranks goes."""
 
+import subprocess
+import sys
 import threading
 import time
 
 import pyarrow as pa
 import pytest
 
-from parallel.groups.errors import GroupError
-from parallel.groups.supervisor import GroupsStatus
 from pipeline.monitor import metrics, progress
 from pipeline.monitor.poll import polling
 from pipeline.monitor.progress import Lines, duration_text, engine_text, rest_text
@@ -97,7 +97,7 @@ def test_the_time_of_a_rank_is_what_it_waited_for_and_what_it_computed(monitor, 
     assert snapshot.engine_time_used == pytest.approx(12 / 20)
 
 
-def test_how_idle_ranks_are_is_that_of_the_last_looks(monitor):
+def test_how_idle_ranks_are_is_that_of_the_last_readings(monitor):
     assert monitor.snapshot().idle_share is None
     monitor.note_ranks({0: [stats(0, 0, 0)]}, 0.0)  # loaded this moment
     assert monitor.snapshot().idle_share == 1.0
@@ -121,7 +121,7 @@ def test_idle_time_while_the_driver_writes_is_the_writers(monitor, clock):
     assert (rank.data, rank.writer) == pytest.approx((2 / 20, 2 / 20))
 
 
-def test_a_look_that_is_seen_twice_counts_once(monitor, clock):
+def test_a_reading_that_comes_twice_counts_once(monitor, clock):
     clock.now += 10
     for _ in range(3):
         monitor.note_ranks({0: [stats(10, 5, 5)]}, written_s=0.0)
@@ -226,7 +226,7 @@ class FakeMetric:
         self.values[tuple(tags.values())] = value
 
 
-def test_metrics_follow_what_is_seen(monitor, clock, monkeypatch):
+def test_metrics_follow_the_snapshots(monitor, clock, monkeypatch):
     FakeMetric.made = {}
     monkeypatch.setattr(metrics, "Counter", FakeMetric)
     monkeypatch.setattr(metrics, "Gauge", FakeMetric)
@@ -286,20 +286,17 @@ def test_the_largest_memory_is_that_of_any_rank_though_it_has_died(monitor):
     assert monitor.rank_peak_bytes == 5_000_000_000
 
 
-def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(monitor):
+def test_a_run_is_polled_until_it_ends_though_its_groups_are_gone(monitor):
     seen = threading.Event()
     closed = []
+    num_polls = 0
 
-    class Groups:
-        def __init__(self):
-            self.num_asked = 0
-
-        def status(self, *, fresh=False):
-            self.num_asked += 1
-            if self.num_asked == 1:
-                raise GroupError("the supervisor is gone")
-            numbers = stats(4, 1, 1) if fresh else stats(2, 1, 1)
-            return GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: (numbers,)})
+    def rank_stats(fresh):
+        nonlocal num_polls
+        num_polls += 1
+        if num_polls == 1:
+            return None  # the supervisor is gone
+        return {0: (stats(4, 1, 1) if fresh else stats(2, 1, 1),)}
 
     class Reporter:
         def show(self, snapshot):
@@ -309,15 +306,28 @@ def test_a_run_is_looked_at_until_it_ends_though_its_groups_are_gone(monitor):
         def close(self, snapshot):
             closed.append(snapshot)
 
-    class PartWriter:
-        writing_s = 0.0
-
     num_threads = threading.active_count()
-    with polling(monitor, Groups(), PartWriter(), [Reporter()], every_s=0.001):
+    with polling(monitor, rank_stats, lambda: 0.0, [Reporter()], every_s=0.001):
         assert seen.wait(10)
-    assert [snapshot.ranks[0].data for snapshot in closed] == [0.75]  # of the fresh look
-    with pytest.raises(KeyError), polling(monitor, Groups(), PartWriter(), [Reporter()]):
+    assert [snapshot.ranks[0].data for snapshot in closed] == [0.75]  # of the fresh numbers
+    with pytest.raises(KeyError), polling(monitor, rank_stats, lambda: 0.0, [Reporter()]):
         raise KeyError
     assert len(closed) == 2
     while threading.active_count() > num_threads:
         time.sleep(0.001)
+
+
+def test_seconds_of_writing_reach_the_monitor(monitor, clock):
+    clock.now += 10
+    with polling(monitor, lambda _fresh: {0: [stats(10, 6, 6)]}, lambda: 5.0, []):
+        pass
+    (rank,) = monitor.snapshot().ranks
+    assert (rank.data, rank.writer) == pytest.approx((0.2, 0.2))
+
+
+def test_polling_does_not_import_ray():
+    script = (
+        "import sys, pipeline.monitor.poll, pipeline.monitor.report; print('ray' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert found.stdout.split() == [b"False"]

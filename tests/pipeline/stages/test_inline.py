@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cluster.deployment import load_engine
+from pipeline.cluster.groups import load_engine
 from pipeline.run import RunError, run
 from tests.conftest import ON_RAY_SLOWLY, ROOT
 from tests.pipeline.runs import answer_without_ray, small_config
@@ -108,7 +108,7 @@ from pathlib import Path
 from jobs.cli.ray_cluster import ended_by_signals
 from model.engine.config import EngineConfig
 from model.engine.sequence import SamplingParams
-from pipeline.cluster.deployment import load_engine
+from pipeline.cluster.groups import load_engine
 from pipeline.config import PipelineConfig
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.prompts.instructions import Instructions

@@ -1,11 +1,11 @@
-"""What is measured from outside the processes of a run."""
+"""The object stores are measured through any node that answers."""
 
 from types import SimpleNamespace
 
 import grpc
 import pytest
 
-from pipeline.monitor import stage_costs
+from pipeline.monitor import object_store
 
 
 @pytest.fixture
@@ -16,24 +16,24 @@ def ask(monkeypatch):
         for port, alive in ((1, False), (2, True), (3, True))
     ]
     state = SimpleNamespace(node_table=lambda: nodes)
-    monkeypatch.setattr(stage_costs, "get_state_from_address", lambda _: state)
+    monkeypatch.setattr(object_store, "get_state_from_address", lambda _: state)
 
-    def asked(*answering: int) -> stage_costs.ObjectStoreUse | None:
+    def asked(*answering: int) -> object_store.ObjectStoreUse | None:
         def reply(state, address, port, *, timeout_seconds):
             if port not in answering:
                 raise grpc.RpcError("connection refused")
             stats = SimpleNamespace(object_store_bytes_used=port, spilled_bytes_total=10 * port)
             return SimpleNamespace(store_stats=stats)
 
-        monkeypatch.setattr(stage_costs, "get_memory_info_reply", reply)
-        return stage_costs.object_store_use("gcs")
+        monkeypatch.setattr(object_store, "get_memory_info_reply", reply)
+        return object_store.object_store_use("gcs")
 
     return asked
 
 
 def test_object_stores_are_seen_through_any_node_that_answers(ask):
-    assert ask(2, 3) == stage_costs.ObjectStoreUse(2, 20)
-    assert ask(3) == stage_costs.ObjectStoreUse(
+    assert ask(2, 3) == object_store.ObjectStoreUse(2, 20)
+    assert ask(3) == object_store.ObjectStoreUse(
         3, 30
     )  # as while a node that was killed is called alive
 

@@ -1,0 +1,106 @@
+"""Where the time of a rank goes.
+
+The time of a rank, since its engine was loaded, has four parts that add up to 1:
+
+    data    it had no request of its own: the next rows were not prepared yet, or all were done
+    writer  the same, while the driver wrote a part file and took no results
+    peers   its requests waited for other ranks of its group, before the layers of steps
+    (rest)  it computed
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankWaits:
+    """What a rank waited for, as shares of its time."""
+
+    group: int
+    rank: int
+    data: float
+    peers: float
+    writer: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Seconds that the process of a rank has spent since its engine was loaded."""
+
+    ready_s: float
+    stepping_s: float = 0.0
+    own_wait_s: float = 0.0  # for other ranks, with requests of its own
+    needed_s: float | None = None  # at the pace of full steps; None if the engine does not tell
+
+    @classmethod
+    def of(cls, stats: Mapping[str, float]) -> "Reading":
+        """Take the seconds from the numbers that a rank tells of itself."""
+        return cls(
+            ready_s=stats["ready_s"],
+            stepping_s=stats["stepping_s"],
+            own_wait_s=stats.get("own_wait_s", 0.0),
+            needed_s=stats.get("needed_s"),
+        )
+
+    def since(self, before: "Reading") -> "Reading":
+        """Return the seconds spent since an earlier reading of the same process."""
+        needed_s = None if self.needed_s is None else self.needed_s - (before.needed_s or 0.0)
+        return Reading(
+            ready_s=self.ready_s - before.ready_s,
+            stepping_s=self.stepping_s - before.stepping_s,
+            own_wait_s=self.own_wait_s - before.own_wait_s,
+            needed_s=needed_s,
+        )
+
+
+_NEW_PROCESS = Reading(ready_s=0.0)
+
+
+@dataclass
+class RankTime:
+    """Seconds of one rank, added up over all processes that have been this rank."""
+
+    ready_s: float = 0.0
+    data_s: float = 0.0
+    peers_s: float = 0.0
+    writer_s: float = 0.0
+    needed_s: float | None = None  # None: the engine does not tell
+    idle_share: float = 1.0  # of the time between the last two readings
+    latest: Reading | None = None
+    read_at_s: float = 0.0  # when `latest` came, by the monitor's clock
+    written_s: float = 0.0  # seconds that the driver had spent on writing until then
+
+    def add(self, reading: Reading, now_s: float, written_s: float) -> None:
+        """Add what happened since the latest reading."""
+        before = self.latest or _NEW_PROCESS
+        if self.latest is None:
+            self.read_at_s = now_s - reading.ready_s  # when its engine was loaded
+        elif reading.ready_s == before.ready_s:
+            return  # the group has not asked its ranks again
+        elif reading.ready_s < before.ready_s:
+            before = _NEW_PROCESS  # the rank was started again
+        writing_share = (written_s - self.written_s) / max(now_s - self.read_at_s, 1e-9)
+        self._share_out(reading.since(before), min(1.0, writing_share))
+        self.latest, self.read_at_s, self.written_s = reading, now_s, written_s
+
+    def _share_out(self, spent: Reading, writing_share: float) -> None:
+        """Add the parts of some time; idle time is the writer's as far as the driver wrote."""
+        idle_s = max(0.0, spent.ready_s - spent.stepping_s)
+        writer_s = idle_s * writing_share
+        self.idle_share = idle_s / spent.ready_s if spent.ready_s else 1.0
+        self.ready_s += spent.ready_s
+        self.data_s += idle_s - writer_s
+        self.writer_s += writer_s
+        self.peers_s += spent.own_wait_s
+        if spent.needed_s is not None:
+            self.needed_s = (self.needed_s or 0.0) + spent.needed_s
+
+    def waits(self, group: int, rank: int) -> RankWaits:
+        """Return the shares of a rank that has been ready for some time."""
+        return RankWaits(
+            group=group,
+            rank=rank,
+            data=self.data_s / self.ready_s,
+            peers=self.peers_s / self.ready_s,
+            writer=self.writer_s / self.ready_s,
+        )
