@@ -145,6 +145,7 @@ def _report(plan: RunPlan, writer: PartWriter, usage: Usage) -> Report:
         rows_written=writer.num_rows,
         statuses=dict(writer.statuses),
         error_codes=dict(writer.error_codes),
+        first_error=writer.first_error,
         num_prompt_tokens=writer.num_prompt_tokens,
         num_generated_tokens=writer.num_generated_tokens,
         num_bytes_written=writer.num_bytes,

@@ -83,6 +83,7 @@ class Report:
     num_generated_tokens: int
     num_bytes_written: int
     usage: Usage
+    first_error: str | None = None  # id and message of a row that failed; None if none did
     output: OutputCounts  # of all rows, with those of earlier runs
 
     @property
@@ -114,7 +115,7 @@ class Report:
     def as_json(self) -> dict[str, object]:
         """Return the content of `_report.json`: flat, but for the costs of stages and processes."""
         fields = asdict(self)
-        del fields["usage"]
+        del fields["usage"], fields["first_error"]
         snapshot = self.usage.snapshot
         return {
             **({} if snapshot is None else snapshot.as_json()),
@@ -149,7 +150,13 @@ class Report:
             f"{self.video_seconds_per_s:.3g} video-s/s, {self.tokens_per_s:.4g} generated "
             f"tokens/s, {self.num_prompt_tokens} prompt tokens"
         )
-        return "\n".join([*lines, *self._table()])
+        lines += self._table()
+        if self.error_share == 1:
+            lines.append(
+                f"ALL {self.rows_written} ROWS OF THIS RUN FAILED{_counts(self.error_codes)}; the "
+                f"first is {self.first_error}"
+            )
+        return "\n".join(lines)
 
     def _engine(self) -> str:
         used = None if self.usage.snapshot is None else self.usage.snapshot.engine_time_used

@@ -81,6 +81,7 @@ class PartWriter:
         self.num_prompt_tokens = 0
         self.statuses: Counter[str] = Counter()
         self.error_codes: Counter[str] = Counter()
+        self.first_error: str | None = None  # of these rows: id and message
         self.num_bytes = 0  # of the part files that this object wrote
         self._writing_s = 0.0
         self._writing_since: float | None = None
@@ -239,6 +240,9 @@ class PartWriter:
         self.num_prompt_tokens += _total(rows["num_prompt_tokens"])
         self.statuses.update(rows["status"].to_pylist())
         self.error_codes.update(rows["error_code"].drop_null().to_pylist())
+        if self.first_error is None:
+            errors = zip(rows["row_id"].to_pylist(), rows["error"].to_pylist(), strict=True)
+            self.first_error = next((f"{row}: {error}" for row, error in errors if error), None)
 
 
 def _number(part: str) -> int:

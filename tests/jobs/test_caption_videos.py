@@ -100,6 +100,36 @@ def test_several_prompts_fill_a_column_each(place, capfd):
     assert [row["error_code"] for row in rows[3:]] == ["media_corrupt", "media_missing"]
 
 
+@pytest.mark.parametrize(
+    ("share", "code"),
+    [("1", 0), ("0.9", 3), ("0", 3)],
+)
+def test_a_run_of_errors_alone_says_so_and_can_fail(place, capfd, share, code):
+    table = pa.table({"video": ["missing.mp4", "corrupt.mp4"], "key": list("de")})
+    pq.write_table(table, place["--input"])
+
+    ended = call(place, "--inline", "--id-column", "key", "--fail-if-errors", share)
+
+    printed = capfd.readouterr()
+    assert ended == code, printed.err
+    last = printed.out.strip().splitlines()[-1]
+    assert last.startswith(
+        "ALL 2 ROWS OF THIS RUN FAILED: 1 media_corrupt, 1 media_missing; the first is d: "
+    )
+    told = "100.0% of the rows that this run wrote are errors, and --fail-if-errors allows"
+    assert (told in printed.err) == (code == 3)
+    assert len(pq.read_table(place["--output"])) == 2
+    assert call(place, "--inline", "--id-column", "key", "--fail-if-errors", "0") == 0  # wrote none
+
+
+@pytest.mark.parametrize("share", ["1.1", "-0.1", "many", "nan"])
+def test_a_share_is_a_number_from_0_to_1(place, share, capsys):
+    with pytest.raises(SystemExit):
+        call(place, f"--fail-if-errors={share}")
+
+    assert f"{share!r} is not a share from 0 to 1" in capsys.readouterr().err
+
+
 def empty(place):
     pq.write_table(pa.table({"video": pa.array([], pa.string())}), place["--input"])
 

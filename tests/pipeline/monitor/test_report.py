@@ -80,3 +80,14 @@ def test_what_the_object_stores_did_not_tell_is_not_called_nothing():
     unknown = replace(found, usage=replace(found.usage, spilled_bytes=None))
     assert "an unknown number of MB spilled" in str(unknown)
     assert unknown.as_json()["spilled_bytes"] is None
+
+
+def test_a_run_whose_rows_all_failed_says_so_at_the_end():
+    codes = {"media_forbidden": 4, "media_null": 2}
+    failed = report(statuses={"error": 6}, error_codes=codes, first_error="a: not allowed")
+    assert str(failed).splitlines()[-1] == (
+        "ALL 6 ROWS OF THIS RUN FAILED: 4 media_forbidden, 2 media_null; the first is "
+        "a: not allowed"
+    )
+    assert "FAILED" not in str(report())
+    assert failed.as_json().keys() == report().as_json().keys()
