@@ -26,15 +26,19 @@ from pipeline.cluster.deployment import Deployment
 from pipeline.cluster.groups import EngineFactory
 from pipeline.config import PipelineConfig
 from pipeline.input.plan import RowGroupSplit
-from pipeline.input.reader import read_split
 from pipeline.monitor.poll import Reporter
-from pipeline.monitor.stage_costs import Cost, measured
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
 from pipeline.stages.generate import EngineGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.sizing import choose_sizing
-from pipeline.stages.workers import CostedRows, GenerateWorker, PrepareWorker
+from pipeline.stages.workers import (
+    CostedRows,
+    GenerateWorker,
+    PrepareWorker,
+    StageSpec,
+    read_splits,
+)
 
 _CLIENT = "inline"
 T = TypeVar("T")
@@ -184,22 +188,16 @@ class InlineBackend:
         one_by_one: bool = False,
     ) -> Iterator[CostedRows]:
         """Run the stages; rows come out in the order of the input."""
-        config, loop = self._plan.config, self._runner.get_loop()
-        generate = GenerateWorker(
-            journal,
-            groups,
-            config.checkpoint,
-            config.instructions,
-            config.sampling,
-            self.sizing.rows_per_client,
-        )
-        prepared = self._prepared(splits, journal, 1 if one_by_one else self.sizing.read_rows)
+        sizing = replace(self.sizing, read_rows=1) if one_by_one else self.sizing
+        spec, loop = StageSpec.of(self._plan, sizing), self._runner.get_loop()
+        generate = GenerateWorker(spec, groups, journal)
+        prepared = _prepared(spec, splits, journal)
         preparing: asyncio.Task[CostedRows | None] = loop.create_task(_next(prepared))
         pending: deque[asyncio.Task[CostedRows]] = deque()
         try:
             while batch := self._runner.run(_result(preparing)):
                 preparing = loop.create_task(_next(prepared))
-                pending.append(loop.create_task(_finish(generate, *batch)))
+                pending.append(loop.create_task(generate(*batch)))
                 while pending and (
                     pending[0].done() or len(pending) > self.sizing.batches_per_client
                 ):
@@ -211,38 +209,6 @@ class InlineBackend:
             self._runner.run(_end(preparing, pending))
             prepared.close()
 
-    def _prepared(
-        self, splits: Sequence[RowGroupSplit], journal: Journal, read_rows: int
-    ) -> Generator[CostedRows, None, None]:
-        """Read and prepare; runs in one thread at a time, beside the event loop."""
-        plan, config = self._plan, self._plan.config
-        prepare = PrepareWorker(
-            journal,
-            config.checkpoint,
-            plan.source.row_schema,
-            config.instructions,
-            plan.media.open,
-            config.sampling.seed,
-            self.sizing.batching,
-        )
-        try:
-            for split in splits:
-                tables = read_split(
-                    plan.source.filesystem, plan.source.row_schema, split, max_rows=read_rows
-                )
-                while True:
-                    with measured("read") as read:
-                        rows = next(tables, None)
-                    if rows is None:
-                        break
-                    read.num_bytes = rows.nbytes
-                    costs = [read]
-                    for batch, cost in prepare(rows):
-                        yield batch, [*costs, cost]
-                        costs = []
-        finally:
-            prepare.close()
-
     def reporters(self) -> list[Reporter]:
         """Nobody beside the display."""
         return []
@@ -252,14 +218,21 @@ class InlineBackend:
         return 0
 
 
+def _prepared(
+    spec: StageSpec, splits: Iterable[RowGroupSplit], journal: Journal
+) -> Generator[CostedRows, None, None]:
+    """Read and prepare; runs in one thread at a time, beside the event loop."""
+    prepare = PrepareWorker(spec, journal)
+    try:
+        for rows, costs in read_splits(spec, splits):
+            yield from prepare(rows, costs)
+    finally:
+        prepare.close()
+
+
 async def _next(prepared: Iterator[CostedRows]) -> CostedRows | None:
     """Read and prepare the next batch in a thread; None after the last."""
     return await asyncio.to_thread(next, prepared, None)
-
-
-async def _finish(generate: GenerateWorker, rows: pa.Table, costs: list[Cost]) -> CostedRows:
-    results, cost = await generate(rows)
-    return results, [*costs, cost]
 
 
 async def _result(task: asyncio.Task[T]) -> T:

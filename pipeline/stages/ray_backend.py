@@ -21,9 +21,9 @@ from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
 from pipeline.stages.generate import EngineGroups
 from pipeline.stages.journal import Journal
-from pipeline.stages.ray_data import Flow, RemoteJournal
+from pipeline.stages.ray_data import RemoteJournal, run_stages
 from pipeline.stages.sizing import choose_sizing
-from pipeline.stages.workers import CostedRows
+from pipeline.stages.workers import CostedRows, StageSpec
 
 _CLOSE_TIMEOUT_S = 30.0
 
@@ -89,17 +89,10 @@ class RayBackend:
         one_by_one: bool = False,
     ) -> Iterator[CostedRows]:
         """Run the stages as a stream of Ray Data."""
-        config = self._plan.config
-        flow = Flow(
-            source=self._plan.source,
-            checkpoint=config.checkpoint,
-            instructions=config.instructions,
-            open_media=self._plan.media.open,
-            sampling=config.sampling,
-            sizing=replace(self.sizing, read_rows=1) if one_by_one else self.sizing,
-            keep_order=config.keep_order,
-        )
-        return flow.results(splits, groups, journal)
+        sizing = replace(self.sizing, read_rows=1) if one_by_one else self.sizing
+        spec = StageSpec.of(self._plan, sizing)
+        keep_order = self._plan.config.keep_order
+        return run_stages(spec, splits, groups, journal, keep_order=keep_order)
 
     def reporters(self) -> list[Reporter]:
         """Prometheus; and on CPUs, what keeps processors free for the engines."""

@@ -13,34 +13,32 @@ conversion. What a stage asks of Ray is fractional, so that a cluster of one CPU
 import json
 import logging
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
-from itertools import chain
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from dataclasses import asdict
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from pyarrow import fs as pafs
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
-from model.engine.sequence import SamplingParams
 from pipeline.cluster.processes import lower_priority
 from pipeline.input.plan import RowGroupSplit, batched_splits
-from pipeline.input.reader import read_split
-from pipeline.input.source import Source
-from pipeline.monitor.stage_costs import Cost, measured
-from pipeline.prompts.instructions import Instructions
-from pipeline.schema import RowSchema
-from pipeline.stages.batching import Batching
+from pipeline.monitor.stage_costs import Cost
 from pipeline.stages.generate import EngineGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.sizing import Sizing
-from pipeline.stages.workers import CostedRows, GenerateWorker, PrepareWorker
+from pipeline.stages.workers import (
+    CostedRows,
+    GenerateWorker,
+    PrepareWorker,
+    StageSpec,
+    read_splits,
+)
 
 # Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
 _READ_CPUS = 0.2
@@ -51,81 +49,43 @@ _MAX_READERS = 2
 _ROWS_PER_READ = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flow:
-    """What the stages need to know."""
+def run_stages(
+    spec: StageSpec,
+    splits: Sequence[RowGroupSplit],
+    groups: EngineGroups,
+    journal: Journal,
+    *,
+    keep_order: bool,
+) -> Iterator[CostedRows]:
+    """Read, prepare and answer rows as one stream of Ray Data.
 
-    source: Source
-    checkpoint: Path
-    instructions: Instructions
-    open_media: Callable[[object], bytes | BinaryIO]
-    sampling: SamplingParams
-    sizing: Sizing
-    keep_order: bool = False
-
-    def results(
-        self, splits: Sequence[RowGroupSplit], groups: EngineGroups, journal: Journal
-    ) -> Iterator[CostedRows]:
-        """Run all stages over `splits`; yields finished rows, and what they cost.
-
-        Args:
-            splits: what to read.
-            groups: who answers.
-            journal: is told of rows before a stage works on them.
-        """
-        reads = batched_splits(splits, _ROWS_PER_READ)
-        with self._settings(), _quiet():
-            rows = self._read(reads)
-            rows = self._prepare(rows, journal)
-            rows = self._generate(rows, groups, journal)
-            # A batch that waits here is one that the stages do not make meanwhile, so none is
-            # fetched ahead.
-            blocks: Iterator[Any] = iter(
-                rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-            )
-            for block in blocks:
-                yield _copied(block), costs_of(block)
-
-    def _read(self, reads: Sequence[Sequence[RowGroupSplit]]) -> ray.data.Dataset:
-        return ray.data.read_datasource(
-            _Rows(self.source, reads, self.sizing.read_rows),
+    Args:
+        spec: of the stages.
+        splits: which rows.
+        groups: who answers.
+        journal: is told of rows before a stage works on them.
+        keep_order: yield rows in the order of the input.
+    """
+    sizing = spec.sizing
+    reads = batched_splits(splits, _ROWS_PER_READ)
+    with _settings(sizing, keep_order=keep_order), _quiet():
+        rows = ray.data.read_datasource(
+            _Rows(spec, reads),
             num_cpus=_READ_CPUS,
             concurrency=min(_MAX_READERS, len(reads)),
             override_num_blocks=len(reads),  # else Ray Data would cut and join the tasks
         )
-
-    def _prepare(self, rows: ray.data.Dataset, journal: Journal) -> ray.data.Dataset:
-        return rows.map_batches(
+        rows = rows.map_batches(
             _Preparer,
-            fn_constructor_args=(
-                journal,
-                self.checkpoint,
-                self.source.row_schema,
-                self.instructions,
-                self.open_media,
-                self.sampling.seed,
-                self.sizing.batching,
-            ),
+            fn_constructor_args=(spec, journal),
             batch_size=None,  # a block as it is
             batch_format="pyarrow",
             num_cpus=_PREPARE_CPUS,
-            compute=ActorPoolStrategy(min_size=1, max_size=self.sizing.num_preparers),
+            compute=ActorPoolStrategy(min_size=1, max_size=sizing.num_preparers),
         )
-
-    def _generate(
-        self, rows: ray.data.Dataset, groups: EngineGroups, journal: Journal
-    ) -> ray.data.Dataset:
-        sizing = self.sizing
-        return rows.map_batches(
+        rows = rows.map_batches(
             _Generator,
-            fn_constructor_args=(
-                journal,
-                groups,
-                self.checkpoint,
-                self.instructions,
-                self.sampling,
-                sizing.rows_per_client,
-            ),
+            fn_constructor_args=(spec, groups, journal),
             batch_size=None,  # a block as it is
             batch_format="pyarrow",
             num_cpus=0,  # it waits for the engines, which have reserved theirs
@@ -135,35 +95,41 @@ class Flow:
                 max_tasks_in_flight_per_actor=sizing.batches_per_client,
             ),
         )
+        # A batch that waits here is one that the stages do not make meanwhile, so none is fetched
+        # ahead.
+        blocks: Iterator[Any] = iter(
+            rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        )
+        for block in blocks:
+            yield _copied(block), costs_of(block)
 
-    @contextmanager
-    def _settings(self) -> Iterator[None]:
-        """Settings of Ray Data for what is made in the `with`; the process keeps its own."""
-        with warnings.catch_warnings():
-            # Copying a context sets its deprecated attributes too.
-            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data")
-            context = DataContext.get_current().copy()
-            context.target_max_block_size = 1  # of bytes: each sealed batch is a block of its own
-            # Ray Data looks at its workers ten times a second; with the two blocks that it lets
-            # them be ahead, each would give twenty batches a second at most.
-            context._max_num_blocks_in_streaming_gen_buffer = self.sizing.batches_ahead
-            context.memory_usage_poll_interval_s = None  # a thread for each task; nobody asks
-            context.enable_progress_bars = False
-            context.print_on_execution_start = False
-            context.execution_no_progress_timeout_s = (
-                -1
-            )  # captions may be long, engines slow to load
-            context.raise_original_map_exception = True  # else its message would be lost
-            context.issue_detectors_config.detectors = []
-            # A preparer that waits for the engines is kept: to start another later takes seconds of
-            # a processor, and would happen over and over.
-            context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
-            context.execution_options.preserve_order = self.keep_order
-            context.execution_options.resource_limits = ExecutionResources.for_limits(
-                object_store_memory=self.sizing.max_queued_bytes
-            )
-            with DataContext.current(context):
-                yield
+
+@contextmanager
+def _settings(sizing: Sizing, *, keep_order: bool) -> Iterator[None]:
+    """Settings of Ray Data for what is made in the `with`; the process keeps its own."""
+    with warnings.catch_warnings():
+        # Copying a context sets its deprecated attributes too.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.data")
+        context = DataContext.get_current().copy()
+    context.target_max_block_size = 1  # of bytes: each sealed batch is a block of its own
+    # Ray Data looks at its workers ten times a second; with the two blocks that it lets them be
+    # ahead, each would give twenty batches a second at most.
+    context._max_num_blocks_in_streaming_gen_buffer = sizing.batches_ahead
+    context.memory_usage_poll_interval_s = None  # a thread for each task; nobody asks
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # captions may be long, engines slow to load
+    context.raise_original_map_exception = True  # else its message would be lost
+    context.issue_detectors_config.detectors = []
+    # A preparer that waits for the engines is kept: to start another later takes seconds of a
+    # processor, and would happen over and over.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
+    context.execution_options.preserve_order = keep_order
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=sizing.max_queued_bytes
+    )
+    with DataContext.current(context):
+        yield
 
 
 def seal(rows: pa.Table, costs: Sequence[Cost] = ()) -> pa.Table:
@@ -193,12 +159,9 @@ def costs_of(block: pa.Table) -> list[Cost]:
 
 
 class _Rows(Datasource):
-    def __init__(
-        self, source: Source, reads: Sequence[Sequence[RowGroupSplit]], max_rows: int
-    ) -> None:
-        self._source = source
+    def __init__(self, spec: StageSpec, reads: Sequence[Sequence[RowGroupSplit]]) -> None:
+        self._spec = spec
         self._reads = reads
-        self._max_rows = max_rows
 
     def get_name(self) -> str:
         return "Rows"
@@ -212,33 +175,12 @@ class _Rows(Datasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
-        source = self._source
-        return [
-            _read_task(source.filesystem, source.row_schema, pieces, self._max_rows)
-            for pieces in self._reads
-        ]
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(partial(_read, self._spec, splits), metadata) for splits in self._reads]
 
 
-def _read_task(
-    filesystem: pafs.FileSystem,
-    row_schema: RowSchema,
-    pieces: Sequence[RowGroupSplit],
-    max_rows: int,
-) -> ReadTask:
-    def read() -> Iterator[pa.Table]:
-        slices = chain.from_iterable(
-            read_split(filesystem, row_schema, piece, max_rows=max_rows) for piece in pieces
-        )
-        while True:
-            with measured("read") as cost:
-                rows = next(slices, None)
-                if rows is None:
-                    return
-                cost.num_bytes = rows.nbytes
-            yield seal(rows, [cost])
-
-    metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-    return ReadTask(read, metadata)
+def _read(spec: StageSpec, splits: Sequence[RowGroupSplit]) -> Iterator[pa.Table]:
+    return (seal(*costed) for costed in read_splits(spec, splits))
 
 
 class RemoteJournal:
@@ -270,45 +212,23 @@ class RemoteJournal:
 class _Preparer:
     """A `PrepareWorker` in an actor of Ray Data."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        checkpoint: Path,
-        row_schema: RowSchema,
-        instructions: Instructions,
-        open_media: Callable[[object], bytes | BinaryIO],
-        seed: int,
-        batching: Batching,
-    ) -> None:
+    def __init__(self, spec: StageSpec, journal: Journal) -> None:
         lower_priority()
-        self._work = PrepareWorker(
-            journal, checkpoint, row_schema, instructions, open_media, seed, batching
-        )
+        self._work = PrepareWorker(spec, journal)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        costs = costs_of(block)
-        for rows, cost in self._work(unseal(block)):
-            yield seal(rows, [*costs, cost])
-            costs = []  # what reading took is told once, with the first batch
+        for costed in self._work(unseal(block), costs_of(block)):
+            yield seal(*costed)
 
 
 class _Generator:
     """A `GenerateWorker` in an actor of Ray Data."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        groups: EngineGroups,
-        checkpoint: Path,
-        instructions: Instructions,
-        sampling: SamplingParams,
-        max_rows: int,
-    ) -> None:
-        self._work = GenerateWorker(journal, groups, checkpoint, instructions, sampling, max_rows)
+    def __init__(self, spec: StageSpec, groups: EngineGroups, journal: Journal) -> None:
+        self._work = GenerateWorker(spec, groups, journal)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        rows, cost = await self._work(unseal(block))
-        yield seal(rows, [*costs_of(block), cost])
+        yield seal(*await self._work(unseal(block), costs_of(block)))
 
 
 @contextmanager

@@ -1,18 +1,22 @@
-"""The two stages between reading and writing, as plain objects of one worker each. No Ray here.
+"""The stages before the writer, as plain objects of one worker each. No Ray here.
 
-`PrepareWorker` turns rows into batches of prompts, `GenerateWorker` turns a batch into results.
-Each tells the journal of its rows before it works on them, and measures what it took.
+`read_splits` reads rows, `PrepareWorker` turns rows into batches of prompts, `GenerateWorker` turns
+a batch into results. Each measures what it took.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+from pyarrow import fs as pafs
 
 from model.engine.sequence import SamplingParams
 from model.inputs.processor import Processor
 from pipeline.cluster.nodes import require_checkpoint
+from pipeline.input.plan import RowGroupSplit
+from pipeline.input.reader import read_split
 from pipeline.media.limits import MediaError
 from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import TimeWindows
@@ -20,56 +24,82 @@ from pipeline.monitor.stage_costs import Cost, Counted, measured
 from pipeline.output.poison import KILLED_PREPARERS, PREPARERS
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prepare import Prepare
+from pipeline.run_plan import RunPlan
 from pipeline.schema import ErrorCode, RowSchema
-from pipeline.stages.batching import Batching, Room
+from pipeline.stages.batching import Room
 from pipeline.stages.generate import EngineGroups, Generate
 from pipeline.stages.journal import Journal
 from pipeline.stages.merge import Merger
+from pipeline.stages.sizing import Sizing
 
 CostedRows = tuple[pa.Table, list[Cost]]  # rows, and what the stages so far took for them
 
 _POISON = MediaError(ErrorCode.POISON_ROW, KILLED_PREPARERS)
 
 
-class PrepareWorker:
-    """Prepares rows, batch after batch.
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """What the stages of a run need, wherever they run; it travels to their workers."""
 
-    Args:
-        journal: is told of rows before they are prepared.
-        checkpoint: whose processor makes the prompts.
-        row_schema: of the tables that come.
-        instructions: what to make of them.
-        open_media: opens what a row holds.
-        seed: of the run.
-        batching: which rows make a batch.
-    """
+    filesystem: pafs.FileSystem  # of the input
+    row_schema: RowSchema
+    checkpoint: Path
+    instructions: Instructions
+    sampling: SamplingParams
+    open_media: Callable[[object], bytes | BinaryIO]
+    sizing: Sizing
 
-    def __init__(
-        self,
-        journal: Journal,
-        checkpoint: Path,
-        row_schema: RowSchema,
-        instructions: Instructions,
-        open_media: Callable[[object], bytes | BinaryIO],
-        seed: int,
-        batching: Batching,
-    ) -> None:
-        require_checkpoint(checkpoint)
-        self._journal = journal
-        self._batching = batching
-        self._media_column = row_schema.columns.video
-        self._open = Counted(open_media)
-        self._decoder = SandboxedDecoder(instructions.limits)
-        processor = Processor.from_checkpoint(checkpoint)
-        self._prepare = Prepare(
-            processor, row_schema, instructions, self._open, seed, self._decoder
+    @classmethod
+    def of(cls, plan: RunPlan, sizing: Sizing) -> "StageSpec":
+        """What the stages need of a run."""
+        return cls(
+            filesystem=plan.source.filesystem,
+            row_schema=plan.source.row_schema,
+            checkpoint=plan.config.checkpoint,
+            instructions=plan.config.instructions,
+            sampling=plan.config.sampling,
+            open_media=plan.media.open,
+            sizing=sizing,
         )
 
-    def __call__(self, rows: pa.Table) -> Iterator[tuple[pa.Table, Cost]]:
+
+def read_splits(spec: StageSpec, splits: Iterable[RowGroupSplit]) -> Iterator[CostedRows]:
+    """Read rows, at most `read_rows` at a time."""
+    for split in splits:
+        tables = read_split(spec.filesystem, spec.row_schema, split, max_rows=spec.sizing.read_rows)
+        while True:
+            with measured("read") as cost:
+                rows = next(tables, None)
+            if rows is None:
+                break
+            cost.num_bytes = rows.nbytes
+            yield rows, [cost]
+
+
+class PrepareWorker:
+    """Prepares rows, batch after batch, and tells the journal of them before."""
+
+    def __init__(self, spec: StageSpec, journal: Journal) -> None:
+        require_checkpoint(spec.checkpoint)
+        self._journal = journal
+        self._batching = spec.sizing.batching
+        self._media_column = spec.row_schema.columns.video
+        self._open = Counted(spec.open_media)
+        self._decoder = SandboxedDecoder(spec.instructions.limits)
+        self._prepare = Prepare(
+            Processor.from_checkpoint(spec.checkpoint),
+            spec.row_schema,
+            spec.instructions,
+            self._open,
+            spec.sampling.seed,
+            self._decoder,
+        )
+
+    def __call__(self, rows: pa.Table, costs: list[Cost]) -> Iterator[CostedRows]:
         """Yield each batch as soon as it is ready, so that the first need not wait for the last.
 
         The batches of a table are always the same: Ray may try a task again of which it has taken
-        the first ones.
+        the first ones. What reading took is told once, with the first batch.
         """
         ids = rows["row_id"].combine_chunks()
         prepare = self._prepare
@@ -86,7 +116,8 @@ class PrepareWorker:
             num_left -= batch.num_rows
             if not num_left:
                 self._journal.end_preparing(ids)
-            yield prepared, cost
+            yield prepared, [*costs, cost]
+            costs = []
 
     def close(self) -> None:
         """End the decoding process."""
@@ -105,35 +136,20 @@ class PrepareWorker:
 
 
 class GenerateWorker:
-    """Answers batches of prompts, several at a time.
+    """Answers batches of prompts, several at a time, and tells the journal of them before."""
 
-    Args:
-        journal: is told of rows before they are answered.
-        groups: who answers.
-        checkpoint: whose processor makes the prompts that merge the captions of windows.
-        instructions: what was asked.
-        sampling: of every row.
-        max_rows: that are at the engines at a time.
-    """
-
-    def __init__(
-        self,
-        journal: Journal,
-        groups: EngineGroups,
-        checkpoint: Path,
-        instructions: Instructions,
-        sampling: SamplingParams,
-        max_rows: int,
-    ) -> None:
+    def __init__(self, spec: StageSpec, groups: EngineGroups, journal: Journal) -> None:
         self._journal = journal
-        self._room = Room(max_rows)
-        windows, merger = instructions.windows, None
+        self._room = Room(spec.sizing.rows_per_client)
+        windows, merger = spec.instructions.windows, None
         if isinstance(windows, TimeWindows) and windows.merge is not None:
-            require_checkpoint(checkpoint)
-            merger = Merger(Processor.from_checkpoint(checkpoint), windows.merge, sampling)
-        self._generate = Generate(groups, sampling, instructions.questions, windows, merger)
+            require_checkpoint(spec.checkpoint)
+            processor = Processor.from_checkpoint(spec.checkpoint)
+            merger = Merger(processor, windows.merge, spec.sampling)
+        questions = spec.instructions.questions
+        self._generate = Generate(groups, spec.sampling, questions, windows, merger)
 
-    async def __call__(self, rows: pa.Table) -> tuple[pa.Table, Cost]:
+    async def __call__(self, rows: pa.Table, costs: list[Cost]) -> CostedRows:
         """Answer a batch, once there is room for its rows."""
         ids = rows["row_id"].combine_chunks()
         async with self._room.hold(rows.num_rows):
@@ -141,4 +157,4 @@ class GenerateWorker:
                 async with self._journal.generating(ids):
                     (rows,) = [rows async for rows in self._generate(rows)]
                 cost.num_rows = rows.num_rows
-        return rows, cost
+        return rows, [*costs, cost]

@@ -72,12 +72,13 @@ def test_ranks_wait_for_each_other_as_long_as_a_healthy_one_may_take(
 
 def test_a_node_without_the_checkpoint_is_named_by_what_begins_there(tmp_path):
     nothing: Any = None
+    spec: Any = SimpleNamespace(checkpoint=tmp_path)
     message = f"no checkpoint at {tmp_path} on the node {socket.gethostname()}; every node needs it"
 
     with pytest.raises(CheckpointError, match=re.escape(message)):
         load_engine(tmp_path, EngineConfig(), Exchange(), None)
     with pytest.raises(CheckpointError, match=re.escape(message)):
-        _Preparer(nothing, tmp_path, nothing, nothing, nothing, 0, nothing)
+        _Preparer(spec, nothing)
 
 
 def test_the_report_averages_over_ranks_and_says_nothing_of_ranks_alone():
