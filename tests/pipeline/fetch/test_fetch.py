@@ -285,7 +285,7 @@ def test_other_uris_are_refused(media):
 def test_a_refusal_says_what_to_allow():
     error = refusal("s3://clips/a/b.mp4?x=1", MediaAccess())
     assert error.message == (
-        "s3://clips/a/b.mp4?x=1 lies below no allowed prefix; name one as in "
+        "s3://clips/a/b.mp4?x=1 lies below no allowed prefix; allow one, such as "
         "--allow-uri s3://clips/folder"
     )
 
@@ -347,7 +347,7 @@ def test_remote_videos_decode():
     ],
 )
 def test_prefixes_that_are_none_are_refused(prefix):
-    with pytest.raises(ValueError, match="is no prefix of URIs"):
+    with pytest.raises(ValueError, match="is not a prefix of URIs"):
         MediaAccess(allowed_prefixes=(prefix,))
 
 
