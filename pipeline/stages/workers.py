@@ -131,7 +131,7 @@ class GenerateWorker:
         if isinstance(windows, TimeWindows) and windows.merge is not None:
             require_checkpoint(checkpoint)
             merger = Merger(Processor.from_checkpoint(checkpoint), windows.merge, sampling)
-        self._generate = Generate(groups, sampling, instructions.questions, windows, merger)
+        self._generate = Generate(groups, sampling, instructions.named_prompts, windows, merger)
 
     async def __call__(self, rows: pa.Table) -> tuple[pa.Table, Cost]:
         """Answer a batch, once there is room for its rows."""

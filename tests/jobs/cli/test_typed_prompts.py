@@ -88,7 +88,7 @@ def answered(config):
     rows = rows.add_column(0, "row_id", pa.array([f"clips.parquet#{n}" for n in range(2)]))
     access = MediaAccess(base=str(Path(config.input).parent))
     prepared = Prepare(processor, row_schema, config.instructions, access.open)(rows)
-    generate = Generate(Groups(answer), config.sampling, config.instructions.questions)
+    generate = Generate(Groups(answer), config.sampling, config.instructions.named_prompts)
 
     async def run():
         return [table async for table in generate(prepared)]

@@ -277,7 +277,9 @@ PLANNED = [kind for kind in KINDS if "avi" not in kind and kind != "mpeg2 in ps"
 
 @pytest.mark.parametrize("kind", PLANNED)
 def test_few_frames_are_reached_without_decoding_all(kind, monkeypatch):
-    monkeypatch.setattr("pipeline.media.video._decode_all", lambda *_: pytest.fail("read through"))
+    monkeypatch.setattr(
+        "pipeline.media.video._Decoding.decode_from_start", lambda *_: pytest.fail("read through")
+    )
     sampling = FrameSampling(num_frames=2)
     assert numbers(decode_video(video(kind), sampling)) == [12, 36]
     assert numbers(decode_video(video(kind), sampling, span_s=(3.0, 4.8))) == [34, 43]

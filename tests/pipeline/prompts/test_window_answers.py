@@ -17,9 +17,9 @@ from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import PageWindows, TimeWindows
 from pipeline.preflight import open_input
 from pipeline.prompts.instructions import Instructions
-from pipeline.prompts.prepare import Prepare, row_seed
-from pipeline.prompts.prompt_columns import decode_prompt
-from pipeline.prompts.questions import Question
+from pipeline.prompts.named_prompts import NamedPrompt
+from pipeline.prompts.prepare import Prepare
+from pipeline.prompts.prompt_columns import decode_prompt, row_seed
 from pipeline.prompts.window_answers import window_fields
 from pipeline.schema import RESULT_FIELDS, ErrorCode, InputColumns, check_input
 from pipeline.stages.generate import Generate
@@ -350,7 +350,7 @@ def test_a_page_that_fails_is_named_and_the_others_keep_their_text(processor, de
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"questions": (Question(name="a", text="?"),)}, "--prompts"),
+        ({"named_prompts": (NamedPrompt(name="a", text="?"),)}, "--prompts"),
         ({"max_row_tokens": 100}, "--tokens-per-row"),
     ],
 )
