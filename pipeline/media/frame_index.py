@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from av import Packet
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -108,16 +109,16 @@ def index_frames(
     if packets.is_keyframe.any():
         first = int(packets.is_keyframe.argmax())
         is_shown &= (np.arange(len(pts)) >= first) & (pts >= pts[first])
-    shown = np.unique(pts[is_shown])
-    if len(shown) == 0:
+    shown_pts = np.unique(pts[is_shown])
+    if len(shown_pts) == 0:
         return None
     duration = int(packets.durations[is_shown][pts[is_shown].argmax()])
     if duration <= 0:
-        duration = int(np.median(np.diff(shown))) if len(shown) > 1 else 0
+        duration = int(np.median(np.diff(shown_pts))) if len(shown_pts) > 1 else 0
     return FrameIndex(
         packets=packets,
-        pts=shown,
-        end_pts=int(shown[-1]) + max(duration, 0),
+        pts=shown_pts,
+        end_pts=int(shown_pts[-1]) + max(duration, 0),
         time_base=time_base,
         stores_pts=stores_pts,
         num_damaged=num_damaged,
@@ -136,8 +137,7 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
     if not stream.time_base:
         raise MediaError(ErrorCode.MEDIA_CORRUPT, "the video stream has no time base")
     stores_pts = container.format.name != "avi"
-    pts, durations, positions = array("q"), array("q"), array("q")
-    is_keyframe, is_hidden = bytearray(), bytearray()
+    collected = _PacketColumns()
     num_damaged = num_untimed = 0
     for packet in read_packets(container, stream):
         if packet is None:
@@ -147,22 +147,11 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
         if time is None:
             num_untimed += 1
             continue
-        pts.append(time)
-        limits.check_num_frames(len(pts))
-        durations.append(packet.duration or 0)
-        positions.append(-1 if packet.pos is None else packet.pos)
-        is_keyframe.append(packet.is_keyframe)
-        is_hidden.append(packet.is_discard)
+        collected.append(packet, time)
+        limits.check_num_frames(len(collected.pts))
         num_damaged += packet.is_corrupt
-    packets = Packets(
-        pts=np.array(pts, dtype=np.int64),
-        durations=np.array(durations, dtype=np.int64),
-        positions=np.array(positions, dtype=np.int64),
-        is_keyframe=np.frombuffer(is_keyframe, dtype=np.bool_),
-        is_hidden=np.frombuffer(is_hidden, dtype=np.bool_),
-    )
     index = index_frames(
-        packets,
+        collected.as_packets(),
         time_base=stream.time_base,
         stores_pts=stores_pts,
         num_damaged=num_damaged,
@@ -172,6 +161,32 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
         raise MediaError(ErrorCode.NO_FRAMES, "the video stream holds no frames")
     limits.check_duration(index.end_s)
     return index
+
+
+class _PacketColumns:
+    """Collects `Packets` one by one, in compact arrays: a stream may have millions of them."""
+
+    def __init__(self) -> None:
+        self.pts, self.durations, self.positions = array("q"), array("q"), array("q")
+        self.is_keyframe, self.is_hidden = bytearray(), bytearray()
+
+    def append(self, packet: Packet, time: int) -> None:
+        """Add a packet that appears at `time`, in units of the time base."""
+        self.pts.append(time)
+        self.durations.append(packet.duration or 0)
+        self.positions.append(-1 if packet.pos is None else packet.pos)
+        self.is_keyframe.append(packet.is_keyframe)
+        self.is_hidden.append(packet.is_discard)
+
+    def as_packets(self) -> Packets:
+        """Turn what was collected into arrays."""
+        return Packets(
+            pts=np.array(self.pts, dtype=np.int64),
+            durations=np.array(self.durations, dtype=np.int64),
+            positions=np.array(self.positions, dtype=np.int64),
+            is_keyframe=np.frombuffer(self.is_keyframe, dtype=np.bool_),
+            is_hidden=np.frombuffer(self.is_hidden, dtype=np.bool_),
+        )
 
 
 @dataclass(frozen=True)
@@ -228,9 +243,8 @@ def plan_runs(index: FrameIndex, wanted: Sequence[int]) -> list[PacketRun] | Non
 def _run_of(packets: Packets, keyframes: NDArray[np.intp], pts: int, at: int) -> PacketRun | None:
     """The run for one wanted frame, whose packet is at `at`; None if there is no such frame."""
     before = keyframes[keyframes <= at]
-    before = before[
-        packets.pts[before] <= pts
-    ]  # what is shown before a keyframe needs the one before
+    # A B picture that follows a keyframe and is shown before it needs the keyframe before that.
+    before = before[packets.pts[before] <= pts]
     if packets.pts[at] != pts or len(before) == 0:
         return None
     return PacketRun(int(before[-1]), min(at + 1 + _MARGIN, len(packets.pts)))

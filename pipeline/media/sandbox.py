@@ -117,9 +117,8 @@ class SandboxedDecoder:
                 except _DeathError as error:
                     death = error
         if death.is_memory:
-            refuse(
-                "decoding needs more memory", self._limits.max_decode_bytes, "--max-decode-bytes"
-            )
+            max_bytes = self._limits.max_decode_bytes
+            refuse("decoding needs more memory", max_bytes, "--max-decode-bytes")
         message = f"two decoding processes died with it; the second {death}"
         raise MediaError(ErrorCode.DECODER_DIED, message)
 

@@ -80,7 +80,7 @@ def test_answers_with_a_schema_have_its_type_unless_they_are_to_be_text(written)
         ("a: {text: x, schema: 3}", "a: schema must be a file or a mapping"),
         (
             "a: {text: x, schema: {type: object, properties: {b: {type: array}}}}",
-            "a: no column has the type of its schema: #/properties/b/items says no type; "
+            "a: no column has the type of its schema: #/properties/b/items gives no type; "
             "`as: json` keeps its answers as text",
         ),
         ("a: {text: x, schema: {const: 2020-01-01}}", "a: schema is not JSON: Object of type date"),

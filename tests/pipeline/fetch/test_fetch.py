@@ -225,7 +225,7 @@ def test_real_clips_decode(as_media):
 
 @pytest.fixture
 def store():
-    """Objects in fsspec's memory."""
+    """Put objects into the memory filesystem of fsspec."""
     filesystem = fsspec.filesystem("memory")
     for name in ("/bucket/in/clip.mp4", "/bucket/in/a b?c#d%2F.mp4", "/bucket/secret.mp4"):
         filesystem.pipe(name, CLIP)
@@ -412,7 +412,7 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def talk(self, pause_s: float = 0.0) -> None:
-        """Send bytes until nobody listens."""
+        """Send bytes until the client hangs up."""
         try:
             while True:
                 self.wfile.write(bytes(1 << 16))
@@ -495,7 +495,7 @@ def test_trouble_that_stays_is_not_tried_again(path, server, url):
 
 
 def test_a_public_server_cannot_redirect_into_a_private_network(url, server, monkeypatch):
-    """The user allowed both places; what the first one says about the second is not trusted."""
+    """Both places are allowed, but a public server must not redirect to a private one."""
     peers = iter(["8.8.8.8", "127.0.0.1"])
     monkeypatch.setattr(
         "ipaddress.IPv4Address.is_global", property(lambda self: next(peers) == "8.8.8.8")

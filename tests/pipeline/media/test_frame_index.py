@@ -14,7 +14,7 @@ from pipeline.media.frame_index import (
 
 
 def indexed(packets, **changes) -> FrameIndex | None:
-    """The index of (pts, duration, is_keyframe, is_hidden) packets of tenths of a second."""
+    """Index packets (pts, duration, is_keyframe, is_hidden), with times in tenths of a second."""
     pts, durations, is_keyframe, is_hidden = np.array(packets, dtype=np.int64).T
     packets = Packets(
         pts=pts,
@@ -56,7 +56,7 @@ def test_timestamps_at_the_ends_of_their_range_do_not_overflow_the_duration():
 
 
 def stream(num_frames=100, gop=10, **changes) -> FrameIndex:
-    """Frames of one tick in groups of `gop`, without B pictures."""
+    """Index frames of one tick each, with a keyframe every `gop` frames and no B pictures."""
     index = indexed([(at, 1, at % gop == 0, 0) for at in range(num_frames)], **changes)
     assert index is not None
     return index

@@ -313,7 +313,7 @@ def test_odd_streams_give_the_frames_of_sequential_decoding(odd, variable):
 
 
 def test_a_container_that_is_wrong_about_its_keyframes_is_not_believed():
-    """Without its table of keyframes an mp4 calls every frame one."""
+    """An mp4 without its table of keyframes says that every frame is one."""
     for codec in ("libx264", "mpeg4", "libvpx-vp9"):
         source = make_video("mp4", codec, numbers=range(48), num_b_frames=0)
         wrong = source.replace(b"stss", b"free")

@@ -20,7 +20,7 @@ def small(width_px, height_px, num_frames):
 
 
 def by_number(width_px, height_px, num_frames):
-    """As a budget of tokens does: the more frames, the smaller."""
+    """Make frames smaller the more there are, as a budget of tokens does."""
     return max(8, width_px // num_frames), max(8, height_px // num_frames)
 
 
@@ -60,7 +60,7 @@ def test_each_request_gets_the_pixels_that_it_would_have_alone(container, codec)
 
 
 def test_frames_that_stand_for_lost_ones_do_so_for_each_request():
-    """The second half is gone: the last frame that is left stands for all of it."""
+    """The second half of the file is gone; the last frame that is left stands for all of it."""
     video = make_video("matroska", numbers=range(40))
     video = video[: len(video) * 6 // 10]
     samplings = [FrameSampling(num_frames=number) for number in (1, 2, 3, 7, 16)]

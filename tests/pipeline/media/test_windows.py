@@ -129,7 +129,7 @@ def test_a_video_whose_header_knows_no_duration_has_windows():
 
 
 def with_noise(video, numbers):
-    """The video with noise in place of some of its packets."""
+    """Replace some packets of a video with noise."""
     file = io.BytesIO()
     with (
         av.open(io.BytesIO(video), "r") as source,

@@ -47,7 +47,7 @@ def test_a_null_value_is_the_rows_error():
 
 
 def answered(*rows):
-    """A table as the generate stage leaves it."""
+    """Make a table as the generate stage leaves it."""
     numbers = [pa.field(name, pa.int32()) for name in ("prompt_part", "prompt_question", "kept")]
     fields = [*RESULT_FIELDS, *numbers, SAMPLES_FIELD, CHOICE_LOGPROBS_FIELD]
     return pa.Table.from_pylist(list(rows), pa.schema(fields))
@@ -100,7 +100,7 @@ def test_answers_become_columns_of_one_row():
 
 
 def test_a_prompt_over_a_list_gives_a_list():
-    """Rows have lists of their own lengths; what each answer cost and showed is told."""
+    """Rows have lists of their own lengths; `answers` tells what each answer cost and showed."""
     drawn = SamplingParams(temperature=1.0, n=2, choices=("A", "B"))
     prompts = (
         NamedPrompt(name="each", text="{ask}", over="ask", sampling=drawn, view=FrameView()),

@@ -45,7 +45,7 @@ def clip():
 
 
 def fetch(value):
-    """As the real one, but without files."""
+    """Fetch media as the real one does, but without files."""
     if value is None:
         raise MediaError(ErrorCode.MEDIA_NULL, "the row has no video")
     return value
@@ -250,7 +250,7 @@ def test_every_bad_row_is_answered_and_the_good_ones_go_on(processor, clip):
 
 
 def no_text(*values):
-    """A column of text that Parquet would read, whatever its bytes are."""
+    """A column of text as Parquet reads it, although its bytes are not UTF-8."""
     return pa.Array.from_buffers(pa.string(), len(values), pa.array(values).buffers())
 
 
@@ -390,7 +390,7 @@ def view(num_frames, tokens, timestamps: Timestamps = "seconds"):
 
 
 def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(processor, clip):
-    """Of twelve looks, six show frames of their own and six the same with other times."""
+    """Of twelve views, six show frames of their own and six the same with other times."""
     grid = [(n, tokens) for n in (1, 2, 4) for tokens in (2, 6)]
     styles: tuple[Timestamps, ...] = ("seconds", "none")
     views = [view(*cell, timestamps) for cell in grid for timestamps in styles]
@@ -418,8 +418,8 @@ def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(proces
     assert len(fetched) == 2
     assert num_requests == [6, 6]  # frames that two cells show are there once
     assert together.num_rows == 24
-    held = [value is not None for value in together["prompt_patches"].to_pylist()]
-    assert held == [True, False] * 12
+    has_pixels = [value is not None for value in together["prompt_patches"].to_pylist()]
+    assert has_pixels == [True, False] * 12
     for place, each in enumerate(views):
         alone = prepare(
             processor,

@@ -1,4 +1,4 @@
-"""Windows and pages through prepare and generate: one row in, one row out, and what it says."""
+"""Windows and pages through prepare and generate: one row in, one row out, with all answers."""
 
 import asyncio
 
@@ -84,7 +84,7 @@ def generate(table, answer, windows, merger=None):
     stage = Generate(Groups(answer), SAMPLING, windows=windows, merger=merger)
 
     async def run():
-        return [part async for part in stage(table)]
+        return [answered async for answered in stage(table)]
 
     (result,) = asyncio.run(run())
     return result
@@ -103,7 +103,7 @@ def completion(text, finish_reason: FinishReason = "stop", num_prompt_tokens=10)
 
 
 def text_of(processor, prompt):
-    """What is written in a prompt, with its control tokens."""
+    """The text of a prompt, with its control tokens."""
     return processor.tokenizer.decode(prompt.token_ids.tolist())
 
 
@@ -200,7 +200,7 @@ def test_a_merge_asks_for_one_caption_of_the_list(processor, decoder):
 
 
 def merging(processor, monkeypatch, room, answer, num_windows=9):
-    """Merge a made-up timeline with so many tokens of room for captions."""
+    """Merge a made-up timeline, in prompts that have room for some tokens of captions."""
     merger = Merger(processor, "Sum up.", SAMPLING)
     monkeypatch.setattr(merger, "_room", room)
     timeline = [
