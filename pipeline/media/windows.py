@@ -100,7 +100,7 @@ class Window:
 
     start: float  # in seconds; of pages, the number of pages before the window
     end: float
-    media: tuple[Frames, ...] = ()  # one `Frames` for each page; empty if there is an error
+    media: tuple[Frames, ...] = ()  # one, or one for each page; empty if there is an error
     error: MediaError | None = None
 
     def moved(self, offset: float) -> "Window":
