@@ -1,8 +1,9 @@
 """`PipelineConfig`, what one run reads, asks and writes, and its recipe, what changes captions."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from model.engine.config import EngineConfig
 from model.engine.sequence import SamplingParams
@@ -81,16 +82,8 @@ def recipe_of(config: PipelineConfig, row_schema: RowSchema) -> Recipe:
     """Collect everything in a run that changes the captions or the columns of the output.
 
     The keys are stored with outputs and compared when a run continues one. They are the names of
-    dataclass fields, so a field that is renamed needs a line here that keeps its old key.
+    dataclass fields; `_recorded` keeps the old keys of fields that were renamed.
     """
-    asked = asdict(config.instructions)
-    asked["frames"] = asdict(config.instructions.look.affordable_frames)
-    # Outputs from before there were windows have no such key and can still be continued.
-    if config.instructions.windows is None:
-        del asked["windows"]
-    for each in asked["questions"]:
-        del each["is_typed"]  # `output_columns` has the type
-    del asked["limits"]  # these decide which rows fail, not what a caption says
     # "auto" rounds nothing on the wire; outputs from before the option have no such key.
     wire_dtype = config.exchange.wire_dtype
     rounded = {} if wire_dtype == "auto" else {"wire_dtype": wire_dtype}
@@ -98,7 +91,7 @@ def recipe_of(config: PipelineConfig, row_schema: RowSchema) -> Recipe:
         {
             "recipe_version": 1,
             "checkpoint": checkpoint_fingerprint(config.checkpoint),
-            **asked,
+            **_recorded(config.instructions),
             "sampling": asdict(config.sampling),
             "dtype": config.engine.dtype,
             **rounded,
@@ -108,3 +101,21 @@ def recipe_of(config: PipelineConfig, row_schema: RowSchema) -> Recipe:
             "output_columns": [f"{field.name}: {field.type}" for field in row_schema.output],
         }
     )
+
+
+def _recorded(instructions: Instructions) -> dict[str, Any]:
+    """The instructions as a recipe records them."""
+    fields = asdict(instructions)
+    fields["frames"] = asdict(instructions.view.affordable_frames)
+    del fields["limits"]  # they decide what fails, not what a caption says
+    if instructions.windows is None:
+        del fields["windows"]  # outputs from before windows existed have no such key
+    for prompt in fields["named_prompts"]:
+        del prompt["is_typed"]  # the types of the output columns tell it
+    fields["named_prompts"] = [_renamed(each, "view", "look") for each in fields["named_prompts"]]
+    return _renamed(fields, "named_prompts", "questions")
+
+
+def _renamed(fields: Mapping[str, Any], name: str, key: str) -> dict[str, Any]:
+    """The fields in their order, one of them under another key."""
+    return {key if each == name else each: value for each, value in fields.items()}

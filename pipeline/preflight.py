@@ -11,7 +11,7 @@ from pipeline.config import PipelineConfig
 from pipeline.input.source import Source, open_source
 from pipeline.media.windows import TimeWindows
 from pipeline.prompts.fan_in import extra_fields
-from pipeline.prompts.questions import question_fields
+from pipeline.prompts.named_answers import named_answer_fields
 from pipeline.prompts.window_answers import window_fields
 
 
@@ -36,7 +36,8 @@ def open_checkpoint(config: PipelineConfig) -> TextConfig:
 def _check_grammars(config: PipelineConfig) -> None:
     processor = Processor.from_checkpoint(config.checkpoint)
     grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
-    asked = {f"the prompt {each.name!r}": each.sampling for each in config.instructions.questions}
+    prompts = config.instructions.named_prompts
+    asked = {f"the prompt {each.name!r}": each.sampling for each in prompts}
     for name, sampling in {"the run": config.sampling, **asked}.items():
         if sampling.schema is not None:
             try:
@@ -51,14 +52,14 @@ def open_input(config: PipelineConfig) -> Source:
     Raises:
         ValueError: as `open_source`; or windows of time are asked for and rows hold several videos.
     """
-    windows = config.instructions.windows
+    windows, prompts = config.instructions.windows, config.instructions.named_prompts
     source = open_source(
         config.input,
         config.columns,
         carry=config.carry,
         keep_media=config.keep_media,
         extra=[
-            *(question_fields(config.instructions.questions) or extra_fields([config.sampling])),
+            *(named_answer_fields(prompts) or extra_fields([config.sampling])),
             *window_fields(windows),
         ],
         make_ids_unique=config.make_ids_unique,

@@ -65,17 +65,23 @@ PREPARED_FIELDS = (
 )
 
 # Where a row of the input becomes several prompts: the number of each prompt in its row, from 0 on,
-# the number of the question that it asks, and the seconds or pages that it shows. The latter two
-# are null for a row that failed before it had a prompt.
-PART_FIELD = pa.field("prompt_part", pa.int32())
-QUESTION_FIELD = pa.field("prompt_question", pa.int32())
+# the number of the named prompt that it asks, and the seconds or pages that it shows. The last one
+# is null for a row that failed before it had windows.
+PROMPT_NUMBER_FIELD = pa.field("prompt_part", pa.int32())
+NAMED_PROMPT_FIELD = pa.field("prompt_question", pa.int32())
 WINDOW_FIELD = pa.field(
     "prompt_window", pa.struct([("start", pa.float64()), ("end", pa.float64())])
 )
 
 _RESERVED = frozenset(
     field.name
-    for field in (*RESULT_FIELDS, *PREPARED_FIELDS, PART_FIELD, QUESTION_FIELD, WINDOW_FIELD)
+    for field in (
+        *RESULT_FIELDS,
+        *PREPARED_FIELDS,
+        PROMPT_NUMBER_FIELD,
+        NAMED_PROMPT_FIELD,
+        WINDOW_FIELD,
+    )
 )
 
 

@@ -31,7 +31,7 @@ from model.engine.sequence import SamplingParams
 from parallel.experts.policy import Exchange
 from pipeline.config import PipelineConfig
 from pipeline.media.frame_sampling import FrameSampling
-from pipeline.prompts.prepare import Instructions
+from pipeline.prompts.instructions import Instructions
 from pipeline.run import run
 from pipeline.schema import InputColumns
 

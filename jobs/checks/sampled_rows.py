@@ -21,7 +21,7 @@ from pipeline.input.source import Source
 from pipeline.output.ledger import OutputIndex
 from pipeline.prompts.prepare import Prepare
 from pipeline.prompts.prompt_columns import decode_prompt
-from pipeline.schema import QUESTION_FIELD
+from pipeline.schema import NAMED_PROMPT_FIELD
 
 _BAR = 24  # characters of the longest bar
 
@@ -118,15 +118,15 @@ def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[RowGroupSplit]:
 
 
 def _row(config: PipelineConfig, prepared: pa.Table, seconds: float) -> SampledRow:
-    """One row of the input, of whose questions each is a row of the table."""
-    questions = config.instructions.questions
+    """Join the rows of the table that are the prompts of one row of the input."""
+    named_prompts = config.instructions.named_prompts
     asked = []
     for index in range(prepared.num_rows):
         prompt = decode_prompt(prepared, index)
         if prompt is not None:
-            number = prepared[QUESTION_FIELD.name][index].as_py() if questions else None
+            number = prepared[NAMED_PROMPT_FIELD.name][index].as_py() if named_prompts else None
             asked.append(
-                (prompt, config.sampling if number is None else questions[number].sampling)
+                (prompt, config.sampling if number is None else named_prompts[number].sampling)
             )
     codes, errors = prepared["error_code"].drop_null(), prepared["error"].drop_null()
     return SampledRow(

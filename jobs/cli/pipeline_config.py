@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.cli.checkpoint import find_checkpoint
 from jobs.cli.options import MERGE_PROMPT, NO_PAGES, media_limits, parse_names
-from jobs.cli.prompts_file import read_questions
+from jobs.cli.prompts_file import read_named_prompts
 from jobs.cli.ray_cluster import refuse_relative, refuse_unsafe_settings
 from jobs.cli.schema_file import read_schema
 from model.engine.config import EngineConfig
@@ -16,7 +16,7 @@ from pipeline.config import PipelineConfig
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.windows import PageWindows, TimeWindows, Windows
 from pipeline.prompts.instructions import Instructions
-from pipeline.prompts.questions import fields_of, lists_of
+from pipeline.prompts.named_prompts import list_columns, value_columns
 from pipeline.schema import ErrorCode, InputColumns
 
 
@@ -47,7 +47,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         n=options.samples,
         token_logprobs=options.token_logprobs,
     )
-    questions = () if options.prompts is None else read_questions(options.prompts, sampling)
+    named_prompts = () if options.prompts is None else read_named_prompts(options.prompts, sampling)
     return PipelineConfig(
         input=options.input,
         output=options.output,
@@ -58,15 +58,15 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
             prompt=options.prompt_column,
             start_s=options.start_column,
             end_s=options.end_column,
-            fields=fields_of(questions),
-            lists=lists_of(questions),
+            fields=value_columns(named_prompts),
+            lists=list_columns(named_prompts),
         ),
         carry=options.columns,
         keep_media=options.keep_media,
         limit=options.limit,
         instructions=Instructions(
             prompt=options.prompt,
-            questions=questions,
+            named_prompts=named_prompts,
             frames=_frame_sampling(options),
             windows=_windows(options),
             timestamps=options.timestamps,

@@ -1,4 +1,4 @@
-"""`--prompts prompts.yaml`: several questions about each row, each with a column of its own.
+"""`--prompts prompts.yaml`: several prompts for each row, each with a column of its own.
 
 mood: What is the mood of this clip?          # a name and a text
 safety:
@@ -19,9 +19,9 @@ from jobs.cli.config_file import read_mapping
 from jobs.cli.schema_file import read_schema
 from model.engine.sequence import SamplingParams
 from pipeline.prompts.answer_type import answer_type
-from pipeline.prompts.questions import Question
+from pipeline.prompts.named_prompts import NamedPrompt
 
-# Options of the command that a question may have for itself -> fields of SamplingParams.
+# Options of the command that a prompt may have for itself -> fields of SamplingParams.
 _OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "max-tokens": ("max_tokens", int),
     "temperature": ("temperature", (int, float)),
@@ -35,15 +35,15 @@ _KEYS = ("text", "schema", "as", "stop", *_OPTIONS)
 _FORMS = ("typed", "json")
 
 
-def read_questions(path: str, sampling: SamplingParams) -> tuple[Question, ...]:
-    """The questions of a file.
+def read_named_prompts(path: str, sampling: SamplingParams) -> tuple[NamedPrompt, ...]:
+    """Read the named prompts of a file.
 
     Args:
         path: of the YAML file.
-        sampling: of the command, for what a question does not set.
+        sampling: of the command, for what a prompt does not set.
 
     Raises:
-        ValueError: the file or a question is wrong; the message names both.
+        ValueError: the file or a prompt is wrong; the message names both.
     """
     try:
         values = read_mapping(path)
@@ -51,16 +51,16 @@ def read_questions(path: str, sampling: SamplingParams) -> tuple[Question, ...]:
         raise ValueError(f"--prompts {path}: {error}") from error
     if not values:
         raise ValueError(f"--prompts {path}: it holds no prompt")
-    questions = []
+    named_prompts = []
     for name, value in values.items():
         try:
-            questions.append(_question(name, value, sampling, Path(path).parent))
+            named_prompts.append(_named_prompt(name, value, sampling, Path(path).parent))
         except ValueError as error:
             raise ValueError(f"--prompts {path}: {name}: {error}") from error
-    return tuple(questions)
+    return tuple(named_prompts)
 
 
-def _question(name: Any, value: Any, sampling: SamplingParams, folder: Path) -> Question:
+def _named_prompt(name: Any, value: Any, sampling: SamplingParams, folder: Path) -> NamedPrompt:
     if not isinstance(name, str) or not name.strip():
         raise ValueError("a prompt needs a name that is text; quote it")
     if isinstance(value, str):
@@ -75,11 +75,11 @@ def _question(name: Any, value: Any, sampling: SamplingParams, folder: Path) -> 
     is_typed = _is_typed(name, value.get("as"), sampling)
     if is_typed:
         sampling = replace(sampling, schema=_closed(sampling.schema))
-    return Question(name=name, text=value["text"], sampling=sampling, is_typed=is_typed)
+    return NamedPrompt(name=name, text=value["text"], sampling=sampling, is_typed=is_typed)
 
 
 def _changes(value: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings that a question has for itself."""
+    """The settings that a prompt has for itself."""
     changes: dict[str, Any] = {}
     for key, (option, kind) in _OPTIONS.items():
         if key in value:

@@ -18,7 +18,7 @@ from jobs.review_page.rows import Output, as_json
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.windows import PageWindows, TimeWindows, Windows
 from pipeline.prompts.frame_view import FrameView
-from pipeline.prompts.questions import ANSWERS
+from pipeline.prompts.named_prompts import ANSWERS
 from pipeline.prompts.window_answers import PAGE_WINDOWS_FIELD, PAGES_FIELD, TIMELINE_FIELD
 
 Item = TypeVar("Item")

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.input.listing import list_files
-from pipeline.prompts.questions import fill, template_fields
+from pipeline.prompts.named_prompts import fill, template_fields
 
 LETTERS = string.ascii_uppercase
 Row = Mapping[str, Any]

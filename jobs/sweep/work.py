@@ -22,7 +22,7 @@ from jobs.sweep.layouts import LETTERS, Dataset, Item, lettered
 from jobs.sweep.names import CLIPS
 from pipeline.config import PipelineConfig
 from pipeline.output.store import Store
-from pipeline.prompts.questions import Question, fill, template_fields
+from pipeline.prompts.named_prompts import NamedPrompt, fill, template_fields
 from pipeline.schema import InputColumns
 
 _FIELDS = ("question", "options")  # that a prompt may name
@@ -155,20 +155,20 @@ def config_of(work: Work, cells: Sequence[Cell], uri: str, folder: str) -> Pipel
         ValueError: an option cannot work; the message names the cell.
     """
     num_options = max(len(item.options) for clip in work.clips for item in clip.items)
-    questions = []
+    named_prompts = []
     for number, cell in enumerate(cells):
         try:
             own = pipeline_config(cell.options)
         except ValueError as error:
             raise ValueError(f"cell {cell.name}: {error}") from error
         column = _column(work.prompts.index(cell.options.prompt))
-        questions.append(
-            Question(
+        named_prompts.append(
+            NamedPrompt(
                 name=question_name(number),
                 text=f"{{{column}}}",
                 over=column,
                 sampling=replace(own.sampling, choices=tuple(LETTERS[:num_options])),
-                look=own.instructions.look,
+                view=own.instructions.view,
             )
         )
     base = pipeline_config(argparse.Namespace(**{**vars(cells[0].options), "limit": None}))
@@ -184,6 +184,6 @@ def config_of(work: Work, cells: Sequence[Cell], uri: str, folder: str) -> Pipel
         ),
         carry=(),
         media_folder=work.folder,
-        instructions=replace(base.instructions, questions=tuple(questions)),
+        instructions=replace(base.instructions, named_prompts=tuple(named_prompts)),
         run_yaml=None,
     )

@@ -1,11 +1,11 @@
 """One object over HTTP, from a host that the user allowed, whatever the row and the server say.
 
-Every address that is asked, after a redirect too, must lie below an allowed prefix. A server that
-can be reached by everybody may not redirect into a private network: the address of each connection
-is looked at after it is made, so that a name cannot change its meaning in between.
+Every address that is requested, also after a redirect, must lie below an allowed prefix. A server
+that everybody can reach must not redirect into a private network. The address of each connection is
+checked after it is made, so that a host name cannot change its meaning between check and use.
 
-No wait for a server is longer than the time that its object has left: a server that sends a byte
-now and then, in the body or before it, is left at the deadline.
+No wait for a server is longer than the time that its object has left. A server that sends a byte
+now and then, in the headers or in the body, is so dropped at the deadline.
 """
 
 import io
@@ -15,6 +15,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from http.client import (
     HTTPConnection,
     HTTPException,
@@ -23,7 +24,7 @@ from http.client import (
     HTTPSConnection,
     InvalidURL,
 )
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.error import HTTPError, URLError
 from urllib.request import (
     HTTPHandler,
@@ -42,17 +43,17 @@ _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Deadline:
-    """The end of the time that one object may take, attempts and waits between them included."""
+    """When the time for one object ends; all attempts and the waits between them count."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._end_s = time.monotonic() + limit_s
 
     def left_s(self) -> float:
-        """The time that is left.
+        """The seconds that are left.
 
         Raises:
-            OSError: none is.
+            OSError: the time is over.
         """
         left_s = self._end_s - time.monotonic()
         if left_s <= 0:
@@ -69,31 +70,31 @@ def download(
     num_attempts: int,
     backoff_s: float,
 ) -> Iterator[HTTPResponse]:
-    """The answer of a server, as a stream, for the time of a `with`.
+    """Open the response of a server as a stream, which is closed at the end of the `with`.
 
-    Trouble that may pass (a time-out, a broken connection, a busy server) is met by further
-    attempts, each after twice the wait of the one before, or after what the server asks for.
+    Trouble that may pass (a time-out, a broken connection, a busy server) leads to another attempt.
+    Each wait is twice as long as the one before, or as long as the server asks for.
 
     Args:
-        uri: where.
+        uri: where the object is.
         check: raises a `MediaError` for an address that is not allowed.
-        deadline: for all of it, up to the last byte that is read of the stream.
-        num_attempts: at most.
-        backoff_s: the first wait.
+        deadline: holds until the last byte of the stream is read.
+        num_attempts: the most attempts.
+        backoff_s: the wait before the second attempt.
 
     Raises:
-        MediaError: a redirect leads where it may not.
+        MediaError: a redirect leads to a place that is not allowed.
         OSError, HTTPException, ValueError: the last attempt failed, or the time is over.
     """
     try:
-        with closing(_attempt(uri, check, deadline, num_attempts, backoff_s)) as response:
+        with closing(_open_with_retries(uri, check, deadline, num_attempts, backoff_s)) as response:
             yield response
     except (TimeoutError, URLError):
-        deadline.left_s()  # says so if that was it
+        deadline.left_s()  # if the deadline was the cause, its own error says so better
         raise
 
 
-def _attempt(
+def _open_with_retries(
     uri: str,
     check: Callable[[str], object],
     deadline: Deadline,
@@ -104,15 +105,15 @@ def _attempt(
         try:
             return _open(uri, check, deadline)
         except (OSError, HTTPException) as error:
-            if (asked_s := _temporary(error)) is None:
+            if (asked_s := _retry_after_s(error)) is None:
                 raise
             wait_s = min(max(backoff_s * 2**attempt, asked_s), _MAX_WAIT_S)
             time.sleep(min(wait_s, deadline.left_s()))
     return _open(uri, check, deadline)
 
 
-def _temporary(error: OSError | HTTPException) -> float | None:
-    """How long the server asks to wait, 0 if it does not say; None for what will not pass."""
+def _retry_after_s(error: OSError | HTTPException) -> float | None:
+    """The wait that the server asks for, or 0; None if another attempt would fail the same way."""
     if isinstance(error, HTTPError):
         error.close()
         asked = error.headers.get("Retry-After", "")
@@ -129,21 +130,29 @@ def _open(uri: str, check: Callable[[str], object], deadline: Deadline) -> HTTPR
 
 
 class _Guard:
-    """Keeps an object's connections in its time, and out of private networks if the first was."""
+    """Watches the connections of one object: their time, and where they lead."""
 
     def __init__(self, deadline: Deadline) -> None:
         self._deadline = deadline
-        self._may_be_private: bool | None = None
+        self._may_be_private: bool | None = None  # None before the first connection
 
     def timeout_s(self) -> float:
-        """How long to wait for the other side now."""
+        """How long to wait for the server now.
+
+        Raises:
+            OSError: the time of the object is over.
+        """
         return min(_TIMEOUT_S, self._deadline.left_s())
 
     def check(self, connected: socket.socket) -> None:
-        """Look at the other side of a new connection."""
+        """Close a new connection that leads from a public host into a private network.
+
+        Raises:
+            MediaError: it did.
+        """
         host = str(connected.getpeername()[0])
         is_private = not ipaddress.ip_address(host.partition("%")[0]).is_global
-        if self._may_be_private is None:  # the user named this host
+        if self._may_be_private is None:  # the first host is the one that the user allowed
             self._may_be_private = is_private
         if is_private and not self._may_be_private:
             connected.close()
@@ -158,7 +167,7 @@ class _Http(HTTPHandler):
         self._guard = guard
 
     def http_open(self, req: Request) -> HTTPResponse:
-        return self.do_open(_guarded(HTTPConnection, self._guard), req)
+        return self.do_open(partial(_GuardedConnection, guard=self._guard), req)
 
 
 class _Https(HTTPSHandler):
@@ -167,29 +176,39 @@ class _Https(HTTPSHandler):
         self._guard = guard
 
     def https_open(self, req: Request) -> HTTPResponse:
-        return self.do_open(_guarded(HTTPSConnection, self._guard), req)
+        return self.do_open(partial(_GuardedTlsConnection, guard=self._guard), req)
 
 
-def _guarded(kind: type[HTTPConnection], guard: _Guard) -> Any:
-    class Response(HTTPResponse):
-        def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-            super().__init__(sock, *args, **kwargs)
-            self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock, guard))
+class _GuardedConnection(HTTPConnection):
+    """A connection that is checked by a guard once it is made, and keeps to the guard's time."""
 
-    class Guarded(kind):
-        response_class = Response
+    def __init__(self, host: str, *, guard: _Guard, **options: Any) -> None:
+        super().__init__(host, **options)
+        self._guard = guard
+        # `http.client` only ever calls this attribute, with the socket to read a response from.
+        self.response_class = cast(type[HTTPResponse], partial(_TimedResponse, guard=guard))
 
-        def connect(self) -> None:
-            self.timeout = guard.timeout_s()
-            super().connect()
-            guard.check(self.sock)
-            self.sock.settimeout(guard.timeout_s())  # to send the request
-
-    return Guarded
+    def connect(self) -> None:
+        self.timeout = self._guard.timeout_s()
+        super().connect()
+        self._guard.check(self.sock)
+        self.sock.settimeout(self._guard.timeout_s())  # to send the request
 
 
-class _Timed(io.RawIOBase):
-    """What a socket receives, each piece within the time that is left then."""
+class _GuardedTlsConnection(_GuardedConnection, HTTPSConnection):
+    """The same over TLS; `connect` of the guarded connection calls that of `HTTPSConnection`."""
+
+
+class _TimedResponse(HTTPResponse):
+    """A response that is read within the guard's time, headers and body alike."""
+
+    def __init__(self, sock: socket.socket, *args: Any, guard: _Guard, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_TimedReader(self.fp.detach(), sock, guard))
+
+
+class _TimedReader(io.RawIOBase):
+    """Reads from a socket, and waits for each piece no longer than the time that is left then."""
 
     def __init__(self, received: io.RawIOBase, sock: socket.socket, guard: _Guard) -> None:
         self._received = received
@@ -209,7 +228,7 @@ class _Timed(io.RawIOBase):
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows a redirect only to where a row could have pointed itself, and reads none of it."""
+    """Follows a redirect only to an address that the row itself could have named."""
 
     def __init__(self, check: Callable[[str], object]) -> None:
         self._check = check
@@ -217,6 +236,6 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
-        fp.close()  # else its body would be read into memory, whole
+        fp.close()  # otherwise urllib reads the whole body of the redirect into memory
         self._check(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

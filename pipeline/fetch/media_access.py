@@ -1,13 +1,13 @@
-"""From a row's media value to bytes or an open file that can be decoded.
+"""A row's media value -> bytes, or an open file that can be decoded.
 
-A row may name local files below the input's own folder and those that the user allowed, and remote
-objects below the prefixes that the user allowed, because a dataset could otherwise make the workers
-read, with their credentials, from wherever it likes. Links are followed before a path is judged.
-A prefix, which the user wrote, chooses the filesystem with all its settings; of the row's URI only
-the rest counts, as a plain path.
+A row may name local files below the input's own folder and below folders that the user allowed, and
+remote objects below prefixes that the user allowed. Otherwise a dataset could make the workers read
+from anywhere, with their credentials. Links are followed before a path is judged. A prefix, which
+the user wrote, chooses the filesystem and all its settings; of the row's URI only the rest counts,
+as a plain path.
 
-Remote objects are copied to a temporary file, in memory while they are small, since decoding reads
-them twice, in another process.
+Remote objects are copied to a temporary file, which is in memory while it is small, because
+decoding reads them twice and in another process.
 """
 
 import errno
@@ -36,12 +36,13 @@ from pipeline.status import ErrorCode
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CROOKED = re.compile(r"[/\\]\.\.?([/\\;?#]|$)|[\x00-\x1f\x7f]")
 _HTTP = ("http://", "https://")
-_SPOOL_BYTES = 64 << 20  # more goes to disk
+_SPOOL_BYTES = 64 << 20  # a larger object, or one of unknown size, is copied to disk
 _CHUNK_BYTES = 4 << 20
-# Every other row would fail too: no room or memory, too many open files.
+# Errors of this machine, with which every other row would fail too: its disk or memory is full, or
+# too many files are open.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MAX_COPY_S = 1800.0  # for one object, from the connection to its last byte
-_open_filesystem = lru_cache(maxsize=64)(open_filesystem)  # with its connections
+_open_filesystem = lru_cache(maxsize=64)(open_filesystem)  # keeps the connections open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +50,17 @@ class MediaAccess:
     """Where media may come from.
 
     Args:
-        base: the folder, local or remote, to which relative paths belong. What lies below a remote
-            base is allowed, and what lies below a local one.
-        allowed_folders: local folders whose files may be named too.
+        base: the folder, local or remote, that relative paths start from. All that lies below it is
+            allowed.
+        allowed_folders: further local folders whose files a row may name.
         allowed_prefixes: URIs of remote folders, such as `s3://bucket/clips`; a query chooses
             settings of the filesystem, such as `s3://bucket/clips?region=eu-west-1`.
-        max_bytes: of one object.
-        num_attempts: for an object over HTTP.
-        backoff_s: before the second attempt; doubles with each further one.
+        max_bytes: the largest size of one object.
+        num_attempts: the most attempts for an object over HTTP.
+        backoff_s: the wait before the second attempt; it doubles with each further one.
 
     Raises:
-        ValueError: a prefix or the base is no such URI; the message names it.
+        ValueError: a prefix or a remote base is not such a URI; the message names it.
     """
 
     base: str = "."
@@ -74,7 +75,7 @@ class MediaAccess:
             parts = urlsplit(prefix)
             if not _SCHEME.match(prefix) or not parts.netloc or _is_crooked(parts.path):
                 raise ValueError(
-                    f"{prefix!r} is no prefix of URIs; give a scheme, a bucket or host, and a "
+                    f"{prefix!r} is not a prefix of URIs; give a scheme, a bucket or host, and a "
                     "folder, such as s3://bucket/clips"
                 )
 
@@ -85,10 +86,11 @@ class MediaAccess:
             The bytes, or a seekable file that the caller closes.
 
         Raises:
-            MediaError: there is nothing, it cannot be read, is too large or not allowed.
-        OSError: this machine cannot hold any more.
+            MediaError: there are no media, or they cannot be read, are too large or not allowed.
+            OSError: the disk or the memory of this machine is full, or too many files are open.
         """
-        if isinstance(media, Mapping):  # as Hugging Face datasets store media; the bytes win
+        # Hugging Face datasets store media as such a mapping; if both are set, the bytes count.
+        if isinstance(media, Mapping):
             content, path = media.get("bytes"), media.get("path")
             media = content if content is not None else path
         if media is None or media == "":
@@ -120,7 +122,7 @@ class MediaAccess:
         return self._open_local(path)
 
     def _open_local(self, path: str) -> BinaryIO:
-        """Open a regular file, and nothing that would wait, act or never end when opened."""
+        """Open a regular file; refuse a device, pipe or socket, which could block or never end."""
         location = os.path.realpath(path if self._is_remote else Path(self.base, path))
         self._check_folder(location, path)
         _check_regular(os.stat(location), path)  # noqa: PTH116
@@ -128,14 +130,14 @@ class MediaAccess:
         descriptor = os.open(location, flags)
         with ExitStack() as on_error:
             file = on_error.enter_context(os.fdopen(descriptor, "rb"))
-            status = os.fstat(descriptor)  # it may have been replaced since
+            status = os.fstat(descriptor)  # the path may name another file since the check above
             _check_regular(status, path)
             self._check_size(status.st_size, path)
             on_error.pop_all()
         return file
 
     def _check_folder(self, location: str, path: str) -> None:
-        """Refuse a file, its links followed, that lies below no allowed folder."""
+        """Refuse a file that, after its links are followed, is not below an allowed folder."""
         folders = self.allowed_folders if self._is_remote else (self.base, *self.allowed_folders)
         for folder in folders:
             real = os.path.realpath(folder)
@@ -144,16 +146,16 @@ class MediaAccess:
         what = path if path == location else f"{path:.200}, which is {location}"
         raise MediaError(
             ErrorCode.URI_NOT_ALLOWED,
-            f"{what:.400}, lies below no allowed folder; name one as in "
+            f"{what:.400}, lies below no allowed folder; allow one, such as "
             f"--allow-folder {Path(location).parent!s:.200}",
         )
 
     def _open_remote(self, uri: str) -> BinaryIO:
-        prefix = self._allowing(uri)
+        prefix = self._prefix_of(uri)
         deadline = Deadline(_MAX_COPY_S)
         if uri.startswith(_HTTP):
             attempts = {"num_attempts": self.num_attempts, "backoff_s": self.backoff_s}
-            with download(uri, self._allowing, deadline, **attempts) as response:
+            with download(uri, self._prefix_of, deadline, **attempts) as response:
                 return self._copy(cast(BinaryIO, response), response.length, uri, deadline)
         filesystem, folder = _open_filesystem(prefix)
         path = folder.rstrip("/") + uri[len(_folder(prefix)) :]
@@ -161,26 +163,30 @@ class MediaAccess:
         if info.type == pafs.FileType.NotFound:
             raise FileNotFoundError("no such object")
         if info.type != pafs.FileType.File:
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         with filesystem.open_input_stream(path, compression=None) as stream:
             return self._copy(cast(BinaryIO, stream), info.size, uri, deadline)
 
-    def _allowing(self, uri: str) -> str:
-        """The allowed prefix below which a URI lies."""
+    def _prefix_of(self, uri: str) -> str:
+        """The allowed prefix that a URI lies below.
+
+        Raises:
+            MediaError: there is none.
+        """
         for prefix in self._prefixes:
             folder = _folder(prefix)
             if uri.startswith(f"{folder}/") and not _is_crooked(uri[len(folder) :]):
                 return prefix
-        uri = self._shown(uri)
+        uri = self._without_secrets(uri)
         host = re.split(r"[/?#]", uri.partition("://")[2])[0]
         raise MediaError(
             ErrorCode.URI_NOT_ALLOWED,
-            f"{uri:.200} lies below no allowed prefix; name one as in "
+            f"{uri:.200} lies below no allowed prefix; allow one, such as "
             f"--allow-uri {uri.partition('://')[0]}://{host:.100}/folder",
         )
 
-    def _shown(self, name: str) -> str:
-        """What a row may be told: nothing of the credentials that the base may have."""
+    def _without_secrets(self, name: str) -> str:
+        """A name for an error message, without the credentials that the base may contain."""
         folder = _folder(self.base)
         is_below = self._is_remote and name.startswith(folder)
         return without_secrets(folder) + name[len(folder) :] if is_below else name
@@ -188,7 +194,7 @@ class MediaAccess:
     def _copy(
         self, stream: BinaryIO, num_bytes: int | None, name: str, deadline: Deadline
     ) -> BinaryIO:
-        """Copy a stream, which says how long it is or not, to a temporary file."""
+        """Copy a stream to a temporary file; `num_bytes` is None if its length is not known."""
         self._check_size(num_bytes or 0, name)
         is_small = num_bytes is not None and num_bytes <= _SPOOL_BYTES
         with ExitStack() as on_error:
@@ -196,7 +202,7 @@ class MediaAccess:
             while chunk := stream.read(_CHUNK_BYTES):
                 file.write(chunk)
                 self._check_size(file.tell(), name)
-                deadline.left_s()  # raises when none is
+                deadline.left_s()  # raises if the time is over
             if num_bytes is not None and file.tell() < num_bytes:
                 raise OSError(f"it ends after {file.tell()} of {num_bytes} bytes")
             file.seek(0)
@@ -205,7 +211,7 @@ class MediaAccess:
 
     def _check_size(self, num_bytes: int, name: str) -> None:
         if num_bytes > self.max_bytes:
-            what = f"{self._shown(name):.200} has {num_bytes} bytes or more"
+            what = f"{self._without_secrets(name):.200} has {num_bytes} bytes or more"
             refuse(what, self.max_bytes, "--max-media-bytes")
 
 
@@ -214,7 +220,7 @@ def _on_disk() -> BinaryIO:
 
 
 def _in_memory() -> BinaryIO:
-    """A file that has a descriptor but no place on a disk."""
+    """Make a file in memory; it has a descriptor, which the decoding process needs."""
     return cast(BinaryIO, os.fdopen(os.memfd_create("media"), "w+b"))
 
 
@@ -224,8 +230,8 @@ def _folder(prefix: str) -> str:
 
 
 def _is_crooked(path: str) -> bool:
-    """Whether a filesystem or server could take a path below a folder for one outside of it."""
-    decoded = unquote(path)
+    """Whether a filesystem or server could understand a path as one outside of its folder."""
+    decoded = unquote(path)  # a server may decode once or twice
     return any(_CROOKED.search(each) for each in (path, decoded, unquote(decoded)))
 
 
@@ -237,7 +243,7 @@ def _check_regular(status: os.stat_result, path: str) -> None:
 
 @contextmanager
 def _as_media_errors(path: str) -> Iterator[None]:
-    """Turn what opening a path can raise into a `MediaError`. Trouble of the machine passes."""
+    """Turn what opening a path can raise into a `MediaError`, except errors of the machine."""
     try:
         yield
     except MediaError:
@@ -254,5 +260,5 @@ def _as_media_errors(path: str) -> Iterator[None]:
         is_missing = is_missing or isinstance(error, FileNotFoundError)
         code = ErrorCode.MEDIA_MISSING if is_missing else ErrorCode.MEDIA_UNREADABLE
         raise MediaError(code, f"{path:.200}: {error.strerror or error}") from error
-    except (ValueError, HTTPException, HubError) as error:  # Arrow's errors are ValueErrors
+    except (ValueError, HTTPException, HubError) as error:  # ArrowInvalid is a ValueError
         raise MediaError(ErrorCode.MEDIA_UNREADABLE, f"{path:.200}: {error}") from error

@@ -1,4 +1,7 @@
-"""Untrusted bytes, a video, a picture or a document, -> frames; their head tells what they are."""
+"""Untrusted bytes -> frames, whether they are a video, a picture or a document.
+
+The first bytes tell which of the three they are; names and types that a dataset claims do not.
+"""
 
 from collections.abc import Sequence
 from typing import BinaryIO
@@ -15,33 +18,34 @@ _HEAD_BYTES = 1024  # within which a PDF must begin
 
 def decode_media(
     source: bytes | BinaryIO,
-    shots: Sequence[FrameRequest],
+    requests: Sequence[FrameRequest],
     *,
     windows: Windows | None = None,
     span_s: Span = (None, None),
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> list[Window]:
-    """Decode what each request takes of each window of time, or each page; at least one window.
+    """Decode the frames of each request in each window; or, with `PageWindows`, each page.
 
-    Without windows the whole media are one window for each request. A picture is a video of one
-    frame, or of as many as it is animated with. The arguments and errors are those of
-    `pipeline.media.video.decode_video`.
-
-    Pages are drawn with the `fit` of the one shot; its sampling and `span_s` say nothing of them.
+    A picture is a video of one frame, or of all its frames if it is animated. Pages are drawn with
+    the `fit` of the one request; its sampling and `span_s` do not apply to pages. Arguments,
+    result and errors are otherwise those of `pipeline.media.video.decode_video`.
     """
     head = _head(source)
     if not isinstance(windows, PageWindows):
         if head.startswith(b"%PDF-"):
-            raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, "a PDF, which jobs.parse_documents reads")
+            raise MediaError(
+                ErrorCode.MEDIA_UNSUPPORTED, "a PDF, which only jobs.parse_documents reads"
+            )
         decode = decode_picture if is_picture(head) else decode_video
-        return decode(source, shots, windows=windows, span_s=span_s, limits=limits)
-    (shot,) = shots
+        return decode(source, requests, windows=windows, span_s=span_s, limits=limits)
+    (request,) = requests
     if b"%PDF-" in head:
-        from pipeline.media.documents import decode_document  # PDFium, which few rows need
+        # Imported here, because it loads PDFium, which most runs do not need.
+        from pipeline.media.documents import decode_document
 
-        return decode_document(source, fit=shot.fit, limits=limits)
+        return decode_document(source, fit=request.fit, limits=limits)
     if is_picture(head):
-        return decode_pages(source, fit=shot.fit, limits=limits)
+        return decode_pages(source, fit=request.fit, limits=limits)
     raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, "neither a PDF nor a picture")
 
 

@@ -1,8 +1,9 @@
 """Untrusted PDF bytes -> a picture of each page, drawn by PDFium at the size the network wants.
 
-PDFium is native code that reads what strangers wrote: jobs call it in a decoding process only. It
-is given an open file, never a name. Scripts, launch actions, links and files that a document names
-do nothing: pages are drawn, no form or script environment is made. Importing this loads PDFium.
+PDFium is native code that reads what strangers wrote, so jobs call it in a decoding process only.
+It gets an open file, never a name. Scripts, launch actions, links and files that a document names
+do nothing, because pages are drawn without a form or script environment. Importing this module
+loads PDFium.
 """
 
 import ctypes
@@ -22,16 +23,13 @@ from pipeline.media.limits import MediaError, MediaLimits, refuse
 from pipeline.media.windows import Window
 from pipeline.status import ErrorCode
 
-_DPI = 200  # of a page before it is fitted: scans are seldom finer
+_DPI = 200  # of a page before it is fitted; few scans are finer
 _POINTS_PER_INCH = 72
-_FLAGS = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER  # filled forms too; RGB
+_FLAGS = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER  # draw filled-in forms too; RGB, not BGR
 _WHITE = (255, 255, 255, 255)
 _CODES: Mapping[int, tuple[ErrorCode, str]] = {
     raw.FPDF_ERR_PASSWORD: (ErrorCode.MEDIA_ENCRYPTED, "the document opens with a password only"),
-    raw.FPDF_ERR_SECURITY: (
-        ErrorCode.MEDIA_ENCRYPTED,
-        "its encryption is of an unknown kind",
-    ),
+    raw.FPDF_ERR_SECURITY: (ErrorCode.MEDIA_ENCRYPTED, "the encryption is of an unknown kind"),
 }
 _Size = tuple[int, int]  # width and height
 
@@ -39,25 +37,25 @@ _Size = tuple[int, int]  # width and height
 def decode_document(
     source: bytes | BinaryIO, *, fit: Fit | None, limits: MediaLimits
 ) -> list[Window]:
-    """Draw each page of a PDF, as a window of its own; what is wrong with one is its error.
+    """Draw each page of a PDF as a window of its own; a page that cannot be drawn has an error.
 
-    The `media_width` and `media_height` of a page are its points (1/72 inch).
+    The facts of a page give its width and height in points (1/72 inch), not in pixels.
 
     Args:
         source: the document's bytes, or a seekable file; its OSErrors mean `media_unreadable`.
-        fit: the final size of a page from that at 200 dpi; None keeps it.
+        fit: the final size of a page from its size at 200 dpi; None keeps that.
         limits: what to refuse.
 
     Raises:
         MediaError: the document cannot be used; `code` says why.
-        MemoryError: there is not enough.
+        MemoryError: there is not enough memory.
     """
     file = _File(source)
     limits.check_num_bytes(file.num_bytes)
     with closing(_open(file)) as document:
         if len(document) > limits.max_pages:
             refuse(f"the document has {len(document)} pages", limits.max_pages, "--max-pages")
-        sizes_px = list(_fitted(document, fit, limits))
+        sizes_px = list(_page_sizes(document, fit, limits))
         num_bytes = 0
         for size_px in sizes_px:
             if isinstance(size_px, tuple):
@@ -81,22 +79,22 @@ def _open(file: "_File") -> PdfDocument:
     return document
 
 
-def _fitted(
+def _page_sizes(
     document: PdfDocument, fit: Fit | None, limits: MediaLimits
 ) -> Iterator[_Size | MediaError]:
-    """The final size of each page, or why it has none."""
+    """Yield the final size of each page, or why it has none."""
     for index in range(len(document)):
         try:
-            yield _fitted_one(document.get_page_size(index), fit, limits)
+            yield _page_size(document.get_page_size(index), fit, limits)
         except MediaError as error:
             yield error
-        except PromptError as error:  # of `fit`
+        except PromptError as error:  # raised by `fit`
             yield MediaError(ErrorCode(error.code), error.message)
         except PdfiumError:
             yield _broken()
 
 
-def _fitted_one(size_pt: tuple[float, float], fit: Fit | None, limits: MediaLimits) -> _Size:
+def _page_size(size_pt: tuple[float, float], fit: Fit | None, limits: MediaLimits) -> _Size:
     if not all(0.0 < side < math.inf for side in size_pt):
         raise MediaError(
             ErrorCode.MEDIA_CORRUPT, f"the page measures {size_pt[0]} x {size_pt[1]} points"
@@ -127,7 +125,7 @@ def _draw(page: PdfPage, size_px: _Size) -> Frames:
     with closing(PdfBitmap.new_native(width_px, height_px, raw.FPDFBitmap_BGR)) as bitmap:
         bitmap.fill_rect(_WHITE, 0, 0, width_px, height_px)
         raw.FPDF_RenderPageBitmap(bitmap, page, 0, 0, width_px, height_px, 0, _FLAGS)
-        rgb = bitmap.to_numpy().copy()  # [height, width, 3], of the bitmap's memory until now
+        rgb = bitmap.to_numpy().copy()  # [H, W, 3]; the bitmap's own memory is freed on leaving
     width_pt, height_pt = page.get_size()
     facts = MediaFacts(
         duration_s=0.0,
@@ -148,7 +146,7 @@ def _broken() -> MediaError:
 
 
 class _File:
-    """What PDFium sees of a file; keeps why reading failed, which PDFium would not tell."""
+    """The file as PDFium sees it. It keeps the error of a failed read, which PDFium would drop."""
 
     def __init__(self, source: bytes | BinaryIO) -> None:
         self._file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -158,13 +156,13 @@ class _File:
         self.access.m_GetBlock = type(self.access.m_GetBlock)(self._read)
 
     def check(self) -> None:
-        """Raise what reading has raised, as a `MediaError`."""
+        """Raise the error of a failed read, if there was one, as a `MediaError`."""
         if self._error is not None:
             message = f"reading failed: {self._error}"
             raise MediaError(ErrorCode.MEDIA_UNREADABLE, message) from self._error
 
     def _read(self, _: object, offset: int, target: Any, num_bytes: int) -> int:
-        """Copy so many bytes of the file to a pointer; 0 if there are fewer."""
+        """Copy bytes of the file to a pointer; return 1, or 0 if that failed, as PDFium wants."""
         try:
             self._file.seek(offset)
             while num_bytes:

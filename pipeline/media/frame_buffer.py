@@ -1,4 +1,4 @@
-"""`FrameBuffer`: decoded frames at their final sizes, in one array for each request."""
+"""`FrameBuffer`: the wanted frames of a video at their final sizes, one array for each request."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,85 +9,95 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipeline.media.display import Fit, View, view_of
+from pipeline.media.display import DisplayTransform, Fit, display_transform
 from pipeline.media.limits import MediaLimits
+
+# Pixels [I, H, W, 3], the times of the frames [I] in seconds, and how they were drawn.
+Contents = tuple[NDArray[np.uint8], NDArray[np.float64], DisplayTransform]
 
 
 @dataclass
 class _RequestBuffer:
-    """The frames of one shot; all have the size of the first one drawn."""
+    """The frames of one request. The first one sets the size of all, for they share one array."""
 
     wanted: frozenset[int]  # pts
     fit: Fit | None
-    view: View | None = None
+    transform: DisplayTransform | None = None  # None until the first frame
     pixels: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
-    seconds: list[float] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
 
 
 class FrameBuffer:
-    """Room for the chosen frames of one video.
+    """Holds the wanted frames of one video.
 
     Args:
-        stream: where the frames come from.
-        shots: for each the pts of its frames, and how they are fitted, as for `view_of`.
+        stream: the stream that the frames come from.
+        requests: for each request the pts of its frames, and how they are fitted.
         limits: what to refuse.
     """
 
     def __init__(
         self,
         stream: VideoStream,
-        shots: Sequence[tuple[Collection[int], Fit | None]],
+        requests: Sequence[tuple[Collection[int], Fit | None]],
         limits: MediaLimits,
     ) -> None:
         self.num_errors = 0  # packets and frames that were damaged
         self.is_interlaced = False
         self._stream = stream
         self._limits = limits
-        self._sheets = [_RequestBuffer(frozenset(wanted), fit) for wanted, fit in shots]
+        self._buffers = [_RequestBuffer(frozenset(wanted), fit) for wanted, fit in requests]
         self._num_bytes = 0
-        self._reformatters: dict[View, VideoReformatter] = {}  # each keeps the filters of a size
+        # Each reformatter keeps the swscale filters of one size for the next frame.
+        self._reformatters: dict[DisplayTransform, VideoReformatter] = {}
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was drawn."""
-        return not any(sheet.seconds for sheet in self._sheets)
+        """Whether no frame was added."""
+        return not any(buffer.times_s for buffer in self._buffers)
 
-    def draw(self, frame: VideoFrame, time_s: float, stands_for: Collection[int]) -> None:
-        """Add a frame that appears at `time_s` to each shot that wants one of the pts.
+    def add(self, frame: VideoFrame, time_s: float, stands_for: Collection[int]) -> None:
+        """Add a frame to each request that wants one of some pts.
 
-        It is converted and resized in one pass, once for each size.
+        The frame is converted and resized once for each size, however many requests take it.
+
+        Args:
+            frame: the decoded frame.
+            time_s: when it appears, in seconds from the first frame of the stream.
+            stands_for: the wanted pts at which it is on display.
 
         Raises:
-            MediaError: it is over a limit.
+            MediaError: the frame, or all frames together, are over a limit.
         """
         self._limits.check_pixels(frame.width, frame.height)
-        rendered: dict[View, NDArray[np.uint8]] = {}
-        for sheet in self._sheets:
-            if sheet.wanted.isdisjoint(stands_for):
+        rendered: dict[DisplayTransform, NDArray[np.uint8]] = {}
+        for buffer in self._buffers:
+            if buffer.wanted.isdisjoint(stands_for):
                 continue
-            view = sheet.view or self._open(sheet, frame)
-            if view not in rendered:
-                reformatter = self._reformatters.setdefault(view, VideoReformatter())
-                rendered[view] = view.render(frame, reformatter)
-            sheet.pixels[len(sheet.seconds)] = rendered[view]
-            sheet.seconds.append(time_s)
+            transform = buffer.transform or self._allocate(buffer, frame)
+            if transform not in rendered:
+                reformatter = self._reformatters.setdefault(transform, VideoReformatter())
+                rendered[transform] = transform.render(frame, reformatter)
+            buffer.pixels[len(buffer.times_s)] = rendered[transform]
+            buffer.times_s.append(time_s)
         self.is_interlaced |= bool(frame.interlaced_frame)
 
-    def finish(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float64], View] | None]:
-        """What was drawn for each shot: pixels [I, H, W, 3], times [I], view; None for nothing."""
-        for sheet in self._sheets:
-            if sheet.view is None:
+    def contents(self) -> Iterator[Contents | None]:
+        """Yield the contents of each request; None if no frame was added to it."""
+        for buffer in self._buffers:
+            if buffer.transform is None:
                 yield None
             else:
-                pixels = sheet.pixels[: len(sheet.seconds)]
-                yield pixels, np.array(sheet.seconds), sheet.view
+                pixels = buffer.pixels[: len(buffer.times_s)]
+                yield pixels, np.array(buffer.times_s), buffer.transform
 
-    def _open(self, sheet: _RequestBuffer, frame: VideoFrame) -> View:
-        """Make room for the frames of a shot, given the first of them."""
-        num_frames = len(sheet.wanted)
-        sheet.view = view = view_of(frame, self._stream, sheet.fit, num_frames)
-        width_px, height_px = view.width_px, view.height_px
+    def _allocate(self, buffer: _RequestBuffer, frame: VideoFrame) -> DisplayTransform:
+        """Allocate the pixels of a request, whose size follows from its first frame."""
+        num_frames = len(buffer.wanted)
+        transform = display_transform(frame, self._stream, buffer.fit, num_frames)
+        width_px, height_px = transform.width_px, transform.height_px
         self._limits.check_pixels(width_px, height_px)
         self._num_bytes = self._limits.check_rgb(num_frames, width_px, height_px, self._num_bytes)
-        sheet.pixels = np.empty((num_frames, height_px, width_px, 3), dtype=np.uint8)
-        return view
+        buffer.pixels = np.empty((num_frames, height_px, width_px, 3), dtype=np.uint8)
+        buffer.transform = transform
+        return transform

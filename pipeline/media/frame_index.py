@@ -1,34 +1,43 @@
 """When the frames of a stream appear, and how to reach some of them with little decoding.
 
-The index comes from the packets, whose reading decodes nothing; what a header claims about duration
-or frame count is not used. A plan cuts the stream into runs of packets: each begins at a keyframe
-and ends with the last frame wanted from it. Reading through to the next wanted frame and seeking to
-its keyframe are both exact; the plan takes what decodes fewer packets.
+The index is made from the packets, and reading packets decodes nothing. What a header claims about
+the duration or the number of frames is not used. A plan then cuts the stream into runs of packets.
+Reading on to the next wanted frame and seeking to the keyframe before it are both exact; the plan
+takes the one that costs less.
 
-Time 0 is the first frame that the stream shows. N frames are shown; M packets hold them.
+Time 0 is the first frame that the stream shows. Letters: N frames that are shown, M packets.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from av import Packet
+from av.container import InputContainer
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-_SEEK_COST = 4  # in decoded packets: a seek takes about a millisecond
-# One packet more than the wanted frame's: the second field of an interlaced picture may come alone.
+from pipeline.media.container import read_packets
+from pipeline.media.limits import MediaError, MediaLimits
+from pipeline.status import ErrorCode
+
+_SEEK_COST = 4  # in decoded packets; a seek takes about a millisecond
+# A run ends one packet after its last wanted frame, because the second field of an interlaced
+# picture may come in a packet of its own.
 _MARGIN = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packets:
-    """The packets of a stream in decode order, M of them."""
+    """The M packets of a stream, in decode order."""
 
     pts: NDArray[np.int64]  # [M] in units of the stream's time base
-    durations: NDArray[np.int64]  # [M] 0 where not known
-    positions: NDArray[np.int64]  # [M] bytes from the start of the file; -1 where not known
+    durations: NDArray[np.int64]  # [M] 0 if not known
+    positions: NDArray[np.int64]  # [M] bytes from the start of the file; -1 if not known
     is_keyframe: NDArray[np.bool_]  # [M]
-    is_hidden: NDArray[np.bool_]  # [M] an edit list cuts it off
+    is_hidden: NDArray[np.bool_]  # [M] decoded, but cut off by an edit list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,46 +45,47 @@ class FrameIndex:
     """When each of the N >= 1 frames of a stream appears."""
 
     packets: Packets
-    pts: NDArray[np.int64]  # [N] rising
-    end_pts: int  # when the last frame goes
-    time_base: Fraction  # seconds
-    # False where the container stores no presentation times (AVI): `pts` are then decode times,
-    # and the k-th frame that decoding shows has the k-th of them.
+    pts: NDArray[np.int64]  # [N] rising, in units of the time base
+    end_pts: int  # when the last frame ends
+    time_base: Fraction  # seconds of a unit
+    # False if the container stores no presentation times (AVI). Then `pts` are decode times, and
+    # the k-th frame that decoding gives has the k-th of them.
     stores_pts: bool
-    num_damaged: int = 0  # packets that the container flags, and an end that is damage
-    num_untimed: int = 0  # packets that are not in `packets`
+    num_damaged: int = 0  # packets that the container flags as damaged, and damage that ends it
+    num_untimed: int = 0  # packets without any time, which `packets` leaves out
 
     @property
     def end_s(self) -> float:
-        """The duration, from the first frame on."""
+        """The duration in seconds, from the first frame to the end of the last."""
         return float((self.end_pts - int(self.pts[0])) * self.time_base)
 
     @property
     def times_s(self) -> NDArray[np.float64]:
-        """[N] when each frame appears; the first at 0."""
+        """[N] when each frame appears, in seconds; the first appears at 0."""
         return (self.pts - self.pts[0]) * float(self.time_base)
 
     @property
     def is_keyframe(self) -> NDArray[np.bool_]:
-        """[N] whether decoding can begin with it; never, where packets do not tell when."""
+        """[N] whether decoding can begin at a frame; False if the container stores no pts."""
         if not self.stores_pts:
             return np.zeros(len(self.pts), dtype=np.bool_)
         return np.isin(self.pts, self.packets.pts[self.packets.is_keyframe])
 
     @property
     def frame_ticks(self) -> int:
-        """The usual time from one frame to the next; 0 if there is but one."""
+        """The median time between frames, in units of the time base; 0 if there is one frame."""
         return int(np.median(np.diff(self.pts))) if len(self.pts) > 1 else 0
 
     @property
     def is_vfr(self) -> bool:
-        """Whether some frame stays a quarter longer or shorter than usual, beyond rounding."""
+        """Whether the rate varies: some frame lasts a quarter longer or shorter than usual."""
         steps = np.diff(self.pts)
         usual = self.frame_ticks
+        # Times of a constant rate, rounded to the time base, differ by up to 2 units.
         return bool((np.abs(steps - usual) > max(usual / 4, 2)).any())
 
     def seconds(self, pts: int) -> float:
-        """When a frame appears."""
+        """When the frame with these pts appears, in seconds."""
         return float((pts - int(self.pts[0])) * self.time_base)
 
 
@@ -87,28 +97,28 @@ def index_frames(
     num_damaged: int = 0,
     num_untimed: int = 0,
 ) -> FrameIndex | None:
-    """Make the index of a stream.
+    """Make the index of a stream from its packets; the arguments are fields of `FrameIndex`.
 
-    What comes before the first keyframe cannot be decoded and does not count, nor do hidden
-    packets.
+    Packets before the first keyframe cannot be decoded, and hidden ones are not shown; neither
+    counts as a frame.
 
     Returns:
-        None if nothing is shown.
+        The index, or None if no frame is shown.
     """
     pts, is_shown = packets.pts, ~packets.is_hidden
     if packets.is_keyframe.any():
         first = int(packets.is_keyframe.argmax())
         is_shown &= (np.arange(len(pts)) >= first) & (pts >= pts[first])
-    shown = np.unique(pts[is_shown])
-    if len(shown) == 0:
+    shown_pts = np.unique(pts[is_shown])
+    if len(shown_pts) == 0:
         return None
     duration = int(packets.durations[is_shown][pts[is_shown].argmax()])
     if duration <= 0:
-        duration = int(np.median(np.diff(shown))) if len(shown) > 1 else 0
+        duration = int(np.median(np.diff(shown_pts))) if len(shown_pts) > 1 else 0
     return FrameIndex(
         packets=packets,
-        pts=shown,
-        end_pts=int(shown[-1]) + max(duration, 0),
+        pts=shown_pts,
+        end_pts=int(shown_pts[-1]) + max(duration, 0),
         time_base=time_base,
         stores_pts=stores_pts,
         num_damaged=num_damaged,
@@ -116,49 +126,132 @@ def index_frames(
     )
 
 
+def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> FrameIndex:
+    """Read all packets of a stream, from where the container stands, and make their index.
+
+    Damage that ends the packets here would end decoding too, so the index ends with it.
+
+    Raises:
+        MediaError: the stream has no time base or shows no frames, or is over a limit.
+    """
+    if not stream.time_base:
+        raise MediaError(ErrorCode.MEDIA_CORRUPT, "the video stream has no time base")
+    stores_pts = container.format.name != "avi"
+    collected = _PacketColumns()
+    num_damaged = num_untimed = 0
+    for packet in read_packets(container, stream):
+        if packet is None:
+            num_damaged += 1
+            break
+        time = packet.pts if stores_pts and packet.pts is not None else packet.dts
+        if time is None:
+            num_untimed += 1
+            continue
+        collected.append(packet, time)
+        limits.check_num_frames(len(collected.pts))
+        num_damaged += packet.is_corrupt
+    index = index_frames(
+        collected.as_packets(),
+        time_base=stream.time_base,
+        stores_pts=stores_pts,
+        num_damaged=num_damaged,
+        num_untimed=num_untimed,
+    )
+    if index is None:
+        raise MediaError(ErrorCode.NO_FRAMES, "the video stream holds no frames")
+    limits.check_duration(index.end_s)
+    return index
+
+
+class _PacketColumns:
+    """Collects `Packets` one by one, in compact arrays: a stream may have millions of them."""
+
+    def __init__(self) -> None:
+        self.pts, self.durations, self.positions = array("q"), array("q"), array("q")
+        self.is_keyframe, self.is_hidden = bytearray(), bytearray()
+
+    def append(self, packet: Packet, time: int) -> None:
+        """Add a packet that appears at `time`, in units of the time base."""
+        self.pts.append(time)
+        self.durations.append(packet.duration or 0)
+        self.positions.append(-1 if packet.pos is None else packet.pos)
+        self.is_keyframe.append(packet.is_keyframe)
+        self.is_hidden.append(packet.is_discard)
+
+    def as_packets(self) -> Packets:
+        """Turn what was collected into arrays."""
+        return Packets(
+            pts=np.array(self.pts, dtype=np.int64),
+            durations=np.array(self.durations, dtype=np.int64),
+            positions=np.array(self.positions, dtype=np.int64),
+            is_keyframe=np.frombuffer(self.is_keyframe, dtype=np.bool_),
+            is_hidden=np.frombuffer(self.is_hidden, dtype=np.bool_),
+        )
+
+
 @dataclass(frozen=True)
-class Run:
-    """Packets `[start, stop)` in decode order; `start` is a keyframe."""
+class PacketRun:
+    """The packets `[start, stop)` in decode order; `start` is a keyframe."""
 
     start: int
     stop: int
 
 
-def plan_runs(index: FrameIndex, wanted: Sequence[int]) -> list[Run] | None:
-    """The runs of packets whose frames include those of the `wanted` pts, which rise.
+def plan_runs(index: FrameIndex, wanted: Sequence[int]) -> list[PacketRun] | None:
+    """Plan which packets to decode for the frames of the `wanted` pts, which rise.
+
+    A run begins at the last keyframe from which its first wanted frame can be decoded, and ends one
+    packet behind its last wanted frame. A seek costs as much as decoding a few packets, so runs
+    that nearly meet become one:
+
+        packets   K.........K.........K.........K.........K.........    K is a keyframe
+        wanted       ^                     ^      ^           ^
+        runs      [----)              [-------------)     [-----)
+
+    Here the second run reads on through the fourth keyframe.
 
     Returns:
-        None where only reading from the start is sure: no presentation times, no keyframe before
-        a wanted frame, packets in a strange order.
+        The runs in order; or None if only decoding from the start is sure to give these frames:
+        there are no presentation times, or no keyframe before a wanted frame, or the packets have a
+        strange order.
     """
     packets = index.packets
     if not index.stores_pts or index.num_untimed or not packets.is_keyframe.any():
         return None
     first = int(packets.is_keyframe.argmax())
-    keyframes = np.flatnonzero(packets.is_keyframe & ~packets.is_hidden)
-    keyframes = np.union1d(first, keyframes)
+    # A run is checked by the frame of its keyframe, which never comes out of the decoder if it is
+    # hidden. Only the first keyframe may be: nothing is before it that a check could miss.
+    keyframes = np.union1d(first, np.flatnonzero(packets.is_keyframe & ~packets.is_hidden))
     order = np.argsort(packets.pts, kind="stable")
     last = np.searchsorted(packets.pts[order], wanted, side="right") - 1
-    runs: list[Run] = []
+    runs: list[PacketRun] = []
     for pts, at in zip(wanted, order[last].tolist(), strict=True):
-        before = keyframes[keyframes <= at]
-        before = before[packets.pts[before] <= pts]
-        if packets.pts[at] != pts or len(before) == 0:
+        run = _run_of(packets, keyframes, pts, at)
+        if run is None:
             return None
-        start, stop = int(before[-1]), min(at + 1 + _MARGIN, len(packets.pts))
-        if not runs or start > runs[-1].stop + _SEEK_COST:
-            runs.append(Run(start, stop))
-        elif at < runs[-1].start:
+        if not runs or run.start > runs[-1].stop + _SEEK_COST:
+            runs.append(run)
+        elif at < runs[-1].start:  # a frame that is shown later is decoded before this run
             return None
         else:
-            runs[-1] = Run(runs[-1].start, max(runs[-1].stop, stop))
-    if runs[0].start <= first + _SEEK_COST:  # nothing to gain
-        runs[0] = Run(first, runs[0].stop)
+            runs[-1] = PacketRun(runs[-1].start, max(runs[-1].stop, run.stop))
+    if runs[0].start <= first + _SEEK_COST:  # reading from the start costs no more than a seek
+        runs[0] = PacketRun(first, runs[0].stop)
     return runs
 
 
+def _run_of(packets: Packets, keyframes: NDArray[np.intp], pts: int, at: int) -> PacketRun | None:
+    """The run for one wanted frame, whose packet is at `at`; None if there is no such frame."""
+    before = keyframes[keyframes <= at]
+    # A B picture that follows a keyframe and is shown before it needs the keyframe before that.
+    before = before[packets.pts[before] <= pts]
+    if packets.pts[at] != pts or len(before) == 0:
+        return None
+    return PacketRun(int(before[-1]), min(at + 1 + _MARGIN, len(packets.pts)))
+
+
 def is_near(index: FrameIndex, wanted: Sequence[int]) -> NDArray[np.bool_]:
-    """[M] whether a packet's frame lies within a frame and a half of a wanted one."""
+    """[M] whether a packet's frame lies within one and a half frames of a wanted one."""
     pts, targets = index.packets.pts, np.asarray(wanted, dtype=np.int64)
     after = np.searchsorted(targets, pts)
     reach = 1.5 * max(index.frame_ticks, 1)

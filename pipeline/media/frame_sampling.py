@@ -1,7 +1,7 @@
-"""Which frames of a video to look at: times first, then the frames on display at those times.
+"""Which frames of a video to take: first the times, then the frames on display at those times.
 
-`num_frames` and `fps` cut the span into equal segments and take the middle of each, so that a frame
-stands for what surrounds it, and a rate equal to that of the video takes each of its frames.
+`num_frames` and `fps` cut the span into equal segments and take the middle of each. A frame so
+stands for what surrounds it, and a rate equal to the video's own takes each of its frames once.
 """
 
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSampling:
-    """Which frames to take: a number of them, so many per second, or those at given seconds.
+    """Takes a number of frames, a number per second, or the frames at given seconds.
 
     Raises:
         ValueError: not exactly one of `num_frames`, `fps` and `at_s` is set, or a value is out of
@@ -22,10 +22,10 @@ class FrameSampling:
 
     num_frames: int | None = 8
     fps: float | None = None
-    at_s: tuple[float, ...] | None = None  # from the start of the span; what lies after it is left
-    max_frames: int = 128  # of `fps`; where that would be more, this many are spread over the span
-    # Take the last keyframe in place of each frame: less decoding, other times. Where none are
-    # known (AVI), the frames themselves.
+    at_s: tuple[float, ...] | None = None  # from the start of the span; later ones are ignored
+    max_frames: int = 128  # if `fps` gives more, this many frames are spread over the span
+    # Take the last keyframe before each target time instead of the frame on display. This decodes
+    # less and changes the times. Where keyframes are not known (AVI) it has no effect.
     keyframes_only: bool = False
 
     def __post_init__(self) -> None:
@@ -47,11 +47,12 @@ class FrameSampling:
 
 
 def target_times(start_s: float, end_s: float, sampling: FrameSampling) -> NDArray[np.float64]:
-    """The times to look at in `[start_s, end_s)`, rising; at least one but for `at_s`.
+    """Compute the target times in `[start_s, end_s)`, in seconds, rising.
 
-    `num_frames=N` gives the mid-points of N equal segments. `fps` gives the mid-points of segments
-    of 1/fps seconds from `start_s` on, those that lie in the span; a shorter span is one segment.
-    `at_s` gives those seconds after `start_s` that lie in the span.
+    * `num_frames=N` gives the mid-points of N equal segments.
+    * `fps` gives the mid-points of segments of 1/fps seconds from `start_s` on, as far as they lie
+      in the span; a span shorter than a segment is one segment.
+    * `at_s` gives those seconds after `start_s` that lie in the span, which may be none.
     """
     if sampling.at_s is not None:
         times_s = start_s + np.unique(sampling.at_s)
@@ -74,23 +75,23 @@ def choose_frames(
     sampling: FrameSampling,
     is_keyframe: NDArray[np.bool_],
 ) -> NDArray[np.intp]:
-    """The frames on display at the target times of a span.
+    """Choose the frames on display at the target times of a span.
 
     Args:
         times_s: [N] when each frame of the stream appears, rising, N >= 1.
-        start_s: of the span.
-        end_s: of the span; the last frame stays until then.
-        sampling: which.
+        start_s: where the span starts.
+        end_s: where the span ends; the last frame stays on display until then.
+        sampling: which frames to take.
         is_keyframe: [N] whether a frame can be decoded by itself, for `keyframes_only`.
 
     Returns:
-        Positions in `times_s`, strictly rising: a frame that is on display at two target times is
+        Positions in `times_s`, strictly rising. A frame that is on display at two target times is
         taken once.
     """
     candidates = np.arange(len(times_s))
     if sampling.keyframes_only and is_keyframe.any():
         candidates = np.flatnonzero(is_keyframe)
-    # A microsecond absorbs rounding where a target is the very moment at which a frame appears.
+    # The microsecond absorbs rounding if a target is the very moment at which a frame appears.
     targets = target_times(start_s, end_s, sampling) + 1e-6
     chosen = np.searchsorted(times_s[candidates], targets, side="right") - 1
     return np.unique(candidates[np.maximum(chosen, 0)])

@@ -1,4 +1,4 @@
-"""`Frames`: what decoding gives, and what is true of the media that it came from.
+"""`Frames`, the result of decoding, and `MediaFacts`, what is true of the media it came from.
 
 Letters: I frames, H and W rows and columns of pixels.
 """
@@ -14,22 +14,26 @@ class MediaFacts:
     """What is true of a video or picture as a whole."""
 
     duration_s: float  # from the first frame to the end of the last
-    fps: float  # the mean; 0 for a single frame without duration
+    fps: float  # the mean rate; 0 if the duration is 0
     width_px: int  # as displayed: upright, with square pixels
     height_px: int
     codec: str
     rotation: int  # degrees by which players turn the stored picture, clockwise
     is_vfr: bool
     is_interlaced: bool
-    num_decode_errors: int  # in what had to be decoded
+    num_decode_errors: int  # damaged packets and frames, of those that were read or decoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """Decoded frames of one video or picture, upright and with square pixels."""
+    """Decoded frames of one video or picture, upright and with square pixels.
+
+    Raises:
+        ValueError: the arrays do not fit each other, or the times do not rise.
+    """
 
     rgb: NDArray[np.uint8]  # [I, H, W, 3]
-    timestamps_s: NDArray[np.float64]  # [I] rising, since the first frame of the stream
+    timestamps_s: NDArray[np.float64]  # [I] rising; 0 is the first frame of the stream
     facts: MediaFacts
 
     def __post_init__(self) -> None:
@@ -40,4 +44,6 @@ class Frames:
         if len(self.rgb) == 0 or self.timestamps_s.shape != (len(self.rgb),):
             raise ValueError(f"{self.timestamps_s.shape=} does not fit {self.rgb.shape=}")
         if not np.isfinite(self.timestamps_s).all() or (np.diff(self.timestamps_s) <= 0).any():
-            raise ValueError(f"timestamps must rise, got {self.timestamps_s.tolist()}")
+            raise ValueError(
+                f"timestamps must be finite and rise, got {self.timestamps_s.tolist()}"
+            )

@@ -1,7 +1,7 @@
 """Untrusted pictures (JPEG, PNG, WebP, GIF, BMP, TIFF) -> `Frames`; Pillow tries no other format.
 
-An animated picture is a video of few frames; a page of a TIFF or a part of a multi-picture JPEG is
-not shown at a time, so the first one stands for the file, unless pages are what is wanted.
+An animated picture is a short video. The pages of a TIFF and the images of a multi-picture JPEG
+have no times, so the first one stands for the file, unless the pages themselves are wanted.
 """
 
 import io
@@ -17,46 +17,47 @@ from PIL import ExifTags, Image, ImageOps
 from pipeline.media.display import Fit, FrameRequest
 from pipeline.media.frames import Frames, MediaFacts
 from pipeline.media.limits import MediaError, MediaLimits, refuse
-from pipeline.media.windows import Span, TimeWindows, Window, choose
+from pipeline.media.windows import Span, TimeWindows, Window, choose_by_window
 from pipeline.status import ErrorCode
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _ANIMATED = ("GIF", "WEBP", "PNG")
-_USUAL_FRAME_MS = 100.0  # what browsers show of an animation that names no time
-# What Pillow raises for damage, beside OSError.
+_DEFAULT_FRAME_MS = 100.0  # what browsers take for a frame without a duration
+# What Pillow raises for damaged files, besides OSError.
 _DAMAGE = (ValueError, TypeError, SyntaxError, IndexError, KeyError, EOFError, ArithmeticError)
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins so is a picture of a format on the list."""
+    """Whether a file that begins with these bytes is a picture of a format on the list."""
     return head.startswith(_HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def decode_picture(
     source: bytes | BinaryIO,
-    shots: Sequence[FrameRequest],
+    requests: Sequence[FrameRequest],
     *,
     windows: TimeWindows | None,
     span_s: Span,
     limits: MediaLimits,
 ) -> list[Window]:
-    """As `decode_video`; a picture that is not animated is one frame without duration.
+    """Take frames out of a picture; a picture that is not animated is one frame without duration.
 
-    Turned as its EXIF data say and resized as the checkpoint's processor does; alpha is dropped.
+    Frames are turned as the EXIF data say, resized as the checkpoint's processor does, and lose
+    their alpha channel. Arguments and result are those of `pipeline.media.video.decode_video`.
 
     Raises:
-        MediaError: it cannot be used; `code` says why.
-        MemoryError: there is not enough.
+        MediaError: the picture cannot be used; `code` says why.
+        MemoryError: there is not enough memory.
     """
-    with _opened(source, limits) as picture:
+    with _open(source, limits) as picture:
         ends_s = _ends(picture, limits)
         times_s = np.append(0.0, ends_s[:-1])
-        choices = choose(
+        choices = choose_by_window(
             times_s,
             float(ends_s[-1]),
             np.ones(len(times_s), dtype=np.bool_),
-            shots,
+            requests,
             windows=windows,
             span_s=span_s,
             limits=limits,
@@ -73,13 +74,18 @@ def decode_picture(
 
 
 def decode_pages(source: bytes | BinaryIO, *, fit: Fit | None, limits: MediaLimits) -> list[Window]:
-    """Each page of a TIFF, or the first picture of any other file, as a window of its own.
+    """Decode each page of a TIFF as a window; of any other file, the first picture is its one page.
+
+    Args:
+        source: the picture's bytes, or a seekable file.
+        fit: the final size of a page from its own; None keeps it.
+        limits: what to refuse.
 
     Raises:
-        MediaError: it cannot be used; `code` says why.
-        MemoryError: there is not enough.
+        MediaError: the picture cannot be used; `code` says why.
+        MemoryError: there is not enough memory.
     """
-    with _opened(source, limits) as picture:
+    with _open(source, limits) as picture:
         windows: list[Window] = []
         num_bytes = 0
         for page in range(_num_pages(picture, limits) if picture.format == "TIFF" else 1):
@@ -94,14 +100,15 @@ def decode_pages(source: bytes | BinaryIO, *, fit: Fit | None, limits: MediaLimi
 
 
 @contextmanager
-def _opened(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[Image.Image]:
-    """An open picture within the limits; what goes wrong in the `with` is a `MediaError`."""
+def _open(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[Image.Image]:
+    """Open a picture within the limits; what fails inside the `with` becomes a `MediaError`."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         limits.check_num_bytes(file.seek(0, io.SEEK_END))
         file.seek(0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damage; our own limits are stricter than Pillow's
+            # Pillow warns of damage and of large pictures; our own limits are stricter.
+            warnings.simplefilter("ignore")
             with Image.open(file, formats=_FORMATS) as picture:
                 limits.check_pixels(*picture.size)
                 yield picture
@@ -120,7 +127,18 @@ def _draw(
     limits: MediaLimits,
     num_bytes: int = 0,
 ) -> list[NDArray[np.uint8]]:
-    """[I, H, W, 3] of each choice of pages; `num_bytes` are taken already."""
+    """Draw pages at their final size, each decoded once.
+
+    Args:
+        picture: the open picture.
+        facts: the facts of the picture, with the displayed size.
+        chosen: page numbers, and how the pages are fitted, for each array of the result.
+        limits: what to refuse.
+        num_bytes: what other frames of the row take already.
+
+    Returns:
+        For each of `chosen` an array [I, H, W, 3].
+    """
     pixels: list[NDArray[np.uint8]] = []
     for pages, fit in chosen:
         size_px = (facts.width_px, facts.height_px)
@@ -163,27 +181,27 @@ def _num_pages(picture: Image.Image, limits: MediaLimits) -> int:
 
 
 def _ends(picture: Image.Image, limits: MediaLimits) -> NDArray[np.float64]:
-    """[N] when each picture of an animation goes; [1] at 0 for others."""
+    """[N] when each frame of an animation ends, in seconds; [1] with 0 for other pictures."""
     num_pages = _num_pages(picture, limits)
     if num_pages == 1 or picture.format not in _ANIMATED:
         return np.zeros(1)
     durations_ms = []
     for index in range(num_pages):
         picture.seek(index)
-        picture.load()  # WebP tells the duration only now
-        durations_ms.append(float(picture.info.get("duration") or _USUAL_FRAME_MS))
+        picture.load()  # WebP gives the duration of a frame only once it is loaded
+        durations_ms.append(float(picture.info.get("duration") or _DEFAULT_FRAME_MS))
     picture.seek(0)
     return np.cumsum(durations_ms) / 1000.0
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """One page as RGB, turned as it is shown."""
+    """The current page as 8-bit RGB, turned as it is displayed."""
     picture.load()
     upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I"):  # 16 bits a pixel
+    if upright.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip them to 8 bits
         grey = np.asarray(upright).clip(0, 65535) >> 8
         upright = Image.fromarray(grey.astype(np.uint8))
-    if upright.mode == "P":  # Pillow warns when transparency is dropped in one step
+    if upright.mode == "P":  # Pillow warns if a palette's transparency is dropped in one step
         upright = upright.convert("RGBA")
     return upright.convert("RGB")
 

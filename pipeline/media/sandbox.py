@@ -1,13 +1,13 @@
-"""`SandboxedDecoder`: decoding in a process of its own, which hostile media may kill without harm.
+"""`SandboxedDecoder`: decodes in a process of its own, which hostile media may kill without harm.
 
     this process                              the decoding process (sandbox_process.py)
-    opens the media                           limits its memory and its CPU time
-    what to do, and a descriptor     ---->    decodes and resizes
+    opens the media                           limits its own memory and CPU time
+    a task, and a file descriptor    ---->    decodes and resizes
     frames, or an error              <----    JSON, then the pixels
 
-The process is started afresh, never forked: a fork of a process with threads is not safe. It gets
-one open file at a time, no name, and next to nothing of the environment. It goes when this process
-goes, whatever ends it. What it answers is parsed as data, never unpickled.
+The process is a fresh interpreter, never a fork, because forking a process with threads is not
+safe. It gets one open file at a time, no file name, and almost nothing of the environment. It ends
+when this process ends, however that happens. Its answers are parsed as data, never unpickled.
 """
 
 import json
@@ -37,20 +37,23 @@ from pipeline.media.windows import Span, Window, Windows
 from pipeline.status import ErrorCode
 
 _ROOT = Path(__file__).resolve().parents[2]
-_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME")  # an interpreter may not start without
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME")  # some interpreters do not start without them
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _START_TIMEOUT_S = 120.0
-_MAX_STARTS = 3  # in a row; what is killed before it decodes tells nothing of a row or machine
-_WAIT_S = 60.0  # for the file, beside as many seconds as decoding may compute
+# Starts in a row. A process that is killed before it decodes says nothing about a row or about the
+# machine, so it is worth another try.
+_MAX_STARTS = 3
+_WAIT_S = 60.0  # for reading the file; added to the time that computing may take
+_CPU_TO_WALL = 4  # on a busy machine, computing takes longer than its CPU time
 _MAX_TEXT_BYTES = 16 << 20  # of an answer without its pixels
 
 
 class SandboxedDecoder:
-    """Decodes one row after the other; what a row does to the process is that row's error.
+    """Decodes the media of one row after the other; if a row kills the process, that row fails.
 
     Args:
         limits: what to refuse.
-        max_rows: so many rows later the process is replaced, since decoders leak.
+        max_rows: replace the process after this many rows, because decoders leak memory.
     """
 
     def __init__(self, limits: MediaLimits = DEFAULT_LIMITS, max_rows: int = 1000) -> None:
@@ -61,64 +64,67 @@ class SandboxedDecoder:
     def decode(
         self,
         source: bytes | BinaryIO,
-        shots: Sequence[FrameRequest],
+        requests: Sequence[FrameRequest],
         *,
         span_s: Span = (None, None),
     ) -> list[Frames]:
-        """The frames of each request, of the media as a whole; as `decode_windows`."""
-        windows = self.decode_windows(source, shots, span_s=span_s)
+        """Decode the frames of each request in the whole span; see `decode_windows`."""
+        windows = self.decode_windows(source, requests, span_s=span_s)
         return [frames for window in windows for frames in window.media]
 
     def decode_windows(
         self,
         source: bytes | BinaryIO,
-        shots: Sequence[FrameRequest],
+        requests: Sequence[FrameRequest],
         *,
         windows: Windows | None = None,
         span_s: Span = (None, None),
     ) -> list[Window]:
-        """As `pipeline.media.decode.decode_media`, within the limits on memory and time as well.
+        """Decode the frames of each request in each window, within limits on memory and time too.
 
-        A row with which the process dies is tried once more, in a fresh one. So is a row for which
-        memory did not suffice, unless the process was fresh.
+        If the process dies, the row is tried once more in a fresh process. So is a row for which
+        memory was short, unless the process was fresh already.
 
         Args:
             source: the bytes of the media, or a file with a descriptor.
-            shots: which frames, at which size; something that can be pickled.
-            windows: of which windows.
-            span_s: of which part.
+            requests: which frames to take, and at which size; they are pickled.
+            windows: how to cut the media into windows.
+            span_s: which part of the media to look at.
+
+        Returns:
+            The windows, as `pipeline.media.decode.decode_media` returns them.
 
         Raises:
             MediaError: the media cannot be used, takes too long, or kills processes.
             RuntimeError: no decoding process can be started.
         """
-        request = {
-            "shots": list(shots),
+        arguments = {
+            "requests": list(requests),
             "windows": windows,
             "span_s": span_s,
             "limits": self._limits,
         }
+        task = pickle.dumps(arguments)
         with _descriptor_of(source, self._limits) as descriptor:
             is_fresh = self._process is None
             try:
-                return self._try(pickle.dumps(request), descriptor)
+                return self._try(task, descriptor)
             except _DeathError as error:
                 death = error
             if not (death.is_memory and is_fresh):
                 try:
-                    return self._try(pickle.dumps(request), descriptor)
+                    return self._try(task, descriptor)
                 except _DeathError as error:
                     death = error
         if death.is_memory:
-            refuse(
-                "decoding needs more memory", self._limits.max_decode_bytes, "--max-decode-bytes"
-            )
+            max_bytes = self._limits.max_decode_bytes
+            refuse("decoding needs more memory", max_bytes, "--max-decode-bytes")
         message = f"two decoding processes died with it; the second {death}"
         raise MediaError(ErrorCode.DECODER_DIED, message)
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that the process has had resident so far; 0 where there is none."""
+        """The most resident memory that the process has had so far; 0 if none is running."""
         return 0 if self._process is None else self._process.peak_bytes
 
     def close(self) -> None:
@@ -127,11 +133,11 @@ class SandboxedDecoder:
             self._process.close()
             self._process = None
 
-    def _try(self, request: bytes, descriptor: int) -> list[Window]:
-        """Ask the process, which is kept only if it answers."""
+    def _try(self, task: bytes, descriptor: int) -> list[Window]:
+        """Give the process a task. The process is kept only if it answers."""
         process, self._process = self._process or _started(), None
         try:
-            answer = process.ask(request, descriptor, self._limits)
+            answer = process.decode(task, descriptor, self._limits)
         except BaseException:
             process.close()
             raise
@@ -146,7 +152,7 @@ class SandboxedDecoder:
 
 
 class _DeathError(Exception):
-    """The process is gone, or of no more use; the text continues `the process`."""
+    """The process has died or cannot be used any more; the text completes "the process ..."."""
 
     def __init__(self, why: str, *, is_memory: bool = False) -> None:
         super().__init__(why)
@@ -154,10 +160,10 @@ class _DeathError(Exception):
 
 
 def _started() -> "_Process":
-    """A process that is ready.
+    """Start a process and wait until it is ready.
 
     Raises:
-        RuntimeError: there is none to be had.
+        RuntimeError: no process gets ready.
     """
     try:
         for _ in range(_MAX_STARTS - 1):
@@ -182,15 +188,10 @@ class _Process:
         with theirs:
             path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
             kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+            module = "pipeline.media.sandbox_process"
             self._popen = subprocess.Popen(
-                # -P: nothing is imported from the current directory
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "pipeline.media.sandbox_process",
-                    str(theirs.fileno()),
-                ],
+                # -P keeps Python from importing modules out of the current directory.
+                [sys.executable, "-P", "-m", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd="/",
@@ -205,36 +206,41 @@ class _Process:
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that it has had resident; 0 when it has ended."""
+        """The most resident memory that the process has had; 0 when it has ended."""
         return peak_bytes_of(self._popen.pid)
 
-    def ask(
-        self, request: bytes, descriptor: int, limits: MediaLimits
+    def decode(
+        self, task: bytes, descriptor: int, limits: MediaLimits
     ) -> list[Window] | MediaError:
-        """Decode one row.
+        """Let the process decode the media of one row.
+
+        Args:
+            task: the pickled arguments of `decode_media`.
+            descriptor: the open media.
+            limits: the limits on time and on the size of the answer.
 
         Raises:
-            MediaError: it took too long, and the process is of no more use.
+            MediaError: decoding took too long; the process cannot be used any more.
             _DeathError: the process died, or has no more memory.
         """
-        # On a busy machine computing takes longer than its CPU time.
-        deadline = time.monotonic() + 4 * limits.max_decode_s + _WAIT_S
+        limit_s = _CPU_TO_WALL * limits.max_decode_s + _WAIT_S
+        deadline = time.monotonic() + limit_s
         try:
-            header = LENGTH.pack(len(request))
+            header = LENGTH.pack(len(task))
             socket.send_fds(self._socket, [header], [descriptor])
-            self._socket.sendall(request)
+            self._socket.sendall(task)
             return self._receive_answer(deadline, limits)
         except TimeoutError:
-            _refuse_time(f"has not ended after {4 * limits.max_decode_s + _WAIT_S:.0f} s", limits)
+            _refuse_time(f"has not ended after {limit_s:.0f} s", limits)
         except OSError as error:
             raise self._death() from error
         except _DeathError:
-            if self._popen.returncode != -signal.SIGPROF:
+            if self._popen.returncode != -signal.SIGPROF:  # the signal of its own CPU timer
                 raise
             _refuse_time("takes more CPU time", limits)
 
     def close(self) -> None:
-        """Kill the process, if it lives, and wait for its end."""
+        """Kill the process if it is still running, and wait for its end."""
         self._finalizer()
 
     def _receive_answer(self, deadline: float, limits: MediaLimits) -> list[Window] | MediaError:
@@ -259,7 +265,7 @@ class _Process:
             raise _DeathError(f"answered with nonsense: {error}") from error
 
     def _window(self, answer: Mapping[str, Any], deadline: float) -> Window:
-        """One window of an answer, whose pixels come now."""
+        """Make one window of an answer, and receive its pixels, which come next on the socket."""
         media = tuple(
             Frames(
                 rgb=self._receive(np.empty(frames["shape"], np.uint8), deadline),
@@ -270,7 +276,7 @@ class _Process:
         )
         error = None if answer["error"] is None else self._error(answer["error"])
         if not media and error is None:
-            raise _DeathError("answered with a window of nothing")
+            raise _DeathError("answered with an empty window")
         return Window(start=answer["start"], end=answer["end"], media=media, error=error)
 
     def _error(self, answer: Mapping[str, Any]) -> MediaError:
@@ -283,11 +289,11 @@ class _Process:
         return LENGTH.unpack(header.tobytes())[0]
 
     def _receive(self, array: NDArray[np.uint8], deadline: float) -> NDArray[np.uint8]:
-        """Fill an array with what comes.
+        """Fill an array with bytes from the socket.
 
         Raises:
-            TimeoutError: it did not come in time.
-            _DeathError: it will not come any more.
+            TimeoutError: they did not come in time.
+            _DeathError: the process closed the socket before.
         """
         rest = memoryview(array.reshape(-1).data)
         while rest:
@@ -302,7 +308,7 @@ class _Process:
         return array
 
     def _death(self) -> _DeathError:
-        """How the process ended; it has closed its end of the socket."""
+        """The error that says how the process ended, once it has closed its end of the socket."""
         with suppress(subprocess.TimeoutExpired):
             self._popen.wait(timeout=5.0)
         code = self._popen.returncode
@@ -326,7 +332,7 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
 
 @contextmanager
 def _descriptor_of(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[int]:
-    """A descriptor of the media; bytes are written to a file in memory."""
+    """Give a descriptor of the media; bytes are first written to a file in memory."""
     if not isinstance(source, bytes):
         yield source.fileno()
         return

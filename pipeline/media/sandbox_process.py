@@ -1,8 +1,9 @@
-"""The decoding process of `pipeline.media.sandbox`: requests in, frames or errors out, one by one.
+"""The decoding process of `pipeline.media.sandbox`: takes tasks one by one, sends frames or errors.
 
     python -m pipeline.media.sandbox_process <descriptor of a socket>
 
-It limits itself. An exception that is not foreseen ends it, which its owner counts as a death.
+The process sets its own limits. An unexpected exception ends it, and its owner counts that as a
+death.
 """
 
 import itertools
@@ -31,47 +32,48 @@ from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.media.windows import Window
 
 LENGTH = struct.Struct("<Q")  # of the message that follows, in bytes
-_TRIM_ROWS = 16  # after so many it gives back the memory that they have left
+_TRIM_ROWS = 16  # the process gives freed memory back to the system after this many rows
 NO_MEMORY = "no_memory"  # in place of an error code
 
 
 def main(descriptor: int) -> None:
-    """Serve the owner at the other end of a socket until it goes."""
+    """Serve the owner at the other end of a socket until the owner closes it."""
     connection = socket.socket(fileno=descriptor)
     threading.Thread(target=_exit_with_owner, args=(descriptor,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's processes
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it has nothing to write
-    with suppress(OSError):  # where the kernel must choose, it is this process
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it never writes to a file
+    with suppress(OSError):  # if memory runs out, the kernel kills this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     base_bytes = _address_space_bytes()
-    connection.sendall(LENGTH.pack(0))  # ready
+    connection.sendall(LENGTH.pack(0))  # tells the owner that this process is ready
     for number in itertools.count(1):
         received = _receive(connection)
         if received is None:
             return
-        request, media = received
+        arguments, media = received
         with media:
-            answer, pixels = _answer(request, media, base_bytes)
+            answer, pixels = _answer(arguments, media, base_bytes)
         text = json.dumps(answer).encode()
         connection.sendall(LENGTH.pack(len(text)) + text)
         for rgb in pixels:
             connection.sendall(rgb)
         if number % _TRIM_ROWS == 0:
-            del pixels
+            del pixels  # so that their memory is freed, too
             give_back_freed_memory()
 
 
 def _answer(
-    request: Mapping[str, Any], media: BinaryIO, base_bytes: int
+    arguments: Mapping[str, Any], media: BinaryIO, base_bytes: int
 ) -> tuple[dict[str, Any], Sequence[memoryview]]:
-    """Decode within the limits: what is known as JSON, and the pixels."""
-    limits: MediaLimits = request["limits"]
+    """Decode within the limits; return the answer for JSON, and the pixels that follow it."""
+    limits: MediaLimits = arguments["limits"]
     most_bytes = base_bytes + limits.max_decode_bytes
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, resource.RLIM_INFINITY))
-    signal.setitimer(signal.ITIMER_PROF, limits.max_decode_s)  # of CPU time; the signal kills
+    # After this much CPU time SIGPROF kills the process, even inside of native code.
+    signal.setitimer(signal.ITIMER_PROF, limits.max_decode_s)
     try:
-        windows = decode_media(media, **request)
+        windows = decode_media(media, **arguments)
     except (MediaError, PromptError) as error:
         return _error(error), []
     except MemoryError:
@@ -83,10 +85,10 @@ def _answer(
         for window in windows
         for frames in window.media
     ]
-    return {"windows": [_told(window) for window in windows]}, pixels
+    return {"windows": [_described(window) for window in windows]}, pixels
 
 
-def _told(window: Window) -> dict[str, Any]:
+def _described(window: Window) -> dict[str, Any]:
     return {
         "start": window.start,
         "end": window.end,
@@ -107,7 +109,7 @@ def _error(error: MediaError | PromptError) -> dict[str, Any]:
 
 
 def _receive(connection: socket.socket) -> tuple[Mapping[str, Any], BinaryIO] | None:
-    """A request of the owner, with the open media; None when there are no more."""
+    """Receive the arguments of a task and its open media; None if there are no more tasks."""
     header, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 1)
     if len(header) < LENGTH.size:
         return None
@@ -120,15 +122,15 @@ def _receive(connection: socket.socket) -> tuple[Mapping[str, Any], BinaryIO] | 
 
 
 def _exit_with_owner(descriptor: int) -> None:
-    """Wait until the owner has closed its end, and go, whatever is being decoded."""
+    """Wait until the owner closes its end, then exit at once, whatever is being decoded."""
     poll = select.poll()
-    poll.register(descriptor, 0)  # hanging up is always told
+    poll.register(descriptor, 0)  # no events are asked for: a hang-up is always reported
     poll.poll()
     os._exit(0)
 
 
 def _address_space_bytes() -> int:
-    """What this process takes before it has decoded anything, as RLIMIT_AS counts."""
+    """The address space of this process before it decodes anything, as RLIMIT_AS counts it."""
     num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     return num_pages * resource.getpagesize()
 

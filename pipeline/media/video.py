@@ -2,13 +2,13 @@
 
     packets --> index --> choice of frames --> runs of packets --> frames of the final size
 
-The frames are exactly those that decoding everything from the start would show. Where a run does
-not give every wanted frame whole, the video is read from its start, without any shortcut.
+The frames are exactly those that decoding the whole video from its start would show. Where a run
+does not give every wanted frame undamaged, the video is decoded from its start, without shortcuts.
 """
 
-from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import SEEK_END
 from itertools import chain, islice
 from typing import BinaryIO
@@ -21,33 +21,31 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipeline.media.container import Reader, check_sample_counts, open_video, read_packets
-from pipeline.media.display import FrameRequest, View
+from pipeline.media.display import DisplayTransform, FrameRequest
 from pipeline.media.frame_buffer import FrameBuffer
 from pipeline.media.frame_index import (
     FrameIndex,
-    Packets,
-    Run,
-    index_frames,
+    PacketRun,
     is_near,
     plan_runs,
+    read_index,
 )
 from pipeline.media.frames import Frames, MediaFacts
 from pipeline.media.limits import DEFAULT_LIMITS, MediaError, MediaLimits
-from pipeline.media.windows import Choice, Span, TimeWindows, Window, choose
+from pipeline.media.windows import FrameChoice, Span, TimeWindows, Window, choose_by_window
 from pipeline.status import ErrorCode
 
-# Their frames without `nal_ref_idc`, or B pictures, are read by no other frame. HEVC and AV1 have
-# layers whose lowest only is that simple; VP9 packs hidden frames with shown ones.
+# In these codecs a frame without `nal_ref_idc`, or a B picture, is read by no other frame, so that
+# FFmpeg can skip it. HEVC and AV1 have layers, of which only the lowest is that simple; VP9 packs
+# hidden frames together with shown ones.
 _CODECS_WITH_DISPOSABLE_FRAMES = ("h264", "mpeg4", "mpeg2video")
-_SEEK_BY_BYTES = ("mpegts",)  # their timestamps are found by trial
-
-_Shown = Iterator[tuple[int, VideoFrame]]  # frames with their pts, which rise
-_Picked = Iterator[tuple[int, VideoFrame, Sequence[int]]]  # and the wanted pts they stand for
+# FFmpeg finds a time in these containers by trial, so a seek names the packet's position instead.
+_SEEK_BY_BYTES = ("mpegts",)
 
 
 def decode_video(
     source: bytes | BinaryIO,
-    shots: Sequence[FrameRequest],
+    requests: Sequence[FrameRequest],
     *,
     windows: TimeWindows | None = None,
     span_s: Span = (None, None),
@@ -55,53 +53,55 @@ def decode_video(
 ) -> list[Window]:
     """Take frames out of a video, exactly those that decoding it from its start would show.
 
-    Several shots are decoded together, each frame once, and each shot of a whole video has the
-    pixels that it would have alone. A damaged or cut video gives what can be decoded of it. Memory
-    holds the chosen frames at their final size and a few decoded ones. In this process:
-    `pipeline.media.sandbox` bounds time and memory.
+    Several requests are decoded together, each frame once, and each request gets the pixels that it
+    would get alone. A damaged or cut video gives what can be decoded of it. Memory holds the chosen
+    frames at their final size and a few decoded ones. This runs in the calling process;
+    `pipeline.media.sandbox` also limits time and memory.
 
     Args:
         source: the video's bytes, or a seekable file; its OSErrors mean `media_unreadable`.
-        shots: which frames of the span, and at which size; at least one.
+        requests: which frames of the span to take, and at which size; at least one.
+        windows: how to cut the span into windows; None takes it whole, as one window.
         span_s: the part of the video to look at. The frame that is on display when it begins is
             part of it; what lies beyond the end of the video is not.
-        windows: how to cut the span; None takes it whole, as a window for each shot.
         limits: what to refuse.
 
     Returns:
-        For each window each shot; a window of which nothing can be decoded has an error.
+        The windows in order, and within each window one `Window` for each request. A window of
+        which no frame can be decoded has an error.
 
     Raises:
         MediaError: the video cannot be used; `code` says why.
-        ValueError: the `fit` of a shot returned no size.
-        MemoryError: there is not enough.
+        ValueError: the `fit` of a request returned no size.
+        MemoryError: there is not enough memory.
     """
     reader = Reader(source)
     _check_file(reader, limits)
     with open_video(reader, limits) as (container, stream):
-        index = _read_index(container, stream, limits)
-        choices = choose(
+        index = read_index(container, stream, limits)
+        choices = choose_by_window(
             index.times_s,
             index.end_s,
             index.is_keyframe,
-            shots,
+            requests,
             windows=windows,
             span_s=span_s,
             limits=limits,
         )
         chosen = [(index.pts[choice.positions].tolist(), choice.fit) for choice in choices]
         wanted = sorted({pts for each, _ in chosen for pts in each})
-        canvas = FrameBuffer(stream, chosen, limits)
+        decoding = _Decoding(container, stream, index, FrameBuffer(stream, chosen, limits))
         runs = plan_runs(index, wanted)
-        if runs is not None and _decode_runs(container, stream, index, runs, wanted, canvas):
-            return _windows(choices, _frames(canvas, index, stream), windows)
+        if runs is not None and decoding.decode_runs(runs, wanted):
+            return decoding.windows(choices, is_cut=windows is not None)
+    # Open the video again: a decoder that met something unexpected may be in any state.
     with open_video(reader, limits) as (container, stream):
-        canvas = FrameBuffer(stream, chosen, limits)
-        _decode_all(container, stream, index, wanted, canvas)
-        if canvas.is_empty:
+        decoding = _Decoding(container, stream, index, FrameBuffer(stream, chosen, limits))
+        decoding.decode_from_start(wanted)
+        if decoding.buffer.is_empty:
             message = f"no frame of {len(wanted)} can be decoded"
             raise MediaError(ErrorCode.MEDIA_CORRUPT, message)
-        return _windows(choices, _frames(canvas, index, stream), windows)
+        return decoding.windows(choices, is_cut=windows is not None)
 
 
 def _check_file(reader: Reader, limits: MediaLimits) -> None:
@@ -113,240 +113,182 @@ def _check_file(reader: Reader, limits: MediaLimits) -> None:
         raise MediaError(ErrorCode.MEDIA_UNREADABLE, f"reading failed: {error}") from error
 
 
-def _read_index(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> FrameIndex:
-    """Read all packets of the stream. Damage that ends them here would end decoding too."""
-    if not stream.time_base:
-        raise MediaError(ErrorCode.MEDIA_CORRUPT, "the video stream has no time base")
-    stores_pts = container.format.name != "avi"
-    pts, durations, positions = array("q"), array("q"), array("q")
-    is_keyframe, is_hidden = bytearray(), bytearray()
-    num_damaged = num_untimed = 0
-    for packet in read_packets(container, stream):
-        if packet is None:
-            num_damaged += 1
-            break
-        time = packet.pts if stores_pts and packet.pts is not None else packet.dts
-        if time is None:
-            num_untimed += 1
-            continue
-        pts.append(time)
-        limits.check_num_frames(len(pts))
-        durations.append(packet.duration or 0)
-        positions.append(-1 if packet.pos is None else packet.pos)
-        is_keyframe.append(packet.is_keyframe)
-        is_hidden.append(packet.is_discard)
-        num_damaged += packet.is_corrupt
-    packets = Packets(
-        pts=np.array(pts, dtype=np.int64),
-        durations=np.array(durations, dtype=np.int64),
-        positions=np.array(positions, dtype=np.int64),
-        is_keyframe=np.frombuffer(is_keyframe, dtype=np.bool_),
-        is_hidden=np.frombuffer(is_hidden, dtype=np.bool_),
-    )
-    index = index_frames(
-        packets,
-        time_base=stream.time_base,
-        stores_pts=stores_pts,
-        num_damaged=num_damaged,
-        num_untimed=num_untimed,
-    )
-    if index is None:
-        raise MediaError(ErrorCode.NO_FRAMES, "the video stream holds no frames")
-    limits.check_duration(index.end_s)
-    return index
+class _UnexpectedError(Exception):
+    """A run does not give the frames that the index promises."""
 
 
-def _decode_runs(
-    container: InputContainer,
-    stream: VideoStream,
-    index: FrameIndex,
-    runs: Sequence[Run],
-    wanted: Sequence[int],
-    canvas: FrameBuffer,
-) -> bool:
-    """Draw the wanted frames; False if one is missing, or anything was not as planned."""
-    missing, near = set(wanted), is_near(index, wanted)
-    can_skip = stream.codec_context.name in _CODECS_WITH_DISPOSABLE_FRAMES
-    for run in runs:
-        packets = _seek(container, stream, index, run)
-        if packets is None:
-            return False
-        frames = _decode_run(stream, packets, near, run, can_skip=can_skip)
+@dataclass(frozen=True)
+class _Decoding:
+    """An open video, and the buffer that its wanted frames go to."""
+
+    container: InputContainer
+    stream: VideoStream
+    index: FrameIndex
+    buffer: FrameBuffer
+
+    def decode_runs(self, runs: Sequence[PacketRun], wanted: Sequence[int]) -> bool:
+        """Decode runs of packets.
+
+        Args:
+            runs: as `plan_runs` planned them.
+            wanted: the pts of the frames to keep.
+
+        Returns:
+            False if a frame is missing or damaged, or anything is not as the index says.
+        """
+        missing, near = set(wanted), is_near(self.index, wanted)
         try:
-            for frame in _from_keyframe(frames, index, run):
-                if frame is None or frame.is_corrupt:
-                    return False
-                if frame.pts in missing:
-                    missing.remove(frame.pts)
-                    canvas.draw(frame, index.seconds(frame.pts), [frame.pts])
-        except MemoryError:
+            for run in runs:
+                for frame in self._from_keyframe(self._decode_run(run, near), run):
+                    if frame.pts in missing:
+                        missing.remove(frame.pts)
+                        self.buffer.add(frame, self.index.seconds(frame.pts), [frame.pts])
+        except MemoryError:  # FFmpeg's own is an FFmpegError too
             raise
-        except av.FFmpegError:
+        except (av.FFmpegError, _UnexpectedError):
             return False
-    return not missing
+        return not missing
 
+    def decode_from_start(self, wanted: Sequence[int]) -> None:
+        """Decode all packets up to the last wanted frame, whatever damage there is."""
+        for pts, frame, stands_for in _on_display(self._timed_frames(), wanted):
+            self.buffer.add(frame, self.index.seconds(pts), stands_for)
 
-def _from_keyframe(
-    frames: Iterator[VideoFrame], index: FrameIndex, run: Run
-) -> Iterator[VideoFrame | None]:
-    """The frames of a run from its keyframe on; None where there is no keyframe.
+    def windows(self, choices: Sequence[FrameChoice], *, is_cut: bool) -> list[Window]:
+        """The decoded frames as windows, one for each choice."""
+        windows = []
+        for choice, contents in zip(choices, self.buffer.contents(), strict=True):
+            frames = None
+            if contents is not None:
+                rgb, times_s, transform = contents
+                frames = Frames(rgb=rgb, timestamps_s=times_s, facts=self._facts(transform))
+            windows.append(choice.window(frames, is_cut=is_cut))
+        return windows
 
-    What is displayed before the keyframe leads into it from frames that were not read.
-    """
-    first_pts = int(index.packets.pts[run.start])
-    is_sure = bool(index.packets.is_hidden[run.start])  # the file's first, never shown
-    for frame in frames:
-        if frame.pts is None:
-            yield None
-        elif frame.pts >= first_pts:
+    def _decode_run(self, run: PacketRun, near: NDArray[np.bool_]) -> Iterator[VideoFrame]:
+        """Decode a run, skipping frames that are not `near` and that no other frame reads."""
+        context = self.stream.codec_context
+        can_skip = context.name in _CODECS_WITH_DISPOSABLE_FRAMES
+        for position, packet in zip(range(run.start, run.stop), self._seek(run), strict=False):
+            if packet is None:  # damage; the frames before it may be all that are wanted
+                break
+            if can_skip:
+                context.skip_frame = "DEFAULT" if near[position] else "NONREF"
+            yield from context.decode(packet)
+        yield from context.decode(None)
+
+    def _from_keyframe(self, frames: Iterator[VideoFrame], run: PacketRun) -> Iterator[VideoFrame]:
+        """Yield the frames of a run from its keyframe on.
+
+        Frames that are displayed before the keyframe refer to frames that were not read.
+
+        Raises:
+            _UnexpectedError: the first frame is not the keyframe, or a frame is damaged or untimed.
+        """
+        packets = self.index.packets
+        first_pts = int(packets.pts[run.start])
+        # The stream's first keyframe may be hidden by an edit list. Then it never comes.
+        is_sure = bool(packets.is_hidden[run.start])
+        for frame in frames:
+            if frame.pts is None:
+                raise _UnexpectedError
+            if frame.pts < first_pts:
+                continue
             if not is_sure and not (frame.pts == first_pts and frame.key_frame):
-                yield None  # the container is wrong about its keyframes
+                raise _UnexpectedError  # the container is wrong about its keyframes
+            if frame.is_corrupt:
+                raise _UnexpectedError
             is_sure = True
             yield frame
 
+    def _seek(self, run: PacketRun) -> Iterator[av.Packet | None]:
+        """Seek to a run and give the packets from its first one on.
 
-def _seek(
-    container: InputContainer, stream: VideoStream, index: FrameIndex, run: Run
-) -> Iterator[av.Packet | None] | None:
-    """The packets from a run's first one on; None if there is no getting there."""
-    pts, position = int(index.packets.pts[run.start]), int(index.packets.positions[run.start])
-    try:
-        if container.format.name in _SEEK_BY_BYTES and position >= 0:
-            container.seek(position, unsupported_byte_offset=True)
+        Raises:
+            _UnexpectedError: the packet cannot be found.
+        """
+        packets = self.index.packets
+        pts, position = int(packets.pts[run.start]), int(packets.positions[run.start])
+        if self.container.format.name in _SEEK_BY_BYTES and position >= 0:
+            self.container.seek(position, unsupported_byte_offset=True)
         else:
-            container.seek(pts, stream=stream)
-    except MemoryError:
-        raise
-    except av.FFmpegError:
-        return None
-    packets = read_packets(container, stream)
-    # Some containers arrive a little early.
-    for packet in islice(packets, 1 + run.start):
-        if packet is None:
-            return None
-        if packet.pts == pts and packet.is_keyframe:
-            return chain([packet], packets)
-    return None
+            self.container.seek(pts, stream=self.stream)
+        found = read_packets(self.container, self.stream)
+        # Some containers arrive a few packets early.
+        for packet in islice(found, 1 + run.start):
+            if packet is None:
+                break
+            if packet.pts == pts and packet.is_keyframe:
+                return chain([packet], found)
+        raise _UnexpectedError
+
+    def _timed_frames(self) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode from the start; yield each frame with its pts, which rise."""
+        last = int(self.index.pts[0]) - 1
+        for rank, frame in enumerate(self._decode_all_packets()):
+            pts = frame.pts if self.index.stores_pts else None
+            if pts is None:  # then the k-th frame has the k-th pts of the index
+                pts = int(self.index.pts[min(rank, len(self.index.pts) - 1)])
+            if pts > last:
+                yield pts, frame
+                last = pts
+
+    def _decode_all_packets(self) -> Iterator[VideoFrame]:
+        """Decode every packet that can be decoded; raise the last error if none can."""
+        num_frames, failure = 0, None
+        for packet in chain(read_packets(self.container, self.stream), [None]):  # None flushes
+            try:
+                decoded = self.stream.codec_context.decode(packet)
+            except MemoryError:
+                raise
+            except av.FFmpegError as error:
+                if not isinstance(error, EOFError):  # that is a second flush, after damage
+                    failure = error  # the next packet may be whole
+                    self.buffer.num_errors += 1
+                continue
+            num_frames += len(decoded)
+            self.buffer.num_errors += sum(frame.is_corrupt for frame in decoded)
+            yield from decoded
+        if failure is not None and num_frames == 0:
+            raise failure
+
+    def _facts(self, transform: DisplayTransform) -> MediaFacts:
+        index = self.index
+        return MediaFacts(
+            duration_s=index.end_s,
+            fps=len(index.pts) / index.end_s if index.end_s > 0 else 0.0,
+            width_px=transform.displayed_width_px,
+            height_px=transform.displayed_height_px,
+            codec=self.stream.codec_context.codec.canonical_name,
+            rotation=-90 * transform.num_turns % 360,
+            is_vfr=index.is_vfr,
+            is_interlaced=self.buffer.is_interlaced,
+            num_decode_errors=self.buffer.num_errors + index.num_damaged,
+        )
 
 
-def _decode_run(
-    stream: VideoStream,
-    packets: Iterator[av.Packet | None],
-    near: NDArray[np.bool_],
-    run: Run,
-    *,
-    can_skip: bool,
-) -> Iterator[VideoFrame]:
-    """Decode a run; frames that no other frame reads are left out, but for those `near`."""
-    context = stream.codec_context
-    for position, packet in zip(range(run.start, run.stop), packets, strict=False):
-        if packet is None:
-            break
-        if can_skip:
-            context.skip_frame = "DEFAULT" if near[position] else "NONREF"
-        yield from context.decode(packet)
-    yield from context.decode(None)
+def _on_display(
+    frames: Iterator[tuple[int, VideoFrame]], wanted: Sequence[int]
+) -> Iterator[tuple[int, VideoFrame, Sequence[int]]]:
+    """Yield the frames on display at the wanted pts, each once, with the pts that it stands for.
 
+    A frame is on display until the next one appears, and the last one for ever. Where the beginning
+    of the video cannot be decoded, the first frame that can be stands for it.
 
-def _decode_all(
-    container: InputContainer,
-    stream: VideoStream,
-    index: FrameIndex,
-    wanted: Sequence[int],
-    canvas: FrameBuffer,
-) -> None:
-    """Draw the frames on display at the wanted pts, decoding from the start; each frame once."""
-    shown = _show(container, stream, index, canvas)
-    for pts, frame, stands_for in _pick(shown, wanted):
-        canvas.draw(frame, index.seconds(pts), stands_for)
-
-
-def _show(
-    container: InputContainer, stream: VideoStream, index: FrameIndex, canvas: FrameBuffer
-) -> _Shown:
-    """Give each decoded frame its pts.
-
-    Where the container has no pts, the k-th frame has the k-th of the index.
+    Args:
+        frames: all frames of the video, with their pts, which rise.
+        wanted: the pts, which rise; nothing is decoded after the last of them is found.
     """
-    last = int(index.pts[0]) - 1
-    for rank, frame in enumerate(_decode_packets(container, stream, canvas)):
-        pts = frame.pts if index.stores_pts else None
-        if pts is None:
-            pts = int(index.pts[min(rank, len(index.pts) - 1)])
-        if pts > last:
-            yield pts, frame
-            last = pts
-
-
-def _decode_packets(
-    container: InputContainer, stream: VideoStream, canvas: FrameBuffer
-) -> Iterator[VideoFrame]:
-    num_frames, failure = 0, None
-    for packet in chain(read_packets(container, stream), [None]):
-        try:
-            decoded = stream.codec_context.decode(packet)
-        except MemoryError:
-            raise
-        except av.FFmpegError as error:
-            if not isinstance(error, EOFError):  # of a second flush
-                failure = error  # the next packet may be whole
-                canvas.num_errors += 1
-            continue
-        num_frames += len(decoded)
-        canvas.num_errors += sum(frame.is_corrupt for frame in decoded)
-        yield from decoded
-    if failure is not None and num_frames == 0:
-        raise failure
-
-
-def _pick(shown: _Shown, wanted: Sequence[int]) -> _Picked:
-    """The frames on display at the wanted pts, which rise; each frame once.
-
-    Where the beginning cannot be decoded, the first frame that can stands for it.
-    """
-    num_passed, held = 0, None
-    for pts, frame in shown:
-        if held is not None:  # it was on display until now
+    num_done = 0
+    on_display: tuple[int, VideoFrame] | None = None
+    for pts, frame in frames:
+        if on_display is not None:
             num_before = bisect_left(wanted, pts)
-            if num_before > num_passed:
-                yield *held, wanted[num_passed:num_before]
+            if num_before > num_done:
+                yield *on_display, wanted[num_done:num_before]
             if num_before == len(wanted):
                 return
-            num_passed = num_before
-        held = pts, frame
-    if held is not None:
-        yield *held, wanted[num_passed:]
-
-
-def _frames(canvas: FrameBuffer, index: FrameIndex, stream: VideoStream) -> Iterator[Frames | None]:
-    """Of each shot of each window; None where nothing was drawn."""
-    for drawn in canvas.finish():
-        if drawn is None:
-            yield None
-        else:
-            rgb, times_s, view = drawn
-            facts = _facts(view, canvas, index, stream)
-            yield Frames(rgb=rgb, timestamps_s=times_s, facts=facts)
-
-
-def _windows(
-    choices: Sequence[Choice], frames: Iterator[Frames | None], windows: TimeWindows | None
-) -> list[Window]:
-    is_cut = windows is not None
-    return [
-        choice.window(each, is_cut=is_cut) for choice, each in zip(choices, frames, strict=True)
-    ]
-
-
-def _facts(view: View, canvas: FrameBuffer, index: FrameIndex, stream: VideoStream) -> MediaFacts:
-    return MediaFacts(
-        duration_s=index.end_s,
-        fps=len(index.pts) / index.end_s if index.end_s > 0 else 0.0,
-        width_px=view.shown_width_px,
-        height_px=view.shown_height_px,
-        codec=stream.codec_context.codec.canonical_name,
-        rotation=-90 * view.num_turns % 360,
-        is_vfr=index.is_vfr,
-        is_interlaced=canvas.is_interlaced,
-        num_decode_errors=canvas.num_errors + index.num_damaged,
-    )
+            num_done = num_before
+        on_display = pts, frame
+    if on_display is not None:
+        yield *on_display, wanted[num_done:]

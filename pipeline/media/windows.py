@@ -1,18 +1,18 @@
-"""Windows: the parts of a row that are asked about one by one.
+"""Windows: stretches of a video, or pages of a document, that the model is asked about one by one.
 
     seconds   |--- length_s ---|                     pages   | 1 | 2 | 3 | 4 | 5 |
                           |--- length_s ---|                 |-- window --|-- ..
                           overlap_s
 
-A window is what one prompt shows. Those of a video follow from its duration, which only decoding
-tells, so the decoding process cuts them and decodes the frames of all in one plan. A page is a
-window by itself until `pack_pages` joins those that one prompt can hold.
+A window is what one prompt shows. The windows of a video follow from its duration, which only
+decoding tells, so the decoding process cuts them and decodes the frames of all in one pass. The
+decoding process makes each page a window; `pipeline.prompts.pages` joins those that fit one prompt.
 
-Letters: I images (frames), N frames of a stream.
+Letter: N frames of a stream.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,23 +24,24 @@ from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError, MediaLimits, refuse
 from pipeline.status import ErrorCode
 
-Span = tuple[float | None, float | None]  # start and end in seconds; None is that of the video
+# Start and end in seconds; None is the start or the end of the video.
+Span = tuple[float | None, float | None]
 
-_REST = 0.1  # of a window; a shorter rest at the end belongs to the window before
+_MIN_REST = 0.1  # of a window; a shorter rest at the end joins the window before it
 _ROUNDING_S = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeWindows:
-    """A caption for each window of so many seconds.
+    """Cuts a video into windows of so many seconds; each gets a caption.
 
     Raises:
-        ValueError: there are no such windows.
+        ValueError: the length or the overlap is out of range, or the merge prompt is empty.
     """
 
     length_s: float
-    overlap_s: float = 0.0  # of a window with the one before
-    merge: str | None = None  # the prompt that makes one caption of them; None lists them
+    overlap_s: float = 0.0  # of a window with the one before it
+    merge: str | None = None  # a prompt to merge the captions into one; None lists them
 
     def __post_init__(self) -> None:
         if not 0.0 < self.length_s < math.inf:
@@ -54,14 +55,14 @@ class TimeWindows:
             raise ValueError("the prompt that merges captions is empty; say what is wanted")
 
     def cut(self, start_s: float, end_s: float, max_windows: int) -> list[tuple[float, float]]:
-        """The windows of a span; at least one.
+        """Cut a span into windows, as (start, end) in seconds; at least one.
 
         Raises:
             MediaError: there would be more than `max_windows`.
         """
         step_s = self.length_s - self.overlap_s
-        # The first and so many more, until what they leave is no more than a rest.
-        left_s = end_s - start_s - (1 + _REST) * self.length_s
+        # One window, and as many more as it takes until less than a rest is left over.
+        left_s = end_s - start_s - (1 + _MIN_REST) * self.length_s
         num_windows = 1 + max(0, math.ceil(left_s / step_s - _ROUNDING_S))
         if num_windows > max_windows:
             what = (
@@ -75,14 +76,14 @@ class TimeWindows:
 
 @dataclass(frozen=True, kw_only=True)
 class PageWindows:
-    """Text for each page of a document.
+    """Cuts a document into windows of one or more pages; the answers are the text of each page.
 
     Raises:
         ValueError: a number is out of range.
     """
 
-    pages_per_prompt: int | None = 1  # at most; None: as many as the context holds
-    answer_tokens: int = 4096  # for which the context must have room
+    pages_per_prompt: int | None = 1  # at most; None means as many as the context holds
+    answer_tokens: int = 4096  # that the context must have room for
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -95,27 +96,27 @@ Windows = TimeWindows | PageWindows
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What one prompt shows of a row, or why it cannot be shown."""
+    """What one prompt shows of a row, or why that cannot be shown."""
 
-    start: float  # seconds; or the number of pages before it
+    start: float  # in seconds; of pages, the number of pages before the window
     end: float
-    media: tuple[Frames, ...] = ()  # none where there is an error; pages have frames of their own
+    media: tuple[Frames, ...] = ()  # one, or one for each page; empty if there is an error
     error: MediaError | None = None
 
     def moved(self, offset: float) -> "Window":
-        """The same, so much later."""
+        """The same window, `offset` seconds or pages later."""
         return replace(self, start=self.start + offset, end=self.end + offset)
 
 
 def clip_span(span_s: Span, end_s: float) -> tuple[float, float]:
-    """The part of a video, which lasts until `end_s`, that a row's span names.
+    """Clip a row's span to a video that lasts until `end_s`.
 
     Raises:
-        MediaError: there is no such part.
+        MediaError: the span is not a span, or begins after the video ends.
     """
     start, end = (0.0 if span_s[0] is None else span_s[0]), span_s[1]
     if not 0.0 <= start < math.inf or (end is not None and not end > start):
-        raise MediaError(ErrorCode.BAD_SPAN, f"from {start} s to {end} s is no span")
+        raise MediaError(ErrorCode.BAD_SPAN, f"from {start} s to {end} s is not a span")
     if start > 0.0 and start >= end_s:
         message = f"the span begins at {start} s, the video ends at {end_s:.3f} s"
         raise MediaError(ErrorCode.NO_FRAMES, message)
@@ -123,19 +124,23 @@ def clip_span(span_s: Span, end_s: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Which frames of a stream one shot takes of one window."""
+class FrameChoice:
+    """Which frames of a stream one request takes from one window."""
 
-    span_s: tuple[float, float]
-    positions: NDArray[np.intp]  # rising
-    times_s: NDArray[np.float64]  # of those frames
-    fit: Fit | None
+    span_s: tuple[float, float]  # of the window
+    positions: NDArray[np.intp]  # of the frames in the stream, rising
+    times_s: NDArray[np.float64]  # of the frames
+    fit: Fit | None  # of the request
 
     def window(self, frames: Frames | None, *, is_cut: bool) -> Window:
-        """The window with its frames, None if nothing of it can be decoded.
+        """Make the window of the frames that were decoded for this choice.
 
-        Damage puts other frames in the place of those chosen; none from outside of a window that
-        was cut out of a video.
+        Where a chosen frame is damaged, another one may stand in for it. If the window was cut out
+        of a longer video, frames from outside of the window are dropped.
+
+        Args:
+            frames: the decoded frames; None if there are none, and the window has an error.
+            is_cut: the window was cut out of a longer video.
         """
         start_s, end_s = self.span_s
         if frames is not None and is_cut:
@@ -149,88 +154,61 @@ class Choice:
         return Window(start=start_s, end=end_s, error=error)
 
 
-def choose(
+def choose_by_window(
     times_s: NDArray[np.float64],
     end_s: float,
     is_keyframe: NDArray[np.bool_],
-    shots: Sequence[FrameRequest],
+    requests: Sequence[FrameRequest],
     *,
     windows: TimeWindows | None,
     span_s: Span,
     limits: MediaLimits,
-) -> list[Choice]:
-    """Choose the frames of each shot of a span; with windows, of each window.
+) -> list[FrameChoice]:
+    """Choose the frames of each request in each window of a span.
 
     Args:
         times_s: [N] when each frame of the stream appears, rising, N >= 1.
-        end_s: of the stream.
+        end_s: when the stream ends.
         is_keyframe: [N] whether a frame can be decoded by itself.
-        shots: which frames, at which size.
-        windows: how to cut the span.
-        span_s: which part of the stream.
+        requests: which frames to take, and at which size.
+        windows: how to cut the span into windows; None takes it as one window.
+        span_s: the part of the stream to look at.
         limits: what to refuse.
 
+    Returns:
+        The choices of all requests for the first window, then those for the second one, and so on.
+
     Raises:
-        MediaError: there is no such span, it has no frames at the seconds asked for, or too many
-            windows.
+        MediaError: the stream has no such span, the span has no frames at the seconds asked for, or
+            there would be too many windows.
     """
     span = clip_span(span_s, end_s)
     spans_s = [span] if windows is None else windows.cut(*span, limits.max_windows)
     choices = []
     for span in spans_s:
-        for shot in shots:
-            positions = choose_frames(times_s, *span, shot.sampling, is_keyframe)
+        for request in requests:
+            positions = choose_frames(times_s, *span, request.sampling, is_keyframe)
             times = times_s[positions]
-            choice = Choice(span_s=span, positions=positions, times_s=times, fit=shot.fit)
-            choices.append(choice)
+            choices.append(
+                FrameChoice(span_s=span, positions=positions, times_s=times, fit=request.fit)
+            )
+    # One empty window is an error of that window alone, so the row fails only if all are empty.
     are_empty = [len(choice.positions) == 0 for choice in choices]
     if all(are_empty) if windows is not None else any(are_empty):
-        seconds = list(shots[are_empty.index(True) % len(shots)].sampling.at_s or ())
+        seconds = list(requests[are_empty.index(True) % len(requests)].sampling.at_s or ())
         raise MediaError(ErrorCode.NO_FRAMES, f"none of the seconds {seconds} lies in the span")
     return choices
 
 
 def _between(frames: Frames, start_s: float, end_s: float) -> Frames | None:
-    """The frames that appear in a span."""
-    times_s = frames.timestamps_s
-    shown = (times_s > start_s - _ROUNDING_S) & ((times_s < end_s) | (times_s <= start_s))
-    if shown.all():
-        return frames
-    if not shown.any():
-        return None
-    return replace(frames, rgb=frames.rgb[shown], timestamps_s=times_s[shown])
+    """The frames that appear in a span; None if none does.
 
-
-def pack_pages(
-    pages: Iterable[Window],
-    max_pages: int | None,
-    num_tokens: Callable[[Frames], int],
-    max_tokens: int,
-) -> Iterator[Window]:
-    """Join neighbouring pages into windows, as many as a prompt can hold.
-
-    Args:
-        pages: in order; one with an error stays alone.
-        max_pages: of a window; None is no limit.
-        num_tokens: what a page takes in a prompt.
-        max_tokens: of a window; a page that has more is a window by itself.
+    The frame that is on display when the span starts belongs to it, also if the span has no length.
     """
-    held: Window | None = None
-    held_tokens = 0
-    for page in pages:
-        tokens = sum(num_tokens(each) for each in page.media)
-        fits = (
-            held is not None
-            and not (held.error or page.error)
-            and (max_pages is None or len(held.media) < max_pages)
-            and held_tokens + tokens <= max_tokens
-        )
-        if held is not None and fits:
-            held = replace(held, end=page.end, media=(*held.media, *page.media))
-            held_tokens += tokens
-            continue
-        if held is not None:
-            yield held
-        held, held_tokens = page, tokens
-    if held is not None:
-        yield held
+    times_s = frames.timestamps_s
+    is_inside = (times_s > start_s - _ROUNDING_S) & ((times_s < end_s) | (times_s <= start_s))
+    if is_inside.all():
+        return frames
+    if not is_inside.any():
+        return None
+    return replace(frames, rgb=frames.rgb[is_inside], timestamps_s=times_s[is_inside])

@@ -1,10 +1,10 @@
-"""`AnswerType`: the Arrow type of the answers that follow a JSON Schema, and how they are read.
+"""`AnswerType`: the Arrow type of the answers that follow a JSON Schema, and how to read them.
 
     object -> struct     string -> string     integer -> int64      number -> float64
     array  -> list       boolean -> bool      a key left out, or null beside a type -> null
 
-Types nest to any depth. What a schema may not be where a column comes of it (several types, keys
-without names, ...) is refused with its place; nothing becomes text or is dropped unseen.
+Types nest. A schema that no column type can express (several types, keys without names, ...) is
+refused, and the message names the place in the schema. No value silently becomes text or is lost.
 """
 
 import json
@@ -28,45 +28,45 @@ _OF_PYTHON = {
     str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null",
     dict: "object", list: "array",
 }  # fmt: skip
-_JOINS = ("$ref", "allOf", "anyOf", "oneOf")  # each says the type by other schemas
-_SAYS = ("type", "enum", "const", "properties", "items", "prefixItems")
-_MAX_TYPES = 1000  # references to references can double with every line
-_MAX_DEPTH = 40  # Arrow's files nest 64 deep at most
+_JOINS = ("$ref", "allOf", "anyOf", "oneOf")  # keys that give the type through other schemas
+_SAYS = ("type", "enum", "const", "properties", "items", "prefixItems")  # that give it here
+_MAX_TYPES = 1000  # a short schema can describe very many, if each reference is made twice
+_MAX_DEPTH = 40  # Arrow's files nest at most 64 deep
 
 _Place = tuple[str, ...]  # keys from the root of a schema
 
 
 @dataclass(frozen=True)
 class AnswerType:
-    """What the column of an answer is."""
+    """The type of a column of answers."""
 
     kind: pa.DataType
-    schema: str  # JSON text: as given, and its objects have no keys but those that they name
+    schema: str  # the given JSON Schema, whose objects now allow only the keys that they name
 
     def read(self, text: str) -> Any:
-        """The value of a whole answer, for an array of `kind`.
+        """Read the value of a whole answer, for an array of `kind`.
 
         Raises:
-            ValueError: the text is no JSON of this type, or holds a number or a character that the
-                type has no place for.
+            ValueError: the text is not JSON of this type, or holds a number or a character that the
+                type cannot hold.
         """
         try:
             value = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the answer is no JSON ({error})") from error
+            raise ValueError(f"the answer is not JSON ({error})") from error
         return _as(value, self.kind)
 
 
 @lru_cache(maxsize=64)
 def answer_type(schema: str) -> AnswerType:
-    """The type of the answers that follow a schema.
+    """Derive the type of the answers that follow a schema.
 
     Args:
-        schema: JSON text of a JSON Schema; objects that leave `additionalProperties` open are
-            closed, for a column has no place for keys that it does not know.
+        schema: the text of a JSON Schema. Objects that do not set `additionalProperties` get it set
+            to false, because a column has no place for keys that it does not know.
 
     Raises:
-        ValueError: no column has that type; the message names the place in the schema.
+        ValueError: no column can have that type; the message names the place in the schema.
     """
     try:
         root = json.loads(schema)
@@ -77,10 +77,10 @@ def answer_type(schema: str) -> AnswerType:
 
 
 class _Derivation:
-    """One walk over a schema, which closes the objects that it meets.
+    """One walk over a schema, which also sets `additionalProperties` of the objects that it meets.
 
     Args:
-        root: the schema; references are looked up in it.
+        root: the schema; references are resolved in it.
     """
 
     def __init__(self, root: Any) -> None:
@@ -88,22 +88,28 @@ class _Derivation:
         self._num_types = 0
 
     def column(self, node: Any, place: _Place, refs: Sequence[str]) -> pa.DataType:
-        """The type of what follows `node`, which stands at `place` and within references `refs`."""
+        """Derive the type of the values that follow a node of the schema.
+
+        Args:
+            node: the node.
+            place: the keys that lead to it from the root.
+            refs: the references that were followed on the way, to notice a circle.
+        """
         kind = self._kind(node, place, refs)
         if kind is None:
             raise _refusal(place, "is always null")
         return kind
 
     def _kind(self, node: Any, place: _Place, refs: Sequence[str]) -> pa.DataType | None:
-        """As `column`, and None for null."""
+        """The type of a node as for `column`, or None if its values are always null."""
         self._num_types += 1
         if self._num_types > _MAX_TYPES or len(place) > _MAX_DEPTH:
             raise _refusal(place, f"is beyond {_MAX_TYPES} types or {_MAX_DEPTH} levels")
         if not isinstance(node, dict):
-            raise _refusal(place, "says no type")
+            raise _refusal(place, "gives no type")
         if joins := [key for key in _JOINS if key in node]:
             if len(joins) > 1 or any(key in node for key in _SAYS):
-                raise _refusal(place, f"has {joins[0]} beside other keys that say its type")
+                raise _refusal(place, f"has {joins[0]} beside other keys that give its type")
             return self._joined(joins[0], node[joins[0]], place, refs)
         if "type" in node:
             names = node["type"] if isinstance(node["type"], list) else [node["type"]]
@@ -112,7 +118,7 @@ class _Derivation:
         elif "const" in node:
             names = [_OF_PYTHON[type(node["const"])]]
         else:
-            raise _refusal(place, "says no type")
+            raise _refusal(place, "gives no type")
         return _one([self._named(name, node, place, refs) for name in names], place)
 
     def _joined(
@@ -127,22 +133,22 @@ class _Derivation:
         return _one([self._kind(each, place, refs) for each in _list(value, key, place)], place)
 
     def _at(self, ref: Any, place: _Place) -> Any:
-        """What a reference within the schema names."""
+        """Find the node that a reference within the schema names."""
         node = self._root
         pointer = unquote(ref) if isinstance(ref, str) else ""
         if pointer != "#" and not pointer.startswith("#/"):
             raise _refusal(place, f"refers to {ref!r}, which is not within the schema")
-        for part in pointer.split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
+        for step in pointer.split("/")[1:]:
+            key = step.replace("~1", "/").replace("~0", "~")
             if not isinstance(node, dict) or key not in node:
-                raise _refusal(place, f"refers to {ref!r}, which is not there")
+                raise _refusal(place, f"refers to {ref!r}, which does not exist")
             node = node[key]
         return node
 
     def _named(
         self, name: Any, node: dict[str, Any], place: _Place, refs: Sequence[str]
     ) -> pa.DataType | None:
-        """The type of that name, which is one that `node` may have."""
+        """The type that a name in a node's `type` stands for."""
         if name == "object":
             return self._struct(node, place, refs)
         if name == "array":
@@ -169,12 +175,12 @@ class _Derivation:
 
 def _list(value: Any, key: str, place: _Place) -> list[Any]:
     if not isinstance(value, list):
-        raise _refusal(place, f"has {key} that is no list")
+        raise _refusal(place, f"has {key} that is not a list")
     return value
 
 
 def _one(kinds: Sequence[pa.DataType | None], place: _Place) -> pa.DataType | None:
-    """The type that all are but for nulls."""
+    """The one type among several kinds, besides null."""
     distinct = [kind for kind in dict.fromkeys(kinds) if kind is not None]
     if len(distinct) > 1:
         raise _refusal(place, f"has several types: {', '.join(map(str, distinct)):.200}")
@@ -187,26 +193,28 @@ def _refusal(place: _Place, reason: str) -> ValueError:
 
 
 def _as(value: Any, kind: pa.DataType) -> Any:
-    """A value of JSON as one of the type."""
+    """Convert a JSON value to a value of the type."""
     if value is None:
         return None
     if pa.types.is_struct(kind) and isinstance(value, dict):
         fields = {field.name: field.type for field in kind}
         if unknown := value.keys() - fields.keys():
-            raise ValueError(f"the answer has a key {min(unknown)!r}, which the schema does not")
+            raise ValueError(
+                f"the answer has a key {min(unknown)!r}, which the schema does not have"
+            )
         return {name: _as(value.get(name), field) for name, field in fields.items()}
     if pa.types.is_list(kind) and isinstance(value, list):
         return [_as(each, kind.value_type) for each in value]
     if _holds(kind, value):
         return {pa.int64(): int, pa.float64(): float}.get(kind, type(value))(value)
-    raise ValueError(f"the answer holds {value!r:.60}, which is no {kind}")
+    raise ValueError(f"the answer holds {value!r:.60}, which is not of type {kind}")
 
 
 def _holds(kind: pa.DataType, value: Any) -> bool:
-    """Whether a value that is no object, array or null is of the type."""
+    """Whether a string, number or boolean is a value of the type."""
     if isinstance(value, bool):
         return kind == pa.bool_()
-    if isinstance(value, str):  # JSON can write half a character: "\ud800"
+    if isinstance(value, str):  # JSON allows a lone surrogate, "\ud800"; Arrow does not
         return kind == pa.string() and not any("\ud800" <= each <= "\udfff" for each in value)
     if not isinstance(value, int | float):
         return False
@@ -216,4 +224,4 @@ def _holds(kind: pa.DataType, value: Any) -> bool:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

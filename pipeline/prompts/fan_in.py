@@ -1,14 +1,15 @@
-"""Parts: the prompts of one row of the input, between the prepare and the generate stage.
+"""Fan-in: the results of a row's several prompts become one row again.
 
-A row that asks several things is several rows of the table there, one after the other, numbered by
-`prompt_part`. The generate stage answers them like any rows, then `fan_in` makes one of them again:
+Between the prepare and the write stage, a row of the input with several prompts is several rows of
+the table. They stand together, numbered by `prompt_part` from 0 on, and the generate stage answers
+them like any other rows. Then `fan_in` joins them:
 
-    row_id prompt_part | answer          row_id | mood  | answers
+    row_id prompt_part | caption         row_id | mood  | answers
     a      0           | happy     -->   a      | happy | [{status: ok, ...}, ...]
     a      1           | ...
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +18,8 @@ from model.engine.sequence import SamplingParams
 from parallel.ranks.worker import Failure, Outcome
 from pipeline.schema import (
     CHOICE_LOGPROBS_FIELD,
-    PART_FIELD,
-    QUESTION_FIELD,
+    NAMED_PROMPT_FIELD,
+    PROMPT_NUMBER_FIELD,
     RESULT_FIELDS,
     SAMPLES_FIELD,
     TOKEN_LOGPROBS_FIELD,
@@ -26,23 +27,23 @@ from pipeline.schema import (
 )
 from pipeline.status import ErrorCode, Status
 
-Part = Mapping[str, Any]  # the result columns of one prompt, with its number and its window
-Rule = Callable[[Sequence[Part]], Any]  # the parts of a row -> a value of the row
+PromptResult = Mapping[str, Any]  # the result columns of one prompt, and what tells it apart
+Rule = Callable[[Sequence[PromptResult]], Any]  # the results of a row -> one value of the row
 
-# What a list of parts says of each.
-PART_FIELDS = tuple(
+# The columns of each prompt that a row keeps in a list.
+DETAIL_FIELDS = tuple(
     next(field for field in RESULT_FIELDS if field.name == name)
     for name in (
         "status error_code error finish_reason num_prompt_tokens num_generated_tokens "
         "mean_logprob min_logprob reasoning"
     ).split()
 )
-_READ = ("caption", "num_visual_tokens", "frame_times_s", *(field.name for field in PART_FIELDS))
-# Of a part alone: a row has no such columns.
-_OF_PART = tuple(
+_READ = ("caption", "num_visual_tokens", "frame_times_s", *(field.name for field in DETAIL_FIELDS))
+# Columns that only prompts have, not the rows that they are joined into.
+_OF_PROMPTS = tuple(
     field.name
     for field in (
-        *(PART_FIELD, QUESTION_FIELD, WINDOW_FIELD),
+        *(PROMPT_NUMBER_FIELD, NAMED_PROMPT_FIELD, WINDOW_FIELD),
         *(SAMPLES_FIELD, TOKEN_LOGPROBS_FIELD, CHOICE_LOGPROBS_FIELD),
     )
 )
@@ -50,7 +51,7 @@ _FROM_WORST = (Status.ERROR, Status.TRUNCATED, Status.DAMAGED, Status.OK)
 
 
 def extra_fields(samplings: Sequence[SamplingParams]) -> list[pa.Field]:
-    """The result columns that these settings add."""
+    """The result columns that sampling settings add."""
     wanted = {
         SAMPLES_FIELD: any(each.n > 1 for each in samplings),
         TOKEN_LOGPROBS_FIELD: any(each.token_logprobs for each in samplings),
@@ -63,24 +64,26 @@ def fan_in(
     table: pa.Table,
     rules: Mapping[str, Rule],
     extra: Sequence[tuple[pa.Field, Rule]],
-    read: Callable[[Part], Part] = lambda part: part,
+    read: Callable[[PromptResult], PromptResult] = lambda result: result,
 ) -> pa.Table:
-    """One row for each row of the input.
+    """Join the answered prompts of each row of the input into one row.
 
     Args:
-        table: answered parts, those of a row one after the other, by number.
-        rules: for the result columns; where there is none, the first part's value stands.
-        extra: further columns.
-        read: makes of each part what the rules see.
+        table: one row for each answered prompt; those of one row of the input stand together,
+            ordered by their number.
+        rules: how to join each result column; a column without a rule keeps the value of the first
+            prompt.
+        extra: further columns, each with its rule.
+        read: turns each result into what the rules get.
     """
-    own = [name for name in _OF_PART if name in table.column_names]
-    rows: list[list[Part]] = []
+    own = [name for name in _OF_PROMPTS if name in table.column_names]
+    rows: list[list[PromptResult]] = []
     firsts: list[int] = []
-    for index, part in enumerate(table.select([*_READ, *own]).to_pylist()):
-        if part[PART_FIELD.name] == 0:
+    for index, result in enumerate(table.select([*_READ, *own]).to_pylist()):
+        if result[PROMPT_NUMBER_FIELD.name] == 0:
             rows.append([])
             firsts.append(index)
-        rows[-1].append(read(part))
+        rows[-1].append(read(result))
     merged = table.take(pa.array(firsts, pa.int64()))
     for field in RESULT_FIELDS:
         if field.name in rules:
@@ -91,63 +94,68 @@ def fan_in(
     return merged.drop_columns(own)
 
 
-def worst_status(parts: Sequence[Part]) -> str:
-    """The status of a row: that of its worst part."""
-    return worst(part["status"] for part in parts)
+def worst_status(results: Sequence[PromptResult]) -> str:
+    """The rule for `status`: that of the prompt that went worst."""
+    return worst(result["status"] for result in results)
 
 
-def worst(statuses: Any) -> str:
+def worst(statuses: Iterable[str]) -> str:
     """The worst of some statuses."""
-    there = set(statuses)
-    return next(status.value for status in _FROM_WORST if status.value in there)
+    present = set(statuses)
+    return next(status.value for status in _FROM_WORST if status.value in present)
 
 
-def first_error(names: Callable[[Part], str]) -> Rule:
-    """The first error, with the name of its part unless all parts have the same."""
+def first_error(name_of: Callable[[PromptResult], str]) -> Rule:
+    """The rule for `error`: the first one, after the prompt's name unless all have the same."""
 
-    def rule(parts: Sequence[Part]) -> str | None:
-        errors = [part["error"] for part in parts]
-        first = next((part for part in parts if part["error"] is not None), None)
+    def rule(results: Sequence[PromptResult]) -> str | None:
+        errors = [result["error"] for result in results]
+        first = next((result for result in results if result["error"] is not None), None)
         if first is None or len(set(errors)) == 1:
             return errors[0]
-        return f"{names(first)}: {first['error']}"
+        return f"{name_of(first)}: {first['error']}"
 
     return rule
 
 
 def first_of(name: str) -> Rule:
-    """The first value that is not null."""
-    return lambda parts: next((part[name] for part in parts if part[name] is not None), None)
+    """The rule that takes the first value that is not null."""
+    return lambda results: next((each[name] for each in results if each[name] is not None), None)
 
 
 def total_of(name: str) -> Rule:
-    """The sum of the values; null where all are."""
+    """The rule that adds up the values; null if all are null."""
 
-    def rule(parts: Sequence[Part]) -> int | None:
-        values = [part[name] for part in parts if part[name] is not None]
+    def rule(results: Sequence[PromptResult]) -> int | None:
+        values = [result[name] for result in results if result[name] is not None]
         return sum(values) if values else None
 
     return rule
 
 
-def nothing(parts: Sequence[Part]) -> None:
-    """Null: there is no such value for several parts."""
+def null(results: Sequence[PromptResult]) -> None:
+    """The rule for a column that makes no sense for several prompts."""
 
 
 RULES: Mapping[str, Rule] = {
-    "reasoning": nothing,
+    "reasoning": null,
     "status": worst_status,
     "error_code": first_of("error_code"),
-    "finish_reason": nothing,
+    "finish_reason": null,
     "num_prompt_tokens": total_of("num_prompt_tokens"),
     "num_generated_tokens": total_of("num_generated_tokens"),
-    "mean_logprob": nothing,
-    "min_logprob": nothing,
+    "mean_logprob": null,
+    "min_logprob": null,
 }
 
 
 def result_of(outcome: Outcome, *, is_damaged: bool = False) -> dict[str, Any]:
-    """The result columns of one answered row; what is missing is null."""
+    """The result columns of one answered prompt; a column that is missing here is null.
+
+    Args:
+        outcome: what the engine answered.
+        is_damaged: the media could be decoded only in part.
+    """
     if isinstance(outcome, Failure):
         known = outcome.code in set(ErrorCode)
         return {

@@ -1,8 +1,8 @@
-"""`FrameLoader`: the frames of a row that the model is to see."""
+"""`FrameLoader`: fetches and decodes the media of a row into the frames that the model sees."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError
@@ -12,18 +12,20 @@ from pipeline.media.limits import MediaError, MediaLimits, refuse
 from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import Window, Windows
 from pipeline.prompts.frame_view import FitFrames, FrameView
+from pipeline.prompts.input_row import InputRow
 from pipeline.status import ErrorCode
 
-Shown = TypeVar("Shown")
+Decoded = TypeVar("Decoded")
 
 
 class FrameLoader:
-    """Opens and decodes the media of one row after the other, each of them once.
+    """Loads the frames of one row after the other; opens and decodes each of its media once.
 
     Args:
-        processor: of the checkpoint, which tells what fits.
-        fetch: opens a row's media, a path, bytes or struct; raises `MediaError`.
-        decoder: decodes.
+        processor: the checkpoint's processor, which decides what size a frame may have.
+        fetch: opens one media value (a path, bytes or a mapping); raises `MediaError`.
+        decoder: decodes what `fetch` opened.
+        limits: the limits on the media of one row.
     """
 
     def __init__(
@@ -31,92 +33,93 @@ class FrameLoader:
         processor: Processor,
         fetch: Callable[[object], bytes | BinaryIO],
         decoder: SandboxedDecoder,
+        limits: MediaLimits,
     ) -> None:
         self._processor = processor
         self._fetch = fetch
         self._decoder = decoder
+        self._limits = limits
 
     def frames(
-        self, row: Mapping[str, Any], looks: Sequence[FrameView], limits: MediaLimits
-    ) -> dict[FrameView, list[Frames]]:
-        """For each look the frames of each of a row's media, which share the row's tokens evenly.
+        self, row: InputRow, views: Sequence[FrameView]
+    ) -> dict[FrameView, Sequence[Frames]]:
+        """Load the frames of a row for each view, one `Frames` for each of the row's media.
 
-        Looks that take the same frames at the same size have the same objects.
+        The media of a row share its visual tokens evenly. Views that take the same frames at the
+        same size get the same list, so that a caller can tell by identity.
 
         Raises:
-            MediaError: one of them cannot be used, or they take too much memory together.
-            PromptError: they are more than any prompt can show; none of them is opened.
+            MediaError: one of the media cannot be used, or all together take too much memory.
+            PromptError: the row has more media than any prompt can show; none of them is opened.
         """
-        media = _as_list(row["video"])
+        media = _as_list(row.media)
         self._check_num_media(len(media))
-        shot_of = {look: self._shot(look, len(media)) for look in looks}
-        shots = list(dict.fromkeys(shot_of.values()))
-        span_s = (row["start_s"], row["end_s"])
-        decode = partial(self._decoder.decode, shots=shots, span_s=span_s)
-        taken: list[list[Frames]] = []  # of each of the media, by shot
+        request_of = {view: self._request(view, len(media)) for view in views}
+        requests = list(dict.fromkeys(request_of.values()))
+        decode = partial(self._decoder.decode, requests=requests, span_s=row.span_s)
+        of_media: list[list[Frames]] = []  # for each of the media, the frames of each request
         num_bytes = 0
-        for number, each in enumerate(media, 1):
-            taken.append(self._opened(each, decode))
-            num_bytes += sum(frames.rgb.nbytes for frames in taken[-1])
-            limits.check_rgb_of_row(num_bytes, f"the frames of {number} media")
-        shown = dict(zip(shots, (list(each) for each in zip(*taken, strict=True)), strict=True))
-        return {look: shown[shot] for look, shot in shot_of.items()}
+        for number, value in enumerate(media, 1):
+            of_media.append(self._load(value, decode))
+            num_bytes += sum(frames.rgb.nbytes for frames in of_media[-1])
+            self._limits.check_rgb_of_row(num_bytes, f"the frames of {number} media")
+        of_request = dict(zip(requests, zip(*of_media, strict=True), strict=True))
+        return {view: of_request[request] for view, request in request_of.items()}
 
-    def windows(
-        self, row: Mapping[str, Any], look: FrameView, windows: Windows, limits: MediaLimits
-    ) -> list[Window]:
-        """The windows of a row's video; or the pages of all its media, each by itself.
+    def windows(self, row: InputRow, view: FrameView, windows: Windows) -> list[Window]:
+        """Load the windows of a row's video, or the pages of all its media, one page a window.
 
         Raises:
             MediaError: one of the media cannot be used, or there are too many pages.
         """
-        media = _as_list(row["video"])
+        media, max_pages = _as_list(row.media), self._limits.max_pages
         decode = partial(
             self._decoder.decode_windows,
-            shots=[self._shot(look, 1)],
+            requests=[self._request(view, 1)],
             windows=windows,
-            span_s=(row["start_s"], row["end_s"]),
+            span_s=row.span_s,
         )
-        found: list[Window] = []
+        loaded: list[Window] = []
         num_bytes = 0
-        for each in media:
-            if len(found) == limits.max_pages and len(media) > 1:
-                refuse("the row has more pages", limits.max_pages, "--max-pages")
-            new = self._opened(each, decode)
-            num_pages = len(found) + len(new)
-            if num_pages > limits.max_pages and len(media) > 1:
-                refuse(f"the row has {num_pages} pages", limits.max_pages, "--max-pages")
+        for value in media:
+            if len(media) > 1 and len(loaded) == max_pages:  # one more has at least one page
+                refuse("the row has more pages", max_pages, "--max-pages")
+            new = self._load(value, decode)
+            num_pages = len(loaded) + len(new)
+            if len(media) > 1 and num_pages > max_pages:  # of one, the decoder keeps the limit
+                refuse(f"the row has {num_pages} pages", max_pages, "--max-pages")
             num_bytes += sum(frames.rgb.nbytes for window in new for frames in window.media)
-            limits.check_rgb_of_row(num_bytes, f"{num_pages} pages")
-            found += new if len(media) == 1 else [window.moved(len(found)) for window in new]
-        return found
+            self._limits.check_rgb_of_row(num_bytes, f"{num_pages} pages")
+            loaded += [window.moved(len(loaded)) for window in new]
+        return loaded
 
     def close(self) -> None:
-        """End the decoding process; another row would start a new one."""
+        """End the decoding process; loading another row would start a new one."""
         self._decoder.close()
 
     def _check_num_media(self, num_media: int) -> None:
-        """Refuse a list that is too long even if each of its media is one small picture."""
-        most = self._processor.max_images
-        if num_media > most:
+        """Refuse a list that is too long for a prompt even if each image is as small as can be."""
+        max_images = self._processor.max_images
+        if num_media > max_images:
             raise PromptError(
                 "prompt_too_long",
-                f"the row has {num_media} media, and a prompt has room for {most} images at most; "
-                "give it fewer",
+                f"the row has {num_media} media, and a prompt has room for at most {max_images} "
+                "images; give it fewer",
             )
 
-    def _shot(self, look: FrameView, num_media: int) -> FrameRequest:
-        max_row_tokens = look.max_row_tokens
+    def _request(self, view: FrameView, num_media: int) -> FrameRequest:
+        max_row_tokens = view.max_row_tokens
         if max_row_tokens is not None:
             max_row_tokens = max(1, max_row_tokens // num_media)
         fit = FitFrames(
             image=self._processor.config.image,
-            max_frame_tokens=look.max_frame_tokens,
+            max_frame_tokens=view.max_frame_tokens,
             max_row_tokens=max_row_tokens,
         )
-        return FrameRequest(sampling=look.affordable_frames, fit=fit)
+        return FrameRequest(sampling=view.affordable_frames, fit=fit)
 
-    def _opened(self, value: object, decode: Callable[[bytes | BinaryIO], Shown]) -> Shown:
+    def _load(self, value: object, decode: Callable[[bytes | BinaryIO], Decoded]) -> Decoded:
+        """Open one of the media, decode it and close it."""
         media = self._fetch(value)
         try:
             return decode(media)

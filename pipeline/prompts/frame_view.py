@@ -1,4 +1,4 @@
-"""`FrameView`: how a row's media are shown: which frames, of which size, with which times."""
+"""`FrameView`: how a row's media are shown: which frames, at which size, with which time labels."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -7,12 +7,17 @@ from model.config import ImageConfig
 from model.inputs.images import image_size
 from pipeline.media.frame_sampling import FrameSampling
 
+# The smallest share of a row's budget that a frame gets: a frame of 224 x 224 pixels. With fewer
+# tokens a frame would show little, so a tight budget takes fewer frames instead.
+MIN_FRAME_TOKENS = 64
+_MAX_FRAME_TOKENS = 1024  # of Kimi-VL-A3B-Instruct: 4096 patches, four of them to a token
+
 Timestamps = Literal["none", "seconds", "mm:ss"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameView:
-    """How media are shown.
+    """Which frames of a row's media the model sees, how large, and how their times are written.
 
     Raises:
         ValueError: a value is out of range.
@@ -21,7 +26,8 @@ class FrameView:
     frames: FrameSampling = field(default_factory=FrameSampling)
     timestamps: Timestamps = "seconds"
     max_frame_tokens: int | None = 256  # 448x448 pixels; None is the checkpoint's own limit
-    # Visual tokens of a row. Its frames share them evenly, and are so few that each has enough.
+    # The budget of visual tokens of a row. Its frames share the budget evenly, and so few frames
+    # are taken that each gets at least `MIN_FRAME_TOKENS`.
     max_row_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -40,7 +46,7 @@ class FrameView:
 
     @property
     def affordable_frames(self) -> FrameSampling:
-        """`frames`, but never more than `max_row_tokens` pays for."""
+        """The sampling of `frames`, with no more frames than `max_row_tokens` pays for."""
         if self.max_row_tokens is None:
             return self.frames
         most = self.max_row_tokens // MIN_FRAME_TOKENS
@@ -50,25 +56,21 @@ class FrameView:
 
     @property
     def most_tokens(self) -> int:
-        """The most visual tokens that a row can take, where the frames have a limit."""
+        """The most visual tokens of a row, assuming 1024 a frame if `max_frame_tokens` is None."""
         frames = self.affordable_frames
         num_frames = len(frames.at_s or ()) or frames.num_frames or frames.max_frames
-        num_tokens = num_frames * (self.max_frame_tokens or 1024)
+        num_tokens = num_frames * (self.max_frame_tokens or _MAX_FRAME_TOKENS)
         return num_tokens if self.max_row_tokens is None else min(num_tokens, self.max_row_tokens)
-
-
-# Of a row with a budget: fewer than a frame of 224 x 224 pixels has would show little.
-MIN_FRAME_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitFrames:
-    """A `pipeline.media.display.Fit` by visual tokens, for one checkpoint.
+    """The `Fit` that keeps frames within budgets of visual tokens, for one checkpoint.
 
     Args:
-        image: of the checkpoint.
-        max_frame_tokens: of each frame; None is the checkpoint's own limit.
-        max_row_tokens: of all frames together; None is no limit.
+        image: how the checkpoint cuts images into patches.
+        max_frame_tokens: the most tokens of one frame; None is the checkpoint's own limit.
+        max_row_tokens: the most tokens of all frames together; None is no limit.
     """
 
     image: ImageConfig
@@ -76,17 +78,19 @@ class FitFrames:
     max_row_tokens: int | None = None
 
     def __call__(self, width_px: int, height_px: int, num_frames: int) -> tuple[int, int]:
-        """The final width and height of frames of this displayed size.
+        """Compute the final width and height of `num_frames` frames of one displayed size.
 
         Raises:
-            PromptError: there is no such size.
+            PromptError: no size fits.
         """
         max_tokens = self.max_frame_tokens
         if self.max_row_tokens is not None:
             share = max(1, self.max_row_tokens // num_frames)
             max_tokens = share if max_tokens is None else min(share, max_tokens)
         size_px = (width_px, height_px)
-        while True:  # the checkpoint's rule shrinks a few of its own results once more
+        # The checkpoint's rule, applied to its own result, shrinks a few sizes once more. The
+        # processor applies it again to the decoded frame, so the result must be a fixed point.
+        while True:
             fitted = image_size(*size_px, self.image, max_tokens)
             if (fitted.width_px, fitted.height_px) == size_px:
                 return size_px

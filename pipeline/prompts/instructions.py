@@ -1,4 +1,4 @@
-"""`Instructions`: what is asked about each row, and how its media are shown to the model."""
+"""`Instructions`: what the model is asked about each row, and how the row's media are shown."""
 
 from dataclasses import dataclass, field
 
@@ -6,18 +6,24 @@ from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import DEFAULT_LIMITS, MediaLimits
 from pipeline.media.windows import Windows
 from pipeline.prompts.frame_view import FrameView, Timestamps
-from pipeline.prompts.questions import Question, check_names
+from pipeline.prompts.named_prompts import NamedPrompt, check_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instructions:
-    """What is asked about each video, and how it is shown to the model; see also `FrameView`."""
+    """What is asked about each row, and how its media are shown; see also `FrameView`.
 
-    prompt: str = "Describe this video in detail."  # where the row has none of its own
-    questions: tuple[Question, ...] = ()  # in place of the prompt; each has a column of its own
-    system: str | None = None  # None leaves it to the checkpoint's template
-    frames: FrameSampling = field(default_factory=FrameSampling)  # of each window, if there are any
-    windows: Windows | None = None  # each asked about by itself
+    The recipe of an output stores these fields; `pipeline.config.recipe_of` names its keys.
+
+    Raises:
+        ValueError: a value is out of range, or two of them cannot be combined.
+    """
+
+    prompt: str = "Describe this video in detail."  # for rows without a prompt of their own
+    named_prompts: tuple[NamedPrompt, ...] = ()  # replace `prompt`; each fills its own column
+    system: str | None = None  # None keeps what the checkpoint's template says
+    frames: FrameSampling = field(default_factory=FrameSampling)  # of the row, or of each window
+    windows: Windows | None = None  # each window gets a prompt of its own
     timestamps: Timestamps = "seconds"
     max_frame_tokens: int | None = 256
     max_row_tokens: int | None = None
@@ -26,17 +32,17 @@ class Instructions:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError("the prompt is empty; say what is wanted of each video")
-        check_names(self.questions)
-        if self.windows is not None and (self.questions or self.max_row_tokens is not None):
+        check_names(self.named_prompts)
+        if self.windows is not None and (self.named_prompts or self.max_row_tokens is not None):
             raise ValueError(
-                "windows go with neither several prompts a row (--prompts) nor a budget of tokens "
-                "for the row (--tokens-per-row); --frame-tokens sets what a frame takes"
+                "windows cannot be combined with several prompts a row (--prompts) or with a "
+                "budget of tokens for the row (--tokens-per-row); --frame-tokens limits each frame"
             )
-        assert self.look  # whose values are checked
+        assert self.view  # constructing it checks its values
 
     @property
-    def look(self) -> FrameView:
-        """How a row is shown where a question does not say otherwise."""
+    def view(self) -> FrameView:
+        """How a row is shown where a named prompt has no view of its own."""
         return FrameView(
             frames=self.frames,
             timestamps=self.timestamps,
@@ -45,7 +51,7 @@ class Instructions:
         )
 
     @property
-    def looks(self) -> tuple[FrameView, ...]:
-        """All ways in which a row is shown, each once."""
-        wanted = [question.look or self.look for question in self.questions]
-        return tuple(dict.fromkeys(wanted)) or (self.look,)
+    def views(self) -> tuple[FrameView, ...]:
+        """All distinct views of a row, in the order of their first use."""
+        wanted = [prompt.view or self.view for prompt in self.named_prompts]
+        return tuple(dict.fromkeys(wanted)) or (self.view,)

@@ -1,8 +1,9 @@
-"""Prompts as columns of a table, between the prepare and the generate stage.
+"""Prompts as columns of a table, on their way from the prepare stage to the generate stage.
 
 Letters: S prompt tokens, I images (frames), P patches.
 """
 
+import hashlib
 from math import isqrt
 
 import numpy as np
@@ -15,9 +16,10 @@ PROMPT_COLUMNS = ("prompt_token_ids", "prompt_patches", "prompt_grid_hw")
 
 
 def encode_prompt(prompt: Prompt) -> dict[str, object]:
-    """The values of `prompt` in a row's prompt columns.
+    """Turn a prompt into the values of a row's `PROMPT_COLUMNS`.
 
-    The pixels are copied, because pyarrow (26.0) never lets go of a memoryview in a list.
+    The pixels are copied, because pyarrow (26.0) never releases a memoryview that it took out of a
+    list.
     """
     return {
         "prompt_token_ids": prompt.token_ids,
@@ -27,10 +29,19 @@ def encode_prompt(prompt: Prompt) -> dict[str, object]:
 
 
 def decode_prompt(table: pa.Table, row: int, before: Prompt | None = None) -> Prompt | None:
-    """The prompt of a row, None where it has none; the patches are a view of the table.
+    """Read the prompt of one row without copying its patches.
 
-    Where a prompt has no patches of its own, they are those of the nearest row before that has: of
-    `before`, if given, the very same array.
+    A row whose `prompt_patches` are null shows the same pixels as the nearest earlier row that has
+    some.
+
+    Args:
+        table: a table with `PROMPT_COLUMNS`.
+        row: the row's position in the table.
+        before: the prompt decoded last. If the row has no patches of its own, the result holds the
+            very same array as `before`, so that a caller can tell shared pixels by identity.
+
+    Returns:
+        The prompt, or None if the row has none. Its patches are a view of the table's memory.
 
     Raises:
         PromptError: the columns do not fit each other.
@@ -44,7 +55,7 @@ def decode_prompt(table: pa.Table, row: int, before: Prompt | None = None) -> Pr
         return Prompt(token_ids=token_ids.to_numpy(), patches=before.patches, grid_hw=grid_hw)
     while pixels.slice(row, 1).null_count:
         row -= 1
-    patches = _bytes(pixels, row)
+    patches = _bytes_of(pixels, row)
     num_patches = int(grid_hw.prod(axis=1, dtype=np.int64).sum())
     side_px = isqrt(patches.size // (3 * num_patches)) if num_patches else 1
     return Prompt(
@@ -54,8 +65,17 @@ def decode_prompt(table: pa.Table, row: int, before: Prompt | None = None) -> Pr
     )
 
 
-def _bytes(column: pa.ChunkedArray, row: int) -> NDArray[np.uint8]:
-    """The bytes of one row of a large_binary column; Arrow's own scalar would be a copy."""
+def row_seed(seed: int, seed_id: str) -> int:
+    """Derive the sampling seed of one prompt, in [0, 2**63), from the run's seed and an id.
+
+    The result does not depend on the order of rows, so a restarted run draws the same answers.
+    """
+    digest = hashlib.blake2b(f"{seed}:{seed_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _bytes_of(column: pa.ChunkedArray, row: int) -> NDArray[np.uint8]:
+    """View the bytes of one row of a large_binary column; `as_py` would copy them."""
     array = column.slice(row, 1).chunk(0)
     _, offsets, values = array.buffers()
     start, end = np.frombuffer(offsets, np.int64)[array.offset : array.offset + 2]

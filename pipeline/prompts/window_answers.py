@@ -1,11 +1,9 @@
-"""What the windows of a row say, as one row: the `timeline` of a video, the `pages` of a document.
+"""The answers about a row's windows as one row: `timeline` of a video, `pages` of a document.
 
-Each window is a part of the row (`pipeline.prompts.fan_in`) with its frames and its answer. A
-window that failed is told in its place of the list, and in the row's status; the others keep their
-text.
+A window that failed keeps its place in the list, with its error, and the status of the row tells of
+it. The other windows keep their text.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,22 +11,23 @@ import pyarrow as pa
 
 from pipeline.media.windows import PageWindows, TimeWindows, Windows
 from pipeline.prompts.fan_in import (
-    PART_FIELDS,
+    DETAIL_FIELDS,
     RULES,
-    Part,
+    PromptResult,
     Rule,
     fan_in,
     first_error,
-    nothing,
+    null,
     total_of,
 )
+from pipeline.prompts.pages import split_answer
 from pipeline.schema import RESULT_FIELDS, WINDOW_FIELD, Status
 
 _CAPTION, _TOKENS = (
     next(field for field in RESULT_FIELDS if field.name == name)
     for name in ("caption", "num_visual_tokens")
 )
-_OF_WINDOW = (*PART_FIELDS, _TOKENS)
+_WINDOW_DETAILS = (*DETAIL_FIELDS, _TOKENS)
 
 TIMELINE_FIELD = pa.field(
     "timeline",
@@ -38,26 +37,28 @@ TIMELINE_FIELD = pa.field(
                 pa.field("start_s", pa.float64()),
                 pa.field("end_s", pa.float64()),
                 _CAPTION,
-                *_OF_WINDOW,
+                *_WINDOW_DETAILS,
             ]
         )
     ),
 )
-PAGES_FIELD = pa.field("pages", pa.list_(pa.large_string()))  # null for one that failed
+PAGES_FIELD = pa.field("pages", pa.list_(pa.large_string()))  # null for a page that failed
 NUM_PAGES_FIELD = pa.field("num_pages", pa.int32())
-TRUNCATED_PAGES_FIELD = pa.field("truncated_pages", pa.list_(pa.int32()))  # from 1 on
+TRUNCATED_PAGES_FIELD = pa.field("truncated_pages", pa.list_(pa.int32()))  # numbers from 1 on
 PAGE_WINDOWS_FIELD = pa.field(
-    "page_windows",  # what each prompt showed
+    "page_windows",  # the pages of each prompt
     pa.list_(
         pa.struct(
-            [pa.field("first_page", pa.int32()), pa.field("last_page", pa.int32()), *_OF_WINDOW]
+            [
+                pa.field("first_page", pa.int32()),
+                pa.field("last_page", pa.int32()),
+                *_WINDOW_DETAILS,
+            ]
         )
     ),
 )
 
-_Shown = tuple[Part, float, float]  # a window with its start and end
-
-_PAGE_LINE = re.compile(r"^[ \t]*\[page (\d+)\][ \t]*$\n?", re.MULTILINE)
+_Answered = tuple[PromptResult, float, float]  # a window's result, its start and its end
 
 
 def window_fields(windows: Windows | None) -> list[pa.Field]:
@@ -69,33 +70,26 @@ def window_fields(windows: Windows | None) -> list[pa.Field]:
     return []
 
 
-def page_line(page: int) -> str:
-    """What stands before a page in a prompt of several, and before its text in the answer."""
-    return f"[page {page}]\n"
-
-
-PAGES_REQUEST = (
-    "\nWrite the pages in their order, and before the text of each the line that stands before its "
-    "picture, such as [page 1]."
-)
-
-
 def windows_in_rows(table: pa.Table, windows: Windows) -> pa.Table:
-    """One row for each row of the input, with the `window_fields`.
+    """Join the answered windows of each row of the input into one row.
 
     Args:
-        table: answered windows, those of the same input row one after the other.
-        windows: of which kind.
+        table: one row for each answered window; those of one row of the input stand together, in
+            order.
+        windows: how the rows were cut into windows.
+
+    Returns:
+        One row for each row of the input, with the `window_fields`.
     """
     rules = dict(RULES) | {
-        "error": first_error(lambda part: _name(part, windows)),
+        "error": first_error(lambda result: _name(result, windows)),
         "num_visual_tokens": total_of("num_visual_tokens"),
     }
     if isinstance(windows, TimeWindows):
-        rules |= {"caption": _of_windows(_list), "frame_times_s": _of_windows(_frame_times)}
+        rules |= {"caption": _of_windows(_captions), "frame_times_s": _of_windows(_frame_times)}
         columns = [(TIMELINE_FIELD, _timeline)]
     else:
-        rules |= {"caption": _of_windows(_document), "frame_times_s": nothing}
+        rules |= {"caption": _of_windows(_document), "frame_times_s": null}
         columns = [
             (PAGES_FIELD, _pages),
             (NUM_PAGES_FIELD, _num_pages),
@@ -106,99 +100,88 @@ def windows_in_rows(table: pa.Table, windows: Windows) -> pa.Table:
 
 
 def labelled(start_s: float, end_s: float, caption: str) -> str:
-    """A caption after its seconds, as lists of captions have it."""
+    """A caption with its start and end before it, as a line of a list of captions."""
     return f"{start_s:.1f} - {end_s:.1f} s: {caption}"
 
 
-def _name(part: Part, windows: Windows) -> str:
-    start, end = part[WINDOW_FIELD.name].values()
+def _name(result: PromptResult, windows: Windows) -> str:
+    """Name a window in an error message."""
+    start, end = result[WINDOW_FIELD.name].values()
     if isinstance(windows, TimeWindows):
         return f"{start:.1f} - {end:.1f} s"
     return f"page {end:.0f}" if end - start == 1 else f"pages {start + 1:.0f} to {end:.0f}"
 
 
-def _of_windows(rule: Callable[[Sequence[_Shown]], Any]) -> Rule:
-    """The rule for rows that have windows; null for a row that failed before it had any."""
+def _of_windows(rule: Callable[[Sequence[_Answered]], Any]) -> Rule:
+    """Make a rule of one for windows; it gives null for a row that failed before it had any."""
 
-    def of_row(parts: Sequence[Part]) -> Any:
-        if parts[0][WINDOW_FIELD.name] is None:
+    def of_row(results: Sequence[PromptResult]) -> Any:
+        if results[0][WINDOW_FIELD.name] is None:
             return None
-        return rule([(part, *part[WINDOW_FIELD.name].values()) for part in parts])
+        return rule([(result, *result[WINDOW_FIELD.name].values()) for result in results])
 
     return of_row
 
 
-def _list(windows: Sequence[_Shown]) -> str | None:
-    """All captions with their seconds, one a line."""
+def _captions(windows: Sequence[_Answered]) -> str | None:
+    """All captions with their seconds, one in a line; null if there is none."""
     lines = [
-        labelled(start, end, part["caption"])
-        for part, start, end in windows
-        if part["caption"] is not None
+        labelled(start, end, result["caption"])
+        for result, start, end in windows
+        if result["caption"] is not None
     ]
     return "\n".join(lines) if lines else None
 
 
-def _frame_times(windows: Sequence[_Shown]) -> list[float] | None:
-    """Of all windows, each time once."""
-    times = {time for part, *_ in windows for time in part["frame_times_s"] or ()}
+def _frame_times(windows: Sequence[_Answered]) -> list[float] | None:
+    """The frame times of all windows, each once."""
+    times = {time for result, *_ in windows for time in result["frame_times_s"] or ()}
     return sorted(times) or None
 
 
-def _timeline(windows: Sequence[_Shown]) -> list[dict[str, Any]]:
+def _timeline(windows: Sequence[_Answered]) -> list[dict[str, Any]]:
     return [
-        {"start_s": start, "end_s": end, "caption": part["caption"], **_numbers(part)}
-        for part, start, end in windows
+        {"start_s": start, "end_s": end, "caption": result["caption"], **_details(result)}
+        for result, start, end in windows
     ]
 
 
-def _numbers(part: Part) -> dict[str, Any]:
-    return {field.name: part[field.name] for field in _OF_WINDOW}
+def _details(result: PromptResult) -> dict[str, Any]:
+    return {field.name: result[field.name] for field in _WINDOW_DETAILS}
 
 
-def _document(windows: Sequence[_Shown]) -> str | None:
-    """The text of all pages, in order; null if no page has any."""
+def _document(windows: Sequence[_Answered]) -> str | None:
+    """The text of all pages, in order; null if no page has a text."""
     texts = [text for text in _pages(windows) if text is not None]
     return "\n\n".join(text.strip() for text in texts if text.strip()) if texts else None
 
 
-def _pages(windows: Sequence[_Shown]) -> list[str | None]:
-    return [text for window in windows for text in _split(*window)]
+def _pages(windows: Sequence[_Answered]) -> list[str | None]:
+    return [text for window in windows for text in _page_texts(*window)]
 
 
-def _split(part: Part, start: float, end: float) -> list[str | None]:
-    """The text of each page of a window; null for those that the answer does not come to.
-
-    An answer without the lines that it was asked for stands whole at its first page.
-    """
-    text, num_pages = part["caption"], int(end - start)
-    if text is None or num_pages == 1:
-        return [text] + [None] * (num_pages - 1)
-    before, *found = _PAGE_LINE.split(text)
-    numbers = [int(number) for number in found[::2]]
-    texts: list[str | None] = [each.rstrip("\n") for each in found[1::2]]
-    wanted = range(int(start) + 1, int(end) + 1)
-    if before.strip() or not numbers or numbers != list(wanted[: len(numbers)]):
-        texts = [text]
-    return texts + [None] * (num_pages - len(texts))
+def _page_texts(result: PromptResult, start: float, end: float) -> list[str | None]:
+    return split_answer(result["caption"], start, end)
 
 
-def _num_pages(windows: Sequence[_Shown]) -> int:
+def _num_pages(windows: Sequence[_Answered]) -> int:
     *_, (_, _, end) = windows
     return int(end)
 
 
-def _truncated_pages(windows: Sequence[_Shown]) -> list[int]:
-    """The pages whose text was cut, and those that it did not come to for that."""
+def _truncated_pages(windows: Sequence[_Answered]) -> list[int]:
+    """The pages whose text was cut short, and those that the cut answer did not reach."""
     cut: list[int] = []
-    for part, start, end in windows:
-        if part["status"] == Status.TRUNCATED:
-            num_begun = sum(text is not None for text in _split(part, start, end))
+    for result, start, end in windows:
+        if result["status"] == Status.TRUNCATED:
+            num_begun = sum(text is not None for text in _page_texts(result, start, end))
+            # The last page that was begun is the one that was cut: start + num_begun, from 1 on.
             cut += range(int(start) + num_begun, int(end) + 1)
     return cut
 
 
-def _page_windows(windows: Sequence[_Shown]) -> list[dict[str, Any]]:
+def _page_windows(windows: Sequence[_Answered]) -> list[dict[str, Any]]:
     return [
-        {"first_page": int(start) + 1, "last_page": int(end), **_numbers(part)}
-        for part, start, end in windows
+        {"first_page": int(start) + 1, "last_page": int(end), **_details(result)}
+        for result, start, end in windows
     ]

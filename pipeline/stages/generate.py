@@ -21,10 +21,11 @@ from parallel.ranks.worker import Failure, Outcome, Request
 from pipeline.media.windows import Windows
 from pipeline.output.poison import GROUPS, KILLED_GROUPS
 from pipeline.prompts.fan_in import extra_fields, result_of
+from pipeline.prompts.named_answers import answers_in_rows
+from pipeline.prompts.named_prompts import NamedPrompt
 from pipeline.prompts.prompt_columns import PROMPT_COLUMNS, decode_prompt
-from pipeline.prompts.questions import Question, answers_in_rows
 from pipeline.prompts.window_answers import windows_in_rows
-from pipeline.schema import MEDIA_FIELDS, QUESTION_FIELD, RESULT_FIELDS, ErrorCode
+from pipeline.schema import MEDIA_FIELDS, NAMED_PROMPT_FIELD, RESULT_FIELDS, ErrorCode
 from pipeline.stages.merge import Merger
 
 _MAX_BACKOFF_S = 30.0
@@ -64,7 +65,7 @@ class Generate:
         self,
         groups: EngineGroups,
         sampling: SamplingParams,
-        questions: Sequence[Question] = (),
+        questions: Sequence[NamedPrompt] = (),
         windows: Windows | None = None,
         merger: Merger | None = None,
         backoff_s: float = 0.5,
@@ -122,7 +123,7 @@ class Generate:
     def _sampling_of(self, batch: pa.Table, row: int) -> SamplingParams:
         if not self._questions:
             return self._sampling
-        return self._questions[batch[QUESTION_FIELD.name][row].as_py()].sampling
+        return self._questions[batch[NAMED_PROMPT_FIELD.name][row].as_py()].sampling
 
     async def _answer(self, requests: Mapping[int, Request]) -> dict[int, Outcome]:
         """Answer all: together as long as that works, each alone where it does not."""

@@ -21,7 +21,7 @@ from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError
 from parallel.ranks.worker import Failure, Outcome, Request
 from pipeline.prompts.fan_in import result_of, worst
-from pipeline.prompts.prepare import row_seed
+from pipeline.prompts.prompt_columns import row_seed
 from pipeline.prompts.window_answers import TIMELINE_FIELD, labelled
 from pipeline.schema import RESULT_FIELDS, Status
 

@@ -108,7 +108,7 @@ def row_bytes(config: PipelineConfig) -> int:
 
     With windows it is what most rows stay below: how many there will be is not known.
     """
-    num_tokens = sum(look.most_tokens for look in config.instructions.looks)
+    num_tokens = sum(view.most_tokens for view in config.instructions.views)
     if isinstance(config.instructions.windows, PageWindows):
         num_tokens = config.instructions.max_frame_tokens or 1024
     if config.instructions.windows is not None:

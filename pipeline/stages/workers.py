@@ -146,8 +146,8 @@ class GenerateWorker:
             require_checkpoint(spec.checkpoint)
             processor = Processor.from_checkpoint(spec.checkpoint)
             merger = Merger(processor, windows.merge, spec.sampling)
-        questions = spec.instructions.questions
-        self._generate = Generate(groups, spec.sampling, questions, windows, merger)
+        named_prompts = spec.instructions.named_prompts
+        self._generate = Generate(groups, spec.sampling, named_prompts, windows, merger)
 
     async def __call__(self, rows: pa.Table, costs: list[Cost]) -> CostedRows:
         """Answer a batch, once there is room for its rows."""

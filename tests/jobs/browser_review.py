@@ -25,7 +25,7 @@ from jobs.review_page.sections import sections_of_rows
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.windows import TimeWindows
 from pipeline.prompts.instructions import Instructions
-from pipeline.prompts.questions import Question
+from pipeline.prompts.named_prompts import NamedPrompt
 from tests.jobs.outputs import write_answered, write_input, write_output
 from tests.jobs.test_review import CAPTIONS, HOSTILE, clips, documents, looked  # noqa: F401
 
@@ -219,11 +219,11 @@ def test_windows_and_prompts_show_their_own_frames(watched, clips, tmp_path):  #
     assert parts.nth(1).locator(".text").evaluate("e => e.textContent") == HOSTILE
     watched.screenshot(path=tmp_path / "windows.png", full_page=True)
 
-    questions = (
-        Question(name="coarse", text="What?", look=looked(1, 2)),
-        Question(name="fine", text="What?", look=looked(4, 12)),
+    prompts = (
+        NamedPrompt(name="coarse", text="What?", view=looked(1, 2)),
+        NamedPrompt(name="fine", text="What?", view=looked(4, 12)),
     )
-    config = clips(instructions=Instructions(questions=questions), output=str(tmp_path / "asked"))
+    config = clips(instructions=Instructions(named_prompts=prompts), output=str(tmp_path / "asked"))
     opened(watched, write_answered(config, lambda request: f"{request.num_tokens} tokens"))
     images = watched.locator("article").first.locator(".section img")
     sizes = [images.nth(n).evaluate("e => e.naturalWidth / e.naturalHeight") for n in range(2)]

@@ -104,7 +104,7 @@ def write_answered(config: PipelineConfig, say: Callable[[Request], str]) -> Pat
     asked = config.instructions
     prepare = Prepare(processor, source.row_schema, asked, media.open)
     groups = Groups(lambda request, _: replace(completion(request), text=say(request)))
-    generate = Generate(groups, config.sampling, asked.questions, asked.windows)
+    generate = Generate(groups, config.sampling, asked.named_prompts, asked.windows)
 
     async def answered(rows: pa.Table) -> pa.Table:
         (table,) = [each async for each in generate(rows)]

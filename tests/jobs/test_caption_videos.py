@@ -233,7 +233,7 @@ def with_a_typo_in_the_prompts(place):
         pytest.param(with_a_typo_in_the_prompts, [], "kind: it must be", id="typo in prompts"),
         pytest.param(with_no_prompts, [], "prompts.yaml cannot be read|cannot be read", id="file"),
         pytest.param(None, ["--seed", "-1"], "seed must be in", id="seed"),
-        pytest.param(None, ["--allow-uri", "s3"], "is no prefix", id="prefix"),
+        pytest.param(None, ["--allow-uri", "s3"], "is not a prefix", id="prefix"),
         pytest.param(None, ["--columns", "nothing"], "no carried column 'nothing'", id="column"),
     ],
 )

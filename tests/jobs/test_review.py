@@ -32,7 +32,7 @@ from pipeline.media.limits import MediaLimits
 from pipeline.media.windows import PageWindows, TimeWindows
 from pipeline.prompts.frame_view import FrameView, Timestamps
 from pipeline.prompts.instructions import Instructions
-from pipeline.prompts.questions import Question
+from pipeline.prompts.named_prompts import NamedPrompt
 from pipeline.schema import InputColumns
 from tests.clips import make_video, number_of
 from tests.jobs.outputs import write_answered, write_input, write_output
@@ -262,12 +262,12 @@ def looked(frames, tokens, timestamps: Timestamps = "seconds"):
 
 
 def test_prompts_that_see_a_row_in_different_ways_have_frames_of_their_own(clips):
-    questions = (
-        Question(name="caption", text="Describe.", look=looked(1, 2)),
-        Question(name="who", text="{asked}", over="asked", look=looked(4, 12)),
-        Question(name="mood", text="Describe.", look=looked(4, 12, "mm:ss")),
+    prompts = (
+        NamedPrompt(name="caption", text="Describe.", view=looked(1, 2)),
+        NamedPrompt(name="who", text="{asked}", over="asked", view=looked(4, 12)),
+        NamedPrompt(name="mood", text="Describe.", view=looked(4, 12, "mm:ss")),
     )
-    asked = Instructions(questions=questions)
+    asked = Instructions(named_prompts=prompts)
     columns = InputColumns(lists=("asked",))
     output = write_answered(clips(instructions=asked, columns=columns), lambda request: "yes")
 
@@ -296,10 +296,11 @@ def test_prompts_that_see_a_row_in_different_ways_have_frames_of_their_own(clips
 def test_typed_answers_are_shown_as_json_and_cut_ones_as_text(clips):
     schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
     sampling = SamplingParams(schema=schema)
-    questions = [
-        Question(name=name, text="?", sampling=sampling, is_typed=True) for name in ("good", "huge")
+    prompts = [
+        NamedPrompt(name=name, text="?", sampling=sampling, is_typed=True)
+        for name in ("good", "huge")
     ]
-    config = clips(instructions=Instructions(questions=tuple(questions)))
+    config = clips(instructions=Instructions(named_prompts=tuple(prompts)))
     answers = iter(['{"n": 7}', f'{{"n": {10**30}}}'])
     output = write_answered(config, lambda request: next(answers))
 
@@ -323,7 +324,7 @@ def test_a_run_of_a_sweep_finds_its_clips_and_their_folder(clips, tmp_path):
         input=str(sweep / "_clips.parquet"),
         output=str(sweep / "_runs"),
         media_folder=str(media),
-        instructions=Instructions(questions=(Question(name="cell_0", text="?"),)),
+        instructions=Instructions(named_prompts=(NamedPrompt(name="cell_0", text="?"),)),
     )
     output = write_answered(config, lambda request: "A")
     (output / "_run.yaml").unlink()  # a sweep has one for all its runs

@@ -114,24 +114,24 @@ def test_a_kind_of_question_that_there_is_not_is_refused_in_one_line(tmp_path, c
 
 def test_twelve_cells_decode_each_clip_once(quiz, tmp_path, monkeypatch):
     """The very configuration of the job, prepared here: a fetch and a decoding for each clip."""
-    configs, fetched, shot = [], [], []
+    configs, fetched, num_requests = [], [], []
     monkeypatch.setattr("pipeline.run.run", lambda config, **_: configs.append(config))
     monkeypatch.setattr("jobs.sweep.finding.conclude", lambda *_: "")
     grid = "frames: [1, 2, 4]\nframe-tokens: [16, 64]\ntimestamps: [none, seconds]\n"
     assert call(quiz, tmp_path / "sweep", grid) == 0
 
     class Counted(SandboxedDecoder):
-        def decode(self, source, shots, **more):
-            shot.append(len(shots))
-            return super().decode(source, shots, **more)
+        def decode(self, source, requests, **more):
+            num_requests.append(len(requests))
+            return super().decode(source, requests, **more)
 
     (config,) = configs
-    assert len(config.instructions.questions) == 12
+    assert len(config.instructions.named_prompts) == 12
     rows = prepared(config, fetched, Counted())
     num_questions = pq.read_metadata(quiz).num_rows
     assert rows.num_rows == 12 * num_questions
     assert sorted(fetched) == [*(f"clips/000{n}.mp4" for n in range(4)), "clips/no.mp4"]
-    assert shot == [6] * 4  # twelve cells, of which six have frames of their own
+    assert num_requests == [6] * 4  # twelve cells, of which six have frames of their own
 
 
 def prepared(config, fetched, decoder):
@@ -203,7 +203,7 @@ def answer_all(config, quiz):
         logprobs = tuple(-0.1 if choice == letter else -3.0 for choice in request.params.choices)
         return replace(first, others=tuple(others), choice_logprobs=logprobs)
 
-    stage = Generate(Groups(answered), config.sampling, config.instructions.questions)
+    stage = Generate(Groups(answered), config.sampling, config.instructions.named_prompts)
     rows = prepared(config, [], SandboxedDecoder())
 
     async def generate():
@@ -225,7 +225,7 @@ def answer_all(config, quiz):
         ("samples: [3]", [], "cell all: n=3 samples at temperature 0 would all be the same text"),
         ("frames: [1]", ["--score", "logit"], "--score logit needs options to choose from"),
         ("frames: [1]", ["--prompts", "p.yaml"], "--prompts is not for sweeps"),
-        ("frames: [1]", ["--video-path", "{a.b}"], "is no template"),
+        ("frames: [1]", ["--video-path", "{a.b}"], "is not a template"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_starts(

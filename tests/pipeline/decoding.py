@@ -1,4 +1,4 @@
-"""Decoding as tests want it: the frames of one request, or of several, without windows."""
+"""Decode the frames of one request or of several, without windows, as most tests want it."""
 
 from collections.abc import Sequence
 from typing import Any, overload
@@ -17,7 +17,7 @@ def decode_video(
 @overload
 def decode_video(source: Any, wanted: Sequence[FrameRequest], **options: Any) -> list[Frames]: ...
 def decode_video(source: Any, wanted: Any, *, fit: Fit | None = None, **options: Any) -> Any:
-    """Frames of a video, in this process."""
+    """Decode a video in this process."""
     if isinstance(wanted, FrameSampling):
         return decode_video(source, [FrameRequest(sampling=wanted, fit=fit)], **options)[0]
     windows = video.decode_video(source, wanted, **options)
@@ -31,7 +31,7 @@ def decode_media(
 @overload
 def decode_media(source: Any, wanted: Sequence[FrameRequest], **options: Any) -> list[Frames]: ...
 def decode_media(source: Any, wanted: Any, *, fit: Fit | None = None, **options: Any) -> Any:
-    """Frames of a video or picture, in this process."""
+    """Decode a video or picture in this process."""
     if isinstance(wanted, FrameSampling):
         return decode_media(source, [FrameRequest(sampling=wanted, fit=fit)], **options)[0]
     windows = decode.decode_media(source, wanted, **options)
@@ -46,5 +46,5 @@ def decode_in(
     fit: Fit | None = None,
     **options: Any,
 ) -> Frames:
-    """Frames of one request, in a decoding process."""
+    """Decode the frames of one request in a decoding process."""
     return decoder.decode(source, [FrameRequest(sampling=sampling, fit=fit)], **options)[0]

@@ -1,4 +1,4 @@
-"""Fits that misbehave, for the decoding process to import."""
+"""A `Fit` that misbehaves; the decoding process imports it from here."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Misbehave:
-    """Does something once the media is open; each time, or while a file is there."""
+    """Does something bad once the media are open: each time, or once if `once` names a file."""
 
     what: str
     once: Path | None = None

@@ -1,4 +1,4 @@
-"""Mutated media through a decoding process: each one is answered, whatever it does.
+"""Send mutated media through a decoding process; each one must get an answer.
 
     python -m tests.pipeline.fuzz_media --files 2000 --seed 0
 
@@ -33,7 +33,7 @@ _EXTENSIONS = (".mp4", ".mkv", ".m3u8", ".jpg", ".png", ".sdp", "")
 
 
 def seeds() -> dict[str, bytes]:
-    """Whole media, one of each kind."""
+    """Undamaged media, one of each kind."""
     found = {kind: videos.video(kind) for kind in videos.KINDS}
     for kind in test_images.FORMATS:
         found[kind] = test_images.picture(kind, size=(90, 70))
@@ -43,7 +43,7 @@ def seeds() -> dict[str, bytes]:
 
 
 def mutated(num_files: int, seed: int) -> Iterator[bytes]:
-    """So many mutations, the same for the same seed."""
+    """Yield mutations of the media, the same ones for the same seed."""
     random = np.random.default_rng(seed)
     whole = list(seeds().values())
     for number in range(num_files):
@@ -73,7 +73,7 @@ def _mutate(source: bytes, other: bytes, random: np.random.Generator) -> bytes:
 
 
 def fuzz(num_files: int, seed: int) -> dict[str, object]:
-    """Decode mutations: how many came to what end, the longest time, processes used up."""
+    """Decode mutations; return the count of each result, the longest time, the processes lost."""
     ends: Counter[str] = Counter()
     longest_s, num_processes = 0.0, 0
     decoder = SandboxedDecoder(LIMITS)
@@ -97,7 +97,7 @@ def fuzz(num_files: int, seed: int) -> dict[str, object]:
 
 
 def _end(decoder: SandboxedDecoder, access: MediaAccess, path: Path) -> str:
-    """`ok`, `damaged` or the code of the error; whatever else is raised ends the fuzzing."""
+    """Return `ok`, `damaged` or the error code; any other exception ends the fuzzing."""
     try:
         media = access.open(path.name)
         assert not isinstance(media, bytes)

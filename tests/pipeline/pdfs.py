@@ -1,4 +1,4 @@
-"""PDFs for tests, written object by object; some mean harm."""
+"""PDFs for tests, written object by object; some are attacks."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +63,7 @@ def _written(objects: Sequence[bytes], trailer: str) -> bytes:
 
 
 def encrypted() -> bytes:
-    """Opens with a password that nobody knows."""
+    """A PDF that opens with a password only."""
     keys = f"/O <{'41' * 32}> /U <{'42' * 32}>"
     return make_pdf(
         trailer=f"/Encrypt << /Filter /Standard /V 1 /R 2 {keys} /P -4 >> /ID [<00> <00>]"
@@ -71,7 +71,7 @@ def encrypted() -> bytes:
 
 
 def image_bomb() -> bytes:
-    """A picture of half a gigapixel in a few kilobytes, twice deflated."""
+    """A PDF with a picture of half a gigapixel in a few kilobytes, because it is deflated twice."""
     rows = zlib.compress(zlib.compress(bytes(24_000 * 24_000 // 8), 9), 9)
     entries = (
         "/Type /XObject /Subtype /Image /Width 24000 /Height 24000 /BitsPerComponent 1 "
@@ -81,7 +81,7 @@ def image_bomb() -> bytes:
 
 
 def _reference(path: str, port: int) -> bytes:
-    """Everything in a PDF that can name another file or a server."""
+    """A PDF with everything that can name another file or a server."""
     image = stream(
         b"", f"/Type /XObject /Subtype /Image /Width 8 /Height 8 /BitsPerComponent 8 /F ({path}) "
         "/FFilter /DCTDecode /ColorSpace /DeviceRGB"

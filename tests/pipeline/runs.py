@@ -1,4 +1,4 @@
-"""A small run, and an output as an earlier run would have left it."""
+"""The configuration of a small run, and an output as an earlier run would have left it."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from pipeline.dry_run import RowCounts, dry_run
 from pipeline.output import ledger
 from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import RUNS
-from pipeline.prompts.questions import Question
+from pipeline.prompts.named_prompts import NamedPrompt
 from pipeline.schema import ErrorCode
 from tests.pipeline.runs import answer_without_ray, small_config, store_of
 from tests.tiny import tiny_checkpoint
@@ -121,8 +121,8 @@ def test_another_recipe_is_told_with_its_differences(config):
 
 
 def asking(config, *questions):
-    asked = tuple(Question(name=name, text=text) for name, text in questions)
-    return replace(config, instructions=replace(config.instructions, questions=asked))
+    asked = tuple(NamedPrompt(name=name, text=text) for name, text in questions)
+    return replace(config, instructions=replace(config.instructions, named_prompts=asked))
 
 
 def test_other_prompts_are_told_by_name(config):

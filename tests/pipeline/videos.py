@@ -1,4 +1,4 @@
-"""Videos of all kinds that are read, each frame of which tells its number, and their slow twin."""
+"""Videos of all kinds that we read; each frame shows its number. And a slow, obvious decoder."""
 
 import io
 import socket
@@ -55,7 +55,7 @@ def video(kind: str) -> bytes:
 
 @cache
 def sequential(kind: str) -> list[np.ndarray]:
-    """The slow twin: every frame of a video in the order of display."""
+    """Decode every frame of a video, in the order of display, in the slow and obvious way."""
     with av.open(io.BytesIO(video(kind)), mode="r") as container:
         frames = container.decode(video=0)
         return [f.reformat(format="rgb24", interpolation="BICUBIC").to_ndarray() for f in frames]
@@ -73,7 +73,7 @@ def refusal(source, sampling=EIGHT, **options) -> MediaError:
 
 @pytest.fixture(autouse=True, scope="module")
 def no_sockets():
-    """Python opens none here; for FFmpeg's see the tests with a listener."""
+    """Fail if Python opens a socket; tests with a listener watch FFmpeg."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("a connection"))
         yield

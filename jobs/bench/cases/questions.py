@@ -16,9 +16,9 @@ from model.inputs.processor import Processor
 from model.inputs.prompt import Prompt
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.prompts.instructions import Instructions
+from pipeline.prompts.named_prompts import NamedPrompt
 from pipeline.prompts.prepare import Prepare
 from pipeline.prompts.prompt_columns import decode_prompt
-from pipeline.prompts.questions import Question
 from pipeline.schema import InputColumns, check_input
 
 _QUESTION_LEN = 32
@@ -78,8 +78,8 @@ def _on_demo(bench: Workbench) -> dict[str, object]:
 
 
 def _stage(processor: Processor, texts: Sequence[str], num_frames: int) -> Prepare:
-    questions = tuple(Question(name=f"q{n}", text=text) for n, text in enumerate(texts))
-    instructions = Instructions(frames=FrameSampling(num_frames=num_frames), questions=questions)
+    prompts = tuple(NamedPrompt(name=f"q{n}", text=text) for n, text in enumerate(texts))
+    instructions = Instructions(frames=FrameSampling(num_frames=num_frames), named_prompts=prompts)
     row_schema = check_input(pa.schema([("video", pa.large_binary())]), InputColumns(), carry=())
     return Prepare(processor, row_schema, instructions, _as_it_is)
 

@@ -246,7 +246,7 @@ def test_what_travelled_with_a_submitted_job_is_written_back_by_its_place_there(
     monkeypatch.chdir(copies[1])
     again = parse("--config", written(first.run_yaml))
     assert again.run_yaml == first.run_yaml
-    assert len(pipeline_config(again).instructions.questions) == 1
+    assert len(pipeline_config(again).instructions.named_prompts) == 1
 
 
 def test_what_is_written_back_has_no_credentials_and_still_says_where_things_are():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from jobs.cli.prompts_file import read_questions
+from jobs.cli.prompts_file import read_named_prompts
 from model.engine.sequence import SamplingParams
 
 COMMAND = SamplingParams(max_tokens=99, temperature=0.5)
@@ -31,7 +31,7 @@ def test_a_question_is_a_text_or_a_mapping_with_settings_of_its_own(written, tmp
         "kind:\n  text: Which?\n  schema: {enum: [a, b]}\n"
     )
 
-    mood, safety, tags, kind = read_questions(path, COMMAND)
+    mood, safety, tags, kind = read_named_prompts(path, COMMAND)
 
     assert (mood.name, mood.text, mood.sampling) == ("mood", "What is the mood?", COMMAND)
     assert (safety.sampling.temperature, safety.sampling.max_tokens) == (0, 99)
@@ -49,7 +49,7 @@ def test_answers_with_a_schema_have_its_type_unless_they_are_to_be_text(written)
         f"caption: {{text: x, {schema}}}\n"
     )
 
-    typed, typed_too, *texts = read_questions(path, COMMAND)
+    typed, typed_too, *texts = read_named_prompts(path, COMMAND)
 
     kind = pa.struct([("b", pa.bool_()), ("a", pa.int64())])
     assert [each.output_field.type for each in (typed, typed_too)] == [kind] * 2
@@ -57,7 +57,7 @@ def test_answers_with_a_schema_have_its_type_unless_they_are_to_be_text(written)
     assert json.loads(typed.sampling.schema or "")["additionalProperties"] is False
     assert "additionalProperties" not in (texts[0].sampling.schema or "")
     inherited = replace(COMMAND, schema='{"type": "number"}')
-    (asked,) = read_questions(written("mood: How good?"), inherited)
+    (asked,) = read_named_prompts(written("mood: How good?"), inherited)
     assert asked.output_field == pa.field("mood", pa.float64())
 
 
@@ -68,7 +68,7 @@ def test_answers_with_a_schema_have_its_type_unless_they_are_to_be_text(written)
         ("- a", "must be a mapping"),
         ("a: b: c", "line 1: no YAML"),
         ("a: ''", "a: the prompt 'a' is empty"),
-        ("a: '{x'", "a: '{x' is no template"),
+        ("a: '{x'", "a: '{x' is not a template"),
         ("a: 3", "a: it must be a text, or a mapping with `text`"),
         ("a: {prompt: x}", "a: it must be a text, or a mapping with `text`"),
         ("a: {text: x, temprature: 1}", "there is no key 'temprature'; the nearest is 'temp"),
@@ -80,7 +80,7 @@ def test_answers_with_a_schema_have_its_type_unless_they_are_to_be_text(written)
         ("a: {text: x, schema: 3}", "a: schema must be a file or a mapping"),
         (
             "a: {text: x, schema: {type: object, properties: {b: {type: array}}}}",
-            "a: no column has the type of its schema: #/properties/b/items says no type; "
+            "a: no column has the type of its schema: #/properties/b/items gives no type; "
             "`as: json` keeps its answers as text",
         ),
         ("a: {text: x, schema: {const: 2020-01-01}}", "a: schema is not JSON: Object of type date"),
@@ -94,7 +94,7 @@ def test_a_wrong_file_is_refused_with_its_place(written, text, message):
     path = written(text)
 
     with pytest.raises(ValueError, match=r"^--prompts ") as caught:
-        read_questions(path, COMMAND)
+        read_named_prompts(path, COMMAND)
 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -88,7 +88,7 @@ def answered(config):
     rows = rows.add_column(0, "row_id", pa.array([f"clips.parquet#{n}" for n in range(2)]))
     access = MediaAccess(base=str(Path(config.input).parent))
     prepared = Prepare(processor, row_schema, config.instructions, access.open)(rows)
-    generate = Generate(Groups(answer), config.sampling, config.instructions.questions)
+    generate = Generate(Groups(answer), config.sampling, config.instructions.named_prompts)
 
     async def run():
         return [table async for table in generate(prepared)]
@@ -135,7 +135,7 @@ def test_answers_have_their_types_from_the_prompts_to_the_readers_of_the_output(
     assert told["cut"]["finish_reason"] == "length"
     assert told["cut"]["text"].startswith("[")
     assert (told["large"]["status"], told["large"]["error_code"]) == ("error", "schema_failed")
-    assert "which is no int64" in told["large"]["error"]
+    assert "which is not of type int64" in told["large"]["error"]
     assert told["large"]["text"] == LARGE
     assert (here["status"], here["error"]) == ("error", f"large: {told['large']['error']}")
     assert [gone[name] for name in ("tags", "text", "kind", "cut", "caption")] == [None] * 5

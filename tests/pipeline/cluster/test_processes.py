@@ -23,6 +23,10 @@ print(threads, subprocess.check_output(child, text=True))
 """
 
 
+def refuse(media: object) -> bytes:
+    raise AssertionError(media)
+
+
 def test_a_preparer_gives_way_with_its_threads_and_processes(tmp_path):
     tiny_checkpoint(tmp_path / "checkpoint")
     config = small_config(tmp_path, tmp_path / "checkpoint")
@@ -34,7 +38,7 @@ def test_a_preparer_gives_way_with_its_threads_and_processes(tmp_path):
         checkpoint=config.checkpoint,
         instructions=config.instructions,
         sampling=config.sampling,
-        open_media=pickle.loads,  # never called
+        open_media=refuse,
         sizing=choose_sizing(config, deployment, num_rows=6, num_cpus=1, store_bytes=1 << 30),
     )
     command = [sys.executable, "-W", "error", "-c", _PREPARER]

@@ -225,7 +225,7 @@ def test_real_clips_decode(as_media):
 
 @pytest.fixture
 def store():
-    """Objects in fsspec's memory."""
+    """Put objects into the memory filesystem of fsspec."""
     filesystem = fsspec.filesystem("memory")
     for name in ("/bucket/in/clip.mp4", "/bucket/in/a b?c#d%2F.mp4", "/bucket/secret.mp4"):
         filesystem.pipe(name, CLIP)
@@ -285,7 +285,7 @@ def test_other_uris_are_refused(media):
 def test_a_refusal_says_what_to_allow():
     error = refusal("s3://clips/a/b.mp4?x=1", MediaAccess())
     assert error.message == (
-        "s3://clips/a/b.mp4?x=1 lies below no allowed prefix; name one as in "
+        "s3://clips/a/b.mp4?x=1 lies below no allowed prefix; allow one, such as "
         "--allow-uri s3://clips/folder"
     )
 
@@ -347,7 +347,7 @@ def test_remote_videos_decode():
     ],
 )
 def test_prefixes_that_are_none_are_refused(prefix):
-    with pytest.raises(ValueError, match="is no prefix of URIs"):
+    with pytest.raises(ValueError, match="is not a prefix of URIs"):
         MediaAccess(allowed_prefixes=(prefix,))
 
 
@@ -412,7 +412,7 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def talk(self, pause_s: float = 0.0) -> None:
-        """Send bytes until nobody listens."""
+        """Send bytes until the client hangs up."""
         try:
             while True:
                 self.wfile.write(bytes(1 << 16))
@@ -495,7 +495,7 @@ def test_trouble_that_stays_is_not_tried_again(path, server, url):
 
 
 def test_a_public_server_cannot_redirect_into_a_private_network(url, server, monkeypatch):
-    """The user allowed both places; what the first one says about the second is not trusted."""
+    """Both places are allowed, but a public server must not redirect to a private one."""
     peers = iter(["8.8.8.8", "127.0.0.1"])
     monkeypatch.setattr(
         "ipaddress.IPv4Address.is_global", property(lambda self: next(peers) == "8.8.8.8")

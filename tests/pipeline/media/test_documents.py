@@ -1,4 +1,4 @@
-"""PDFs and scans: each page a picture that fits; what means harm becomes a code, and no more."""
+"""PDFs and scans: each page becomes a picture that fits, and an attack only an error code."""
 
 import ctypes
 import io
@@ -25,7 +25,7 @@ from tests.pipeline.media.test_media_refused import listener  # noqa: F401, a fi
 from tests.pipeline.pdfs import A4, ATTACKS, encrypted, make_pdf
 
 IN_OPEN, IN_NONBLOCK = 0x20, os.O_NONBLOCK
-SHOT = FrameRequest(sampling=FrameSampling())
+REQUEST = FrameRequest(sampling=FrameSampling())
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_the_pages_of_a_scan_are_pages_of_their_own_sizes():
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
 
-    red, blue = decode_media(file.getvalue(), [SHOT], windows=PageWindows())
+    red, blue = decode_media(file.getvalue(), [REQUEST], windows=PageWindows())
 
     assert red.media[0].rgb.shape == (1, 80, 60, 3)
     assert blue.media[0].rgb.shape == (1, 40, 90, 3)
@@ -141,18 +141,18 @@ def test_the_pages_of_a_scan_are_pages_of_their_own_sizes():
     assert red.media[0].facts.width_px == 60
     limits = MediaLimits(max_rgb_bytes=20_000)
     with pytest.raises(MediaError, match="--max-rgb-bytes"):
-        decode_media(file.getvalue(), [SHOT], windows=PageWindows(), limits=limits)
+        decode_media(file.getvalue(), [REQUEST], windows=PageWindows(), limits=limits)
 
 
 def test_a_video_is_no_document():
     with pytest.raises(MediaError, match="neither a PDF nor a picture") as caught:
-        decode_media(make_video(numbers=range(3)), [SHOT], windows=PageWindows())
+        decode_media(make_video(numbers=range(3)), [REQUEST], windows=PageWindows())
     assert caught.value.code == ErrorCode.MEDIA_UNSUPPORTED
 
 
 def test_a_pdf_among_videos_is_told_what_reads_it():
     with pytest.raises(MediaError, match="a PDF, which") as caught:
-        decode_media(make_pdf(), [SHOT])
+        decode_media(make_pdf(), [REQUEST])
     assert caught.value.code == ErrorCode.MEDIA_UNSUPPORTED
 
 
@@ -160,7 +160,7 @@ def test_the_decoding_process_draws_the_same_pages(decoder):
     document = make_pdf(["One", "Two"])
     expected = decode_document(document, fit=None, limits=MediaLimits())
 
-    pages = decoder.decode_windows(document, [SHOT], windows=PageWindows())
+    pages = decoder.decode_windows(document, [REQUEST], windows=PageWindows())
 
     for page, same in zip(pages, expected, strict=True):
         assert np.array_equal(page.media[0].rgb, same.media[0].rgb)
@@ -169,7 +169,7 @@ def test_the_decoding_process_draws_the_same_pages(decoder):
 
 @contextmanager
 def nobody_opens(path):
-    """Fail if anybody opens a file meanwhile; the kernel tells."""
+    """Fail if a file is opened meanwhile, as the kernel reports it."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init1(IN_NONBLOCK)
     assert descriptor >= 0
@@ -197,7 +197,7 @@ def test_harm_is_a_code_or_a_page_without_files_or_sockets(name, decoder, tmp_pa
 
     with nobody_opens(secret):
         try:
-            pages = decoder.decode_windows(document, [SHOT], windows=PageWindows())
+            pages = decoder.decode_windows(document, [REQUEST], windows=PageWindows())
         except MediaError as error:
             found = error.code
         else:

@@ -5,8 +5,8 @@ import pytest
 
 from pipeline.media.frame_index import (
     FrameIndex,
+    PacketRun,
     Packets,
-    Run,
     index_frames,
     is_near,
     plan_runs,
@@ -14,7 +14,7 @@ from pipeline.media.frame_index import (
 
 
 def indexed(packets, **changes) -> FrameIndex | None:
-    """The index of (pts, duration, is_keyframe, is_hidden) packets of tenths of a second."""
+    """Index packets (pts, duration, is_keyframe, is_hidden), with times in tenths of a second."""
     pts, durations, is_keyframe, is_hidden = np.array(packets, dtype=np.int64).T
     packets = Packets(
         pts=pts,
@@ -56,22 +56,22 @@ def test_timestamps_at_the_ends_of_their_range_do_not_overflow_the_duration():
 
 
 def stream(num_frames=100, gop=10, **changes) -> FrameIndex:
-    """Frames of one tick in groups of `gop`, without B pictures."""
+    """Index frames of one tick each, with a keyframe every `gop` frames and no B pictures."""
     index = indexed([(at, 1, at % gop == 0, 0) for at in range(num_frames)], **changes)
     assert index is not None
     return index
 
 
 def test_a_run_begins_at_the_keyframe_before_a_frame_and_ends_behind_it():
-    assert plan_runs(stream(), [55, 88]) == [Run(50, 57), Run(80, 90)]
-    assert plan_runs(stream(), [50]) == [Run(50, 52)]
-    assert plan_runs(stream(), [99]) == [Run(90, 100)]
+    assert plan_runs(stream(), [55, 88]) == [PacketRun(50, 57), PacketRun(80, 90)]
+    assert plan_runs(stream(), [50]) == [PacketRun(50, 52)]
+    assert plan_runs(stream(), [99]) == [PacketRun(90, 100)]
 
 
 def test_what_lies_near_is_read_through():
-    assert plan_runs(stream(), [8, 12, 18]) == [Run(0, 20)]
-    assert plan_runs(stream(gop=4), [6]) == [Run(0, 8)]
-    assert plan_runs(stream(gop=100), [20, 90]) == [Run(0, 92)]
+    assert plan_runs(stream(), [8, 12, 18]) == [PacketRun(0, 20)]
+    assert plan_runs(stream(gop=4), [6]) == [PacketRun(0, 8)]
+    assert plan_runs(stream(gop=100), [20, 90]) == [PacketRun(0, 92)]
 
 
 def test_a_frame_displayed_before_its_keyframe_is_reached_from_the_one_before():
@@ -79,8 +79,8 @@ def test_a_frame_displayed_before_its_keyframe_is_reached_from_the_one_before():
     order = [0, 3, 1, 2, 6, 4, 5, 9, 7, 8]
     index = indexed([(at, 1, at in (0, 6), 0) for at in order])
     assert index is not None
-    assert plan_runs(index, [5]) == [Run(0, 8)]
-    assert plan_runs(index, [6]) == [Run(0, 6)]  # so near that reading through is cheaper
+    assert plan_runs(index, [5]) == [PacketRun(0, 8)]
+    assert plan_runs(index, [6]) == [PacketRun(0, 6)]  # so near that reading through is cheaper
 
 
 @pytest.mark.parametrize("changes", [{"stores_pts": False}, {"num_untimed": 1}])
@@ -98,8 +98,8 @@ def test_a_hidden_keyframe_begins_a_run_only_at_the_start():
     packets = [(at, 1, at % 10 == 0, at < 3 or at == 20) for at in range(40)]
     index = indexed(packets)
     assert index is not None
-    assert plan_runs(index, [22, 35]) == [Run(10, 24), Run(30, 37)]
-    assert plan_runs(index, [5]) == [Run(0, 7)]
+    assert plan_runs(index, [22, 35]) == [PacketRun(10, 24), PacketRun(30, 37)]
+    assert plan_runs(index, [5]) == [PacketRun(0, 7)]
 
 
 def test_frames_near_a_wanted_one_are_known():

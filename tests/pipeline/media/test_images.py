@@ -1,4 +1,4 @@
-"""Pictures: what comes out, what is refused, and what the formats' own traps do."""
+"""Pictures: which frames they give, what is refused, and the traps of each format."""
 
 import io
 import struct
@@ -19,7 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def picture(kind: str = "PNG", size=(60, 40), mode: str = "RGB", **options) -> bytes:
-    """Red at the left, blue at the right."""
+    """A picture that is red at the left and blue at the right."""
     rgb = np.zeros((size[1], size[0], 3), np.uint8)
     rgb[:, : size[0] // 2, 0] = rgb[:, size[0] // 2 :, 2] = 250
     file = io.BytesIO()
@@ -28,7 +28,7 @@ def picture(kind: str = "PNG", size=(60, 40), mode: str = "RGB", **options) -> b
 
 
 def animation(kind: str, num_frames: int = 4) -> bytes:
-    """Frames of growing grey, the k-th shown for (k + 1) tenths of a second."""
+    """Frames of growing grey, of which the k-th lasts (k + 1) tenths of a second."""
     frames = [Image.new("RGB", (32, 24), (50 * at,) * 3) for at in range(num_frames)]
     durations = [100 * (at + 1) for at in range(num_frames)]
     file = io.BytesIO()
@@ -106,7 +106,7 @@ def test_pages_are_counted_and_the_first_one_stands_for_all():
 
 
 def bomb(side_px: int, num_lines: int) -> bytes:
-    """A white PNG of one bit a pixel: few bytes, many pixels."""
+    """A white PNG with one bit a pixel, so that few bytes hold many pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         checksum = zlib.crc32(kind + body)

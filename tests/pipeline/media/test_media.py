@@ -277,7 +277,9 @@ PLANNED = [kind for kind in KINDS if "avi" not in kind and kind != "mpeg2 in ps"
 
 @pytest.mark.parametrize("kind", PLANNED)
 def test_few_frames_are_reached_without_decoding_all(kind, monkeypatch):
-    monkeypatch.setattr("pipeline.media.video._decode_all", lambda *_: pytest.fail("read through"))
+    monkeypatch.setattr(
+        "pipeline.media.video._Decoding.decode_from_start", lambda *_: pytest.fail("read through")
+    )
     sampling = FrameSampling(num_frames=2)
     assert numbers(decode_video(video(kind), sampling)) == [12, 36]
     assert numbers(decode_video(video(kind), sampling, span_s=(3.0, 4.8))) == [34, 43]
@@ -311,7 +313,7 @@ def test_odd_streams_give_the_frames_of_sequential_decoding(odd, variable):
 
 
 def test_a_container_that_is_wrong_about_its_keyframes_is_not_believed():
-    """Without its table of keyframes an mp4 calls every frame one."""
+    """An mp4 without its table of keyframes says that every frame is one."""
     for codec in ("libx264", "mpeg4", "libvpx-vp9"):
         source = make_video("mp4", codec, numbers=range(48), num_b_frames=0)
         wrong = source.replace(b"stss", b"free")

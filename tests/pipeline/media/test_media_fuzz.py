@@ -5,7 +5,7 @@ from tests.pipeline.fuzz_media import fuzz
 
 @pytest.mark.slow
 def test_every_mutated_file_is_answered():
-    """A few of them; `python -m tests.pipeline.fuzz_media` tries 2,000."""
+    """This tries a few mutations; `python -m tests.pipeline.fuzz_media` tries 2,000."""
     found = fuzz(num_files=150, seed=1)
     assert found["files"] == 150
     assert isinstance(found["ends"], dict)

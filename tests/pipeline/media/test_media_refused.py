@@ -1,4 +1,4 @@
-"""What is no video, or more than the limits allow: refused, no file read, no socket opened."""
+"""Files that are not videos, or are over a limit, are refused; none opens a file or a socket."""
 
 import io
 import math
@@ -51,7 +51,7 @@ class Named(io.BytesIO):
 
 @pytest.fixture
 def listener():
-    """The port of a server that nobody may talk to."""
+    """The port of a server that must not get any connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server.getsockname()[1]

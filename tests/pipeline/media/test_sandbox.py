@@ -1,4 +1,4 @@
-"""Decoding in a process of its own: same frames, and what happens to the process is one row's."""
+"""A decoding process gives the same frames; whatever happens to it fails one row at most."""
 
 import io
 import os
@@ -245,7 +245,7 @@ def test_a_process_that_cannot_start_is_no_error_of_a_row(clip, monkeypatch):
     ],
 )
 def test_a_process_that_answers_nonsense_counts_as_dead(clip, monkeypatch, answer):
-    """What a taken-over process could try: its answers are data."""
+    """A process that an attacker controls can only send data, which is checked."""
     text = struct.pack("<Q", 0) + struct.pack("<Q", len(answer)) + answer + bytes(12)
     fake = (
         "import socket, sys\n"

@@ -11,10 +11,9 @@ import pipeline.media.video
 from pipeline.media.decode import decode_media
 from pipeline.media.display import FrameRequest
 from pipeline.media.frame_sampling import FrameSampling
-from pipeline.media.frames import Frames, MediaFacts
 from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.media.sandbox import SandboxedDecoder
-from pipeline.media.windows import PageWindows, TimeWindows, Window, pack_pages
+from pipeline.media.windows import PageWindows, TimeWindows
 from pipeline.status import ErrorCode
 from tests.clips import make_video, number_of
 from tests.pipeline.decoding import decode_video
@@ -130,7 +129,7 @@ def test_a_video_whose_header_knows_no_duration_has_windows():
 
 
 def with_noise(video, numbers):
-    """The video with noise in place of some of its packets."""
+    """Replace some packets of a video with noise."""
     file = io.BytesIO()
     with (
         av.open(io.BytesIO(video), "r") as source,
@@ -218,38 +217,6 @@ def test_the_decoding_process_gives_the_same_windows():
             frames.rgb.tolist() for frames in same.media
         ]
         assert (window.error and window.error.message) == (same.error and same.error.message)
-
-
-def page(index, *, error=None):
-    facts = MediaFacts(
-        duration_s=0, fps=0, width_px=8, height_px=8, codec="pdf", rotation=0, is_vfr=False,
-        is_interlaced=False, num_decode_errors=0,
-    )  # fmt: skip
-    frames = Frames(rgb=np.zeros((1, 8, 8, 3), np.uint8), timestamps_s=np.zeros(1), facts=facts)
-    return Window(start=index, end=index + 1, media=() if error else (frames,), error=error)
-
-
-@pytest.mark.parametrize(
-    ("max_pages", "max_tokens", "expected"),
-    [
-        pytest.param(1, 1000, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)], id="one by one"),
-        pytest.param(2, 1000, [(0, 2), (2, 3), (3, 4), (4, 5)], id="two, but the broken one"),
-        pytest.param(None, 1000, [(0, 3), (3, 4), (4, 5)], id="as many as there are"),
-        pytest.param(None, 25, [(0, 2), (2, 3), (3, 4), (4, 5)], id="as many as fit"),
-        pytest.param(9, 5, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)], id="none fits"),
-    ],
-)
-def test_pages_are_packed_in_order(max_pages, max_tokens, expected):
-    broken = MediaError(ErrorCode.MEDIA_CORRUPT, "page 4")
-    pages = [page(0), page(1), page(2), page(3, error=broken), page(4)]
-
-    windows = list(pack_pages(pages, max_pages, lambda frames: 10, max_tokens))
-
-    assert [(window.start, window.end) for window in windows] == expected
-    assert [len(window.media) for window in windows if not window.error] == [
-        end - start for start, end in expected if start != 3
-    ]
-    assert list(pack_pages([], 1, lambda frames: 10, 10)) == []
 
 
 def test_page_windows_have_pages():

@@ -1,4 +1,4 @@
-"""A JSON Schema says the type of a column: derived, closed, read, or refused with its place."""
+"""The column type of a JSON Schema: it is derived, or refused with the place in the schema."""
 
 import json
 from typing import Literal
@@ -77,7 +77,7 @@ def nest(depth):
 
 
 def double(times):
-    """References of which each names two of the next."""
+    """A schema of references, each of which names the next one twice."""
     two = {
         str(n): {
             "type": "object",
@@ -94,28 +94,28 @@ TEXT = {"type": "string"}
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({}, "# says no type"),
-        (True, "# says no type"),
+        ({}, "# gives no type"),
+        (True, "# gives no type"),
         ({"type": "null"}, "# is always null"),
         ({"type": "strin"}, "# has the type 'strin', which JSON Schema does not know"),
         ({"type": ["string", "integer"]}, "# has several types: string, int64"),
         ({"enum": ["a", 1]}, "# has several types: string, int64"),
-        ({"enum": "a"}, "# has enum that is no list"),
+        ({"enum": "a"}, "# has enum that is not a list"),
         ({"type": "object"}, "# is an object that names no properties"),
         ({"type": "object", "additionalProperties": TEXT}, "# is an object with keys of any name"),
         ({"type": "object", "properties": {"a": TEXT}, "patternProperties": {"b": TEXT}},
          "# is an object with keys of any name"),
         ({"type": "object", "properties": {"a": TEXT, "b/c": {"type": "array"}}},
-         "#/properties/b~1c/items says no type"),
+         "#/properties/b~1c/items gives no type"),
         ({"type": "array", "prefixItems": [TEXT]}, "# is an array with a type for each place"),
         ({"type": "array", "items": [TEXT]}, "# is an array with a type for each place"),
         ({"type": "array", "items": {"anyOf": [TEXT, {"type": "number"}]}},
          "#/items has several types: string, double"),
         ({"allOf": [TEXT, TEXT]}, "# joins several schemas by allOf"),
-        ({"type": "string", "anyOf": [TEXT]}, "# has anyOf beside other keys that say its type"),
-        ({"oneOf": {}}, "# has oneOf that is no list"),
+        ({"type": "string", "anyOf": [TEXT]}, "# has anyOf beside other keys that give its type"),
+        ({"oneOf": {}}, "# has oneOf that is not a list"),
         ({"$ref": "other.json"}, "# refers to 'other.json', which is not within the schema"),
-        ({"$ref": "#/$defs/a"}, "# refers to '#/$defs/a', which is not there"),
+        ({"$ref": "#/$defs/a"}, "# refers to '#/$defs/a', which does not exist"),
         ({"type": "object", "properties": {"a": TEXT, "next": {"$ref": "#"}}},
          "#/properties/next/properties/next refers to itself (#)"),
         (nest(41), "/items is beyond 1000 types or 40 levels"),
@@ -162,23 +162,31 @@ def test_answers_are_values_of_the_type_on_disk_too(tmp_path):
 @pytest.mark.parametrize(
     ("schema", "text", "message"),
     [
-        (TEXT, '"abc', "is no JSON (Unterminated string"),
-        (TEXT, "[" * 100_000, "is no JSON"),
-        (TEXT, '"\\ud800"', "holds '\\ud800', which is no string"),
-        (TEXT, "1", "holds 1, which is no string"),
-        ({"type": "integer"}, str(1 << 63), "holds 9223372036854775808, which is no int64"),
-        ({"type": "integer"}, "9" * 5000, "is no JSON (Exceeds the limit"),
-        ({"type": "integer"}, "1.5", "holds 1.5, which is no int64"),
-        ({"type": "integer"}, "true", "holds True, which is no int64"),
-        ({"type": "integer"}, "1e999", "holds inf, which is no int64"),
-        ({"type": "number"}, "1e999", "holds inf, which is no double"),
-        ({"type": "number"}, "1" + "0" * 400, "which is no double"),
-        ({"type": "number"}, "NaN", "is no JSON (NaN is no JSON)"),
-        ({"type": "number"}, "{}", "holds {}, which is no double"),
-        ({"type": "boolean"}, "0", "holds 0, which is no bool"),
-        ({"type": "array", "items": TEXT}, '{"a": 1}', "which is no list"),
+        (TEXT, '"abc', "is not JSON (Unterminated string"),
+        (TEXT, "[" * 100_000, "is not JSON"),
+        (TEXT, '"\\ud800"', "holds '\\ud800', which is not of type string"),
+        (TEXT, "1", "holds 1, which is not of type string"),
+        (
+            {"type": "integer"},
+            str(1 << 63),
+            "holds 9223372036854775808, which is not of type int",
+        ),
+        ({"type": "integer"}, "9" * 5000, "is not JSON (Exceeds the limit"),
+        ({"type": "integer"}, "1.5", "holds 1.5, which is not of type int64"),
+        ({"type": "integer"}, "true", "holds True, which is not of type int64"),
+        ({"type": "integer"}, "1e999", "holds inf, which is not of type int64"),
+        ({"type": "number"}, "1e999", "holds inf, which is not of type double"),
+        ({"type": "number"}, "1" + "0" * 400, "which is not of type double"),
+        ({"type": "number"}, "NaN", "is not JSON (NaN is not JSON)"),
+        ({"type": "number"}, "{}", "holds {}, which is not of type double"),
+        ({"type": "boolean"}, "0", "holds 0, which is not of type bool"),
+        ({"type": "array", "items": TEXT}, '{"a": 1}', "which is not of type list"),
         ({"type": "object", "properties": {"a": TEXT}}, '{"a": "x", "b": 1}', "has a key 'b'"),
-        ({"type": "object", "properties": {"a": TEXT}}, '[["a", "x"]]', "which is no struct"),
+        (
+            {"type": "object", "properties": {"a": TEXT}},
+            '[["a", "x"]]',
+            "which is not of type struct",
+        ),
     ],
 )
 def test_what_a_column_cannot_hold_is_told(schema, text, message):
@@ -196,7 +204,7 @@ def without_nulls(value):
 
 
 def test_what_the_grammar_of_the_schema_lets_end_is_read(tmp_path):
-    """Tokens drawn at random, with the grammar that the engine uses."""
+    """Draw tokens at random within the grammar that the engine uses."""
     tiny_checkpoint(tmp_path)
     processor = Processor.from_checkpoint(tmp_path)
     stops = list(processor.config.stop_token_ids)

@@ -17,9 +17,10 @@ from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.prompts.frame_view import FrameView, Timestamps
 from pipeline.prompts.instructions import Instructions
-from pipeline.prompts.prepare import Prepare, row_seed, shown
-from pipeline.prompts.prompt_columns import decode_prompt
-from pipeline.prompts.questions import Question
+from pipeline.prompts.named_prompts import NamedPrompt
+from pipeline.prompts.prepare import Prepare
+from pipeline.prompts.prompt_builder import frame_items
+from pipeline.prompts.prompt_columns import decode_prompt, row_seed
 from pipeline.schema import MEDIA_FIELDS, PREPARED_FIELDS, ErrorCode, InputColumns, check_input
 from tests.clips import make_video
 from tests.pipeline.media.test_media import FACTS
@@ -44,7 +45,7 @@ def clip():
 
 
 def fetch(value):
-    """As the real one, but without files."""
+    """Fetch media as the real one does, but without files."""
     if value is None:
         raise MediaError(ErrorCode.MEDIA_NULL, "the row has no video")
     return value
@@ -147,7 +148,7 @@ def test_hours_are_told_from_minutes_on():
     times_s = np.array([59.9, 3725.2])
     frames = Frames(rgb=np.zeros((2, 28, 28, 3), np.uint8), timestamps_s=times_s, facts=FACTS)
 
-    texts = [item for item in shown([frames], "mm:ss") if isinstance(item, str)]
+    texts = [item for item in frame_items([frames], "mm:ss") if isinstance(item, str)]
     assert texts == ["[00:59] ", "[1:02:05] "]
 
 
@@ -249,7 +250,7 @@ def test_every_bad_row_is_answered_and_the_good_ones_go_on(processor, clip):
 
 
 def no_text(*values):
-    """A column of text that Parquet would read, whatever its bytes are."""
+    """A column of text as Parquet reads it, although its bytes are not UTF-8."""
     return pa.Array.from_buffers(pa.string(), len(values), pa.array(values).buffers())
 
 
@@ -266,7 +267,7 @@ def test_text_that_is_not_utf8_is_an_error_of_its_row(processor, clip):
 
     columns = InputColumns(start_s="from", end_s="to", fields=("title",))
     titles = rows_of([clip], [clip]).append_column("title", no_text(b"\xff", b"a film"))
-    rows = prepare(processor, titles, columns=columns, questions=ASKED)
+    rows = prepare(processor, titles, columns=columns, named_prompts=ASKED)
     assert rows["error_code"].to_pylist() == ["bad_prompt", "bad_prompt", None, None]
     assert rows["prompt_question"].to_pylist() == [0, 1, 0, 1]
 
@@ -338,16 +339,16 @@ def test_wrong_instructions_are_refused(wrong, message):
 
 
 ASKED = (
-    Question(name="mood", text="What is the mood of {title}?"),
-    Question(name="count", text="How many?"),
+    NamedPrompt(name="mood", text="What is the mood of {title}?"),
+    NamedPrompt(name="count", text="How many?"),
 )
 
 
-def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
+def test_each_named_prompt_is_the_prompt_that_it_would_be_alone(processor, clip):
     rows = rows_of([clip], [b"junk"], [clip], title=["a film", "b", None])
     columns = InputColumns(start_s="from", end_s="to", fields=("title",))
 
-    together = prepare(processor, rows, columns=columns, questions=ASKED)
+    together = prepare(processor, rows, columns=columns, named_prompts=ASKED)
 
     assert together["row_id"].to_pylist() == ["r0", "r0", "r1", "r1", "r2", "r2"]
     assert together["prompt_question"].to_pylist() == [0, 1] * 3
@@ -355,7 +356,7 @@ def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
     assert together["error_code"].to_pylist() == codes
     assert together["title"].to_pylist() == ["a film", None, "b", None, None, None]
     assert [value is not None for value in together["prompt_patches"].to_pylist()] == [
-        *(True, False),  # the second question sees the pixels of the first
+        *(True, False),  # the second prompt shows the pixels of the first
         *(False, False),
         *(False, True),  # of which there are none where the first failed
     ]
@@ -371,55 +372,55 @@ def test_each_question_is_the_prompt_that_it_would_be_alone(processor, clip):
     assert len({*seeds} - {None}) == 3
 
 
-def test_media_that_are_kept_stand_once_beside_all_parts(processor, clip):
+def test_media_that_are_kept_stand_once_beside_all_prompts_of_a_row(processor, clip):
     rows = rows_of([clip], [b"junk"])
     row_schema = check_input(rows.schema, InputColumns(), keep_media=True)
-    nine = tuple(Question(name=f"q{number}", text="How many?") for number in range(9))
-    asked = Instructions(frames=FOUR, questions=nine)
+    nine = tuple(NamedPrompt(name=f"q{number}", text="How many?") for number in range(9))
+    asked = Instructions(frames=FOUR, named_prompts=nine)
     stage = Prepare(processor, row_schema, asked, fetch, decoder=DECODER)
-    parts = stage(rows.cast(row_schema.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
+    prompted = stage(rows.cast(row_schema.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
 
-    assert parts["video"].to_pylist() == [clip, *[None] * 8, b"junk", *[None] * 8]
-    assert parts["row_id"].to_pylist() == ["r0"] * 9 + ["r1"] * 9
+    assert prompted["video"].to_pylist() == [clip, *[None] * 8, b"junk", *[None] * 8]
+    assert prompted["row_id"].to_pylist() == ["r0"] * 9 + ["r1"] * 9
 
 
-def look(num_frames, tokens, timestamps: Timestamps = "seconds"):
+def view(num_frames, tokens, timestamps: Timestamps = "seconds"):
     frames = FrameSampling(num_frames=num_frames)
     return FrameView(frames=frames, max_frame_tokens=tokens, timestamps=timestamps)
 
 
 def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(processor, clip):
-    """Of twelve looks, six show frames of their own and six the same with other times."""
+    """Of twelve views, six show frames of their own and six the same with other times."""
     grid = [(n, tokens) for n in (1, 2, 4) for tokens in (2, 6)]
     styles: tuple[Timestamps, ...] = ("seconds", "none")
-    looks = [look(*cell, timestamps) for cell in grid for timestamps in styles]
-    questions = tuple(
-        Question(name=str(number), text="what moves?", look=each)
-        for number, each in enumerate(looks)
+    views = [view(*cell, timestamps) for cell in grid for timestamps in styles]
+    prompts = tuple(
+        NamedPrompt(name=str(number), text="what moves?", view=each)
+        for number, each in enumerate(views)
     )
-    fetched, num_shots = [], []
+    fetched, num_requests = [], []
 
     class Counted(SandboxedDecoder):
-        def decode(self, source, shots, **more):
-            num_shots.append(len(shots))
-            return DECODER.decode(source, shots, **more)
+        def decode(self, source, requests, **more):
+            num_requests.append(len(requests))
+            return DECODER.decode(source, requests, **more)
 
     def opener(value):
         fetched.append(value)
         return fetch(value)
 
     row_schema = check_input(rows_of([clip]).schema, COLUMNS)
-    asked = Instructions(questions=questions)
+    asked = Instructions(named_prompts=prompts)
     stage = Prepare(processor, row_schema, asked, opener, decoder=Counted())
     rows = rows_of([clip], [clip])
     together = stage(rows.cast(row_schema.read).add_column(0, "row_id", pa.array(["r0", "r1"])))
 
     assert len(fetched) == 2
-    assert num_shots == [6, 6]  # frames that two cells show are there once
+    assert num_requests == [6, 6]  # frames that two cells show are there once
     assert together.num_rows == 24
-    held = [value is not None for value in together["prompt_patches"].to_pylist()]
-    assert held == [True, False] * 12
-    for place, each in enumerate(looks):
+    has_pixels = [value is not None for value in together["prompt_patches"].to_pylist()]
+    assert has_pixels == [True, False] * 12
+    for place, each in enumerate(views):
         alone = prepare(
             processor,
             rows_of([clip, "what moves?"]),
@@ -436,28 +437,28 @@ def test_twelve_cells_decode_each_clip_once_and_see_what_each_would_alone(proces
             assert together[name][place] == alone[name][0]
 
 
-def test_a_question_over_a_list_asks_for_each_of_its_texts(processor, clip):
+def test_a_prompt_over_a_list_is_asked_for_each_of_its_texts(processor, clip):
     lists = pa.array([["a?", "b?"], ["c?"], [], None, ["d?", "e?"]], pa.list_(pa.string()))
     rows = rows_of(*[[clip]] * 4, [b"junk"]).append_column("asks", lists)
     columns = InputColumns(lists=("asks",))
-    questions = (
-        Question(name="each", text="Say {asks}", over="asks"),
-        Question(name="once", text="and?"),
+    prompts = (
+        NamedPrompt(name="each", text="Say {asks}", over="asks"),
+        NamedPrompt(name="once", text="and?"),
     )
 
-    parts = prepare(processor, rows, columns=columns, questions=questions)
+    prompted = prepare(processor, rows, columns=columns, named_prompts=prompts)
 
     ids = ["r0", "r0", "r0", "r1", "r1", "r2", "r2", "r3", "r3", "r4", "r4", "r4"]
-    assert parts["row_id"].to_pylist() == ids
-    assert parts["prompt_part"].to_pylist() == [0, 1, 2, 0, 1, 0, 1, 0, 1, 0, 1, 2]
-    assert parts["prompt_question"].to_pylist() == [0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 1]
+    assert prompted["row_id"].to_pylist() == ids
+    assert prompted["prompt_part"].to_pylist() == [0, 1, 2, 0, 1, 0, 1, 0, 1, 0, 1, 2]
+    assert prompted["prompt_question"].to_pylist() == [0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 1]
     codes = [None] * 5 + ["bad_prompt", None] * 2 + ["media_corrupt"] * 3
-    assert parts["error_code"].to_pylist() == codes
-    row = parts.slice(1, 1).to_pylist()[0]
+    assert prompted["error_code"].to_pylist() == codes
+    row = prompted.slice(1, 1).to_pylist()[0]
     assert "Say b?" in text_of(processor, row)
     assert row["seed"] == row_seed(0, "r0/each/1")
     with pytest.raises(ValueError, match="the list of texts column 'ask' is string"):
-        prepare(processor, rows, columns=InputColumns(lists=("ask",)), questions=questions)
+        prepare(processor, rows, columns=InputColumns(lists=("ask",)), named_prompts=prompts)
 
 
 def png(shade, size=(56, 28)):
@@ -529,21 +530,19 @@ def test_the_images_of_a_row_share_the_limit_on_memory_and_no_more_of_them_are_o
     assert len(opened) == 4 + 3
 
 
-@pytest.mark.parametrize("questions", [pytest.param((), id="one"), pytest.param(ASKED, id="many")])
-def test_more_images_than_any_prompt_can_show_are_refused_before_one_is_opened(
-    processor, questions
-):
+@pytest.mark.parametrize("prompts", [pytest.param((), id="one"), pytest.param(ASKED, id="many")])
+def test_more_images_than_any_prompt_can_show_are_refused_before_one_is_opened(processor, prompts):
     most = processor.max_images
     table = pa.table({"video": [[b""] * (most + 1)], "title": ["a film"]})
-    columns = InputColumns(fields=("title",) if questions else ())
+    columns = InputColumns(fields=("title",) if prompts else ())
 
     def opener(_value):
         raise AssertionError("nothing is opened")
 
-    rows = prepare(processor, table, columns=columns, opener=opener, questions=questions)
+    rows = prepare(processor, table, columns=columns, opener=opener, named_prompts=prompts)
 
     assert set(rows["error_code"].to_pylist()) == {"prompt_too_long"}
     assert rows["error"][0].as_py() == (
-        f"the row has {most + 1} media, and a prompt has room for {most} images at most; "
-        "give it fewer"
+        f"the row has {most + 1} media, and a prompt has room for at most {most} "
+        "images; give it fewer"
     )

@@ -1,4 +1,4 @@
-"""Windows and pages through prepare and generate: one row in, one row out, and what it says."""
+"""Windows and pages through prepare and generate: one row in, one row out, with all answers."""
 
 import asyncio
 
@@ -17,9 +17,9 @@ from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import PageWindows, TimeWindows
 from pipeline.preflight import open_input
 from pipeline.prompts.instructions import Instructions
-from pipeline.prompts.prepare import Prepare, row_seed
-from pipeline.prompts.prompt_columns import decode_prompt
-from pipeline.prompts.questions import Question
+from pipeline.prompts.named_prompts import NamedPrompt
+from pipeline.prompts.prepare import Prepare
+from pipeline.prompts.prompt_columns import decode_prompt, row_seed
 from pipeline.prompts.window_answers import window_fields
 from pipeline.schema import RESULT_FIELDS, ErrorCode, InputColumns, check_input
 from pipeline.stages.generate import Generate
@@ -84,7 +84,7 @@ def generate(table, answer, windows, merger=None):
     stage = Generate(Groups(answer), SAMPLING, windows=windows, merger=merger)
 
     async def run():
-        return [part async for part in stage(table)]
+        return [answered async for answered in stage(table)]
 
     (result,) = asyncio.run(run())
     return result
@@ -103,7 +103,7 @@ def completion(text, finish_reason: FinishReason = "stop", num_prompt_tokens=10)
 
 
 def text_of(processor, prompt):
-    """What is written in a prompt, with its control tokens."""
+    """The text of a prompt, with its control tokens."""
     return processor.tokenizer.decode(prompt.token_ids.tolist())
 
 
@@ -200,7 +200,7 @@ def test_a_merge_asks_for_one_caption_of_the_list(processor, decoder):
 
 
 def merging(processor, monkeypatch, room, answer, num_windows=9):
-    """Merge a made-up timeline with so many tokens of room for captions."""
+    """Merge a made-up timeline, in prompts that have room for some tokens of captions."""
     merger = Merger(processor, "Sum up.", SAMPLING)
     monkeypatch.setattr(merger, "_room", room)
     timeline = [
@@ -350,7 +350,7 @@ def test_a_page_that_fails_is_named_and_the_others_keep_their_text(processor, de
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"questions": (Question(name="a", text="?"),)}, "--prompts"),
+        ({"named_prompts": (NamedPrompt(name="a", text="?"),)}, "--prompts"),
         ({"max_row_tokens": 100}, "--tokens-per-row"),
     ],
 )

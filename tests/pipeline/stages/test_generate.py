@@ -14,8 +14,9 @@ from model.inputs.prompt import Prompt
 from parallel.groups.errors import DeadGroupError, GroupError
 from parallel.ranks.worker import Failure, Outcome, Request
 from pipeline.output.poison import GROUPS
+from pipeline.prompts.named_answers import named_answer_fields
+from pipeline.prompts.named_prompts import NamedPrompt
 from pipeline.prompts.prompt_columns import decode_prompt, encode_prompt
-from pipeline.prompts.questions import Question, question_fields
 from pipeline.schema import PREPARED_FIELDS, RESULT_FIELDS
 from pipeline.stages.generate import Generate
 
@@ -316,9 +317,9 @@ def test_a_group_error_stops_the_stage():
 
 
 def test_the_questions_of_a_row_are_answered_with_their_own_sampling_and_joined():
-    questions = (
-        Question(name="mood", text="?", sampling=SamplingParams(max_tokens=7)),
-        Question(name="count", text="?", sampling=SamplingParams(temperature=0.5)),
+    prompts = (
+        NamedPrompt(name="mood", text="?", sampling=SamplingParams(max_tokens=7)),
+        NamedPrompt(name="count", text="?", sampling=SamplingParams(temperature=0.5)),
     )
     asked = []
 
@@ -331,7 +332,7 @@ def test_the_questions_of_a_row_are_answered_with_their_own_sampling_and_joined(
     table = table.set_column(0, "row_id", ids)
     for name in ("prompt_part", "prompt_question"):
         table = table.append_column(name, pa.array([0, 1] * 2))
-    stage = Generate(Groups(answer), SAMPLING, questions)
+    stage = Generate(Groups(answer), SAMPLING, prompts)
 
     async def run():
         return [part async for part in stage(table)]
@@ -340,15 +341,15 @@ def test_the_questions_of_a_row_are_answered_with_their_own_sampling_and_joined(
 
     rows = result.to_pylist()
     assert [params for _, params in asked] == [
-        replace(questions[0].sampling, seed=1000),
-        replace(questions[1].sampling, seed=1001),
+        replace(prompts[0].sampling, seed=1000),
+        replace(prompts[1].sampling, seed=1001),
     ]
     assert [row["row_id"] for row in rows] == ["a", "b"]
     assert rows[0]["mood"] == rows[0]["count"] == "caption of a"
     assert [row["status"] for row in rows] == ["ok", "error"]
     assert rows[0]["num_prompt_tokens"] == 7
     assert rows[1]["error"] == "no such file"
-    expected = [field.name for field in (*RESULT_FIELDS, *question_fields(questions))]
+    expected = [field.name for field in (*RESULT_FIELDS, *named_answer_fields(prompts))]
     assert set(result.column_names) == {*expected, "weight"}
 
 

@@ -1,4 +1,4 @@
-"""Several questions a row: templates, and one row in the end."""
+"""Several prompts a row: their templates, and their answers in one row."""
 
 from dataclasses import replace
 
@@ -8,14 +8,8 @@ import pytest
 from model.engine.sequence import SamplingParams
 from model.inputs.prompt import PromptError
 from pipeline.prompts.frame_view import FrameView
-from pipeline.prompts.questions import (
-    Question,
-    answers_in_rows,
-    check_names,
-    fill,
-    question_fields,
-    template_fields,
-)
+from pipeline.prompts.named_answers import answers_in_rows, named_answer_fields
+from pipeline.prompts.named_prompts import NamedPrompt, check_names, fill, template_fields
 from pipeline.schema import CHOICE_LOGPROBS_FIELD, RESULT_FIELDS, SAMPLES_FIELD
 
 
@@ -37,14 +31,14 @@ def test_a_template_takes_the_values_of_a_row(text, fields, filled):
 
 @pytest.mark.parametrize("text", ["{", "}", "{}", "{0.real}", "{a[0]}", "{a!r}", "{a:>9}", "{a"])
 def test_what_is_no_template_is_refused(text):
-    with pytest.raises(ValueError, match="is no template"):
-        Question(name="q", text=text)
+    with pytest.raises(ValueError, match="is not a template"):
+        NamedPrompt(name="q", text=text)
 
 
 @pytest.mark.parametrize("name", ["status", "row_id", "answers", "prompt_part", "seed", "twice"])
 def test_a_name_that_is_taken_is_refused(name):
     with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
-        check_names([Question(name="twice", text="?"), Question(name=name, text="?")])
+        check_names([NamedPrompt(name="twice", text="?"), NamedPrompt(name=name, text="?")])
 
 
 def test_a_null_value_is_the_rows_error():
@@ -53,7 +47,7 @@ def test_a_null_value_is_the_rows_error():
 
 
 def answered(*rows):
-    """A table as the generate stage leaves it."""
+    """Make a table as the generate stage leaves it."""
     numbers = [pa.field(name, pa.int32()) for name in ("prompt_part", "prompt_question", "kept")]
     fields = [*RESULT_FIELDS, *numbers, SAMPLES_FIELD, CHOICE_LOGPROBS_FIELD]
     return pa.Table.from_pylist(list(rows), pa.schema(fields))
@@ -69,7 +63,7 @@ def ok(row_id, number, text, **more):
 
 
 def test_answers_become_columns_of_one_row():
-    questions = (Question(name="mood", text="?"), Question(name="caption", text="!"))
+    prompts = (NamedPrompt(name="mood", text="?"), NamedPrompt(name="caption", text="!"))
     failed = {"caption": None, "status": "error", "error_code": "bad_prompt", "error": "null"}
     table = answered(
         ok("a", 0, "happy"),
@@ -82,7 +76,7 @@ def test_answers_become_columns_of_one_row():
         ok("d", 1, "y", status="damaged", num_visual_tokens=6),
     )
 
-    merged = answers_in_rows(table, questions)
+    merged = answers_in_rows(table, prompts)
 
     rows = merged.to_pylist()
     assert [row["row_id"] for row in rows] == ["a", "b", "c", "d"]
@@ -99,18 +93,18 @@ def test_answers_become_columns_of_one_row():
     assert [answer["question"] for answer in rows[0]["answers"]] == ["mood", "caption"]
     assert rows[1]["answers"][1]["error"] == "null"
     assert rows[0]["answers"][0]["mean_logprob"] == -1.0
-    names = [field.name for field in question_fields(questions)]
+    names = [field.name for field in named_answer_fields(prompts)]
     assert merged.column_names[-1] == "answers"
     assert set(names) <= set(merged.column_names)
-    assert answers_in_rows(table.slice(0, 0), questions).num_rows == 0
+    assert answers_in_rows(table.slice(0, 0), prompts).num_rows == 0
 
 
-def test_a_question_over_a_list_gives_a_list():
-    """Rows have lists of their own lengths; what each answer cost and showed is told."""
+def test_a_prompt_over_a_list_gives_a_list():
+    """Rows have lists of their own lengths; `answers` tells what each answer cost and showed."""
     drawn = SamplingParams(temperature=1.0, n=2, choices=("A", "B"))
-    questions = (
-        Question(name="each", text="{ask}", over="ask", sampling=drawn, look=FrameView()),
-        Question(name="once", text="?"),
+    prompts = (
+        NamedPrompt(name="each", text="{ask}", over="ask", sampling=drawn, view=FrameView()),
+        NamedPrompt(name="once", text="?"),
     )
     of_each = {"prompt_question": 0, "samples": ["x", "y"], "choice_logprobs": [-1.0, -2.0]}
     table = answered(
@@ -121,29 +115,30 @@ def test_a_question_over_a_list_gives_a_list():
         ok("b", 1, "b?", prompt_question=1),
     )
 
-    rows = answers_in_rows(table, questions).to_pylist()
+    rows = answers_in_rows(table, prompts).to_pylist()
 
     assert [(row["each"], row["once"]) for row in rows] == [(["a0", "a1"], "a?"), (["b0"], "b?")]
-    told = rows[0]["answers"]
-    assert [answer["question"] for answer in told] == ["each", "each", "once"]
-    assert told[0]["samples"] == ["x", "y"]
-    assert told[0]["choice_logprobs"] == [-1.0, -2.0]
-    assert told[2]["choice_logprobs"] is None
-    assert (told[0]["num_visual_tokens"], told[0]["frame_times_s"]) == (4, [0.5])
+    details = rows[0]["answers"]
+    assert [answer["question"] for answer in details] == ["each", "each", "once"]
+    assert details[0]["samples"] == ["x", "y"]
+    assert details[0]["choice_logprobs"] == [-1.0, -2.0]
+    assert details[2]["choice_logprobs"] is None
+    assert (details[0]["num_visual_tokens"], details[0]["frame_times_s"]) == (4, [0.5])
     assert "samples" not in rows[0]
-    assert questions[0].asked({"ask": ["x", "y"]}) == [{"ask": "x"}, {"ask": "y"}]
-    assert questions[0].asked({"ask": []}) == questions[0].asked({"ask": None}) == [{"ask": None}]
+    assert prompts[0].values_of({"ask": ["x", "y"]}) == [{"ask": "x"}, {"ask": "y"}]
+    for nothing in ([], None):
+        assert prompts[0].values_of({"ask": nothing}) == [{"ask": None}]
 
 
 def test_a_typed_answer_is_a_value_or_its_text_is_kept():
     schema = '{"type": "array", "items": {"type": "integer"}}'
     typed = SamplingParams(schema=schema)
-    questions = (
-        Question(name="each", text="{ask}", over="ask", sampling=typed, is_typed=True),
-        Question(
+    prompts = (
+        NamedPrompt(name="each", text="{ask}", over="ask", sampling=typed, is_typed=True),
+        NamedPrompt(
             name="once", text="?", sampling=replace(typed, n=2, temperature=1.0), is_typed=True
         ),
-        Question(name="text", text="?", sampling=typed),
+        NamedPrompt(name="text", text="?", sampling=typed),
     )
     once, text = {"prompt_question": 1}, {"prompt_question": 2}
     cut = {"finish_reason": "length", "status": "truncated"}
@@ -159,7 +154,7 @@ def test_a_typed_answer_is_a_value_or_its_text_is_kept():
         ok("b", 3, "[7", **text, **cut),
     )
 
-    merged = answers_in_rows(table, questions)
+    merged = answers_in_rows(table, prompts)
     a, b = merged.to_pylist()
 
     assert merged.schema.field("each").type == pa.list_(pa.list_(pa.int64()))
@@ -175,14 +170,14 @@ def test_a_typed_answer_is_a_value_or_its_text_is_kept():
     ]
     assert (b["status"], b["error_code"]) == ("error", "schema_failed")
     assert b["error"].startswith("each: the answer holds 99999999999999999999")
-    assert answers_in_rows(table.slice(0, 0), questions).schema == merged.schema
+    assert answers_in_rows(table.slice(0, 0), prompts).schema == merged.schema
 
 
 def test_what_is_typed_has_a_schema_that_says_a_type():
     with pytest.raises(ValueError, match="the answers of 'q' have no schema"):
-        Question(name="q", text="?", is_typed=True)
+        NamedPrompt(name="q", text="?", is_typed=True)
     with pytest.raises(ValueError, match="no column has the type of its schema: # is an object"):
-        Question(
+        NamedPrompt(
             name="q", text="?", sampling=SamplingParams(schema='{"type": "object"}'), is_typed=True
         )
 
@@ -190,8 +185,8 @@ def test_what_is_typed_has_a_schema_that_says_a_type():
 def test_a_caption_is_one_text():
     typed = SamplingParams(schema='{"type": "boolean"}')
     for wrong in (
-        Question(name="caption", text="{x}", over="x"),
-        Question(name="caption", text="?", sampling=typed, is_typed=True),
+        NamedPrompt(name="caption", text="{x}", over="x"),
+        NamedPrompt(name="caption", text="?", sampling=typed, is_typed=True),
     ):
-        with pytest.raises(ValueError, match="`caption` are one text a row"):
+        with pytest.raises(ValueError, match="`caption` holds one text a row"):
             check_names([wrong])

@@ -1,0 +1,158 @@
+"""`NamedPrompt`: one of several prompts that are asked of each row, over one decoding of its media.
+
+Prompts that show the same frames share them: in the table the first of them holds the pixels, and
+in the engine they share image features and the cache blocks of their common prefix.
+
+The text of a prompt is a template: `{column}` stands for the row's value in that column.
+"""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from model.engine.sequence import SamplingParams
+from model.inputs.prompt import PromptError
+from pipeline.prompts.answer_type import AnswerType, answer_type
+from pipeline.prompts.frame_view import FrameView
+from pipeline.schema import (
+    NAMED_PROMPT_FIELD,
+    PREPARED_FIELDS,
+    PROMPT_NUMBER_FIELD,
+    RESULT_FIELDS,
+)
+
+ANSWERS = "answers"  # the output column that tells how each prompt was answered
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedPrompt:
+    """A prompt that is asked of every row; its answers fill the output column of its name.
+
+    The recipe of an output stores these fields; `pipeline.config.recipe_of` names its keys.
+
+    Args:
+        name: the name of the output column.
+        text: the template.
+        sampling: how its answers are generated.
+        view: how the row is shown; None takes the view of the instructions. All views of a row are
+            decoded once, together.
+        over: a column that holds a list of texts. The prompt is asked once for each text, which
+            stands in for that column's value in `text`, and its output column holds the list of
+            answers.
+        is_typed: the answers become values of the type that the JSON Schema of `sampling`
+            describes, not texts.
+
+    Raises:
+        ValueError: the text is empty or not a template; or the answers are typed and there is no
+            schema, or its type cannot be that of a column.
+    """
+
+    name: str
+    text: str
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    view: FrameView | None = None
+    over: str | None = None
+    is_typed: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise ValueError(f"the prompt {self.name!r} is empty; say what is wanted")
+        template_fields(self.text)
+        if self.is_typed and self.sampling.schema is None:
+            raise ValueError(f"the answers of {self.name!r} have no schema that gives their type")
+        assert self.output_field  # computing it checks the type
+
+    @property
+    def answer_type(self) -> AnswerType | None:
+        """The type that its answers are read as; None for text."""
+        schema = self.sampling.schema
+        return answer_type(schema) if self.is_typed and schema is not None else None
+
+    @property
+    def output_field(self) -> pa.Field:
+        """The output column of its answers."""
+        kind = pa.large_string() if self.answer_type is None else self.answer_type.kind
+        return pa.field(self.name, kind if self.over is None else pa.list_(kind))
+
+    def values_of(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The values for `fill`, one mapping for each time that the row is asked this prompt.
+
+        A prompt over a list is asked once for each text of the row's list. If the list is empty or
+        null it is asked once, with a null text, so that `fill` makes an error of it.
+
+        Args:
+            row: the row's values by column.
+        """
+        if self.over is None:
+            return [row]
+        return [{**row, self.over: text} for text in row[self.over] or [None]]
+
+
+def template_fields(text: str) -> tuple[str, ...]:
+    """The columns that a template names, each once.
+
+    Raises:
+        ValueError: braces do not match, or a field is more than a column name.
+    """
+    names: dict[str, None] = {}
+    try:
+        for _, name, form, conversion in string.Formatter().parse(text):
+            if name is None:
+                continue
+            _require_name(name, form, conversion)
+            names[name] = None
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r} is not a template ({error}); write {{column}} for a value, {{{{ for a brace"
+        ) from error
+    return tuple(names)
+
+
+def fill(text: str, row: Mapping[str, Any]) -> str:
+    """Fill a template with the values of a row.
+
+    Raises:
+        PromptError: `bad_prompt` if a value is null.
+    """
+    values = {name: row[name] for name in template_fields(text)}
+    if missing := [name for name, value in values.items() if value is None]:
+        raise PromptError("bad_prompt", f"the prompt needs column {missing[0]!r}, which is null")
+    return string.Formatter().vformat(text, (), {name: str(v) for name, v in values.items()})
+
+
+def value_columns(prompts: Sequence[NamedPrompt]) -> tuple[str, ...]:
+    """The columns with one value a row that templates name, each once."""
+    names = (n for each in prompts for n in template_fields(each.text) if n != each.over)
+    return tuple(dict.fromkeys(names))
+
+
+def list_columns(prompts: Sequence[NamedPrompt]) -> tuple[str, ...]:
+    """The columns with lists of texts that prompts go over, each once."""
+    return tuple(dict.fromkeys(each.over for each in prompts if each.over is not None))
+
+
+def check_names(prompts: Sequence[NamedPrompt]) -> None:
+    """Refuse names that are used twice or belong to other columns of the output.
+
+    Raises:
+        ValueError: the message names the prompt.
+    """
+    taken = {each.name for each in (*RESULT_FIELDS, *PREPARED_FIELDS)}
+    taken.update((ANSWERS, PROMPT_NUMBER_FIELD.name, NAMED_PROMPT_FIELD.name))
+    taken.discard("caption")  # this result column may hold the answers of a prompt of that name
+    for each in prompts:
+        if each.name in taken:
+            raise ValueError(f"a prompt cannot be named {each.name!r}: that column is taken")
+        if each.name == "caption" and (each.is_typed or each.over is not None):
+            raise ValueError(
+                "the column `caption` holds one text a row; give the prompt another name"
+            )
+        taken.add(each.name)
+
+
+def _require_name(name: str, form: str | None, conversion: str | None) -> None:
+    if not name or form or conversion or any(mark in name for mark in ".["):
+        raise ValueError(f"{{{name}}} is not the name of a column")

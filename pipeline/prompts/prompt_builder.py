@@ -1,0 +1,116 @@
+"""`PromptBuilder`: frames and a text -> the columns of one prompt; and the columns of a failure.
+
+Letters: I images (frames), H and W rows and columns of pixels.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from model.inputs.processor import Item, Processor
+from model.inputs.prompt import PromptError
+from pipeline.media.frames import Frames
+from pipeline.media.limits import MediaError
+from pipeline.prompts.frame_view import FrameView, Timestamps
+from pipeline.prompts.prompt_columns import encode_prompt, row_seed
+from pipeline.schema import ErrorCode, Status
+
+Columns = dict[str, Any]  # values by name, of the columns that the prepare stage adds
+
+_PATCHES_PER_TOKEN = 4  # the projector merges 2 x 2 patches into one visual token
+
+
+class PromptBuilder:
+    """Builds the prompts of a run.
+
+    Args:
+        processor: the checkpoint's processor.
+        system: the system message; None keeps what the checkpoint's template says.
+        seed: the run's seed, from which each prompt gets its own.
+    """
+
+    def __init__(self, processor: Processor, system: str | None, seed: int) -> None:
+        self._processor = processor
+        self._system = system
+        self._seed = seed
+
+    def build(
+        self,
+        seed_id: str,
+        view: FrameView,
+        media: Sequence[Frames],
+        items: Iterable[Item],
+        text: str,
+    ) -> Columns:
+        """Build the columns of one prompt.
+
+        Args:
+            seed_id: names the prompt within the run; its seed follows from it.
+            view: how the media are shown.
+            media: the frames that the prompt shows, for the media columns.
+            items: those frames as images, with the texts between them.
+            text: what is asked, after the items.
+
+        Raises:
+            PromptError: the prompt does not fit the context.
+        """
+        prompt = self._processor.prompt(
+            [*items, text], system=self._system, max_frame_tokens=view.max_frame_tokens
+        )
+        return {
+            **encode_prompt(prompt),
+            **media_columns(media),
+            "num_visual_tokens": prompt.num_patches // _PATCHES_PER_TOKEN,
+            "seed": row_seed(self._seed, seed_id),
+        }
+
+
+def frame_items(media: Sequence[Frames], timestamps: Timestamps) -> Iterator[Item]:
+    """Yield each frame as an image, [H, W, 3], with its time as a text before it."""
+    as_text = _TIMESTAMPS[timestamps]
+    for frames in media:
+        for time_s, frame in zip(frames.timestamps_s.tolist(), frames.rgb, strict=True):
+            yield as_text(time_s)
+            yield frame
+
+
+def failure_columns(error: MediaError | PromptError) -> Columns:
+    """The status columns of a row, or of one of its prompts, that failed."""
+    return {
+        "status": Status.ERROR.value,
+        "error_code": ErrorCode(error.code).value,
+        # A message may quote a file name that is not UTF-8, and Arrow takes no lone surrogates.
+        "error": error.message.encode(errors="replace").decode(),
+    }
+
+
+def media_columns(media: Sequence[Frames]) -> Columns:
+    """The values of `MEDIA_FIELDS` except `num_visual_tokens`.
+
+    Of several media, times and decoding errors are those of all, the other facts of the first.
+    """
+    facts = asdict(media[0].facts)
+    del facts["num_decode_errors"]
+    return {
+        "frame_times_s": np.concatenate([each.timestamps_s for each in media]),  # [I]
+        "frame_width": media[0].rgb.shape[2],
+        "frame_height": media[0].rgb.shape[1],
+        "num_decode_errors": sum(each.facts.num_decode_errors for each in media),
+        **{f"media_{name.removesuffix('_px')}": value for name, value in facts.items()},
+    }
+
+
+def _as_clock(time_s: float) -> str:
+    """[mm:ss], or [h:mm:ss] from an hour on."""
+    minutes, seconds = divmod(int(time_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"[{hours}:{minutes:02}:{seconds:02}] " if hours else f"[{minutes:02}:{seconds:02}] "
+
+
+_TIMESTAMPS: Mapping[Timestamps, Callable[[float], str]] = {
+    "none": lambda _: "",
+    "seconds": lambda time_s: f"{time_s:.1f}s ",
+    "mm:ss": _as_clock,
+}

@@ -1,0 +1,51 @@
+"""What a run records of its configuration, under keys that no renaming may change."""
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config import PipelineConfig, recipe_of
+from pipeline.media.frame_sampling import FrameSampling
+from pipeline.prompts.frame_view import FrameView
+from pipeline.prompts.instructions import Instructions
+from pipeline.prompts.named_prompts import NamedPrompt
+from pipeline.schema import InputColumns, check_input
+from tests.tiny import tiny_checkpoint
+
+LAYOUT = check_input(pa.schema([("video", pa.string())]), InputColumns())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint(directory)
+    return directory
+
+
+def recorded(checkpoint, **instructions):
+    asked = Instructions(**instructions)
+    config = PipelineConfig(input="x", output="y", checkpoint=checkpoint, instructions=asked)
+    return recipe_of(config, LAYOUT).plain_fields
+
+
+def test_a_recipe_has_the_keys_that_outputs_have_always_had(checkpoint):
+    assert list(recorded(checkpoint)) == [
+        *("recipe_version", "checkpoint", "prompt", "questions", "system", "frames"),
+        *("timestamps", "max_frame_tokens", "max_row_tokens", "sampling", "dtype"),
+        *("max_model_len", "columns", "make_ids_unique", "output_columns"),
+    ]
+
+
+def test_named_prompts_are_recorded_as_questions_with_looks(checkpoint):
+    view = FrameView(frames=FrameSampling(num_frames=2), timestamps="none", max_row_tokens=64)
+    prompts = (NamedPrompt(name="mood", text="?", view=view), NamedPrompt(name="who", text="!"))
+
+    mood, who = recorded(checkpoint, named_prompts=prompts)["questions"]
+
+    assert list(mood) == list(who) == ["name", "text", "sampling", "look", "over"]
+    assert (mood["name"], mood["text"], mood["over"], who["look"]) == ("mood", "?", None, None)
+    assert mood["look"] == {
+        "frames": {
+            "num_frames": 2, "fps": None, "at_s": None, "max_frames": 128, "keyframes_only": False,
+        },
+        "timestamps": "none", "max_frame_tokens": 256, "max_row_tokens": 64,
+    }  # fmt: skip
