@@ -192,7 +192,7 @@ def test_gpus_that_are_not_here_are_noted(clips, capsys):
     code, out, err = check(clips, capsys, *more)
 
     assert code == 0, err
-    assert "no GPU here for --device cuda" in out
+    assert "this machine has no GPU for --device cuda" in out
 
 
 def test_the_forecast_is_for_the_copies_that_the_job_would_have(clips, capsys, monkeypatch):

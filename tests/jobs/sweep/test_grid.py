@@ -88,7 +88,7 @@ def test_machine_layouts_are_runs_of_their_own(cells):
         ("seed: [1, 2]", "there is no axis 'seed'"),
         ("frames: [1, 1]", "frames has 1 twice"),
         ("frames: [[1]]", "frames takes values of text or numbers, got [1]"),
-        ("frames: [1\n", "no YAML"),
+        ("frames: [1\n", "not valid YAML"),
     ],
 )
 def test_what_is_no_grid_is_refused(cells, grid, message):
