@@ -219,7 +219,7 @@ def test_other_pages_than_the_model_saw_are_told(tmp_path):
 
     rows = make_page(output).data["rows"]
 
-    note = "these are not the pages that the model saw: the media changed since"
+    note = "these are not the pages that the model saw: the media has changed"
     assert [row["note"] for row in rows] == [note, note, None]
     assert marks_of(rows[0]) == [["page 1"], ["page 2"], []]
 

@@ -221,7 +221,7 @@ def answer_all(config, quiz):
     [
         ("framez: [1]", [], "there is no axis 'framez'; the nearest is 'frames'"),
         ("frames: []", [], "frames has no values, so the grid has no cells"),
-        ("prompt: '{x}'", [], "the prompt '{x}' names {x}; there are {question} and {options}"),
+        ("prompt: '{x}'", [], "prompt '{x}' contains {x}; it may contain {question} and {options}"),
         ("samples: [3]", [], "cell all: n=3 samples at temperature 0 would all be the same text"),
         ("frames: [1]", ["--score", "logit"], "--score logit needs options to choose from"),
         ("frames: [1]", ["--prompts", "p.yaml"], "--prompts is not for sweeps"),

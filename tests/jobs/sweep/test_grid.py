@@ -81,7 +81,7 @@ def test_machine_layouts_are_runs_of_their_own(cells):
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("{}", "it is empty; name at least one option"),
+        ("{}", "the file is empty; name at least one option"),
         ("", "must be a mapping"),
         ("frames: []", "frames has no values, so the grid has no cells"),
         ("framez: [1]", "there is no axis 'framez'; the nearest is 'frames'"),
