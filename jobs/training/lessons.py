@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.demo.clips import with_timestamps
-from jobs.demo.language import questions, told
+from jobs.demo.language import describe_in_words, questions
 from jobs.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -118,7 +118,7 @@ class Teacher:
             pool = attributes
         chosen = rng.permutation(len(pool))[: stage.told_questions]
         turns = [question_turn(pool[index], stage, rng) for index in chosen]
-        prompt = self.processor.prompt([f"{told(scene)}\n{turns[0].question}"])
+        prompt = self.processor.prompt([f"{describe_in_words(scene)}\n{turns[0].question}"])
         return self._joined(prompt, turns, no_hints(), stage)
 
     def _about_clip(self, stage: Stage, seed: int) -> _Conversation:

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.demo.language import LETTERS, VIDEO_PROMPTS, caption, image_questions, questions, told
+from jobs.demo.language import (
+    LETTERS,
+    VIDEO_PROMPTS,
+    caption,
+    describe_in_words,
+    image_questions,
+    questions,
+)
 from jobs.demo.scenes import (
     COLOURS,
     EVENTS,
@@ -206,7 +213,7 @@ def test_a_scene_told_in_words_has_no_patches_and_its_answers_stand_in_it(
     assert lesson.num_clips == len(lesson.patches) == len(lesson.grid_hw) == 0
     for index, ids in enumerate(lesson.token_ids):
         text = teacher.processor.tokenizer.decode(ids.tolist())
-        assert told(random_scene(index, STAGE.difficulty)) in text
+        assert describe_in_words(random_scene(index, STAGE.difficulty)) in text
     outcome = backward(student, lesson)
     assert (outcome.conversations, outcome.clips) == (6, 0)
     assert outcome.asked[KINDS.index("q_letter")] == sum(map(len, lesson.targets)) / 2
