@@ -245,7 +245,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _write_sprites(stream: TextIO, name: str, frames: RowFrames | None) -> None:
-    """A block of data that no browser runs or renders, read when its row is shown."""
+    """Write the sprites of a row into a block of data, which the script reads when needed."""
     sprites = [
         sprite for section in (frames.sections if frames else ()) for sprite in section.sprites
     ]

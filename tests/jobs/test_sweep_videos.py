@@ -114,16 +114,16 @@ def test_a_kind_of_question_that_there_is_not_is_refused_in_one_line(tmp_path, c
 
 def test_twelve_cells_decode_each_clip_once(quiz, tmp_path, monkeypatch):
     """The very configuration of the job, prepared here: a fetch and a decoding for each clip."""
-    configs, fetched, shot = [], [], []
+    configs, fetched, num_requests = [], [], []
     monkeypatch.setattr("pipeline.run.run", lambda config, **_: configs.append(config))
     monkeypatch.setattr("jobs.sweep.finding.conclude", lambda *_: "")
     grid = "frames: [1, 2, 4]\nframe-tokens: [16, 64]\ntimestamps: [none, seconds]\n"
     assert call(quiz, tmp_path / "sweep", grid) == 0
 
     class Counted(SandboxedDecoder):
-        def decode(self, source, shots, **more):
-            shot.append(len(shots))
-            return super().decode(source, shots, **more)
+        def decode(self, source, requests, **more):
+            num_requests.append(len(requests))
+            return super().decode(source, requests, **more)
 
     (config,) = configs
     assert len(config.instructions.questions) == 12
@@ -131,7 +131,7 @@ def test_twelve_cells_decode_each_clip_once(quiz, tmp_path, monkeypatch):
     num_questions = pq.read_metadata(quiz).num_rows
     assert rows.num_rows == 12 * num_questions
     assert sorted(fetched) == [*(f"clips/000{n}.mp4" for n in range(4)), "clips/no.mp4"]
-    assert shot == [6] * 4  # twelve cells, of which six have frames of their own
+    assert num_requests == [6] * 4  # twelve cells, of which six have frames of their own
 
 
 def prepared(config, fetched, decoder):
@@ -192,10 +192,10 @@ def answer_all(config, quiz):
     truths = {f"{item.question}\n{lettered(item.options)}": item.truth for item in items}
 
     def answered(request, lease):
-        told = Processor.from_checkpoint(config.checkpoint).tokenizer.decode(
+        text = Processor.from_checkpoint(config.checkpoint).tokenizer.decode(
             request.prompt.token_ids.tolist()
         )
-        asked = next(question for question in truths if question in told)
+        asked = next(question for question in truths if question in text)
         is_known = len(request.prompt.grid_hw) == 4
         letter = truths[asked] if is_known else "A"
         texts = ["?", letter, f"({letter})"] if is_known else ["?", "none", "no"]
@@ -224,7 +224,7 @@ def answer_all(config, quiz):
         ("prompt: '{x}'", [], "prompt '{x}' contains {x}; it may contain {question} and {options}"),
         ("samples: [3]", [], "cell all: n=3 samples at temperature 0 would all be the same text"),
         ("frames: [1]", ["--score", "logit"], "--score logit needs options to choose from"),
-        ("frames: [1]", ["--prompts", "p.yaml"], "--prompts is not for sweeps"),
+        ("frames: [1]", ["--prompts", "p.yaml"], "--prompts cannot be used in sweeps"),
         ("frames: [1]", ["--video-path", "{a.b}"], "is no template"),
     ],
 )

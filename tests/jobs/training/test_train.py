@@ -317,12 +317,12 @@ def test_hints_tell_an_event_from_its_time_on_where_its_shape_is_or_was() -> Non
         event = scene.event
         assert event is not None
         classes = hints_of(scene, u, 112, 84).classes.reshape(8, -1, len(NAMES))
-        told = classes[..., NAMES.index("event")]
+        events = classes[..., NAMES.index("event")]
         number = 1 + 2 * EVENTS.index(event.kind) + (event.when == "late")
-        assert not told[u < event.u].any()
-        assert set(told[u >= event.u].ravel().tolist()) == {0, number}
+        assert not events[u < event.u].any()
+        assert set(events[u >= event.u].ravel().tolist()) == {0, number}
         here = classes[..., NAMES.index("colour")] > 0
-        assert (here & (told > 0)).any() == (event.kind != "disappears")
+        assert (here & (events > 0)).any() == (event.kind != "disappears")
         seen.add(event.kind)
     assert seen == set(EVENTS)
 
