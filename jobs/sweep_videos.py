@@ -29,10 +29,10 @@ The grid is a YAML file of options with their values:
   frames: [1, 4, 16]        # or fps, or both: they are one axis
   frame-tokens: [64, 256]
   timestamps: [none, seconds]
-The axes are frames, fps, max-frames, keyframes, frame-tokens, tokens-per-row, timestamps, prompt
-(texts with {question} and {options}, or such texts by name), max-tokens, temperature, top-p,
-samples (the answer is their majority vote), and expert-parallel, groups, dispatch, wire-dtype. Each
-value of the last four needs a run of its own, which decodes the clips again."""
+axes: frames, fps, max-frames, keyframes, frame-tokens, tokens-per-row, timestamps, prompt (texts
+with {question} and {options}, or such texts by name), max-tokens, temperature, top-p, samples (the
+answer is their majority vote), expert-parallel, groups, dispatch, wire-dtype (each value of the
+last four needs a run of its own, which decodes the clips again)"""
 
 _EPILOG = """\
 For the layouts and the columns that they read, see the first lines of jobs/sweep/layouts.py.

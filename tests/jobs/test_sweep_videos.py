@@ -121,9 +121,9 @@ def test_twelve_cells_decode_each_clip_once(quiz, tmp_path, monkeypatch):
     assert call(quiz, tmp_path / "sweep", grid) == 0
 
     class Counted(SandboxedDecoder):
-        def decode(self, source, requests, **more):
-            num_requests.append(len(requests))
-            return super().decode(source, requests, **more)
+        def decode(self, source, shots, **more):
+            num_requests.append(len(shots))
+            return super().decode(source, shots, **more)
 
     (config,) = configs
     assert len(config.instructions.questions) == 12
