@@ -1,1 +1,1 @@
-"""Entry points: each module is a command."""
+"""Commands: each module of this package is one, and its subpackages are their parts."""

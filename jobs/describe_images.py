@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Describe the images of a Parquet dataset with Kimi-VL: one row in, one row out.
 
-The job of `caption_videos` with what images want: they go to the model at their own size, without
-times. Runs as `python -m jobs.describe_images`, as a file, and under `ray job submit`.
+This is the job of `caption_videos` with defaults for images: the model gets them at their own size,
+without times. It runs as `python -m jobs.describe_images`, as a file, and under `ray job submit`.
 """
 
 import sys
@@ -17,14 +17,15 @@ from jobs.cli.options import EXIT_CODES, Parser, job_parser
 
 _DESCRIPTION = """\
 Describe the images of a Parquet dataset with Kimi-VL. A row holds one image, or a list of them that
-the model sees together, in their order. Images are turned as their EXIF data say and shown at their
-own size, up to the limit of the checkpoint (--frame-tokens). Of an animated image the model sees as
-many frames as --frames or --fps say. Each row of the input gives exactly one row of the output,
-whatever fails, and the same command continues after any interruption."""
+the model sees together, in their order. Images are rotated as their EXIF data say and shown at
+their own size, up to the limit of the checkpoint (--frame-tokens). --frames or --fps choose frames
+of an animated image. Each row of the input gives exactly one row of the output, even if processes
+fail, and the same command continues after any interruption."""
 
 _EPILOG = """\
-output columns and files: those of caption_videos (see python -m jobs.caption_videos --help);
-frame_width, frame_height and media_* are of the first image of a row, num_visual_tokens of all.
+output columns and files are those of caption_videos (see python -m jobs.caption_videos --help);
+frame_width, frame_height and media_* describe the first image of a row, num_visual_tokens counts
+all images.
 
 examples:
   python -m jobs.describe_images --input photos.parquet --output described --model demo
@@ -35,12 +36,12 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the job; the exit code."""
+    """Run the job and return its exit code."""
     return run_command(make_parser, arguments)
 
 
 def make_parser() -> Parser:
-    """The command line, and its manual page."""
+    """Make the parser of the command line, with its manual page."""
     parser = job_parser("describe_images", _DESCRIPTION, _EPILOG + EXIT_CODES, media="image")
     parser.set_defaults(
         prompt="Describe this image in detail.", frame_tokens="max", timestamps="none"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Check a job before it starts: with the options of that job, no Ray, nothing written.
+"""Check a job before it starts, with the options of that job; start no Ray and write nothing.
 
-Runs as `python -m jobs.doctor` and as a file; `--help` is the manual page.
+It runs as `python -m jobs.doctor` and as a file; `--help` is the manual page.
 """
 
 import argparse
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from pipeline.dry_run import DryRun
 
 _PROG = "doctor"
-_LAYOUTS = (1, 2, 4, 8)  # ranks of a group
+_GROUP_SIZES = (1, 2, 4, 8)  # numbers of ranks whose memory is reported
 _JOBS = ("caption_videos", "describe_images", "parse_documents")  # modules of this folder
 
 _DESCRIPTION = """\
-Check what a job (--job) would do, with that job's own options and defaults: the columns of the
-input, some rows drawn over its whole length and prepared (time, tokens, errors), the checkpoint
-tensor by tensor, the memory of a rank, hostile media against the installed decoders, and a few rows
-answered for a forecast. Nothing is written and no Ray is started. The options below are those of
-%s."""
+Check what a job (--job) would do, with the options and defaults of that job: the columns of the
+input; sample rows from its whole length, with their decoding time, tokens and errors; every tensor
+of the checkpoint; the memory of a rank; whether the installed decoders refuse hostile media; and a
+forecast from a few answered rows. Nothing is written and no Ray is started. The options below are
+those of %s."""
 
 _EPILOG = """\
-each line is `ok`, `note` (look at it) or `BAD` (the job would be refused, or go wrong).
+Each line is `ok`, `note` (worth a look) or `BAD` (the job would be refused, or would fail).
 
 examples:
   python -m jobs.doctor --input clips.parquet --output captions --model demo
@@ -44,14 +44,14 @@ examples:
   python -m jobs.doctor --config run.yaml --rows 100 --answers 0
 
 exit codes:
-  0    nothing is BAD
-  1    something is
+  0    no line is BAD
+  1    at least one line is BAD
   2    refused: arguments or files
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all checks; the exit code."""
+    """Run all checks and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = config_file.parse(partial(make_parser, _job_of(arguments)), arguments)
     is_bad = False
@@ -69,36 +69,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser(job: str = _JOBS[0]) -> Parser:
-    """The command line, and its manual page: those of a job, with the doctor's own options."""
+    """Make the parser of a job, with the options of the doctor added."""
     parser: Parser = import_module(f"jobs.{job}").make_parser()
     parser.prog, parser.description, parser.epilog = _PROG, _DESCRIPTION % job, _EPILOG
     add = parser.add_argument_group("what to check").add_argument
-    add("--job", choices=_JOBS, default=_JOBS[0], help="whose options and defaults these are")
-    add("--rows", type=positive, default=20, metavar="N", help="to draw and prepare")
+    add("--job", choices=_JOBS, default=_JOBS[0], help="job whose options and defaults are used")
+    add("--rows", type=positive, default=20, metavar="N", help="sample rows to prepare")
     add(
         "--answers",
         type=count,
         default=2,
         metavar="N",
-        help="of them to answer, by one whole copy of the model on this machine where it has room; "
-        "0: no forecast",
+        help="sample rows to answer for the forecast, by a whole copy of the model on this "
+        "machine, if memory allows; 0: no forecast",
     )
-    add("--no-attacks", action="store_true", help="do not try hostile media")
+    add("--no-attacks", action="store_true", help="skip the check with hostile media")
     return parser
 
 
 def _job_of(arguments: Sequence[str]) -> str:
-    """The job whose options the others are; one that is none ends the process with 2."""
+    """Find the job whose options the other arguments are; exit with 2 for an unknown one."""
     parser = Parser(prog=_PROG, add_help=False)
     parser.add_argument("--job", choices=_JOBS, default=_JOBS[0])
     return parser.parse_known_args(arguments)[0].job
 
 
 def _check(options: argparse.Namespace) -> Iterator[Finding]:
-    """All findings, the quick ones first.
+    """Run all checks, the quick ones first.
 
     Raises:
-        ValueError: an argument, the input or the checkpoint is refused, as a job would refuse it.
+        ValueError: a job would refuse an argument, the input or the checkpoint.
     """
     import torch
 
@@ -120,18 +120,22 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
     yield _planned(plan)
     footprint = weights.read_footprint(config.checkpoint, config.engine.dtype)
     if config.device == "cuda" and not num_gpus:
-        yield Finding("note", "machines", "no GPU here for --device cuda; checked for processors")
+        yield Finding(
+            "note",
+            "machines",
+            "this machine has no GPU for --device cuda; checked for CPUs instead",
+        )
         config = replace(config, device="cpu")
     num_experts = footprint.config.text.n_routed_experts
     try:
-        machines = choose_deployment(config, [num_gpus], num_experts)
-        yield Finding("ok", "machines", f"{machines} (as on this machine alone)")
+        deployment = choose_deployment(config, [num_gpus], num_experts)
+        yield Finding("ok", "machines", f"{deployment} (if the job ran on this machine alone)")
     except ValueError as error:
-        machines = choose_deployment(config, [config.expert_parallel or 1], num_experts)
-        yield Finding("note", "machines", f"not on this machine alone: {error}")
-    config = replace(config, engine=replace(config.engine, device=machines.device))
-    layouts = dict.fromkeys((machines.num_ranks, *_LAYOUTS))  # what would be chosen first
-    yield from weights.findings(footprint, config.engine, list(layouts))
+        deployment = choose_deployment(config, [config.expert_parallel or 1], num_experts)
+        yield Finding("note", "machines", f"the job cannot run on this machine alone: {error}")
+    config = replace(config, engine=replace(config.engine, device=deployment.device))
+    group_sizes = dict.fromkeys((deployment.num_ranks, *_GROUP_SIZES))  # the chosen one first
+    yield from weights.findings(footprint, config.engine, list(group_sizes))
     processor = Processor.from_checkpoint(config.checkpoint)
     if not options.no_attacks:
         yield from attacks.findings(processor)
@@ -149,11 +153,11 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
         return
     done = trial.run_trial(config, good[: options.answers])
     num_cpus = os.cpu_count() or 1
-    yield from trial.forecast(done, good, plan.num_todo, machines.num_groups, num_cpus)
+    yield from trial.forecast(done, good, plan.num_todo, deployment.num_groups, num_cpus)
 
 
 def _planned(plan: "DryRun") -> Finding:
-    """What the job would do with which rows."""
+    """Describe how many rows the job would process, and whether the recipe allows it."""
     if plan.changes and not plan.new_recipe:
         changes = "; ".join(plan.changes)
         return Finding("BAD", "plan", f"the output was begun under another recipe: {changes}")

@@ -1,30 +1,33 @@
-"""Which layout of groups and ranks to choose, by a small cost model.
+"""Choose how many groups and ranks to run on some GPUs, by a small cost model.
 
     python -m jobs.plan
     python -m jobs.plan --gpus 64 --gpu l4 --visual-tokens 4096 --generated-tokens 500
     python -m jobs.plan --model checkpoint/ --gpus 8 --tflops 300 --memory-gbs 1500
 
-For each number of GPUs and each number R of ranks that share a copy: memory of a rank, seconds of a
-step, share of exchanges, rows a day; `<-` marks the choice, the most rows a day, or of nearly equal
-ones (3 %) the fewest ranks. The options below it make a job of that layout, with the sequences and
-the cache of a rank that were supposed. The last line is JSON. Sizes come from the checkpoint's
-config.json, or are those of Kimi-VL-A3B as published.
+For each number of GPUs and each number R of ranks that share a copy, a table shows the memory of a
+rank, the milliseconds of a step, the share of exchanges, and rows per day. `<-` marks the choice:
+the most rows per day, or among nearly equal ones (3 %) the fewest ranks. The options in the line
+below the table run a job that way, with the number of sequences and the cache that the model
+assumed. The last line is JSON. Sizes come from config.json of the checkpoint, or are those of
+Kimi-VL-A3B as published.
 
-Assumed, and wrong where your case differs:
-  * Weights, cache and rows on the wire are bfloat16. Products and reading of memory reach fixed
-    shares of the data sheet's peaks (--product-share, --memory-share), links of theirs.
-  * A step is the sum of its parts, each bound by arithmetic or by memory: nothing overlaps, though
-    shared experts do run while rows travel. It takes at least --launch-us for each layer.
+The model assumes the following, and is wrong where your case differs:
+  * Weights, cache and exchanged rows are bfloat16. Matrix products, memory reads and links each
+    reach a fixed share of their peak in the data sheet (--product-share, --memory-share,
+    --link-share).
+  * A step is the sum of its operations, each bound by arithmetic or by memory. Nothing overlaps,
+    although shared experts do run during exchanges. Each layer takes at least --launch-us.
   * Tokens choose experts uniformly; the busiest rank's experts have --skew times the mean, and the
-    busiest rank --level's inverse times the mean tokens (both without effect for R = 1).
-  * all_to_all: a row crosses to a rank at most once each way; three exchanges a layer, each with a
-    latency, and one for the step. Groups beyond --gpus-per-node use the network for the rest.
+    busiest rank has 1 / --level times the mean tokens (both have no effect for R = 1).
+  * Ranks use all_to_all: a row is sent to another rank at most once each way. Each layer has three
+    exchanges and each step one more, each with a latency. Groups larger than --gpus-per-node use
+    the network between nodes.
   * A rank decodes as many sequences as memory holds, up to --batch-size, all at their mean length;
     prompts are computed --step-tokens at a time. Nine tenths of the memory are used.
-  * Decoding of media, which takes CPUs, the ends of a run, failures and shared prefixes are left
-    out. So rows a day are what the GPUs could do, and layouts compare better than they predict.
-Nothing of this has been compared with a GPU. BENCHMARKS.md compares it with steps of one rank on a
-CPU, for which it is a lower bound of which the engine reaches about 0.65.
+  * Media decoding (on CPUs), the start and end of a run, failures and shared prefixes are left out.
+    So rows per day are an upper limit, and the model ranks choices better than it predicts times.
+The model has not been compared with a GPU. BENCHMARKS.md compares it with steps of one rank on a
+CPU: the predicted times are a lower bound, and the engine reaches about 0.65 of that speed.
 """
 
 import argparse
@@ -47,7 +50,7 @@ _LAYERS = 27  # as published
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table for each number of GPUs, and JSON."""
+    """Print a table for each number of GPUs, and JSON; return the exit code."""
     options = _parser().parse_args(arguments)
     try:
         hardware = _hardware(options)
@@ -57,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     planner = Planner(network, hardware, _rows(options), options.gpus_per_node)
     print(
-        f"{network.num_parameters / 1e9:.2f} billion parameters; a row: {options.visual_tokens} "
-        f"visual, {options.text_tokens} text and {options.generated_tokens} generated tokens"
+        f"{network.num_parameters / 1e9:.2f} billion parameters; one row has "
+        f"{options.visual_tokens} visual, {options.text_tokens} text and "
+        f"{options.generated_tokens} generated tokens"
     )
     print(f"{options.gpu}: {_words(hardware)}")
     plans = [_plan(planner, num_gpus, options.ranks) for num_gpus in options.gpus]
@@ -92,8 +96,10 @@ def _plan(planner: Planner, num_gpus: int, ranks: Sequence[int]) -> dict[str, ob
 
 def _advice(chosen: GroupLayout | None) -> str:
     if chosen is None:
-        return "nothing fits: take more ranks, larger GPUs, or fewer tokens a row"
-    tenths = math.ceil(10 * chosen.cache_gib)  # of a GiB, or a sequence would be left out
+        return "nothing fits: use more ranks, larger GPUs, or fewer tokens per row"
+    tenths = math.ceil(
+        10 * chosen.cache_gib
+    )  # of a GiB; rounded up, so that the last sequence fits
     return (
         f"choose --groups {chosen.num_groups} --expert-parallel {chosen.num_ranks} --batch-size "
         f"{chosen.num_sequences} --cache-gib {tenths / 10:g}"
@@ -111,7 +117,7 @@ def _config(options: argparse.Namespace) -> KimiVLConfig:
 
 
 def _hardware(options: argparse.Namespace) -> Hardware:
-    """The preset with what the user knows better."""
+    """Return the preset of the GPU, with the values that the user gave."""
     given = {field.name: getattr(options, field.name) for field in fields(Hardware)}
     return replace(GPUS[options.gpu], **{k: v for k, v in given.items() if v is not None})
 
@@ -139,16 +145,22 @@ def _parser() -> Parser:
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--gpus", type=positive_list, default="1,8,64,512", metavar="N,...", help="in all"
+        "--gpus",
+        type=positive_list,
+        default="1,8,64,512",
+        metavar="N,...",
+        help="total numbers of GPUs",
     )
-    group.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="of which kind")
-    group.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="with links")
+    group.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of GPU")
+    group.add_argument(
+        "--gpus-per-node", type=positive, default=8, metavar="N", help="GPUs that share a node"
+    )
     group.add_argument(
         "--ranks",
         type=positive_list,
         default=",".join(map(str, _RANKS)),
         metavar="R,...",
-        help="group sizes that are compared",
+        help="numbers of ranks per group to compare",
     )
     for field in fields(Hardware):
         flag = f"--{field.name.replace('_', '-')}"
@@ -156,47 +168,69 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 _HELP = {
-    "tflops": "in place of the data sheet's: dense bf16",
-    "memory_gbs": "GB/s of memory",
-    "memory_gib": "of memory",
-    "link_gbs": "GB/s each way within a node",
-    "net_gbs": "GB/s each way of a GPU between nodes",
-    "link_latency_us": "of a collective within a node; default: 30",
-    "net_latency_us": "of a collective between nodes; default: 60",
-    "product_share": "of --tflops that is reached; default: 0.5",
-    "memory_share": "of --memory-gbs that is reached; default: 0.7",
-    "link_share": "of the links' GB/s that is reached; default: 0.7",
-    "launch_us": "that a layer takes at least; default: 250",
+    "tflops": "TFLOP/s of dense bf16 products, in place of the data sheet",
+    "memory_gbs": "memory bandwidth, in GB/s",
+    "memory_gib": "memory of a GPU, in GiB",
+    "link_gbs": "link bandwidth within a node, in GB/s each way",
+    "net_gbs": "network bandwidth of a GPU between nodes, in GB/s each way",
+    "link_latency_us": "latency of a collective within a node, in microseconds; default: 30",
+    "net_latency_us": "latency of a collective between nodes, in microseconds; default: 60",
+    "product_share": "share of --tflops that products reach; default: 0.5",
+    "memory_share": "share of --memory-gbs that reads reach; default: 0.7",
+    "link_share": "share of the bandwidth that exchanges reach; default: 0.7",
+    "launch_us": "least time of a layer, in microseconds; default: 250",
 }
 
 
 def _add_row(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--model", type=Path, metavar="DIR", help="checkpoint; default: published")
     group.add_argument(
-        "--layers", type=positive, default=_LAYERS, metavar="N", help="without --model"
-    )
-    group.add_argument("--visual-tokens", type=count, default=2048, metavar="N", help="of a row")
-    group.add_argument(
-        "--text-tokens", type=positive, default=64, metavar="N", help="of its prompt"
+        "--model", type=Path, metavar="DIR", help="checkpoint; default: the published sizes"
     )
     group.add_argument(
-        "--generated-tokens", type=positive, default=200, metavar="N", help="of its caption"
-    )
-    group.add_argument("--frame-tokens", type=positive, default=256, metavar="N", help="of a frame")
-    group.add_argument(
-        "--step-tokens", type=positive, default=8192, metavar="N", help="of a step with prompts"
+        "--layers", type=positive, default=_LAYERS, metavar="N", help="layers, without --model"
     )
     group.add_argument(
-        "--batch-size", type=positive, default=256, metavar="N", help="sequences of a rank at most"
+        "--visual-tokens", type=count, default=2048, metavar="N", help="visual tokens of a row"
     )
     group.add_argument(
-        "--level", type=_share, default=0.8, metavar="X", help="of tokens, 1 is best"
+        "--text-tokens", type=positive, default=64, metavar="N", help="text tokens of its prompt"
     )
     group.add_argument(
-        "--skew", type=float, default=1.2, metavar="X", help="of experts' rows, 1 is best"
+        "--generated-tokens", type=positive, default=200, metavar="N", help="tokens of its caption"
     )
     group.add_argument(
-        "--expert-copies", type=count, default=0, metavar="N", help="more on each rank of several"
+        "--frame-tokens", type=positive, default=256, metavar="N", help="tokens of a frame"
+    )
+    group.add_argument(
+        "--step-tokens",
+        type=positive,
+        default=8192,
+        metavar="N",
+        help="tokens of a step with prompts",
+    )
+    group.add_argument(
+        "--batch-size", type=positive, default=256, metavar="N", help="most sequences of a rank"
+    )
+    group.add_argument(
+        "--level",
+        type=_share,
+        default=0.8,
+        metavar="X",
+        help="mean by greatest tokens of a rank, 1 is best",
+    )
+    group.add_argument(
+        "--skew",
+        type=float,
+        default=1.2,
+        metavar="X",
+        help="busiest by mean rank's expert rows, 1 is best",
+    )
+    group.add_argument(
+        "--expert-copies",
+        type=count,
+        default=0,
+        metavar="N",
+        help="extra experts on each rank, for R > 1",
     )
 
 
@@ -206,7 +240,7 @@ def _share(text: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"a number above 0 and up to 1, not {text!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
     return share
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Look at what a job wrote: one HTML file that works offline, and the verdicts that come back.
+"""Review the output of a job in one HTML file that works offline, and apply the verdicts.
 
-Runs as `python -m jobs.review` and as a file; `--help` is the manual page.
+It runs as `python -m jobs.review` and as a file; `--help` is the manual page.
 """
 
 import argparse
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from jobs.review_page.rows import Output
 
 _PROG = "review"
-_FRAME_PX, _PAGE_PX = 128, 448  # a page wants to be read
+_FRAME_PX, _PAGE_PX = 128, 448  # the text of a page must be readable
 
 _DESCRIPTION = """\
-Write an HTML page of the rows of an output directory: the frames that the model saw with their
-times, or the pages with their numbers, prompt, caption, status and counts; or beside those of
-another output, with what changed. Windows (--window-s), pages of documents, and prompts that see a
-row in different ways each stand beside their own frames. The page needs no server and no network.
-Filter and search, accept, reject and edit with keys, download the verdicts as a file, and apply
-them here."""
+Write an HTML page that shows the rows of an output directory: frames with their times, or pages
+with their numbers; prompt, caption, status and counts; with --against, the rows of a second output
+beside them, with the changes marked. Windows (--window-s), pages of documents, and prompts with
+different frames are each shown with their own frames. The page needs no server and no network. In
+the page you filter, search, accept, reject and edit with keys, and download the verdicts as a file;
+--apply then writes the judged rows."""
 
 _EPILOG = """\
-Frames and pages are decoded again, as the recipe in the output says, from the input that _run.yaml
-in the output names (or --input). Where that fails the row says so. What a browser remembers of your
-verdicts stays in that browser: download them.
+Frames and pages are decoded again from the input that _run.yaml names (or --input), with the recipe
+of the output. If that fails, the row says so. Verdicts are kept only in your browser until you
+download them.
 
 --apply writes, for the judged rows:
-  verdicts.parquet      all columns of the output, verdict, final_caption, judged_at
+  verdicts.parquet      all columns of the output, and verdict, final_caption, judged_at
   captions.jsonl        row_id, video, prompt, verdict, caption, model_caption, frame_times_s
-  label_studio.json     tasks with predictions and annotations; label_studio.xml is the interface
-  webvtt/*.vtt          each caption that stands, over its span; accepted lists window by window
+  label_studio.json     tasks with predictions and annotations; label_studio.xml: the interface
+  webvtt/*.vtt          the final caption over its span; accepted lists of captions by window
 
 examples:
   python -m jobs.review captions
@@ -51,7 +51,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the job; the exit code."""
+    """Write the page or apply verdicts, and return the exit code."""
     options = make_parser().parse_args(arguments)
     try:
         for line in _apply(options) if options.apply else _write(options):
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> Parser:
-    """The command line, and its manual page."""
+    """Make the parser of the command line, with its manual page."""
     parser = Parser(
         prog=_PROG,
         description=_DESCRIPTION,
@@ -74,75 +74,84 @@ def make_parser() -> Parser:
         formatter_class=Formatter,
     )
     parser.add_argument(
-        "captions", type=_directory, metavar="DIR", help="the output directory of a job, on a disk"
+        "captions",
+        type=_directory,
+        metavar="DIR",
+        help="output directory of a job, on a local disk",
     )
     add = parser.add_argument_group("page").add_argument
-    add("--page", type=Path, default=Path("review.html"), metavar="HTML", help="the file to write")
-    add("--against", type=_directory, metavar="DIR", help="another output, shown beside")
+    add("--page", type=Path, default=Path("review.html"), metavar="HTML", help="HTML file to write")
+    add("--against", type=_directory, metavar="DIR", help="second output to compare with")
     add(
         "--status",
         choices=("ok", "truncated", "damaged", "error"),
-        help="only rows with this status",
+        help="show only rows with this status",
     )
     add(
         "--max-rows",
         type=positive,
         default=10_000,
         metavar="N",
-        help="of an output with more rows, draw so many at random",
+        help="most rows to show; of a larger output, random ones",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of that draw")
-    add("--input", metavar="PARQUET", help="the input of the run, if it has moved")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the random choice")
+    add("--input", metavar="PARQUET", help="input of the run, if it has moved")
     add(
         "--allow-uri",
         action="append",
         default=[],
         metavar="PREFIX",
-        help="rows may name media below this, beside those that the run allowed",
+        help="let rows name media below this URI, besides those that the run allowed",
     )
     add("--no-frames", action="store_true", help="do not decode the media")
     add(
         "--frame-px",
         type=positive,
         metavar="N",
-        help=f"longer side of frames (default: {_FRAME_PX}) and pages (default: {_PAGE_PX})",
+        help=f"longer side of frames (default: {_FRAME_PX}) or pages (default: {_PAGE_PX}), in px",
     )
     add(
         "--max-frames",
         type=positive,
         default=16,
         metavar="N",
-        help="shown of each row: of each look of it, or of all its windows or pages",
+        help="most frames per row: for each way of sampling it, or for all its windows or pages",
     )
     add(
         "--max-mib",
         type=positive,
         default=192,
         metavar="N",
-        help="thumbnails in one file; more rows go to further files",
+        help="most MiB of thumbnails and text in one file; further rows go to further files",
     )
-    add("--workers", type=positive, default=2, metavar="N", help="processes that decode")
+    add("--workers", type=positive, default=2, metavar="N", help="processes to decode with")
     add = parser.add_argument_group("verdicts").add_argument
     add(
         "--apply",
         type=Path,
         action="append",
         metavar="JSON",
-        help="verdicts that the page saved; may be repeated",
+        help="file of verdicts that the page saved; may be repeated",
     )
-    add("--export", type=Path, default=Path("reviewed"), metavar="DIR", help="where to write them")
+    add(
+        "--export",
+        type=Path,
+        default=Path("reviewed"),
+        metavar="DIR",
+        help="directory for the judged rows",
+    )
     return parser
 
 
 def _directory(text: str) -> Path:
-    """A path; outputs on object stores are not read here."""
+    """Parse a path; refuse a URI, because outputs on object stores cannot be read here."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text} is a URI; copy the output to a disk first")
     return Path(text)
 
 
 def _write(options: argparse.Namespace) -> Iterator[str]:
-    """Write the page; lines that say what it holds."""
+    """Write the page, and yield lines that describe it."""
     from jobs.review_page.page import write_pages
     from jobs.review_page.rows import read_output
 
@@ -160,16 +169,16 @@ def _write(options: argparse.Namespace) -> Iterator[str]:
     yield f"{output.rows.num_rows} of {output.num_rows} rows of {output.path}"
     notes = [frames.note for frames in side.frames.values() if frames.note]
     if notes:
-        yield f"{len(notes)} rows without their frames, the first: {notes[0]}"
+        yield f"{len(notes)} rows without frames; the first one: {notes[0]}"
     for path in paths:
         yield f"{path.absolute()} ({path.stat().st_size / 2**20:.1f} MiB)"
 
 
 def _side(output: "Output", options: argparse.Namespace) -> "Side":
-    """An output with the frames of its rows; where there is no input, each row says so.
+    """Read an output and decode the frames of its rows; without its input, each row says so.
 
     Raises:
-        ValueError: the recipe is of another version, or --input cannot be read.
+        ValueError: the recipe has another version, or --input cannot be read.
     """
     from jobs.review_page.page import Side
     from jobs.review_page.row_frames import RowFrames
@@ -199,7 +208,7 @@ def _side(output: "Output", options: argparse.Namespace) -> "Side":
 
 
 def _apply(options: argparse.Namespace) -> Iterator[str]:
-    """Write the judged rows in all formats; lines that say where."""
+    """Write the judged rows in all formats, and yield lines that name the files."""
     from jobs.review_page.rows import read_output
     from jobs.review_page.verdicts import export, read_verdicts
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Ask a dataset of questions in every cell of a grid, and name the cheapest cell that is as good.
+"""Answer questions about videos in every cell of a grid, and name the cheapest good cell.
 
-Each clip is decoded once for all cells and all its questions. Runs as `python -m
-jobs.sweep_videos`, as a file, and under `ray job submit`; `--help` is the manual page.
+Each clip is decoded once for all cells and all its questions. The job runs as `python -m
+jobs.sweep_videos`, as a file, and under `ray job submit`; `--help` prints the manual page.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from jobs.cli.options import Parser, job_parser
 from jobs.sweep.names import ANSWER_TOKENS, LAYOUT_NAMES, MODES
 
 _DESCRIPTION = """\
-Ask a dataset of questions about videos in every cell of a grid (frames, sizes, timestamps, prompts,
-sampling, layouts of the model), score the answers, and print the cheapest cell whose accuracy is
-within one standard error of the best, as the command line of the full job. A clip is decoded once
-for all its questions and cells, and each cell sees exactly the pixels that a job of its own would
-(of a damaged video it may be told of damage that another cell met). The same command continues
+Answer a dataset of questions about videos in every cell of a grid (frames, sizes, timestamps,
+prompts, sampling, ranks), score the answers, and print the cheapest cell whose accuracy is within
+one standard error of the best, as the command line of the full job. A clip is decoded once for all
+its questions and cells, and each cell sees exactly the pixels that a job of its own would see (for
+a damaged video, its row may report damage that only another cell met). The same command continues
 after any interruption.
 
 The grid is a YAML file of options with their values:
@@ -30,23 +30,25 @@ The grid is a YAML file of options with their values:
   frame-tokens: [64, 256]
   timestamps: [none, seconds]
 axes: frames, fps, max-frames, keyframes, frame-tokens, tokens-per-row, timestamps, prompt (texts
-with {question} and {options}, or names with such texts), max-tokens, temperature, top-p, samples
-(their vote counts), expert-parallel, groups, dispatch, wire-dtype (a run of its own for each of the
-last four, with a decoding of its own)"""
+with {question} and {options}, or such texts by name), max-tokens, temperature, top-p, samples (the
+answer is their majority vote), expert-parallel, groups, dispatch, wire-dtype (each value of the
+last four needs a run of its own, which decodes the clips again)"""
 
 _EPILOG = """\
-layouts and the columns that they read: see the head of jobs/sweep/layouts.py
+For the layouts and the columns that they read, see the first lines of jobs/sweep/layouts.py.
 
-scores: strict (what names no option is wrong), expected (it is worth 1/k, as a guess), logit (the
-likeliest letter as the first token; not for thinking models); standard errors clustered by video.
-Open questions are right if the texts are the same but for case, outer marks and spaces.
+scores: strict (an answer that names no option is wrong), expected (it counts 1/k, like a guess),
+logit (the likeliest letter as the first token; not for thinking models). Standard errors are
+clustered by video. An open answer is right if it equals the truth but for case, outer marks and
+spaces.
 
 files in the output directory:
-  answers.parquet    a row for each question in each cell, with the settings of the cell
-  summary.csv        a row for each cell
+  answers.parquet    one row for each question in each cell, with the settings of the cell
+  summary.csv        one row for each cell
   sweep.png          accuracy and tokens against frames and visual tokens
   tasks.png          accuracy of each task against frames
-  _runs*/            the outputs of the runs; _clips.parquet their input
+  _runs*/            the outputs of the runs
+  _clips.parquet     the input of the runs
 
 examples:
   python -m jobs.sweep_videos --input test.parquet --layout video-mme \\
@@ -59,38 +61,45 @@ The frames of all cells of a clip count together for --max-rgb-bytes and --max-d
 
 exit codes: those of caption_videos
 """
-_TAKEN = ("prompts", "prompt_column", "schema", "columns")  # by the grid and the layout
+_TAKEN = ("prompts", "prompt_column", "schema", "columns")  # the grid and the layout set these
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the job; the exit code."""
+    """Run the job and return its exit code."""
     return run_command(make_parser, arguments, _sweep)
 
 
 def make_parser() -> Parser:
-    """The command line, and its manual page."""
+    """Make the parser of the command line, with its manual page."""
     parser = job_parser("sweep_videos", _DESCRIPTION, _EPILOG)
     parser.usage = (
         "%(prog)s --input PARQUET --layout NAME --grid YAML --output DIR --model MODEL [option ...]"
     )
     group = parser.add_argument_group("sweep")
-    group.add_argument("--grid", required=True, metavar="YAML", help="the cells")
-    group.add_argument("--layout", required=True, choices=LAYOUT_NAMES, help="of the dataset")
+    group.add_argument(
+        "--grid",
+        required=True,
+        metavar="YAML",
+        help="file of options with their values, which give the cells",
+    )
+    group.add_argument(
+        "--layout", required=True, choices=LAYOUT_NAMES, help="layout of the dataset"
+    )
     group.add_argument(
         "--video-path",
         metavar="TEMPLATE",
-        help="where the videos lie, with {column}; default: as the layout names them, in the "
-        "input's folder",
+        help="path of a video, with {column}; default: the one of the layout, in the folder of "
+        "the input",
     )
     group.add_argument(
-        "--score", choices=MODES, default="strict", help="by which the cell is chosen"
+        "--score", choices=MODES, default="strict", help="score by which to choose the cell"
     )
     parser.set_defaults(temperature=0.0, max_tokens=ANSWER_TOKENS)
     return parser
 
 
 def _sweep(options: argparse.Namespace) -> object:
-    """Sweep; what to print."""
+    """Run the sweep, and return the text to print."""
     from jobs import caption_videos
     from jobs.cli.ray_cluster import connect, ended_by_signals
     from jobs.sweep.finding import conclude
@@ -103,9 +112,13 @@ def _sweep(options: argparse.Namespace) -> object:
     for name in _TAKEN:
         if getattr(options, name) is not None:
             flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is not for sweeps: the grid and the layout say what to ask")
+            raise ValueError(
+                f"--{flag} cannot be used in sweeps: the grid and the layout define the prompts"
+            )
     if options.fail_if_errors is not None:
-        raise ValueError("--fail-if-errors is not for sweeps: summary.csv counts errors by cell")
+        raise ValueError(
+            "--fail-if-errors cannot be used in sweeps: summary.csv counts errors by cell"
+        )
     if options.score == "logit" and LAYOUTS[options.layout].options is None:
         raise ValueError("--score logit needs options to choose from; open questions have none")
     prompt = LAYOUTS[options.layout].prompt

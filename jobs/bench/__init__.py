@@ -1,1 +1,1 @@
-"""The parts of `jobs.bench.engine`."""
+"""Benchmarks: each module is a command that prints a table and ends with one JSON object."""

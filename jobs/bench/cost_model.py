@@ -1,14 +1,14 @@
-"""How well the cost model of `jobs.plan` predicts steps on this machine's processors.
+"""Compare the cost model of `jobs.plan` with steps on the CPUs of this machine.
 
     python -m jobs.bench.cost_model [--layers 3] [--ranks 1,2] [--sequences 8,32]
 
-For each number of ranks, processes that share the processors between them first measure what the
-model is told: the rate of bare products of a prefill's shapes, of reading memory, and latency and
-rate of gloo's all-to-all, all ranks at the same time. Then they do real steps in lock-step: prompts
-of 128 tokens, and decodes behind them. The shape is the published width with few layers and random
-bf16 weights, read from a checkpoint in the published layout of which each rank reads its share.
+For each number of ranks, processes that divide the CPUs among them first measure the inputs of the
+model, all at the same time: the rate of bare products of a prefill's shapes, the rate of memory
+reads, and latency and rate of gloo's all-to-all. Then they compute real steps in lock-step: prompts
+of 128 tokens, and decodes after them. The network has the published width, few layers and random
+bf16 weights; each rank reads its experts from a checkpoint in the published layout.
 
-Let nothing else run beside it.
+Run it while nothing else runs on the machine.
 """
 
 import multiprocessing
@@ -53,20 +53,20 @@ from parallel.ranks.worker import Engine
 
 _PROMPT_LEN, _NUM_PROMPTS = 128, 8
 _DECODES, _REPEATS = 12, 5
-_STARTING_STEPS = 2  # a rank first tells that it has prompts, then all begin theirs
+_STARTING_STEPS = 2  # a rank first announces its prompts, and all ranks begin in the next step
 _SMALL_BYTES, _LARGE_BYTES = 1 << 10, 4 << 20
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one rank saw."""
+    """The measurements of one rank."""
 
     gflops: float
     memory_gbs: float
     latency_us: float
     link_gbs: float
     prefill_ms: float
-    decode_ms: Mapping[int, float]  # by sequences of a rank
+    decode_ms: Mapping[int, float]  # by number of sequences of a rank
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,7 +175,7 @@ def _rank(
 def _engine(
     checkpoint: Path, config: KimiVLConfig, group: dist.ProcessGroup, most: int
 ) -> "Engine":
-    """An engine that steps with those of the other ranks."""
+    """Make an engine that steps together with the engines of the other ranks."""
     device = torch.device("cpu")
     topologies = even_topologies(config.text, group.size())
     dispatcher = StepDispatcher(num_held(topologies), group, device, Exchange())
@@ -192,7 +192,7 @@ def _engine(
 def _steps(
     engine: Engine, config: KimiVLConfig, sequences: Sequence[int], group: dist.ProcessGroup
 ) -> tuple[float, dict[int, float]]:
-    """Milliseconds of a prefill and of decodes, medians over steps that all ranks do together."""
+    """Return milliseconds of a prefill and of decodes, medians over steps of all ranks together."""
     prompts = RandomPrompts(config, seed=group.rank())
 
     def add(number: int, num_tokens: int) -> None:
@@ -219,7 +219,7 @@ def _steps(
 
 
 def _product_gflops(config: KimiVLConfig, group: dist.ProcessGroup) -> float:
-    """Of a prefill's shapes, bare."""
+    """Measure bare products of a prefill's shapes, in GFLOP/s."""
     text, num_tokens = config.text, _NUM_PROMPTS * _PROMPT_LEN
     experts = expert_products(text, num_tokens, text.n_routed_experts / group.size())
     products = BareProducts([*dense_products(text, num_tokens), *experts])
@@ -229,7 +229,10 @@ def _product_gflops(config: KimiVLConfig, group: dist.ProcessGroup) -> float:
 
 
 def _memory_gbs(group: dist.ProcessGroup) -> float:
-    """On average, while all ranks read: one alone would be nearly as fast as all together."""
+    """Measure memory reads in GB/s, the mean while all ranks read.
+
+    A rank that read alone would be nearly as fast as all together.
+    """
     memory = MemoryRead()
     memory.bytes_per_s()
     dist.barrier(group=group)
@@ -237,18 +240,18 @@ def _memory_gbs(group: dist.ProcessGroup) -> float:
 
 
 def _all_to_all_s(group: dist.ProcessGroup, num_bytes: int) -> float:
-    """Seconds of an all-to-all in which each rank has so many bytes for all."""
-    leaving = torch.zeros(num_bytes, dtype=torch.uint8)
-    arriving = torch.empty_like(leaving)
+    """Measure the seconds of an all-to-all in which each rank sends `num_bytes` in all."""
+    sent = torch.zeros(num_bytes, dtype=torch.uint8)
+    received = torch.empty_like(sent)
 
     def exchange() -> None:
-        dist.all_to_all_single(arriving, leaving, group=group)
+        dist.all_to_all_single(received, sent, group=group)
 
     return statistics.median(_together(exchange, group) for _ in range(30))
 
 
 def _together(work: Callable[[], object], group: dist.ProcessGroup) -> float:
-    """Seconds of a work that all ranks begin at the same time."""
+    """Return the seconds of work that all ranks begin at the same time."""
     dist.barrier(group=group)
     started = time.perf_counter()
     timed(work)

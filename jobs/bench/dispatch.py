@@ -1,11 +1,11 @@
-"""How much the dispatchers move, and how long they take beside the bare collectives.
+"""Measure how much the dispatchers send, and how long they take compared with bare collectives.
 
     python -m jobs.bench.dispatch [--ranks 2,4,8] [--tokens 1,32,512] [--wire-dtype float8]
 
 Ranks are processes of one thread each, joined as in a job. For each dispatcher and number of tokens
-a rank: rows and bytes that a token sends to other ranks, each way, beside the least possible; and
-the microseconds of dispatch and combine of one layer, without experts, beside those of bare
-collectives that move the same bytes. `auto` takes its crossover from this.
+per rank, the table shows the rows and bytes per token that go to other ranks, each way, with the
+least possible number; and the microseconds of dispatch and combine of one layer, without experts,
+with those of bare collectives that move the same bytes. `--dispatch auto` chooses by such numbers.
 
 Letters: R ranks, T tokens of a rank, D hidden size, E experts, K experts per token.
 """
@@ -39,13 +39,13 @@ _DTYPE = torch.bfloat16
 
 @dataclass(frozen=True)
 class Measured:
-    """One line of the table, as rank 0 sees it."""
+    """One row of the table, as rank 0 measured it."""
 
     name: str
     num_ranks: int
     num_tokens: int
-    rows: float  # of a token, to other ranks
-    wire_bytes: float  # of a token, there and back
+    rows: float  # per token, to other ranks
+    wire_bytes: float  # per token, to the experts and back
     layer_us: float
     bare_us: float
 
@@ -93,7 +93,7 @@ def _rank(
         scores = torch.rand(num_tokens, options.experts, generator=generator)
         expert_ids = scores.topk(options.top_k).indices.to(device)
         weights = torch.rand(num_tokens, options.top_k, generator=generator).to(device)
-        tokens = (x, expert_ids, weights)  # with equal shares an expert's number is its slot's
+        tokens = (x, expert_ids, weights)  # experts in order: their ids are their slots
         measured += [
             measure(num_held, group, device, tokens, options.wire_dtype)
             for measure in (_all_to_all, _all_gather)
@@ -159,7 +159,7 @@ def _all_gather(
 
 
 def _some(tokens: Tokens, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """So many rows of tokens, places and weights, over and over."""
+    """Repeat tokens, slots and weights until there are `num_rows` rows."""
     x, places, weights = tokens
     which = torch.arange(num_rows, device=x.device) % len(x)
     return x[which], places[which], weights[which]
@@ -167,7 +167,7 @@ def _some(tokens: Tokens, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, to
 
 @torch.inference_mode()
 def _time_us(call: Callable[[], None], group: dist.ProcessGroup, device: torch.device) -> float:
-    """Median of the calls, which all ranks make together."""
+    """Return the median microseconds of a call that all ranks make together."""
     times: list[float] = []
     for _ in range(_WARM_UP + _REPEATS):
         dist.barrier(group=group)

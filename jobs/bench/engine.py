@@ -1,35 +1,35 @@
-"""How fast the engine is, and how much of this machine that is.
+"""Measure the speed of the engine, as a rate and as a fraction of what this machine allows.
 
     python -m jobs.bench.engine                          # everything, some minutes on two cores
     python -m jobs.bench.engine --only prefill,decode --sequences 1,8,32 --compare transformers
-    python -m jobs.bench.engine --expert-parallel 2      # `ranks` alone, unless --only says more
+    python -m jobs.bench.engine --expert-parallel 2      # only `ranks`, unless --only names more
 
 The shape is `moonlight-4l`: the published widths of Kimi-VL's decoder (hidden 2048, 64 experts x
 1408, top-6, 2 shared, latent attention, vocabulary 163,840) and of MoonViT, 4 layers of each, with
-random bf16 weights, 5.3 GB of them. Prompts are random tokens; nothing ends a text early.
+5.3 GB of random bf16 weights. Prompts are random tokens; no stop token ends a text early.
 
 parts:
   prefill     tokens/s of 8 prompts of 128 tokens
-  decode      tokens/s behind 128 tokens, by number of sequences
+  decode      tokens/s after prompts of 128 tokens, by number of sequences
   vision      patches/s of MoonViT and projector: one image of 896x896, 32 frames of 448x252
-  questions   8 questions about one clip of 32 frames, in units of one question; the same on the
-              demo checkpoint, from H.264 to the answers
+  questions   8 questions about one clip of 32 frames, as a multiple of one question; the same on
+              the demo checkpoint, from H.264 to the answers
   contexts    prefill and decode by length of the context, at a narrow shape
   clips       clips/s of the demo checkpoint, from H.264 to the caption
-  scheduler   its own share of the demo checkpoint's steps while 1,000 prompts wait
+  scheduler   the scheduler's share of the demo checkpoint's steps while 1,000 prompts wait
   neighbours  the share of 500 texts that change between batches of 1 and of 32
-  ranks       prefill and decode of R ranks of one thread each, which share the experts, beside one
-              engine of R threads and R groups of one rank; only with `--expert-parallel R`
+  ranks       prefill and decode of R ranks of one thread each, which share the experts, compared
+              with one engine of R threads and R groups of one rank; needs `--expert-parallel R`
 
-Beside a rate stands what it is of a limit that is measured in turns with it: the time of the bare
-bf16 products of the same shapes, on weights packed for this processor. For decode these are only
-the experts that the step's tokens chose and the head (`decode_of_limit`), and the time of merely
-reading all weights that a step touches is given too (`decode_of_memory_read`). Take the fractions,
-not the absolute numbers: the speed of a shared machine swings. Let nothing else run beside it; the
-share of the processors that others used is given with each part.
+Each rate comes with its fraction of a limit, measured in turns with it: the time of the bare bf16
+products of the same shapes, on weights prepacked for this processor. For decode these are only the
+experts that the tokens of the step chose, and the head (`decode_of_limit`); a second fraction
+compares with the time to read all weights that a step uses (`decode_of_memory_read`). Compare the
+fractions, not the rates: the speed of a shared machine varies. Run it while nothing else runs; each
+part reports the share of the CPUs that other processes used.
 
-`--compare transformers` does the same work in turns with DeepSeek-V3 and Kimi-K2.5's MoonViT of
-transformers on the same threads; above 1 the engine is faster.
+`--compare transformers` does the same work in turns with DeepSeek-V3 and MoonViT of Kimi-K2.5 from
+transformers, on the same threads; above 1 the engine is faster.
 
 The last line of the output is one JSON object.
 """
@@ -70,7 +70,7 @@ PARTS: Mapping[str, Callable[[Workbench], dict[str, object]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table and a JSON object."""
+    """Measure all parts, print a table and a JSON object, and return the exit code."""
     options = _parser().parse_args(arguments)
     parts = options.only or default_parts(options.expert_parallel)
     if ("ranks" in parts) != (options.expert_parallel is not None):
@@ -91,14 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def default_parts(num_ranks: int | None) -> tuple[str, ...]:
-    """What is measured unless the user says otherwise: all of one process, or the ranks."""
+    """Return the parts to measure by default: all parts of one process, or the ranks."""
     if num_ranks is not None:
         return ("ranks",)
     return tuple(part for part in PARTS if part != "ranks")
 
 
 def run(parts: Sequence[str], bench: Workbench) -> dict[str, object]:
-    """Measure the parts, with a line for each number as it is known."""
+    """Measure the parts; print each number as soon as it is known."""
     torch.set_num_threads(bench.num_threads)
     measured: dict[str, object] = {}
     shares: dict[str, float] = {}

@@ -1,20 +1,20 @@
-"""How fast frames come out of videos, beside other ways to take the same ones.
+"""Measure how fast frames are decoded from videos, compared with other ways to get the same frames.
 
     python -m jobs.bench.media                   # some two minutes on two cores
     python -m jobs.bench.media --only 10s,prepare
 
-16 frames, evenly over H.264 clips of 1280x720 at 30 frames a second (groups of 250, B pictures),
-10 s and 10 min long, resized to 448 pixels, all with one thread:
+The frames are 16, evenly over H.264 clips of 1280x720 at 30 frames per second (groups of 250, with
+B pictures), 10 s and 10 min long, resized to 448 pixels. All ways use one thread:
 
   ours         `pipeline.media.video.decode_video`
   sequential   PyAV, decoding from the start to the last frame wanted
-  seeking      PyAV, a seek for each frame
-  decord       `VideoReader.get_batch`, where decord is installed
+  seeking      PyAV, with a seek for each frame
+  decord       `VideoReader.get_batch`, if decord is installed
 
-`identical` says that our frames are those of sequential decoding, byte for byte. `prepare` is the
-whole stage (decoding process, patches, template) and the decoding process alone, against decoding
-in this process, in rows/s. What is
-compared runs in turns; the median counts. The last line of the output is one JSON object.
+`identical` tells whether our frames equal those of sequential decoding, byte for byte. `prepare`
+compares the rows/s of the whole stage (decoding process, patches, template) and of the decoding
+process alone with decoding in this process. The ways run in turns; the median counts. The last line
+of the output is one JSON object.
 """
 
 import importlib
@@ -56,14 +56,14 @@ _SMALL = (448, 252)
 _SIXTEEN = FrameSampling(num_frames=16)
 _PARTS = ("10s", "10min", "prepare")
 _SECOND_S = {"10s": 10, "10min": 600}
-_REPEATS = {"10s": 7, "10min": 2}  # of the slow ways
+_REPEATS = {"10s": 7, "10min": 2}  # rounds, fewer for the long clip
 _PREPARED_ROWS = 12
 
 _Way = Callable[[Path], NDArray[np.uint8] | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a line for each number and a JSON object."""
+    """Measure the parts, print a line for each number and a JSON object; return the exit code."""
     parser = bench_parser("jobs.bench.media", __doc__)
     parser.add_argument(
         "--only",
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_clip(path: Path, duration_s: int) -> None:
-    """A clip that repeats its first 50 s, so that long ones are made quickly."""
+    """Write a clip that repeats its first 50 s, so that long ones are made quickly."""
     frames = _drifting_frames(min(duration_s, 50) * _RATE)
     once = encode(frames, _RATE, crf="26", g="250", bf="3")
     with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
@@ -118,7 +118,7 @@ def _drifting_frames(num_frames: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def measure_ways(path: Path, num_repeats: int) -> dict[str, Any]:
-    """Seconds of each way, and whether ours gives the frames of sequential decoding."""
+    """Measure the seconds of each way, and whether ours gives the frames of sequential decoding."""
     ways: dict[str, _Way] = {"ours": ours, "sequential": sequential, "seeking": seeking}
     if importlib.util.find_spec("decord"):
         ways["decord"] = with_decord
@@ -145,14 +145,14 @@ def measure_ways(path: Path, num_repeats: int) -> dict[str, Any]:
 
 
 def ours(path: Path) -> NDArray[np.uint8]:
-    """By the plan."""
+    """Decode with the pipeline, which plans which packets it needs."""
     with path.open("rb") as file:
         request = FrameRequest(sampling=_SIXTEEN, fit=lambda *_: _SMALL)
         return decode_video(file, [request])[0].media[0].rgb
 
 
 def sequential(path: Path) -> NDArray[np.uint8]:
-    """Decode up to the last frame wanted, resize those that are wanted."""
+    """Decode up to the last wanted frame, and resize the wanted ones."""
     reformatter, found = VideoReformatter(), []
     with av.open(str(path)) as container:
         stream = _one_thread(container.streams.video[0])
@@ -166,7 +166,7 @@ def sequential(path: Path) -> NDArray[np.uint8]:
 
 
 def seeking(path: Path) -> NDArray[np.uint8]:
-    """Seek to each frame and decode up to it."""
+    """Seek to each frame, and decode up to it."""
     reformatter, found = VideoReformatter(), []
     with av.open(str(path)) as container:
         stream = _one_thread(container.streams.video[0])
@@ -182,7 +182,7 @@ def seeking(path: Path) -> NDArray[np.uint8]:
 
 
 def with_decord(path: Path) -> None:
-    """Its own resize, so its frames are not compared."""
+    """Decode with decord, which resizes in its own way, so its frames are not compared."""
     decord = importlib.import_module("decord")
     reader = decord.VideoReader(str(path), width=_SMALL[0], height=_SMALL[1], num_threads=1)
     numbers = ((np.arange(16) + 0.5) * len(reader) / 16).astype(int)
@@ -190,28 +190,30 @@ def with_decord(path: Path) -> None:
 
 
 def measure_prepare(path: Path) -> dict[str, float]:
-    """Rows/s of the prepare stage and of bare decoding in this process, in turns."""
+    """Measure rows/s of the prepare stage and of decoding in this process, in turns."""
     processor = Processor.from_checkpoint(find_checkpoint("demo"))
-    published = replace(processor.config.image, in_token_limit=4096)  # the demo's is far smaller
+    published = replace(
+        processor.config.image, in_token_limit=4096
+    )  # the limit of the demo is far smaller
     processor.config = replace(processor.config, image=published)
     rows = pa.table({"row_id": ["0"], "video": [str(path)]})
     row_schema = check_input(rows.schema.remove(0), InputColumns())
-    asked = Instructions(frames=_SIXTEEN, max_frame_tokens=144)  # 448 x 252 pixels
+    instructions = Instructions(frames=_SIXTEEN, max_frame_tokens=144)  # 448 x 252 pixels
 
     def opened(media: object) -> BinaryIO:
         return Path(str(media)).open("rb")
 
-    prepare = Prepare(processor, row_schema, asked, opened)
+    prepare = Prepare(processor, row_schema, instructions, opened)
     decoder = SandboxedDecoder()
     fit = FitFrames(image=processor.config.image, max_frame_tokens=144)
 
-    def in_a_process() -> None:
+    def in_sandbox() -> None:
         with path.open("rb") as file:
             decoder.decode(file, [FrameRequest(sampling=_SIXTEEN, fit=fit)])
 
     ways: Mapping[str, Callable[[], object]] = {
         "bare": lambda: ours(path),
-        "process": in_a_process,
+        "process": in_sandbox,
         "stage": lambda: prepare(rows),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}

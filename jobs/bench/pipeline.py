@@ -1,11 +1,11 @@
-"""Measure the pipeline apart from its model: ceiling, memory, resuming, overlap.
+"""Measure the pipeline without its model: ceiling, memory, resuming, overlap.
 
     python -m jobs.bench.pipeline ceiling     rows/s with an engine that answers at once
-    python -m jobs.bench.pipeline slow        memory while a slow engine holds the rows up; a PNG
+    python -m jobs.bench.pipeline slow        memory over time with a slow engine, as a PNG
     python -m jobs.bench.pipeline resume      seconds and memory to find that all rows are done
-    python -m jobs.bench.pipeline overlap     the demo checkpoint beside decoding and engine alone
+    python -m jobs.bench.pipeline overlap     a whole run compared with its stages alone
 
-Each ends with one line of JSON.
+The last line of the output is one JSON object.
 """
 
 import argparse
@@ -53,9 +53,9 @@ from pipeline.stages.sizing import row_bytes
 
 _SAMPLE_S = 0.5
 _ROWS = {"ceiling": 3000, "slow": 2000, "resume": 100_000, "overlap": 1500}
-_FEW = 64  # rows
-_CAPTIONS = 4  # of a row, where there are several
-_KINDS = {  # of processes, by their command lines
+_FEW = 64  # rows of the short run that measures the start
+_CAPTIONS = 4  # per row, in the case with several
+_KINDS = {  # kinds of processes, by their command lines
     "rank": re.compile(rb"^ray::Rank"),
     "prepare": re.compile(rb"_Preparer"),
     "decoder": re.compile(rb"sandbox_process"),
@@ -66,7 +66,7 @@ _MINUTE_RATE = 15  # frames per second
 
 
 def ceiling(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Rows/s of all stages with rows of some sizes and an engine that answers at once."""
+    """Measure rows/s of all stages with an engine that answers at once, for rows of two sizes."""
     rates: dict[str, object] = {}
     clip = small_clip(num_frames=1, width_px=64, height_px=64)
     for name, num_bytes, num_rows in (("1kB", 1000, options.rows), ("5MB", 5_000_000, 150)):
@@ -80,13 +80,13 @@ def ceiling(folder: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Memory over time while decoded frames could pile up before a slow engine."""
+    """Measure memory over time while decoded frames could pile up before a slow engine."""
     clip = minute_clip()
     source = write_input(folder / "slow.parquet", clip, options.rows)
     config = make_config(source, folder / "slow", num_frames=8, keyframes_only=True)
     samples: list[Sample] = []
-    watch = partial(_watch, samples)
-    report = run_with(config, rows_per_s=options.rows_per_s, watch=watch)
+    sample = partial(_sample_memory, samples)
+    report = run_with(config, rows_per_s=options.rows_per_s, watch=sample)
     draw_chart(samples, Path(options.chart))
     middle = [each for each in samples if 0.2 <= each.seconds / samples[-1].seconds <= 0.95]
     half = len(middle) // 2
@@ -104,7 +104,11 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def overlap(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """The demo's clips, some with several captions of each, and a tenth as many minutes of 720p."""
+    """Measure how well stages overlap, on short clips and on minutes of 720p.
+
+    The short clips are those of the demo, once with several captions each; there are a tenth as
+    many minutes of 720p.
+    """
     num_rows = options.rows // 10
     num_several = options.rows // _CAPTIONS
     short = write_clips(folder / "short.parquet", options.rows + _FEW, seed=0)
@@ -119,8 +123,8 @@ def overlap(folder: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def resume(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Seconds and memory of a run that finds all rows done, with an id column."""
-    one_s, _ = _resume_s(folder / "one", 1)  # what every start costs
+    """Measure seconds and memory of a run that finds all rows done, with an id column."""
+    one_s, _ = _resume_s(folder / "one", 1)  # the cost of any start
     seconds, more_bytes = _resume_s(folder / "all", options.rows)
     return {
         "rows": options.rows,
@@ -131,7 +135,7 @@ def resume(folder: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def _resume_s(folder: Path, num_rows: int) -> tuple[float, int]:
-    """The seconds of a run over done rows, and the memory that it took beyond what was there."""
+    """Return the seconds and the additional memory of a run over rows that are all done."""
     folder.mkdir()
     ids = pa.array(np.arange(num_rows)).cast(pa.string())
     names = pa.array(["clip.mp4"]).take(pa.array(np.zeros(num_rows, np.int64)))
@@ -178,7 +182,7 @@ def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
 def make_config(
     source: Path, output: Path, *, num_frames: int, keyframes_only: bool = False
 ) -> PipelineConfig:
-    """The demo's checkpoint, for its processor."""
+    """Configure a run with the demo checkpoint, for its image processor."""
     return PipelineConfig(
         input=str(source),
         output=str(output),
@@ -194,7 +198,7 @@ def make_config(
 
 
 def small_clip(*, num_frames: int, width_px: int, height_px: int) -> bytes:
-    """An mp4 of a moving gradient."""
+    """Encode a moving gradient as MP4."""
     ramp = np.add.outer(np.arange(height_px), np.arange(width_px)).astype(np.uint8)
     frames = [np.repeat(np.roll(ramp, 9 * n, axis=1)[..., None], 3, 2) for n in range(num_frames)]
     return encode(np.stack(frames), 8)
@@ -207,19 +211,19 @@ def minute_clip() -> bytes:
 
 def _minute_frames() -> Iterator[NDArray[np.uint8]]:
     texture = np.random.default_rng(0).integers(40, 200, (90, 160, 3), np.uint8)
-    picture = np.kron(texture, np.ones((8, 8, 1), np.uint8))  # 1280 x 720
+    image = np.kron(texture, np.ones((8, 8, 1), np.uint8))  # 1280 x 720
     for number in range(60 * _MINUTE_RATE):
-        yield np.roll(picture, 3 * number, axis=1)
+        yield np.roll(image, 3 * number, axis=1)
 
 
 def padded(clip: bytes, num_bytes: int) -> bytes:
-    """The clip, with a box of zeros that says to be skipped (ISO/IEC 14496-12, 8.1.2)."""
+    """Pad a clip to `num_bytes` with a box that readers skip (ISO/IEC 14496-12, 8.1.2)."""
     num_more = max(8, num_bytes - len(clip))
     return clip + num_more.to_bytes(4, "big") + b"free" + bytes(num_more - 8)
 
 
 def write_input(path: Path, clip: bytes, num_rows: int) -> Path:
-    """A Parquet file with the same clip in every row."""
+    """Write a Parquet file with the same clip in every row."""
     group = max(1, min(num_rows, (64 << 20) // len(clip)))
     schema = pa.schema([("video", pa.large_binary())])
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
@@ -229,7 +233,7 @@ def write_input(path: Path, clip: bytes, num_rows: int) -> Path:
     return path
 
 
-def _watch(samples: list[Sample], ended: threading.Event) -> None:
+def _sample_memory(samples: list[Sample], ended: threading.Event) -> None:
     started_s = time.monotonic()
     while not ended.wait(_SAMPLE_S):
         if ray.is_initialized():
@@ -241,7 +245,7 @@ def _watch(samples: list[Sample], ended: threading.Event) -> None:
 
 
 def _memory_by_kind() -> dict[str, int]:
-    """What all processes of a kind have resident, the object store left out."""
+    """Return the resident bytes of all processes by kind, without the object store."""
     memory = dict.fromkeys(_KINDS, 0) | {"driver": private_bytes(os.getpid())}
     for pid in descendants(os.getpid()):
         command = command_line(pid)
@@ -263,7 +267,7 @@ def _never() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one benchmark; its result is the last line."""
+    """Run one benchmark and return the exit code."""
     parser = bench_parser("jobs.bench.pipeline", __doc__)
     benches = {"ceiling": ceiling, "slow": slow, "resume": resume, "overlap": overlap}
     parser.add_argument("bench", choices=list(benches), help="what to measure")

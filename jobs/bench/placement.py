@@ -1,20 +1,19 @@
-"""What placing experts by an earlier run's load gains, on routing of known skew.
+"""Measure the gain of placing experts by the load of an earlier run, on routing of known skew.
 
     python -m jobs.bench.placement [--ranks 2,4,8] [--skew 0,0.5,1] [--tokens 32,512] [--copies 1,2]
     python -m jobs.bench.placement --load captions/_expert_load.parquet
 
-A load is counted on tokens drawn from a distribution in which the expert of place n in its layer's
-order is n ** -skew times as likely as the first (Zipf), in an order of each layer's own; `--load`
-takes the shares of a real record. Experts are placed by that load, and other tokens of the same
-distribution are routed.
+The load is counted on tokens drawn by Zipf's law: the n-th expert of a layer is n ** -skew times as
+likely as the first, in a random order for each layer. `--load` uses the counts of a real run
+instead. Experts are placed by that load, and other tokens of the same distribution are routed.
 
-max/mean  rows of the busiest rank's experts by those of the average rank, over layers and steps: so
-          much longer than necessary the experts of a layer take
-sent      other ranks to which a token's row travels, each way
+max/mean  expert rows of the busiest rank by those of the average rank, over layers and steps: the
+          experts of a layer take this many times longer than necessary
+sent      number of other ranks to which a token's row is sent, each way
 
-"in order" is equal shares without a record; "one for all" places by the sum over layers, "by layer"
-each layer for itself, as a job does; "+ n" adds n copies of hot experts on each rank. Only routing
-is computed, no network; the same seed gives the same numbers on every machine.
+"in order" places equally many experts per rank in their order; "one for all" places all layers by
+their sum; "by layer" places each layer by its own load, as a job does; "+ n" adds n copies of hot
+experts on each rank. Only the routing is computed, so the numbers are the same on every machine.
 
 Letters: R ranks, T tokens of a rank, E experts, K experts per token.
 """
@@ -39,7 +38,7 @@ _STEPS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table, and its numbers as JSON."""
+    """Print a table and a JSON object; return the exit code."""
     options = _parser().parse_args(arguments)
     table = Table(
         Column("shares", "shares", "8"),
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def placements(
     load: ExpertLoad, num_ranks: int, copies: Sequence[int]
 ) -> Iterator[tuple[str, Mapping[int, Topology]]]:
-    """The placements that are compared, by name."""
+    """Yield the placements to compare, by name."""
     num_experts = len(load[0])
     yield "in order", dict.fromkeys(load, Topology.even(num_experts, num_ranks))
     total = add({0: tokens} for tokens in load.values())[0]
@@ -93,11 +92,11 @@ def placements(
 def route(
     topologies: Mapping[int, Topology], steps: Sequence[NDArray[np.int64]], num_ranks: int
 ) -> tuple[float, float]:
-    """Busiest by average rank, and other ranks to which a row travels, over layers and steps.
+    """Return busiest by average rank, and the number of other ranks that a row is sent to.
 
     Args:
-        topologies: by layer.
-        steps: [layers, R * T, K] experts of all ranks' tokens, each.
+        topologies: the placement of each layer.
+        steps: expert ids [layers, R * T, K] of the tokens of all ranks, for each step.
         num_ranks: R.
     """
     busiest: list[float] = []
@@ -118,9 +117,9 @@ def route(
 def _draw(
     chance: np.random.Generator, shares: NDArray[np.float64], num_tokens: int, top_k: int
 ) -> NDArray[np.int64]:
-    """[layers, tokens, K] distinct experts, drawn one after another by their shares.
+    """Draw K distinct experts of each token by their shares: ids [layers, tokens, K].
 
-    By the largest of log share + Gumbel noise, which is the same (Gumbel-top-k, arXiv 1903.06059).
+    The K largest of log share + Gumbel noise are such a draw (Gumbel-top-k, arXiv 1903.06059).
     """
     noise = chance.gumbel(size=(len(shares), num_tokens, shares.shape[1]))
     with np.errstate(divide="ignore"):
@@ -129,7 +128,7 @@ def _draw(
 
 
 def _distributions(options: argparse.Namespace) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Names, and [layers, E] shares."""
+    """Yield the name and the shares [layers, E] of each distribution."""
     if options.load is not None:
         table = pq.read_table(options.load).sort_by(
             [("layer", "ascending"), ("expert", "ascending")]
@@ -164,7 +163,9 @@ def _skews(text: str) -> list[float]:
     except ValueError:
         skews = [-1.0]
     if min(skews) < 0:
-        raise argparse.ArgumentTypeError(f"numbers from 0 on, like 0,0.5,1, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of numbers from 0 on, such as 0,0.5,1"
+        )
     return skews
 
 

@@ -1,13 +1,13 @@
-"""How level the ranks of a group are, and that their number changes no text.
+"""Measure how evenly the ranks of a group work, and check that their number changes no caption.
 
     python -m jobs.bench.rank_balance [--ranks 1,2,4] [--rows 200]
 
-The same generated clips are captioned by one group of each number of ranks: the demo checkpoint
-in float32, greedily, through the whole pipeline. A table tells for each number
+One group of each number of ranks captions the same generated clips: the demo checkpoint in float32,
+greedily, through the whole pipeline. For each number the output shows
 
   level       mean by greatest tokens of a rank, over the steps; 1 is best
-  wait_share  of the time of steps with work, how much a rank waited for others to begin them
-  steps       with work
+  wait_share  share of the time of steps with work that a rank waited for others to begin
+  steps       number of steps with work
   changed     captions that differ from those of the first number
 
 The last line of the output is one JSON object; the exit code is 0 only if no caption differs.
@@ -39,7 +39,7 @@ _NUM_FRAMES = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Caption with each number of ranks; the exit code."""
+    """Caption with each number of ranks; return 0 if no caption differs."""
     options = _parse(arguments)
     with tempfile.TemporaryDirectory(prefix="ranks-") as directory, connect():
         found = _compare(options, Path(directory))

@@ -1,1 +1,1 @@
-"""The parts of `jobs.doctor`: findings, sampled rows, weights and memory, attacks, a trial."""
+"""The checks of `jobs.doctor`: sampled rows, weights and memory, hostile media, a trial."""

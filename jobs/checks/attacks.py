@@ -1,8 +1,8 @@
-"""Media that tries to read other files, to open sockets or to eat the machine; is it refused here?
+"""Check that hostile media is refused, which tries to read files, open sockets or exhaust memory.
 
-The answer depends on the FFmpeg and Pillow that are installed, so it is tried, not assumed. Each
-attack goes through the fetching and decoding of a job. Everything happens in a temporary directory
-and on a port of this machine that is opened for the purpose and counts who knocks.
+The result depends on the installed FFmpeg and Pillow, so the attacks are tried on this machine.
+Each attack is fetched and decoded as in a job. The files are in a temporary directory; a port of
+this machine is opened for the check and counts the connections to it.
 """
 
 import io
@@ -36,20 +36,20 @@ _SLOW_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What became of one attack."""
+    """The outcome of one attack."""
 
-    error_code: str | None  # None: it was decoded
+    error_code: str | None  # None if the attack was decoded
     seconds: float
     num_connections: int
 
     @property
     def is_refused(self) -> bool:
-        """Whether it gave no frame, reached nobody and cost little."""
+        """Tell whether the attack gave no frame, opened no connection and took little time."""
         return self.error_code is not None and not self.num_connections and self.seconds < _SLOW_S
 
 
 def findings(processor: Processor) -> Iterator[Finding]:
-    """Try all attacks."""
+    """Try all attacks and report those that were not refused."""
     answers = try_all(processor)
     bad = {name: answer for name, answer in answers.items() if not answer.is_refused}
     for name, answer in bad.items():
@@ -81,7 +81,7 @@ def try_all(processor: Processor) -> dict[str, Answer]:
         prepare = Prepare(processor, row_schema, Instructions(), access.open)
         _try(
             prepare, {"bytes": _video(), "path": None}, schema, connections
-        )  # starts what must start
+        )  # starts the decoding process, whose start is not part of an attack's time
         answers = {}
         for name, media in attacks(Path(folder), port).items():
             value = (
@@ -94,7 +94,7 @@ def try_all(processor: Processor) -> dict[str, Answer]:
 
 
 def attacks(folder: Path, port: int) -> Mapping[str, bytes | str]:
-    """The media by name: bytes, or what a path column says; files that they need are written."""
+    """Make all attacks by name, as bytes or as the text of a path column; write files they need."""
     secret = folder / "secret.mp4"
     secret.write_bytes(_video())
     (folder / "img1.png").write_bytes(_png(8, 8))
@@ -154,7 +154,7 @@ def _try(prepare: Prepare, media: Mapping, schema: pa.Schema, connections: list[
 
 @contextmanager
 def _listener() -> Iterator[tuple[int, list[str]]]:
-    """A port of this machine and the list of those who connected to it."""
+    """Open a port of this machine; yield it and the list of clients that connected to it."""
     connections: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
@@ -189,7 +189,7 @@ def _video(
     side_px: int = 64,
     times_s: Sequence[int] = range(5),
 ) -> bytes:
-    """Grey frames, by default of MPEG-4, which every FFmpeg can write."""
+    """Encode grey frames, by default as MPEG-4, which every FFmpeg can write."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=1)
@@ -205,7 +205,7 @@ def _video(
 
 
 def _picture(kind: str, num_pages: int = 1) -> bytes:
-    """Noise; as many pages, all different, as an animation has."""
+    """Encode noise as an image, or as an animation of several different frames."""
     random = np.random.default_rng(0)
     pages = [Image.fromarray(random.integers(0, 256, (32, 32), np.uint8)) for _ in range(num_pages)]
     file = io.BytesIO()
@@ -215,7 +215,7 @@ def _picture(kind: str, num_pages: int = 1) -> bytes:
 
 
 def _png(width_px: int, height_px: int) -> bytes:
-    """A white picture of one bit a pixel."""
+    """Encode a white image with one bit per pixel."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         checksum = zlib.crc32(kind + body)

@@ -1,14 +1,14 @@
-"""`Finding`: one line of what the doctor found."""
+"""Define `Finding`, one line that the doctor prints."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["ok", "note", "BAD"]  # BAD: a job would be refused, or go wrong
+Level = Literal["ok", "note", "BAD"]  # BAD: a job would be refused, or would fail
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, and what was seen."""
+    """The result of one check, about one subject."""
 
     level: Level
     subject: str

@@ -1,4 +1,4 @@
-"""Some rows of the input, drawn over its whole length and prepared exactly as a job would."""
+"""Prepare rows from the whole length of the input, exactly as a job would."""
 
 import random
 import time
@@ -23,39 +23,39 @@ from pipeline.prompts.prepare import Prepare
 from pipeline.prompts.prompt_columns import decode_prompt
 from pipeline.schema import NAMED_PROMPT_FIELD
 
-_BAR = 24  # characters of the longest bar
+_BAR = 24  # characters in the longest bar of the histogram
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampledRow:
-    """One row after the prepare stage."""
+    """One row of the sample after the prepare stage."""
 
     row_id: str
-    seconds: float  # to fetch, decode and cut
-    asked: tuple[tuple[Prompt, SamplingParams], ...]  # for each of its parts; none for an error
-    error_code: str | None  # of the first part that failed
+    seconds: float  # to fetch the media, decode it and make patches
+    asked: tuple[tuple[Prompt, SamplingParams], ...]  # one for each prompt; empty for an error
+    error_code: str | None  # of the first prompt that failed
     error: str | None
 
     @property
     def num_tokens(self) -> int:
-        """Of its prompts, visual ones included."""
+        """Number of tokens in all prompts of the row, visual ones included."""
         return sum(len(prompt.token_ids) for prompt, _ in self.asked)
 
     @property
     def num_visual_tokens(self) -> int:
-        """Of its prompts; several about the same frames compute them once."""
+        """Number of visual tokens; prompts about the same frames count them once."""
         return sum(prompt.num_vision_tokens for prompt, _ in self.asked)
 
     @property
     def longest(self) -> int:
-        """The most tokens that one of its sequences can have in the cache."""
+        """The most tokens that one sequence of the row can have in the cache."""
         return max(len(prompt.token_ids) + params.max_tokens for prompt, params in self.asked)
 
 
 def prepare_sample(
     config: PipelineConfig, source: Source, processor: Processor, num_rows: int, seed: int
 ) -> list[SampledRow]:
-    """Prepare `num_rows` rows, one by one; a row that fails is a row with an error."""
+    """Prepare `num_rows` random rows, one by one; a row that fails is kept with its error."""
     media = MediaAccess(
         base=source.folder,
         allowed_prefixes=config.allowed_uris,
@@ -64,8 +64,8 @@ def prepare_sample(
     )
     prepare = Prepare(processor, source.row_schema, config.instructions, media.open)
     found = []
-    for piece in _drawn(source, num_rows, seed):
-        for rows in read_split(source.filesystem, source.row_schema, piece, max_rows=1):
+    for split in _drawn(source, num_rows, seed):
+        for rows in read_split(source.filesystem, source.row_schema, split, max_rows=1):
             started = time.perf_counter()
             prepared = prepare(rows)
             found.append(_row(config, prepared, time.perf_counter() - started))
@@ -73,7 +73,7 @@ def prepare_sample(
 
 
 def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Finding]:
-    """Errors, time and tokens of the sample."""
+    """Report errors, decoding time and tokens of the sample."""
     failed = [row for row in rows if row.error_code]
     good = [row for row in rows if row.asked]
     if failed:
@@ -85,7 +85,7 @@ def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Fin
         text += f"{failed[0].row_id}: {failed[0].error}"
         yield Finding("note" if good else "BAD", "rows", text)
     else:
-        text = f"all of {len(rows)} sampled rows of {num_rows_in_input} can be used"
+        text = f"all {len(rows)} sampled rows of {num_rows_in_input} can be used"
         yield Finding("ok", "rows", text)
     if good:
         seconds = sorted(row.seconds for row in good)
@@ -102,23 +102,23 @@ def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Fin
 
 
 def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[RowGroupSplit]:
-    """Pieces with one bit for each of `num_rows` rows, drawn over all files."""
-    pieces = plan(source, OutputIndex.empty()).splits
-    total = sum(piece.num_todo for piece in pieces)
+    """Yield splits of the input that select `num_rows` random rows over all files."""
+    splits = plan(source, OutputIndex.empty()).splits
+    total = sum(split.num_todo for split in splits)
     chosen = sorted(random.Random(seed).sample(range(total), min(num_rows, total)))
     first = 0
-    for piece in pieces:
-        last = first + piece.num_todo
+    for split in splits:
+        last = first + split.num_todo
         here = [position - first for position in chosen if first <= position < last]
         if here:
-            bits = np.zeros(piece.num_todo, dtype=np.bool_)  # all rows of the group are to do
+            bits = np.zeros(split.num_todo, dtype=np.bool_)  # no row of the group is done yet
             bits[here] = True
-            yield replace(piece, todo=np.packbits(bits).tobytes(), num_todo=len(here))
+            yield replace(split, todo=np.packbits(bits).tobytes(), num_todo=len(here))
         first = last
 
 
 def _row(config: PipelineConfig, prepared: pa.Table, seconds: float) -> SampledRow:
-    """Join the rows of the table that are the prompts of one row of the input."""
+    """Describe one row of the input, which has one prepared row for each prompt."""
     named_prompts = config.instructions.named_prompts
     asked = []
     for index in range(prepared.num_rows):
@@ -145,7 +145,7 @@ def _spread(tokens: Sequence[int]) -> str:
 
 
 def _histogram(tokens: Sequence[int]) -> Iterator[Finding]:
-    """Up to six bars of equal width."""
+    """Yield the lines of a histogram with up to six bars of equal width."""
     if min(tokens) == max(tokens):
         return
     counts, edges = np.histogram(tokens, bins=min(6, max(tokens) - min(tokens)))

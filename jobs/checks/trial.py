@@ -1,4 +1,4 @@
-"""Some sampled rows answered by the engine in this process, for an estimate of the whole job."""
+"""Answer some sampled rows with an engine in this process, to forecast the time of a whole job."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -16,38 +16,38 @@ from pipeline.config import PipelineConfig
 from pipeline.monitor.progress import duration_text
 
 _GIB = 1 << 30
-_MOST_PROMPTS = 16  # of one row: a long document has hundreds
+_MOST_PROMPTS = 16  # answered of one row: a long document has hundreds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What the engine did."""
+    """The measurements of one trial."""
 
-    num_threads: int  # on processors that also prepare rows; 0 on a GPU
+    num_threads: int  # of the engine, on CPUs that also prepare rows; 0 on a GPU
     num_rows: int
-    num_prompts: int  # of these rows, not always all
+    num_prompts: int  # of these rows; long documents have more
     num_generated_tokens: int
     seconds: float
     load_s: float
-    peak_gib: float  # of the memory of this process, the doctor's own included
+    peak_gib: float  # memory of this process, or of the GPU
 
 
 def no_room(footprint: Footprint, engine: EngineConfig) -> Finding | None:
-    """What to say in place of a trial where no whole copy fits; None where one does."""
+    """Return the finding that replaces a trial if no whole copy fits into memory, else None."""
     needed, (free, where) = footprint.rank_gib(1, engine), free_gib(engine.device)
     if needed <= free:
         return None
     text = (
-        f"none: rows are answered here by one whole copy, which needs {needed:.1f} GiB, and "
-        f"{free:.1f} are free on {where}; --answers 0 leaves this out"
+        f"none: answering rows needs one whole copy, {needed:.1f} GiB, but {free:.1f} GiB are free "
+        f"on {where}; --answers 0 leaves this out"
     )
     return Finding("note", "forecast", text)
 
 
 def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
-    """Load a whole copy of the model, answer `rows` together, and say how long it took.
+    """Load a whole copy of the model, answer `rows` together, and measure the time.
 
-    Of a row with very many prompts only the first ones are answered.
+    If a row has very many prompts, only the first ones are answered.
     """
     import torch
 
@@ -86,21 +86,21 @@ def _peak_gib(*, has_gpu: bool) -> float:
 def cache_finding(
     rows: Sequence[SampledRow], text: TextConfig, dtype: str, engine: EngineConfig
 ) -> Finding:
-    """How many sequences like the sampled ones the cache of a rank holds at the same time."""
+    """Report how many sequences like the sampled ones fit into the cache of a rank."""
     width = cache_width(text) * text.num_hidden_layers * DTYPE_BYTES[dtype]
-    held = int(engine.cache_gib * _GIB) // (width * BLOCK_SIZE) * BLOCK_SIZE
+    num_tokens = int(engine.cache_gib * _GIB) // (width * BLOCK_SIZE) * BLOCK_SIZE
     longest = max(row.longest for row in rows)
-    num_held = held // longest
+    num_held = num_tokens // longest
     level: Level = "ok" if num_held >= engine.max_batch_size else "note"
     if num_held == 0:
         level = "BAD"
     text_of = (
-        f"--cache-gib {engine.cache_gib:g} holds {held:,} tokens: {num_held} sequences like the "
-        f"longest sampled ({longest} tokens with its answer), for --batch-size "
+        f"--cache-gib {engine.cache_gib:g} holds {num_tokens:,} tokens: {num_held} sequences like "
+        f"the longest sampled ({longest} tokens with its answer), for --batch-size "
         f"{engine.max_batch_size}"
     )
     if engine.cache_fraction is not None:
-        level, text_of = "note", "how much the cache holds is known once the weights are loaded"
+        level, text_of = "note", "the size of the cache is known only once the weights are loaded"
     return Finding(level, "memory", text_of)
 
 
@@ -111,18 +111,18 @@ def forecast(
     num_groups: int,
     num_cpus: int,
 ) -> Iterator[Finding]:
-    """How long the job takes, and how many tokens, if all rows are like the sample.
+    """Forecast the time and tokens of the job, if all rows are like the sample.
 
-    Decoding and answering overlap, so the slower of them counts, or what both do on the same
-    processors. The engine answers a few rows at a time here and `--batch-size` in a job, which is
-    faster: take the time as the most.
+    Decoding and answering overlap, so the slower of them decides, or the CPU time of both if they
+    share processors. The engine answers a few rows at a time here and `--batch-size` in a job,
+    which is faster, so the forecast is an upper limit.
 
     Args:
-        trial: what the engine did; at least one prompt.
-        rows: of the sample, those that can be used.
-        num_rows: of the job.
+        trial: the measurements, over at least one prompt.
+        rows: the rows of the sample that can be used.
+        num_rows: rows of the job.
         num_groups: copies of the model.
-        num_cpus: of this machine.
+        num_cpus: CPUs of this machine.
     """
     decode_s = sum(row.seconds for row in rows) / len(rows)
     prompts_per_row = sum(len(row.asked) for row in rows) / len(rows)
@@ -151,6 +151,6 @@ def forecast(
     yield Finding(
         "ok",
         "forecast",
-        f"they have about {prompt} prompt tokens, {visual} of them visual, and give about "
-        f"{generated} tokens; the engine had {trial.peak_gib:.1f} GiB at its peak here",
+        f"they have about {prompt} prompt tokens, {visual} of them visual, and generate about "
+        f"{generated} tokens; the peak memory of the trial was {trial.peak_gib:.1f} GiB",
     )

@@ -1,4 +1,4 @@
-"""What a rank of each layout holds in memory, from the files' headers and the configuration."""
+"""Compute the memory of a rank, by number of ranks, from the headers of the weight files."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,33 +16,33 @@ from model.network.weights import EMBEDDING, check_checkpoint, destinations, sto
 
 _GIB = 1 << 30
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "bfloat16": 2, "float16": 2, "float32": 4}
-_WORKING_GIB = 1.0  # of a step: activations, logits, buffers
+_WORKING_GIB = 1.0  # for a step: activations, logits, buffers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """The weights of a checkpoint in the dtype that an engine uses."""
+    """The sizes of a checkpoint's weights in the dtype that an engine uses."""
 
     config: KimiVLConfig
-    dtype: str  # as asked for, or as stored
+    dtype: str  # the requested one, or the stored one
     num_tensors: int
     num_parameters: int
     shared_bytes: int  # whole on every rank
     expert_bytes: int  # split over the ranks of a group
 
     def rank_bytes(self, num_ranks: int) -> int:
-        """Of the rank with the most experts."""
+        """Return the bytes of weights on the rank with the most experts."""
         experts = self.config.text.n_routed_experts or 1
         return self.shared_bytes + self.expert_bytes * -(-experts // num_ranks) // experts
 
     def rank_gib(self, num_ranks: int, engine: EngineConfig) -> float:
-        """The same with its caches and what a step takes."""
+        """Return the GiB that this rank needs with its caches and working memory."""
         fixed = engine.cache_gib + engine.feature_cache_gib + _WORKING_GIB
         return self.rank_bytes(num_ranks) / _GIB + fixed
 
 
 def read_footprint(directory: Path, dtype: str) -> Footprint:
-    """Check every tensor's name and shape, and count bytes; reads headers only.
+    """Check the name and shape of every tensor, and count bytes; read headers only.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -55,7 +55,7 @@ def read_footprint(directory: Path, dtype: str) -> Footprint:
     num_parameters = 0
     for name, tensor in stored.items():
         if name not in wanted:
-            continue  # stale buffers that nothing claims
+            continue  # published checkpoints contain buffers that no module uses
         count = prod(tensor.shape)
         num_parameters += count
         is_routed = re.search(r"\.mlp\.experts\.", name) is not None
@@ -71,9 +71,9 @@ def read_footprint(directory: Path, dtype: str) -> Footprint:
 
 
 def findings(
-    footprint: Footprint, engine: EngineConfig, layouts: Sequence[int]
+    footprint: Footprint, engine: EngineConfig, group_sizes: Sequence[int]
 ) -> Iterator[Finding]:
-    """The checkpoint, and whether a rank of the first layout fits into this machine."""
+    """Report the checkpoint, and whether a rank of the first group size fits into memory."""
     text = footprint.config.text
     yield Finding(
         "ok",
@@ -81,22 +81,24 @@ def findings(
         f"{footprint.num_tensors} tensors as the configuration says, {footprint.num_parameters:,} "
         f"parameters, {text.num_hidden_layers} layers, {text.n_routed_experts} experts",
     )
-    sizes = {ranks: footprint.rank_gib(ranks, engine) for ranks in layouts}
+    sizes = {ranks: footprint.rank_gib(ranks, engine) for ranks in group_sizes}
     yield Finding(
         "ok",
         "memory",
         f"a rank needs about {', '.join(f'{gib:.1f} GiB at {n}' for n, gib in sizes.items())} "
-        f"rank(s) a group: its weights, {engine.cache_gib:g} for the cache and "
-        f"{engine.feature_cache_gib + _WORKING_GIB:g} to work",
+        f"rank(s) per group: its weights, {engine.cache_gib:g} for the cache and "
+        f"{engine.feature_cache_gib + _WORKING_GIB:g} of working memory",
     )
     free, where = free_gib(engine.device)
-    needed = sizes[layouts[0]]
+    needed = sizes[group_sizes[0]]
     level = "ok" if needed <= free else "BAD"
-    text_free = f"{free:.1f} GiB free on {where}, {needed:.1f} needed for a rank of {layouts[0]}"
+    text_free = (
+        f"{free:.1f} GiB free on {where}, {needed:.1f} needed for a rank of {group_sizes[0]}"
+    )
     yield Finding(level, "memory", text_free)
 
 
 def free_gib(device: str) -> tuple[float, str]:
-    """What is free here for a rank on such a device: of the first GPU, or of this machine."""
+    """Return the free GiB for a rank on `device`, and where: the first GPU, or this machine."""
     where = f"GPU 0 of {torch.cuda.device_count()}" if device == "cuda" else "this machine"
     return free_bytes(torch.device(device)) / _GIB, where

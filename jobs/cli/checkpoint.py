@@ -1,4 +1,4 @@
-"""`--model` -> a checkpoint directory: a path, `demo`, or a Hugging Face id."""
+"""Find the checkpoint directory that `--model` names: a path, `demo`, or a Hugging Face id."""
 
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from huggingface_hub.errors import (
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "checkpoint"
 
-# Data only: no Python, no pickle.
+# Data only: Python files and pickles could run code.
 _FILES = ["*.safetensors", "*.json", "tiktoken.model", "*.jinja"]
 
 
 def find_checkpoint(model: str) -> Path:
-    """The directory of a checkpoint; a Hugging Face id is downloaded into the hub's cache.
+    """Return the directory of a checkpoint; download it first if it is a Hugging Face id.
 
     Raises:
-        ValueError: there is no such checkpoint, or it cannot be fetched; the message says what to
+        ValueError: there is no such checkpoint, or the download fails; the message says what to
             do.
     """
     if model == "demo":
@@ -48,7 +48,7 @@ def _download(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=_FILES))
     except HFValidationError as error:
         raise ValueError(
-            f"--model {model} is no directory and no Hugging Face id: {error}"
+            f"--model {model} is neither a directory nor a Hugging Face id: {error}"
         ) from error
     except GatedRepoError:
         raise ValueError(

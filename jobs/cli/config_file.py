@@ -1,8 +1,8 @@
-"""Options from a YAML file (`--config run.yaml`) under those of the command line.
+"""Read options from a YAML file (`--config run.yaml`); the command line takes precedence.
 
-The keys are the names of the options: `frames: 16`, `stop: [a, b]`, `keep-media: true`. What is
-given on the command line wins. All options of a run, with their defaults, are written back as
-`_run.yaml` beside the output, which repeats the run; the credentials in its URIs are left out.
+The keys are the names of the options: `frames: 16`, `stop: [a, b]`, `keep-media: true`. All options
+of a run, with their defaults, are written to `_run.yaml` in the output directory; `--config` with
+that file repeats the run. Credentials in URIs are left out.
 """
 
 import argparse
@@ -13,24 +13,24 @@ from typing import Any
 
 from jobs.cli.options import Parser
 
-# Written back absolute.
+# Options whose paths are written to _run.yaml as absolute paths.
 _PATHS = frozenset("input output model schema prompts grid expert_placement allow_folder".split())
-_URIS = _PATHS | {"allow_uri", "video_path"}  # may name object stores
+_URIS = _PATHS | {"allow_uri", "video_path"}  # options that may hold URIs
 _NOT_KEPT = frozenset(
     {"help", "config", "job", "dry_run", "retry_failed", "new_recipe"}
-)  # of one call, not of the run
+)  # options of one call, which must not be repeated
 
 
 def parse(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line over the file that it names with `--config`.
+    """Parse the command line, with defaults from the file that it names with `--config`.
 
     Args:
-        make_parser: a new parser of the job, with an option `--config`.
-        arguments: of the command line.
+        make_parser: makes a new parser of the job, with an option `--config`.
+        arguments: the command line.
 
     Returns:
-        The options, and as `run_yaml` all that repeats the run. Exits with 2, after one line on
-        standard error, for what cannot be parsed.
+        The options; their `run_yaml` is the text of `_run.yaml`. Exits with 2, after one line on
+        standard error, if an option cannot be parsed.
     """
     parser = make_parser()
     given = _given(make_parser, [text for text in arguments if text not in ("-h", "--help")])
@@ -55,16 +55,16 @@ def overlay(
     values: Mapping[str, Any],
     where: str,
 ) -> argparse.Namespace:
-    """Options with some replaced, and those gone that exclude them.
+    """Replace some options, and remove those that the new ones exclude.
 
     Args:
-        make_parser: a new parser of the job.
-        options: of it.
-        values: by name, as in a file.
-        where: before the message about one that its option does not take; it exits with 2.
+        make_parser: makes a new parser of the job.
+        options: options of such a parser.
+        values: the new values by option name, as in a file.
+        where: prefix of the message about an invalid value, which ends the process with 2.
 
     Raises:
-        ValueError: a value is no text, number or truth.
+        ValueError: a value is not a text, a number or a boolean.
     """
     parser = _without_defaults(_lenient(make_parser()))
     parser.where = where
@@ -79,7 +79,7 @@ def overlay(
 
 
 def _given(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> dict[str, Any]:
-    """What `arguments` say, by destination, as text; nothing of the defaults."""
+    """Return what `arguments` give explicitly, as texts by destination, without defaults."""
     parser = _without_defaults(_lenient(make_parser()))
     for action in parser._actions:
         action.type = action.choices = None
@@ -94,25 +94,26 @@ def _check(make_parser: Callable[[], Parser], arguments: Sequence[str], path: st
 
 
 def _lenient(parser: Parser) -> Parser:
-    """Require nothing: what is missing here may stand elsewhere."""
+    """Make all options of a parser optional, because they may be given elsewhere."""
     for each in (*parser._actions, *parser._mutually_exclusive_groups):
         each.required = False
     return parser
 
 
 def _without_defaults(parser: Parser) -> Parser:
-    """Leave out what is not given."""
-    parser._defaults.clear()  # of `set_defaults`, which knows them twice
+    """Make a parser leave out the options that are not given."""
+    parser._defaults.clear()  # `set_defaults` stores its defaults here as well
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     return parser
 
 
 def read_mapping(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file, by its path or URI.
+    """Read the mapping in a YAML file at a path or URI.
 
     Raises:
-        ValueError: it cannot be read, is no mapping, or has a key twice; the line is named.
+        ValueError: the file cannot be read, is not a mapping, or repeats a key; the message names
+            the line.
     """
     import yaml
 
@@ -121,22 +122,22 @@ def read_mapping(path: str) -> dict[str, Any]:
         value = None if node is None else yaml.SafeLoader("").construct_document(node)
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from error
-    except ImportError as error:  # of a filesystem
+    except ImportError as error:  # the library of a filesystem is missing
         raise ValueError(f"cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError("is not UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{line}no YAML, {error.problem or error.context}") from error
+        raise ValueError(f"{line}not valid YAML, {error.problem or error.context}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"no YAML, {' '.join(str(error).split())}") from error
+        raise ValueError(f"not valid YAML, {' '.join(str(error).split())}") from error
     if not isinstance(node, yaml.MappingNode) or not isinstance(value, dict):
         message = "must be a mapping of names to values, such as `frames: 16`"
         raise ValueError(message)  # noqa: TRY004
     seen: set[str] = set()
     for key, _ in node.value:
         if key.value in seen:
-            raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r} stands there twice")
+            raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
         seen.add(key.value)
     return value
 
@@ -156,7 +157,7 @@ def _refuse_unknown(parser: Parser, values: Mapping[str, Any]) -> None:
     of_one_call = {_name(action) for action in parser._actions if action.dest in _NOT_KEPT}
     for name in values:
         if name in of_one_call:
-            raise ValueError(f"{name!r} is of one call: give it on the command line, --{name}")
+            raise ValueError(f"{name!r} cannot be set in a file; give --{name} on the command line")
         if name not in names:
             (nearest,) = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
             raise ValueError(f"there is no option {name!r}; the nearest is {nearest!r}")
@@ -165,7 +166,7 @@ def _refuse_unknown(parser: Parser, values: Mapping[str, Any]) -> None:
 def _not_overruled(
     parser: Parser, values: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The values of the file that the command line does not replace, by name or by an exclusion."""
+    """Keep the values that the command line neither gives nor excludes."""
     overruled = {_name(action) for action in parser._actions if action.dest in given}
     for group in parser._mutually_exclusive_groups:
         names = {_name(action) for action in group._group_actions}
@@ -175,10 +176,10 @@ def _not_overruled(
 
 
 def as_arguments(parser: Parser, values: Mapping[str, Any]) -> list[str]:
-    """`{"frames": 16}` -> `["--frames=16"]`.
+    """Convert `{"frames": 16}` to `["--frames=16"]`.
 
     Raises:
-        ValueError: an option takes no such value.
+        ValueError: an option does not accept its value.
     """
     actions = {_name(action): action for action in _kept(parser)}
     arguments: list[str] = []
@@ -207,7 +208,7 @@ def _of_option(action: argparse.Action, name: str, value: Any) -> list[str]:
 
 
 def _run_yaml(parser: Parser, given: Mapping[str, Any]) -> str:
-    """All options of a run; of options that exclude each other the one that was given."""
+    """Return the text of `_run.yaml`; of options that exclude each other it has the given one."""
     import yaml
 
     replaced = {
@@ -227,7 +228,7 @@ def _run_yaml(parser: Parser, given: Mapping[str, Any]) -> str:
 
 
 def _as_yaml(name: str, value: Any) -> Any:
-    """A path as an absolute one, a URI without secrets, a number as a number."""
+    """Make paths absolute, remove secrets from URIs, and turn numeric text into numbers."""
     if isinstance(value, list):
         return [_as_yaml(name, each) for each in value] if name in _URIS else value
     if not isinstance(value, str):
@@ -241,7 +242,7 @@ def _as_yaml(name: str, value: Any) -> Any:
 
         path = Path(value).expanduser()
         if is_in_copy() and not path.is_absolute():
-            return value  # travels with the job, into another copy the next time
+            return value  # Ray copies it with the working directory, next time to another place
         path = path.absolute()
         return str(path) if name != "model" or path.is_dir() else value
     for number in (int, float):
@@ -258,5 +259,5 @@ def _kept(parser: Parser) -> list[argparse.Action]:
 
 
 def _name(action: argparse.Action) -> str:
-    """The long name without its dashes; empty for what has none."""
+    """Return the long name of an option without its dashes, or "" if it has none."""
     return next((text[2:] for text in action.option_strings if text.startswith("--")), "")

@@ -1,4 +1,4 @@
-"""What every captioning job does with its command line: parse, run, one line for what went wrong.
+"""Parse the command line of a job, run the job, and report a failure in one line.
 
 Only the standard library is imported until the arguments are known to be good.
 """
@@ -23,11 +23,11 @@ def run_command(
     arguments: Sequence[str] | None,
     work: Callable[[argparse.Namespace], object] | None = None,
 ) -> int:
-    """Run the job of a parser; the exit code.
+    """Run the job of a parser and return its exit code.
 
     Args:
         make_parser: makes a parser with the options that `pipeline_config` reads.
-        arguments: of the command line; None means those of this process.
+        arguments: the command line; None for that of this process.
         work: does what the options say and returns what to print; None runs the pipeline.
     """
     from jobs.cli import config_file
@@ -87,7 +87,7 @@ def _fail_if_errors(prog: str, share: float | None, done: object) -> int:
 
 
 def _dry_run(config: "PipelineConfig") -> object:
-    """What a run would do, with the GPUs of this machine in place of the cluster's."""
+    """Tell what a run would do, with the GPUs of this machine in place of the cluster's."""
     import torch
 
     from jobs.cli.ray_cluster import find_address

@@ -1,4 +1,4 @@
-"""The `PipelineConfig` that the options of `jobs.cli.options` make; loads the libraries."""
+"""Turn the options of `jobs.cli.options` into a `PipelineConfig`; imports the libraries."""
 
 import argparse
 import os
@@ -21,14 +21,14 @@ from pipeline.schema import ErrorCode, InputColumns
 
 
 def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
-    """What the options ask for; finds the checkpoint.
+    """Make the configuration that the options ask for, and find the checkpoint.
 
     Raises:
-        ValueError: a value cannot work; the message names it.
+        ValueError: a value is invalid; the message names it.
     """
     refuse_unsafe_settings(os.environ)  # before any file is opened
     refuse_relative(options.output, "--output")
-    if not Path(options.input).exists():  # what was submitted along may be named by its place
+    if not Path(options.input).exists():  # a file in the submitted directory may be relative
         refuse_relative(options.input, "--input")
     if options.prompts is not None and options.prompt_column is not None:
         raise ValueError("--prompt-column and --prompts exclude each other; name the column in one")
@@ -105,20 +105,22 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
 
 
 def _windows(options: argparse.Namespace) -> Windows | None:
-    """Those of documents or of long videos.
+    """Return the windows of documents or of long videos; None for whole videos and images.
 
     Raises:
-        ValueError: the options do not make any.
+        ValueError: the options contradict each other.
     """
     if options.pages_per_prompt != NO_PAGES:
         return PageWindows(
             pages_per_prompt=options.pages_per_prompt, answer_tokens=options.max_tokens
         )
     if options.merge_prompt != MERGE_PROMPT and not options.merge:
-        raise ValueError("--merge-prompt needs --merge, which asks it")
+        raise ValueError("--merge-prompt needs --merge, which sends it to the model")
     if options.window_s is None:
         if options.merge or options.window_overlap_s is not None:
-            raise ValueError("--merge and --window-overlap-s need --window-s, the windows' length")
+            raise ValueError(
+                "--merge and --window-overlap-s need --window-s, the length of the windows"
+            )
         return None
     return TimeWindows(
         length_s=options.window_s,
@@ -128,7 +130,6 @@ def _windows(options: argparse.Namespace) -> Windows | None:
 
 
 def _frame_sampling(options: argparse.Namespace) -> FrameSampling:
-
     num_frames, fps = options.frames, options.fps
     if num_frames is None and fps is None and options.at is None:
         num_frames, fps = (8, None) if options.tokens_per_row is None else (None, 1.0)
@@ -142,16 +143,16 @@ def _frame_sampling(options: argparse.Namespace) -> FrameSampling:
 
 
 def _fair_threads(options: argparse.Namespace) -> int:
-    """Half of the CPUs, shared by all ranks."""
+    """Return the threads of each rank: half of the CPUs, divided by the ranks."""
     num_ranks = (options.groups or 1) * (options.expert_parallel or 1)
     return max(1, (os.cpu_count() or 1) // 2 // num_ranks)
 
 
 def _error_codes(text: str | None) -> tuple[ErrorCode, ...]:
-    """The codes in `--retry-failed`.
+    """Parse the codes in `--retry-failed`.
 
     Raises:
-        ValueError: there is no such code, or none at all.
+        ValueError: a code is unknown, or the list is empty.
     """
     if text is None:
         return ()
@@ -159,7 +160,9 @@ def _error_codes(text: str | None) -> tuple[ErrorCode, ...]:
         return tuple(ErrorCode)
     names = parse_names(text)
     if not names:
-        raise ValueError(f"--retry-failed: {text!r} names no error code; leave it out for all")
+        raise ValueError(
+            f"--retry-failed: {text!r} names no error code; give no value to retry all"
+        )
     unknown = [name for name in names if name not in set(ErrorCode)]
     if unknown:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Processes of this machine, run together, found in /proc, killed: for drills and measurements."""
+"""Find, kill and inspect processes of this machine, for chaos runs and measurements."""
 
 import os
 import re
@@ -10,19 +10,19 @@ from pipeline.cluster.processes import descendants
 
 
 def find(pid: int, sign: re.Pattern[bytes]) -> list[int]:
-    """The descendants of a process whose command line holds a sign."""
+    """Return the descendants of a process whose command line matches `sign`."""
     return [each for each in descendants(pid) if sign.search(command_line(each))]
 
 
 def command_line(pid: int) -> bytes:
-    """Its arguments, each with a zero behind it; nothing where it has ended."""
+    """Return the arguments of a process, each followed by a zero byte; empty if it has ended."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there and has not ended."""
+    """Tell whether a process exists and has not ended."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -46,7 +46,7 @@ def _send(pid: int, signum: signal.Signals) -> bool:
 
 
 def private_bytes(pid: int) -> int:
-    """Resident memory of a process that it does not share, such as by the object store."""
+    """Return the resident memory that a process shares with no other, in bytes."""
     with suppress(OSError):
         pages = Path(f"/proc/{pid}/statm").read_text().split()
         return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")

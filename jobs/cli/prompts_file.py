@@ -1,11 +1,11 @@
-"""`--prompts prompts.yaml`: several prompts for each row, each with a column of its own.
+"""Read `--prompts prompts.yaml`: several prompts for each row, each with an output column.
 
-mood: What is the mood of this clip?          # a name and a text
+mood: What is the mood of this clip?          # a name and the text of the prompt
 safety:
-  text: "Does {title} show anything dangerous?"   # {column} is a row's value
-  max-tokens: 64                              # options of the command, for this one alone
-  schema: safety.json                         # its column has the type that the schema says
-  as: json                                    # unless it is to be text
+  text: "Does {title} show anything dangerous?"   # {column} inserts a value of the row
+  max-tokens: 64                              # an option of the command, for this prompt only
+  schema: safety.json                         # its column gets the type of the schema
+  as: json                                    # keeps the column as JSON text
 """
 
 import difflib
@@ -21,7 +21,7 @@ from model.engine.sequence import SamplingParams
 from pipeline.prompts.answer_type import answer_type
 from pipeline.prompts.named_prompts import NamedPrompt
 
-# Options of the command that a prompt may have for itself -> fields of SamplingParams.
+# Options that a prompt may set for itself, with their fields of SamplingParams and types.
 _OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "max-tokens": ("max_tokens", int),
     "temperature": ("temperature", (int, float)),
@@ -36,14 +36,14 @@ _FORMS = ("typed", "json")
 
 
 def read_named_prompts(path: str, sampling: SamplingParams) -> tuple[NamedPrompt, ...]:
-    """Read the named prompts of a file.
+    """Read the prompts of a file.
 
     Args:
-        path: of the YAML file.
-        sampling: of the command, for what a prompt does not set.
+        path: the YAML file.
+        sampling: settings of the command, for all that a prompt does not set.
 
     Raises:
-        ValueError: the file or a prompt is wrong; the message names both.
+        ValueError: the file or a prompt is invalid; the message names both.
     """
     try:
         values = read_mapping(path)
@@ -62,7 +62,7 @@ def read_named_prompts(path: str, sampling: SamplingParams) -> tuple[NamedPrompt
 
 def _named_prompt(name: Any, value: Any, sampling: SamplingParams, folder: Path) -> NamedPrompt:
     if not isinstance(name, str) or not name.strip():
-        raise ValueError("a prompt needs a name that is text; quote it")
+        raise ValueError("the name of a prompt must be text; quote it")
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
@@ -79,7 +79,7 @@ def _named_prompt(name: Any, value: Any, sampling: SamplingParams, folder: Path)
 
 
 def _changes(value: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings that a prompt has for itself."""
+    """Return the settings that a prompt sets for itself."""
     changes: dict[str, Any] = {}
     for key, (option, kind) in _OPTIONS.items():
         if key in value:
@@ -97,18 +97,18 @@ def _changes(value: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _is_typed(name: str, form: Any, sampling: SamplingParams) -> bool:
-    """Whether answers with a schema have its type, as they do but for `caption`, which is text."""
+    """Tell whether the column of a prompt gets the type of its schema; `caption` never does."""
     if form is None:
         return sampling.schema is not None and name != "caption"
     if form not in _FORMS:
         raise ValueError(f"as must be {' or '.join(_FORMS)}, got {form!r}")
     if sampling.schema is None:
-        raise ValueError("as is for answers with a schema, and there is none")
+        raise ValueError("`as` needs a schema, and this prompt has none")
     return form == "typed"
 
 
 def _closed(schema: str | None) -> str:
-    """The schema that the answers of a typed column follow."""
+    """Return the schema that the answers of a typed column follow."""
     try:
         return answer_type(schema or "").schema
     except ValueError as error:
@@ -116,12 +116,12 @@ def _closed(schema: str | None) -> str:
 
 
 def _schema(value: Any, folder: Path) -> str:
-    """The JSON text of a schema: in a file beside the prompts, or in place."""
+    """Return the JSON text of a schema, given in place or as a file beside the prompts."""
     if isinstance(value, str):
         return read_schema(str(folder / value))
     if isinstance(value, dict):
         try:
             return json.dumps(value)
-        except TypeError as error:  # YAML knows dates
+        except TypeError as error:  # YAML has dates, JSON has none
             raise ValueError(f"schema is not JSON: {error}; quote the value") from error
     raise ValueError(f"schema must be a file or a mapping, got {value!r}")

@@ -1,13 +1,13 @@
-"""`connect`: the Ray that a job runs on, found or started, and left clean.
+"""Find or start the Ray that a job runs on, and leave no process of it behind (`connect`).
 
 | where the job runs | Ray |
 |---|---|
 | inside `ray job submit`, or with RAY_ADDRESS set | that cluster |
 | on a machine where `ray start` runs | that cluster |
-| anywhere else | a private one that ends with the job |
+| anywhere else | a private Ray that ends with the job |
 
-Each known trap on the way ends in a message that says what to do. Ray's environment variables are
-read here and nowhere else.
+Each known way to fail ends in a message that says what to do. Ray's environment variables are read
+here and nowhere else.
 """
 
 import ctypes
@@ -33,14 +33,14 @@ from ray.exceptions import AuthenticationError
 from jobs.cli.processes import command_line
 from pipeline.cluster.processes import descendants
 
-ROOT = Path(__file__).resolve().parents[2]  # of the packages, for `import` on the workers
+ROOT = Path(__file__).resolve().parents[2]  # folder of the packages, which workers import
 
 _ANSWER_TIMEOUT_S = 10.0
-_END_TIMEOUT_S = 5.0  # for the workers of a private Ray
+_END_TIMEOUT_S = 5.0  # for the workers of a private Ray to end by themselves
 _FATAL = 3  # of `RayLogLevel` in src/ray/util/logging.h
-_NUM_TRIES = 2  # to talk to a cluster; each takes up to 40 s
+_NUM_TRIES = 2  # to connect to a cluster; each takes up to 40 s
 
-# Each of these makes Ray unpickle, that is run, what a Parquet file brings along.
+# With each of these, Ray unpickles data in a Parquet file, which can run code of that file.
 _UNSAFE_SETTINGS = (
     "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
     "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
@@ -57,13 +57,13 @@ or, on a machine that nobody else can reach, do without tokens, in every shell:
 
 @contextmanager
 def connect() -> Iterator[None]:
-    """Connect this process to Ray for the time of a `with`.
+    """Connect this process to Ray during a `with`.
 
     Ctrl-C and SIGTERM leave the `with` like an exception and end the process with 130 or 143, after
-    Ray was shut down. A Ray that was connected before is used and stays.
+    Ray was shut down. If this process is connected already, that Ray is used and stays.
 
     Raises:
-        ValueError: an environment variable must not be set as it is.
+        ValueError: an environment variable has a value that is not allowed.
         ConnectionError: the cluster that the environment names cannot be used.
     """
     refuse_unsafe_settings(os.environ)
@@ -71,7 +71,7 @@ def connect() -> Iterator[None]:
         yield
         return
     address = find_address(os.environ)
-    others = set(_workers())  # of another Ray below this process
+    others = set(_workers())  # workers of another Ray that this process started
     try:
         if address is None:
             _start_local()
@@ -86,15 +86,15 @@ def connect() -> Iterator[None]:
 
 
 def _workers() -> Iterator[int]:
-    """The processes below this one that a private Ray started to work."""
+    """Yield the worker processes of a private Ray, which are descendants of this process."""
     return (pid for pid in descendants(os.getpid()) if command_line(pid).startswith(b"ray::"))
 
 
 @contextmanager
 def _ended(processes: Set[int]) -> Iterator[None]:
-    """Kill those that are still there some seconds after the `with`.
+    """Kill the processes that still exist some seconds after the `with`.
 
-    A worker of Ray 2.60 may hang in its own exit, and nothing ends it once its Ray is gone.
+    A worker of Ray 2.60 may hang while it exits, and nothing ends it once its Ray is gone.
     """
     handles: list[int] = []
     for pid in processes:
@@ -106,14 +106,14 @@ def _ended(processes: Set[int]) -> Iterator[None]:
         deadline = time.monotonic() + _END_TIMEOUT_S
         for handle in handles:
             poll = select.poll()
-            poll.register(handle, select.POLLIN)  # it has ended
+            poll.register(handle, select.POLLIN)  # readable once the process has ended
             if not poll.poll(1e3 * max(0.0, deadline - time.monotonic())):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
             os.close(handle)
 
 
 def is_in_copy() -> bool:
-    """Whether this process runs in Ray's copy of a submitted working directory."""
+    """Tell whether this process runs in Ray's copy of a submitted working directory."""
     parts = Path.cwd().parts
     return ("runtime_resources", "working_dir_files") in itertools.pairwise(parts)
 
@@ -122,24 +122,24 @@ def refuse_relative(path: str, flag: str) -> None:
     """Refuse a relative path where it would point into Ray's copy of the working directory.
 
     Args:
-        path: a path or URI that a user gave.
-        flag: the option that it was given with, for the message.
+        path: a path or URI that the user gave.
+        flag: the option, for the message.
 
     Raises:
-        ValueError: it does.
+        ValueError: the path is relative and this process runs in such a copy.
     """
     if is_in_copy() and "://" not in path and not Path(path).is_absolute():
         raise ValueError(
-            f"{flag} {path} is relative, but this job runs in {Path.cwd()}, a copy of the "
-            "submitted working directory that Ray deletes; give an absolute path or a URI"
+            f"{flag} {path} is relative, but Ray runs this job in {Path.cwd()}, a copy of the "
+            "submitted working directory that it deletes; give an absolute path or a URI"
         )
 
 
 def refuse_unsafe_settings(environment: Mapping[str, str]) -> None:
-    """Refuse to start where reading a Parquet file could run code that the file contains.
+    """Refuse to start if reading a Parquet file could run code that the file contains.
 
     Raises:
-        ValueError: a setting allows that; the message names it.
+        ValueError: an environment variable allows that; the message names it.
     """
     for name in _UNSAFE_SETTINGS:
         if environment.get(name, "").lower() not in ("", "0", "false"):
@@ -150,10 +150,10 @@ def refuse_unsafe_settings(environment: Mapping[str, str]) -> None:
 
 
 def find_address(environment: Mapping[str, str]) -> str | None:
-    """The address of the cluster to use, or None to start a private Ray.
+    """Return the address of the cluster to use, or None to start a private Ray.
 
     Raises:
-        ValueError: RAY_ADDRESS is of a kind that cannot run a job.
+        ValueError: RAY_ADDRESS is a kind of address that cannot run a job.
         ConnectionError: nothing answers at RAY_ADDRESS.
     """
     named = environment.get("RAY_ADDRESS", "")
@@ -179,7 +179,7 @@ def find_address(environment: Mapping[str, str]) -> str | None:
 
 
 def _address_of_ray_start(environment: Mapping[str, str]) -> str | None:
-    """What the last `ray start` on this machine wrote down; it may be long dead."""
+    """Return the address that the last `ray start` here stored; that Ray may have ended."""
     # As `get_default_ray_temp_dir` in ray/_common/utils.py.
     temp = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
     try:
@@ -189,7 +189,10 @@ def _address_of_ray_start(environment: Mapping[str, str]) -> str | None:
 
 
 def _reason_for_silence(address: str) -> str | None:
-    """Why nothing answers at host:port, where Ray would try for minutes; None if something does."""
+    """Return why nothing answers at host:port, or None if something does.
+
+    Ray itself would try for minutes.
+    """
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_TIMEOUT_S).close()
@@ -204,14 +207,14 @@ def _start_local() -> None:
     """Start a Ray that only this process and its children can use."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning
-    # Ray would have all workers give way to the driver, engines too, and no process can take that
-    # back; only what prepares rows should (`pipeline.cluster.processes`).
+    # Ray would lower the priority of all workers, engines too, and no process can raise it again;
+    # only the workers that prepare rows should run at a lower one (`pipeline.cluster.processes`).
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # A token of our own: Ray would leave one in ~/.ray/auth_token, and with that file there the
+    # A token of our own: Ray would store one in ~/.ray/auth_token, and once that file exists, the
     # next `ray start` asks for tokens that the next `ray job submit` does not send.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # The size of the object store is Ray's choice, which knows containers and a small /dev/shm.
+    # Ray chooses the size of the object store: it considers containers and a small /dev/shm.
     ray.init(
         address="local",
         include_dashboard=False,
@@ -257,18 +260,18 @@ def _connect_to(address: str) -> None:
 
 
 def _runtime_env(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Let the workers import this repository; never `working_dir`, which `ray job submit` sets."""
+    """Let workers import this repository; set no `working_dir`, which `ray job submit` sets."""
     submitted = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     env_vars = (submitted.get("runtime_env") or {}).get("env_vars") or {}
     if "PYTHONPATH" in env_vars:
-        return {}  # Ray refuses to merge two values; the submitter's counts
+        return {}  # Ray refuses to merge two values, so the submitter's value is kept
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
 
 
 @contextmanager
 def _set(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable that is not set, for the time of a `with`."""
+    """Set an environment variable during a `with`, unless it is set already."""
     if name in os.environ:
         yield
         return
@@ -294,7 +297,7 @@ def ended_by_signals() -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except SystemExit:
-        if received:  # while it waits, Ray replaces the exit code by its own
+        if received:  # Ray replaces the exit code by its own while it waits
             raise SystemExit(128 + received[0]) from None
         raise
     finally:

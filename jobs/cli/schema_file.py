@@ -1,4 +1,4 @@
-"""`--schema`: a JSON Schema from a file, or from a pydantic model in a Python file."""
+"""Read `--schema`: a JSON Schema from a file, or from a pydantic model in a Python file."""
 
 import importlib.util
 import json
@@ -8,14 +8,14 @@ from types import ModuleType
 
 
 def read_schema(value: str) -> str:
-    """The JSON text of a schema, its properties in their order.
+    """Return the JSON text of a schema, with its properties in their order.
 
     Args:
         value: `file.json` with a JSON Schema, or `file.py:Model` with a pydantic model. The Python
-            file is run here, with all that it imports.
+            file is run in this process, with all that it imports.
 
     Raises:
-        ValueError: there is no such file or model, or it holds something else.
+        ValueError: there is no such file or model, or it is not a schema.
     """
     path, colon, name = value.rpartition(":")
     if colon and path.endswith(".py"):
@@ -42,18 +42,18 @@ def _schema_of_model(path: Path, name: str) -> dict[str, object]:
             return model.model_json_schema()
         except PydanticUserError as error:
             raise ValueError(f"--schema: {name} has no JSON Schema: {error}") from error
-    raise ValueError(f"--schema: {path} has no pydantic model {name!r}, but {model!r} there")
+    raise ValueError(f"--schema: {name!r} in {path} is {model!r}, not a pydantic model")
 
 
 def _run(path: Path) -> ModuleType:
-    """The module of a Python file."""
-    # Under a name that is nobody's: annotations are looked up in the module of that name.
+    """Run a Python file and return it as a module."""
+    # The module needs a name that no other module has: pydantic looks annotations up by that name.
     spec = importlib.util.spec_from_file_location(f"_schema_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"--schema: there is no Python file {path}")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does
+    except Exception as error:  # the user's file may raise anything
         raise ValueError(f"--schema: {path} fails: {type(error).__name__}: {error}") from error
     return module

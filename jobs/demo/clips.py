@@ -1,9 +1,7 @@
-"""The demo's input: short H.264 clips of moving shapes with their right captions, in Parquet.
+"""Write the input of the demo: short H.264 clips of moving shapes with their right captions.
 
-The clips come from the test split of `scenes`, which training never draws from. A clip depends on
-the seed and its own number alone, so a longer file begins with the clips of a shorter one.
-
-Letters: N frames of a clip.
+The clips come from the test split of `scenes`, which training never uses. A clip depends only on
+the seed and its own number, so a longer file begins with the clips of a shorter one.
 """
 
 import io
@@ -20,12 +18,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from jobs.demo.language import caption
-from jobs.demo.scenes import (
-    SPLITS,
-    Difficulty,
-    draw,
-    random_scene,
-)
+from jobs.demo.scenes import SPLITS, Difficulty, draw, random_scene
 from model.inputs.processor import Item
 
 SCHEMA = pa.schema(
@@ -99,7 +92,7 @@ def encode(frames: Iterable[NDArray[np.uint8]], rate: int, **options: str) -> by
 
 
 def _clip(number: int, seed: int, difficulty: Difficulty | None) -> dict[str, Any]:
-    """One row of SCHEMA."""
+    """Make one row of SCHEMA."""
     scene = random_scene(seed, difficulty)
     rng = np.random.default_rng((seed, 2))
     width_px, height_px = _SIZES[rng.integers(len(_SIZES))]
@@ -120,7 +113,7 @@ def _clip(number: int, seed: int, difficulty: Difficulty | None) -> dict[str, An
 def with_timestamps(
     frames: Sequence[NDArray[np.uint8]], times_s: NDArray[np.float64], style: str
 ) -> list[Item]:
-    """The frames, each behind its time if the style has one."""
+    """Put the time of each frame before it, in the given style."""
     content: list[Item] = []
     for frame, time_s in zip(frames, times_s.tolist(), strict=True):
         if style == "seconds":

@@ -1,7 +1,7 @@
-"""A PNG that shows at a glance what a model was shown and what it said.
+"""Draw a PNG that shows the frames that a model saw, and its captions.
 
-One row per clip: some of its frames with their times, beside its title, the caption and, where it
-is known, the truth. Captions are untrusted text: what the font cannot show is replaced.
+There is one row per clip: some of its frames with their times, beside its title, the caption and
+the truth, if known. Captions are untrusted text: characters that the font lacks are replaced.
 """
 
 import unicodedata
@@ -17,11 +17,11 @@ _MAX_FRAMES = 6
 _FRAME_PX = (150, 116)  # the box into which each frame is fitted
 _GAP_PX = 6
 _MARGIN_PX = 28
-_PADDING_PX = 16  # of a row
-_TEXT_PX = 470  # width of the column of text
+_PADDING_PX = 16  # around the content of a row
+_TEXT_PX = 470  # width of the text column
 _LINE_PX = 21
 _MAX_LINES = 4  # of a caption
-_MAX_CHARACTERS = 1000  # more than fit
+_MAX_CHARACTERS = 1000  # of a caption: more than fit
 
 _PAPER = (250, 250, 248)
 _CARD = (255, 255, 255)
@@ -30,20 +30,20 @@ _INK = (28, 28, 30)
 _FAINT = (130, 130, 128)
 _TRUTH = (20, 110, 70)
 
-_STRIP_PX = _MAX_FRAMES * (_FRAME_PX[0] + _GAP_PX)
-_WIDTH_PX = 2 * (_MARGIN_PX + _PADDING_PX) + _STRIP_PX + _PADDING_PX + _TEXT_PX
+_FRAMES_PX = _MAX_FRAMES * (_FRAME_PX[0] + _GAP_PX)
+_WIDTH_PX = 2 * (_MARGIN_PX + _PADDING_PX) + _FRAMES_PX + _PADDING_PX + _TEXT_PX
 _TIMES_PX = 20  # height of the line below the frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class SheetRow:
-    """What is shown of one clip."""
+    """The frames and texts of one clip."""
 
     frames: NDArray[np.uint8]  # [I, H, W, 3] RGB; I may be 0
     times_s: NDArray[np.float64]  # [I]
     title: str
     caption: str
-    truth: str = ""  # "" where it is not known
+    truth: str = ""  # "" if unknown
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[3] != 3:
@@ -88,11 +88,11 @@ def _lines(row: SheetRow) -> list[_Line]:
 
 
 def _height_px(row: SheetRow, lines: Sequence[_Line]) -> int:
-    return 2 * _PADDING_PX + max(_strip_px(row) + _TIMES_PX, len(lines) * _LINE_PX)
+    return 2 * _PADDING_PX + max(_frames_height_px(row) + _TIMES_PX, len(lines) * _LINE_PX)
 
 
-def _strip_px(row: SheetRow) -> int:
-    """The height of the strip of frames."""
+def _frames_height_px(row: SheetRow) -> int:
+    """Return the height of the frames of a row, in pixels."""
     _, height, width, _ = row.frames.shape
     return min(_FRAME_PX[1], max(1, round(_FRAME_PX[0] * height / width)))
 
@@ -108,16 +108,16 @@ def _draw_row(
         _write(draw, (left, top + _LINE_PX / 2), _Line("no frames", 13, _FAINT), "lm")
     for column, index in enumerate(_chosen(len(row.frames))):
         x = left + column * (_FRAME_PX[0] + _GAP_PX)
-        _paste(sheet, row.frames[index], (x, top), _strip_px(row))
-        centre = x + _FRAME_PX[0] / 2, top + _strip_px(row) + _TIMES_PX / 2
+        _paste(sheet, row.frames[index], (x, top), _frames_height_px(row))
+        centre = x + _FRAME_PX[0] / 2, top + _frames_height_px(row) + _TIMES_PX / 2
         _write(draw, centre, _Line(f"{row.times_s[index]:.2f} s", 12, _FAINT), "mm")
     for number, line in enumerate(lines):
         middle = top + number * _LINE_PX + _LINE_PX / 2
-        _write(draw, (left + _STRIP_PX + _PADDING_PX, middle), line, "lm")
+        _write(draw, (left + _FRAMES_PX + _PADDING_PX, middle), line, "lm")
 
 
 def _chosen(num_frames: int) -> list[int]:
-    """At most so many frames as there is room for, the first and the last among them."""
+    """Return the indices of the frames that fit, with the first and the last among them."""
     if num_frames <= _MAX_FRAMES:
         return list(range(num_frames))
     return np.linspace(0, num_frames - 1, _MAX_FRAMES).round().astype(int).tolist()
@@ -141,7 +141,7 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], line: _Line, a
 
 
 def _wrap(text: str, size: int, max_lines: int = _MAX_LINES) -> list[str]:
-    """Break a text into lines of the column; what does not fit is cut off with dots."""
+    """Break a text into lines of the column; end with dots if it does not fit."""
     font = ImageFont.load_default(size)
     words = _drawable(text).split()
     lines: list[str] = []
@@ -151,7 +151,7 @@ def _wrap(text: str, size: int, max_lines: int = _MAX_LINES) -> list[str]:
             count += 1
         line = " ".join(words[:count])
         words = words[count:]
-        if font.getlength(line) > _TEXT_PX:  # one word that is too long
+        if font.getlength(line) > _TEXT_PX:  # a single word is too long
             line, rest = _break(line, font)
             words = [rest, *words]
         lines.append(line)
@@ -168,7 +168,7 @@ def _break(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tup
 
 
 def _drawable(text: str) -> str:
-    """The beginning of a text in ASCII, which is all that Pillow's own font has."""
+    """Return the beginning of a text in ASCII: Pillow's own font has no other characters."""
     letters = unicodedata.normalize("NFKD", text[:_MAX_CHARACTERS])
     bare = (each for each in letters if not unicodedata.combining(each))
     return "".join(

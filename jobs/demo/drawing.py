@@ -1,4 +1,4 @@
-"""Shapes and words as coverage of pixels, with smooth edges.
+"""Compute how much of each pixel shapes and words cover, with smooth edges.
 
 Letters: N frames.
 """
@@ -16,7 +16,7 @@ def cover_of(
     radius: NDArray[np.float64],
     size_px: tuple[int, int],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """How much a shape covers of the pixels around it.
+    """Compute how much of each pixel a shape covers, in a square around it.
 
     Args:
         kind: "circle", "square", "triangle" or "cross".
@@ -42,13 +42,13 @@ def cover_of(
 def _distance(
     kind: str, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Signed distance in pixels from a shape's border, negative inside."""
+    """Return the signed distance from the border of a shape, in pixels; negative inside."""
     across, down = np.abs(dx), np.abs(dy)
     if kind == "circle":
         return np.hypot(dx, dy, dtype=np.float32) - radius
     if kind == "square":
         return np.maximum(across, down) - 0.86 * radius
-    if kind == "triangle":  # its apex is at the top, its sides lean 1 : 2
+    if kind == "triangle":  # the apex is at the top, and the sides have a slope of 2 : 1
         sides = np.float32(0.894) * across - np.float32(0.447) * (dy + radius)
         return np.maximum(sides, dy - 0.8 * radius)
     bar = 0.33 * radius
@@ -59,7 +59,7 @@ def _distance(
 
 @cache
 def cover_of_text(text: str, width_px: int, height_px: int, band: float) -> NDArray[np.float32]:
-    """How much text covers of each pixel of a frame, in the top `band` of its height."""
+    """Compute how much of each pixel text covers, in the top `band` of the frame's height."""
     size = min(height_px * band, width_px / 3.2) * 0.95
     mask = Image.new("L", (width_px, height_px))
     font = ImageFont.load_default(size)

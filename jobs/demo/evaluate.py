@@ -1,10 +1,10 @@
-"""Measure a demo checkpoint on clips that it has never seen.
+"""Measure a demo checkpoint on clips that it was not trained on.
 
     python -m jobs.demo.evaluate --clips 256
 
-Clips of the held-out split are written to Parquet and captioned by the pipeline and the engine, as
-a job does it: one run for each number of frames, questions through the prompt column. The last line
-printed is one JSON object with everything that was measured.
+Clips of the held-out split are written to Parquet and captioned by the pipeline, as in a job: one
+run for each number of frames, with questions in the prompt column. The last line is one JSON object
+with all measurements.
 
 Letters: E routed experts.
 """
@@ -49,7 +49,7 @@ from pipeline.schema import InputColumns
 SIZES = ((224, 168), (168, 224), (196, 196), (252, 140))  # width and height
 RATE = 10
 NUM_FRAMES = (1, 2, 4, 8, 16)
-ASKED_FRAMES = 8  # with which questions are asked, and which the main numbers are about
+ASKED_FRAMES = 8  # number of frames for the questions and for the main numbers
 _MAX_TOKENS = 96
 _ENGINE = EngineConfig(max_model_len=1024, cache_gib=0.5)
 
@@ -62,7 +62,7 @@ class Clip:
     video: bytes
 
     def frames(self, num_frames: int) -> Frames:
-        """The frames that a job would look at."""
+        """Decode the frames that a job would sample."""
         request = FrameRequest(sampling=FrameSampling(num_frames=num_frames))
         return decode_media(self.video, [request])[0].media[0]
 
@@ -77,12 +77,12 @@ class Row:
 
     @property
     def prompt(self) -> str:
-        """What the model is asked."""
+        """The prompt of the row."""
         return VIDEO_PROMPT if self.question is None else self.question.text
 
 
 class RouterLoad:
-    """Counts how often each expert of an engine's model is chosen."""
+    """Counts how often the routers of a model choose each expert."""
 
     def __init__(self, model: nn.Module) -> None:
         self.counts: dict[str, Tensor] = {}
@@ -98,7 +98,7 @@ class RouterLoad:
         return count
 
     def relative(self) -> dict[str, list[float]]:
-        """The load of each expert by layer, in units of the layer's mean."""
+        """Return the load of each expert by layer, as a multiple of the layer's mean."""
         return {
             name.removeprefix("language_model.model."): [
                 round(value, 3) for value in (counts / counts.mean()).tolist()
@@ -108,7 +108,7 @@ class RouterLoad:
 
 
 def make_clips(split: Split, num_clips: int, run_seed: int = 1) -> list[Clip]:
-    """Encoded clips of a split, of several sizes."""
+    """Encode clips of a split, in several sizes."""
     clips: list[Clip] = []
     for number in range(num_clips):
         scene = random_scene(first_seed(split, run_seed, number))
@@ -119,7 +119,7 @@ def make_clips(split: Split, num_clips: int, run_seed: int = 1) -> list[Clip]:
 
 
 def questions_about(clips: Sequence[Clip]) -> list[Row]:
-    """Two questions about each clip: an open one and one with answers to choose from."""
+    """Make two questions about each clip: an open one and a multiple-choice one."""
     rng = np.random.default_rng(0)
     rows: list[Row] = []
     for clip in clips:
@@ -133,7 +133,7 @@ def questions_about(clips: Sequence[Clip]) -> list[Row]:
 def answers(
     checkpoint: Path, rows: Sequence[Row], num_frames: int, timestamps: Timestamps, folder: Path
 ) -> list[str]:
-    """What the job answers to each row; "" where it failed. Uses the Ray that is connected."""
+    """Return the answers of a job to all rows, "" for failed rows; Ray must be connected."""
     folder.mkdir(parents=True)
     table = pa.table(
         {
@@ -181,7 +181,7 @@ def evaluate(
     timestamps: Timestamps = "seconds",
     num_frames: Sequence[int] = NUM_FRAMES,
 ) -> dict[str, object]:
-    """Everything that is measured of a checkpoint; `num_frames` has 1 and ASKED_FRAMES."""
+    """Measure everything about a checkpoint; `num_frames` must contain 1 and ASKED_FRAMES."""
     clips = make_clips(split, num_clips)
     captions = [Row(clip=clip, form="caption") for clip in clips]
     asked = questions_about(clips)
@@ -192,8 +192,8 @@ def evaluate(
             texts = answers(checkpoint, rows, number, timestamps, Path(folder) / str(number))
             accuracies[number] = judge(rows, texts)
     main = accuracies[ASKED_FRAMES]
-    watched = watch_engine(checkpoint, clips[:64])
-    flat = [load for layer in watched.loads.values() for load in layer]
+    engine_run = run_engine(checkpoint, clips[:64])
+    flat = [load for layer in engine_run.loads.values() for load in layer]
     return {
         **{kind: main.fraction(kind) for kind in ("shape", "colour", "count", "motion")},
         "motion_1_frame": accuracies[1].fraction("motion"),
@@ -207,23 +207,23 @@ def evaluate(
             f"{kind}_by_frames": {n: accuracy.fraction(kind) for n, accuracy in accuracies.items()}
             for kind in ("shape", "motion", "event", "caption")
         },
-        "expert_load": watched.loads,
+        "expert_load": engine_run.loads,
         "least_expert_load": min(flat),
         "most_expert_load": max(flat),
-        "seconds_per_clip": watched.seconds,
+        "seconds_per_clip": engine_run.seconds,
     }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
-    """What was seen of an engine in this process, on one thread."""
+class EngineRun:
+    """The captions, expert loads and speed of an engine in this process, on one thread."""
 
     captions: list[str]
-    loads: dict[str, list[float]]  # of each expert by layer, in units of the layer's mean
-    seconds: float  # the least that one clip took, decoding included
+    loads: dict[str, list[float]]  # of each expert by layer, as multiples of the layer's mean
+    seconds: float  # of the fastest clip, decoding included
 
 
-def watch_engine(checkpoint: Path, clips: Sequence[Clip]) -> Watched:
+def run_engine(checkpoint: Path, clips: Sequence[Clip]) -> EngineRun:
     """Caption clips one by one, without Ray."""
     processor = Processor.from_checkpoint(checkpoint)
     engine = Engine.from_checkpoint(checkpoint, _ENGINE)
@@ -242,11 +242,11 @@ def watch_engine(checkpoint: Path, clips: Sequence[Clip]) -> Watched:
                     raise answer
                 captions.append(answer.text)
         took.append(time.perf_counter() - started_s)
-    return Watched(captions=captions, loads=loads.relative(), seconds=round(min(took), 3))
+    return EngineRun(captions=captions, loads=loads.relative(), seconds=round(min(took), 3))
 
 
 def print_table(measured: Mapping[str, object]) -> None:
-    """Show what was measured, one line each."""
+    """Print the measurements, one per line."""
     for name, value in measured.items():
         if isinstance(value, dict):
             print(f"{name}:")
@@ -263,10 +263,10 @@ def print_table(measured: Mapping[str, object]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate, print a table and one line of JSON."""
+    """Evaluate, and print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="demo", help="checkpoint directory; default: demo")
-    parser.add_argument("--clips", type=int, default=256)
+    parser.add_argument("--model", default="demo", help="checkpoint (default: demo)")
+    parser.add_argument("--clips", type=int, default=256, help="number of clips (default: 256)")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--timestamps", choices=("none", "seconds", "mm:ss"), default="seconds")
     options = parser.parse_args(arguments)

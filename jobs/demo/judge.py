@@ -1,47 +1,47 @@
-"""How much of an answer is right: captions attribute by attribute, questions as a whole."""
+"""Judge answers: captions attribute by attribute, questions as a whole."""
 
 from collections import Counter
 
 from jobs.demo.language import read_caption
 
-# Unlike any size, colour, shape or motion; "" is the size of what grows.
+# Equal to no size, colour, shape or motion; "" is the size of shapes that grow.
 _MISSING = ("missing", "missing", "missing", "missing")
 
 
 class Accuracy:
-    """How many of each kind were right."""
+    """Counts how many answers of each kind were asked for and right."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
         self.right: Counter[str] = Counter()
 
     def add(self, kind: str, *, is_right: bool) -> None:
-        """Count one."""
+        """Count one answer."""
         self.asked[kind] += 1
         self.right[kind] += is_right
 
     def fraction(self, kind: str) -> float:
-        """Right of asked; 0 if none was asked."""
+        """Return the fraction of right answers of a kind; 0 if none was asked for."""
         return round(self.right[kind] / max(1, self.asked[kind]), 4)
 
     def fractions(self) -> dict[str, float]:
-        """By kind."""
+        """Return all fractions by kind."""
         return {kind: self.fraction(kind) for kind in sorted(self.asked)}
 
 
 def judge_caption(accuracy: Accuracy, right_caption: str, text: str) -> None:
     """Compare a caption with the right one, attribute by attribute.
 
-    A shape is judged in its place in the order of the true caption; one that is missing is wrong.
+    Shapes are compared by their place in the true caption; a missing shape is wrong.
     """
     truth, seen = read_caption(right_caption), read_caption(text)
     accuracy.add("count", is_right=len(seen.shapes) == len(truth.shapes))
     accuracy.add("background", is_right=seen.background == truth.background)
     accuracy.add("caption", is_right=text.strip() == right_caption)
     for number, right in enumerate(truth.shapes):
-        said = seen.shapes[number] if number < len(seen.shapes) else _MISSING
+        stated = seen.shapes[number] if number < len(seen.shapes) else _MISSING
         for kind, one, other in zip(
-            ("size", "colour", "shape", "motion"), said, right, strict=True
+            ("size", "colour", "shape", "motion"), stated, right, strict=True
         ):
             accuracy.add(kind, is_right=one == other)
     accuracy.add("event" if truth.event else "no_event", is_right=seen.event == truth.event)

@@ -1,6 +1,6 @@
-"""What is said about a scene: its one right caption, questions with answers, and reading back.
+"""Describe scenes: their one right caption, questions with answers, and a parser of captions.
 
-Captions are short and regular, so that each attribute can be judged apart:
+Captions are short and regular, so that each attribute can be judged by itself:
 
     A small red circle moves left and a large blue square stays still on a black background.
     A green cross grows on a white background. The green cross disappears late.
@@ -47,14 +47,15 @@ PLACES = (
     *("left", "center", "right"),
     *("bottom left", "bottom", "bottom right"),
 )
-# Within these times a shape stays in one place where it is asked for: a few frames show no more.
+# A question about the start or end needs a shape that keeps its place in these times, because a few
+# frames show no more.
 ENDS = {"start": (0.0, 0.14), "end": (0.86, 1.0)}
 LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene, its answer, and the answers that would be wrong."""
+    """A question about a scene, its answer, and answers that would be wrong."""
 
     kind: str
     text: str
@@ -63,7 +64,7 @@ class Question:
     options: tuple[str, ...] = ()  # in the order of LETTERS, one of which is the answer
 
     def as_choice(self, rng: np.random.Generator, num_options: int = 4) -> "Question":
-        """The same question with up to four answers to choose from, answered by a letter."""
+        """Return the question with up to four options, whose answer is a letter."""
         wrong = rng.permutation(list(self.wrong))[: num_options - 1]
         options = [str(option) for option in rng.permutation([self.answer, *wrong])]
         lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
@@ -73,8 +74,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a caption says: (size, colour, shape, motion) of each shape, in order, and the rest."""
+class ParsedCaption:
+    """The content of a caption; each shape has (size, colour, shape, motion)."""
 
     shapes: tuple[tuple[str, str, str, str], ...]
     background: str
@@ -83,21 +84,21 @@ class Seen:
 
 
 def caption(scene: Scene) -> str:
-    """The sentence that is right for the clip of a scene."""
-    said = [f"{_described(shape)} {VERBS[shape.motion]}" for shape in scene.shapes]
-    sentence = f"{_listed(said)} on a {scene.background} background."
+    """Return the right caption for the clip of a scene."""
+    clauses = [f"{_described(shape)} {VERBS[shape.motion]}" for shape in scene.shapes]
+    sentence = f"{_listed(clauses)} on a {scene.background} background."
     return " ".join([sentence, *_sentences(scene)])
 
 
 def image_caption(scene: Scene) -> str:
-    """The sentence that is right for a single frame, which shows no motion and no event."""
-    said = [f"a {shape.name}" for shape in scene.shapes]
-    sentence = f"{_listed(said)} on a {scene.background} background."
+    """Return the right caption for a single frame, which shows no motion and no event."""
+    clauses = [f"a {shape.name}" for shape in scene.shapes]
+    sentence = f"{_listed(clauses)} on a {scene.background} background."
     return sentence + (f" The text says {scene.text}." if scene.text else "")
 
 
-def told(scene: Scene) -> str:
-    """All that can be asked about the clip of a scene, in words: the caption, then the places."""
+def describe_in_words(scene: Scene) -> str:
+    """Describe all that can be asked about the clip of a scene: the caption, then the places."""
     places = [
         f"The {shape.name} is {place.answer} at the {end}."
         for index, shape in enumerate(scene.shapes)
@@ -107,9 +108,9 @@ def told(scene: Scene) -> str:
     return " ".join([caption(scene), *places])
 
 
-def _listed(said: Sequence[str]) -> str:
-    said = [re.sub(r"^a (?=[aeio])", "an ", part) for part in said]
-    joined = ", ".join(said[:-1]) + " and " + said[-1] if len(said) > 1 else said[0]
+def _listed(clauses: Sequence[str]) -> str:
+    clauses = [re.sub(r"^a (?=[aeio])", "an ", part) for part in clauses]
+    joined = ", ".join(clauses[:-1]) + " and " + clauses[-1] if len(clauses) > 1 else clauses[0]
     return joined[0].upper() + joined[1:]
 
 
@@ -118,7 +119,7 @@ def _described(shape: Shape) -> str:
 
 
 def _sentences(scene: Scene) -> list[str]:
-    """What follows the first sentence."""
+    """Return the sentences after the first one."""
     sentences: list[str] = []
     if scene.event is not None:
         name = scene.shapes[scene.event.shape].name
@@ -139,8 +140,8 @@ _SHAPE = re.compile(
 )
 
 
-def read_caption(text: str) -> Seen:
-    """Read a caption back, as far as it can be read."""
+def read_caption(text: str) -> ParsedCaption:
+    """Parse a caption, as far as possible."""
     first, _, rest = text.partition(" background.")
     motions = {verb: motion for motion, verb in VERBS.items()}
     shapes = [
@@ -150,7 +151,7 @@ def read_caption(text: str) -> Seen:
     background = re.search(r"on a (\w+)$", first)
     event = re.search(r"The ([^.]* (?:early|late))\.", rest)
     written = re.search(r"The text says (\w+)\.", rest)
-    return Seen(
+    return ParsedCaption(
         shapes=tuple(shapes),
         background=background[1] if background else "",
         event=event[1] if event else "",
@@ -159,7 +160,7 @@ def read_caption(text: str) -> Seen:
 
 
 def questions(scene: Scene) -> list[Question]:
-    """Every question that can be asked about the clip of a scene."""
+    """Return every question that can be asked about the clip of a scene."""
     asked = [_background(scene), _count(scene)]
     for index, shape in enumerate(scene.shapes):
         asked.append(_motion(shape))
@@ -175,7 +176,7 @@ def questions(scene: Scene) -> list[Question]:
 
 
 def image_questions(scene: Scene, u: float) -> list[Question]:
-    """Every question that can be asked about the frame of an eventless scene at time `u`."""
+    """Return every question about the frame of an eventless scene at time `u`."""
     asked = [_background(scene), _count(scene)]
     for shape in scene.shapes:
         asked += [*_where(shape, np.array([u]), ""), *_colour_and_shape(scene, shape)]
@@ -202,7 +203,7 @@ def _motion(shape: Shape) -> Question:
 
 
 def _at_end(scene: Scene, index: int, end: str) -> list[Question]:
-    """Where a shape is at one end of the clip; nothing if it cannot be seen there."""
+    """Ask where a shape is at one end of the clip; return nothing if it is not visible there."""
     times = np.array(ENDS[end])
     if not scene.visible(index, times).all():
         return []
@@ -210,7 +211,7 @@ def _at_end(scene: Scene, index: int, end: str) -> list[Question]:
 
 
 def _where(shape: Shape, u: NDArray[np.float64], when: str) -> list[Question]:
-    """Where a shape is at times `u`; nothing if it is near a border of two places, or passes it."""
+    """Ask where a shape is at times `u`; return nothing if it is near or crosses a border."""
     xy = shape.xy(u)
     thirds = (xy * 3).astype(int)
     border = np.abs(xy[:, None] - np.array([[1 / 3], [2 / 3]])).min()
@@ -260,12 +261,12 @@ def _others(pool: Iterable[str], answer: str) -> tuple[str, ...]:
 
 
 def vocabulary_lines() -> list[str]:
-    """Text in which every word of prompts, captions, questions and answers occurs."""
+    """Return text that contains every word of prompts, captions, questions and answers."""
     lines: list[str] = []
     rng = np.random.default_rng(0)
     for seed in SPLITS["train"][:1500]:
         scene = random_scene(seed, Difficulty())
-        lines += [told(scene), image_caption(scene)]
+        lines += [describe_in_words(scene), image_caption(scene)]
         for question in [*questions(scene), *image_questions(scene, 0.5)]:
             lines += [question.text, question.answer, question.as_choice(rng).text]
     times = [f"{tenth / 10:.1f}s [00:0{tenth % 10}] " for tenth in range(50)] * 20

@@ -1,10 +1,10 @@
-"""Questions about generated clips, as a dataset that `jobs.sweep_videos` can score.
+"""Write questions about generated clips as a dataset that `jobs.sweep_videos` can score.
 
     python -m jobs.demo.quiz --output quiz --clips 40
 
-Writes the clips of the test split as files, and quiz/questions.parquet: id, video (a path), task,
-question, options (those of multiple choice), answer (the text). `--layout open` asks the questions
-as they are, `--layout choice` with their options.
+It writes the clips of the test split as files, and quiz/questions.parquet with the columns id,
+video (a path), task, question, options (for multiple choice) and answer (the text). `--layout open`
+asks the questions without options, `--layout choice` with them.
 """
 
 import argparse
@@ -23,10 +23,10 @@ _MAX_WRONG = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the dataset; the exit code."""
+    """Write the dataset and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m jobs.demo.quiz")
-    parser.add_argument("--output", type=Path, required=True, help="directory")
-    parser.add_argument("--clips", type=int, default=40, help="how many (default: 40)")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--clips", type=int, default=40, help="number of clips (default: 40)")
     parser.add_argument("--tasks", help="only these kinds of questions, such as motion,colour")
     options = parser.parse_args(arguments)
     tasks = None if options.tasks is None else options.tasks.split(",")
@@ -39,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_quiz(folder: Path, num_clips: int, tasks: Collection[str] | None = None) -> Path:
-    """Write clips and questions of the test split into a folder; the Parquet file.
+    """Write clips and questions of the test split into a folder; return the Parquet file.
 
     Args:
-        folder: made if need be.
-        num_clips: about each of which everything is asked that can be.
-        tasks: only questions of these kinds.
+        folder: created if needed.
+        num_clips: number of clips; every possible question is asked about each.
+        tasks: kinds of questions; None for all.
 
     Raises:
         ValueError: there are no such questions.

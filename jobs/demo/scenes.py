@@ -1,9 +1,9 @@
-"""Scenes with exact labels: what is in a clip, what happens in it, and how it looks at any time.
+"""Generate scenes with exact labels: their shapes, their events, and their pixels at any time.
 
-A scene is drawn by its seed alone. Places are fractions of the frame's width and height, sizes
-fractions of its shorter side, times fractions `u` of the clip's duration, so that a scene can be
-drawn at any size and rate. Colours differ within a scene, and shapes stand in the order of COLOURS
-in every caption, so that a scene has exactly one right caption.
+A scene depends on its seed alone. Places are fractions of the frame's width and height, sizes are
+fractions of its shorter side, and times are fractions `u` of the clip's duration, so a scene can be
+drawn at any size and rate. Colours differ within a scene, and captions name shapes in the order of
+COLOURS, so a scene has exactly one right caption.
 
 Letters: N frames.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from jobs.demo.drawing import cover_of, cover_of_text
 
 Split = Literal["train", "validation", "test"]
-# Seeds of one split are never drawn by another.
+# The splits share no seed.
 SPLITS: dict[Split, range] = {
     "train": range(2**40),
     "validation": range(2**40, 2**41),
@@ -35,7 +35,7 @@ COLOURS = {
     "purple": (150, 40, 190),
 }
 BACKGROUNDS = {"black": (12, 12, 12), "grey": (125, 125, 125), "white": (242, 242, 242)}
-# Displacement by motion, in directions of x (right) and y (down).
+# Directions of motions along x (to the right) and y (down).
 DIRECTIONS = {
     "left": (-1, 0),
     "right": (1, 0),
@@ -50,27 +50,27 @@ MOTIONS = ("still", *DIRECTIONS, "growing", "shrinking")
 EVENTS = ("appears", "disappears", "turns")
 WORDS = ("CAT", "DOG", "SUN", "MOON", "STAR", "TREE", "FISH", "BIRD", "HOME", "STOP")
 
-TEXT_BAND = 0.3  # of the frame's height, at its top, is kept for written text
+TEXT_BAND = 0.3  # share of the frame's height, at its top, that is kept for written text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difficulty:
     """What may occur in a scene, and how often."""
 
-    num_shapes: tuple[float, float, float] = (0.5, 0.36, 0.14)  # odds of 1, 2 and 3 shapes
+    num_shapes: tuple[float, float, float] = (0.5, 0.36, 0.14)  # probability of 1, 2 and 3 shapes
     small: float = 0.5  # probability that a shape is small
     still: float = 0.15  # probability that a shape does not move
-    event: float = 0.2
-    text: float = 0.1  # probability that something is written; only beside a single shape
+    event: float = 0.2  # probability of an event
+    text: float = 0.1  # probability of written text, only in scenes with a single shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One shape and its way from u = 0 to u = 1."""
+    """One shape and its path from u = 0 to u = 1."""
 
     shape: str
     colour: str
-    rgb: tuple[float, float, float]  # as drawn: near the colour's own
+    rgb: tuple[float, float, float]  # the drawn colour, which is near the named one
     motion: str
     size: str  # "small", "large", or "" for one that grows or shrinks
     start_xy: tuple[float, float]
@@ -80,43 +80,43 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """As captions and questions call it."""
+        """The name in captions and questions."""
         return f"{self.colour} {self.shape}"
 
     def xy(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Centres [N, 2] at times `u` [N]."""
+        """Return the centres [N, 2] at times `u` [N]."""
         start, end = np.array(self.start_xy), np.array(self.end_xy)
         return start + (end - start) * u[:, None]
 
     def radius(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Radii [N] at times `u` [N]."""
+        """Return the radii [N] at times `u` [N]."""
         return self.start_radius + (self.end_radius - self.start_radius) * u
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What happens to one shape at time `u`."""
+    """One change of one shape, at time `u`."""
 
     kind: str  # of EVENTS
-    shape: int  # its place in `Scene.shapes`
+    shape: int  # index in `Scene.shapes`
     u: float
-    colour: str = ""  # after it turned
+    colour: str = ""  # the new colour, if it turns
 
-    def shows(self, u: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """At which times `u` [N] its shape can be seen."""
+    def visible_at(self, u: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return at which times `u` [N] the shape is visible."""
         if self.kind == "turns":
             return np.ones(len(u), bool)
         return u >= self.u if self.kind == "appears" else u < self.u
 
     @property
     def when(self) -> str:
-        """In which part of the clip; the middle is left out."""
+        """The part of the clip in which it happens; never the middle."""
         return "early" if self.u < 0.5 else "late"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What one clip shows."""
+    """The content of one clip."""
 
     seed: int
     shapes: tuple[Shape, ...]
@@ -127,14 +127,14 @@ class Scene:
     duration_s: float
 
     def visible(self, shape: int, u: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Whether shape number `shape` can be seen at times `u` [N]."""
+        """Return at which times `u` [N] the shape with this index is visible."""
         if self.event is None or self.event.shape != shape:
             return np.ones(len(u), bool)
-        return self.event.shows(u)
+        return self.event.visible_at(u)
 
 
 def random_scene(seed: int, difficulty: Difficulty | None = None) -> Scene:
-    """The scene of a seed; the same for the same arguments."""
+    """Make the scene of a seed; equal arguments give equal scenes."""
     difficulty = difficulty or Difficulty()
     rng = np.random.default_rng(seed)
     background = str(rng.choice(list(BACKGROUNDS)))
@@ -154,14 +154,14 @@ def random_scene(seed: int, difficulty: Difficulty | None = None) -> Scene:
 
 
 def frame_times(num_frames: int) -> NDArray[np.float64]:
-    """The middles of `num_frames` equal parts of a clip, as fractions of its duration."""
+    """Return the middles of `num_frames` equal parts of a clip, as fractions of its duration."""
     return (np.arange(num_frames) + 0.5) / num_frames
 
 
 def draw(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int) -> NDArray[np.uint8]:
-    """The frames [N, height_px, width_px, 3] of a scene at times `u` [N]."""
-    canvas = np.empty((len(u), height_px, width_px, 3), np.float32)
-    canvas[:] = scene.background_rgb
+    """Draw the frames [N, height_px, width_px, 3] of a scene at times `u` [N]."""
+    frames = np.empty((len(u), height_px, width_px, 3), np.float32)
+    frames[:] = scene.background_rgb
     for index, shape in enumerate(scene.shapes):
         centres = shape.xy(u) * (width_px, height_px)
         radius = shape.radius(u) * min(width_px, height_px)
@@ -171,16 +171,16 @@ def draw(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int) ->
             _apply(scene.event, u, cover, rgb)
         side = cover.shape[1]
         paint = cover[..., None] * rgb[:, None, None]
-        for frame, (left, top) in enumerate(corners):
-            box = canvas[frame, top : top + side, left : left + side]
-            box *= 1 - cover[frame, ..., None]
-            box += paint[frame]
+        for number, (left, top) in enumerate(corners):
+            box = frames[number, top : top + side, left : left + side]
+            box *= 1 - cover[number, ..., None]
+            box += paint[number]
     if scene.text:
         ink = 0.0 if scene.background == "white" else 255.0
-        canvas += cover_of_text(scene.text, width_px, height_px, TEXT_BAND)[..., None] * (
-            ink - canvas
+        frames += cover_of_text(scene.text, width_px, height_px, TEXT_BAND)[..., None] * (
+            ink - frames
         )
-    return canvas.astype(np.uint8)
+    return frames.astype(np.uint8)
 
 
 def _random_text(rng: np.random.Generator) -> str:
@@ -190,7 +190,7 @@ def _random_text(rng: np.random.Generator) -> str:
 def _random_shapes(
     rng: np.random.Generator, count: int, difficulty: Difficulty, has_text: bool
 ) -> tuple[Shape, ...]:
-    """Shapes of different colours, in the order of COLOURS, that never hide one another."""
+    """Draw shapes of different colours, in the order of COLOURS, that never hide each other."""
     colours = sorted(rng.choice(len(COLOURS), count, replace=False))
     names = [list(COLOURS)[index] for index in colours]
     top = TEXT_BAND if has_text else 0.0
@@ -213,7 +213,7 @@ def _placed(
     top: float,
     others: Sequence[Shape],
 ) -> Shape | None:
-    """A shape that keeps away from the others at all times; None if none was found."""
+    """Draw a shape that keeps away from the others at all times; None if none was found."""
     is_still = rng.random() < difficulty.still
     motion = "still" if is_still else str(rng.choice(MOTIONS[1:]))
     kind = str(rng.choice(SHAPES))
@@ -243,11 +243,11 @@ def _random_shape(
         start_radius, end_radius = (low, high) if motion == "growing" else (high, low)
     margin = max(start_radius, end_radius) * 1.05
     low, high = np.array([margin, margin + top]), np.array([1 - margin, 1 - margin])
-    way = np.array(DIRECTIONS.get(motion, (0, 0))) * rng.uniform(0.3, 0.55, 2)
-    way = np.clip(way, -(high - low), high - low)
-    # The middle of the way lies where both of its ends are within the frame.
-    middle = rng.uniform(low + abs(way) / 2, high - abs(way) / 2)
-    start, end = middle - way / 2, middle + way / 2
+    path = np.array(DIRECTIONS.get(motion, (0, 0))) * rng.uniform(0.3, 0.55, 2)
+    path = np.clip(path, -(high - low), high - low)
+    # The middle of the path is chosen so that both ends are within the frame.
+    middle = rng.uniform(low + abs(path) / 2, high - abs(path) / 2)
+    start, end = middle - path / 2, middle + path / 2
     return Shape(
         shape=kind,
         colour=colour,
@@ -262,7 +262,7 @@ def _random_shape(
 
 
 def _keeps_away(shape: Shape, other: Shape) -> bool:
-    """Whether two shapes never touch, in a frame of any usual format."""
+    """Tell whether two shapes never touch, in a frame of any usual format."""
     u = np.linspace(0, 1, 9)
     gap = shape.radius(u) + other.radius(u)
     away = np.abs(shape.xy(u) - other.xy(u))
@@ -291,14 +291,14 @@ def _near(
 def _apply(
     event: Event, u: NDArray[np.float64], cover: NDArray[np.float32], rgb: NDArray[np.float32]
 ) -> None:
-    """Change how the event's shape covers the frames and which colour it has."""
-    cover[~event.shows(u)] = 0
+    """Change how the shape of an event covers the frames, and its colour."""
+    cover[~event.visible_at(u)] = 0
     if event.kind == "turns":
         rgb[u >= event.u] = COLOURS[event.colour]
 
 
 def first_seed(split: Split, run_seed: int, number: int) -> int:
-    """The seed of clip `number` of a run, in the range of its split."""
+    """Return the seed of clip `number` of a run, in the range of its split."""
     seeds = SPLITS[split]
     seed = seeds.start + run_seed * 2**32 + number
     if seed not in seeds:

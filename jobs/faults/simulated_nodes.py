@@ -1,6 +1,6 @@
-"""A cluster of several nodes on one machine, whose nodes may be lost, for chaos runs.
+"""Simulate a cluster of several nodes on one machine, which can lose nodes, for chaos runs.
 
-Ray's own test cluster: a Ray node is a set of processes, and losing it is to kill them all.
+It uses Ray's own test cluster: a Ray node is a set of processes, and losing it kills them all.
 """
 
 import os
@@ -14,10 +14,10 @@ from typing import Any
 
 
 class Nodes:
-    """The nodes beside the head, which holds the driver and nothing that asks for a CPU.
+    """The nodes besides the head, which runs the driver and nothing that requests a CPU.
 
     Args:
-        num_nodes: at any time.
+        num_nodes: number of nodes at any time.
     """
 
     def __init__(self, num_nodes: int) -> None:
@@ -29,13 +29,13 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Of the head."""
+        """Address of the head."""
         address = self._cluster.address
-        assert address is not None  # of a cluster with a head
+        assert address is not None  # a cluster with a head has one
         return address
 
     def lose_one(self, chance: random.Random) -> None:
-        """Kill a node as a power cut would; a new one comes in its place."""
+        """Kill a random node as a power cut would, and add a new one in its place."""
         lost = self._nodes.pop(chance.randrange(len(self._nodes)))
         self._cluster.remove_node(lost, allow_graceful=False)
         self._nodes.append(self._cluster.add_node(num_cpus=1))
@@ -47,9 +47,9 @@ class Nodes:
 
 @contextmanager
 def simulated_nodes(num_nodes: int) -> Iterator[Nodes | None]:
-    """Run a cluster that the commands of this process use meanwhile; none for no nodes.
+    """Run a cluster that the commands of this process use meanwhile; None for no nodes.
 
-    It has a token and a directory of its own, so that no other job of this machine joins it.
+    It has a token and a directory of its own, so that no other job on this machine joins it.
     """
     if not num_nodes:
         yield None

@@ -1,7 +1,7 @@
-"""What a layout of ranks and groups takes and gives.
+"""Predict the memory and speed of a layout of groups and ranks.
 
-A step lasts as long as its parts one after another: each part is bound by arithmetic or by memory,
-exchanges by latency or by bytes. `jobs.plan` tells what is assumed.
+A step takes the sum of its operations: each is bound by arithmetic or by memory, and exchanges by
+latency or by bytes. The docstring of `jobs.plan` lists all assumptions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,52 +13,52 @@ from model.config import BLOCK_SIZE
 
 GIB = 1 << 30
 DAY_S = 86_400
-_EXCHANGES = 3  # of a layer: counts, rows there, rows back
-_NEAR = 0.97  # of the best rate: then fewer ranks are the better choice
+_EXCHANGES = 3  # per layer: counts, rows to the experts, rows back
+_NEAR = 0.97  # share of the best rate from which fewer ranks are preferred
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The work of a row, and how a rank does it."""
+    """The work of one row, and how a rank processes rows."""
 
     visual_tokens: int
     text_tokens: int
     generated_tokens: int
     frame_tokens: int  # of each frame
     step_tokens: int  # of a step with prompts
-    most_sequences: int  # that a rank decodes together
-    level: float  # mean by greatest tokens of a rank per step
-    skew: float  # busiest by average rank's expert rows
-    num_copies: int  # of experts, on each rank
+    most_sequences: int  # that a rank decodes at the same time
+    level: float  # mean by greatest tokens of a rank per step; 1 is best
+    skew: float  # expert rows of the busiest rank by those of the mean rank; 1 is best
+    num_copies: int  # extra copies of experts on each rank
 
     @property
     def prompt_tokens(self) -> int:
-        """All that is computed before the first generated token."""
+        """Tokens that are computed before the first generated token."""
         return self.visual_tokens + self.text_tokens
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step of a rank."""
+    """The seconds of one step of a rank."""
 
     compute_s: float
     exchange_s: float
 
     @property
     def seconds(self) -> float:
-        """Both, one after the other."""
+        """Seconds of the step: computing and exchanges do not overlap."""
         return self.compute_s + self.exchange_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupLayout:
-    """A prediction for `num_groups` groups of `num_ranks` ranks."""
+    """The prediction for `num_groups` groups of `num_ranks` ranks each."""
 
     num_groups: int
     num_ranks: int
     memory_gib: float  # of each rank
-    num_sequences: int  # that each rank decodes together; 0: it does not fit
-    cache_gib: float = 0.0  # of memory_gib, for the tokens of these sequences
+    num_sequences: int  # that each rank decodes at the same time; 0: the model does not fit
+    cache_gib: float = 0.0  # the part of memory_gib for the tokens of these sequences
     decode_ms: float = 0.0  # of a step
     prefill_ms: float = 0.0  # of a step of `step_tokens`
     exchange_share: float = 0.0  # of a row's time
@@ -66,7 +66,7 @@ class GroupLayout:
 
 
 class Planner:
-    """Predicts layouts for one network, machine and kind of row."""
+    """Predicts layouts for one network, one machine and one kind of row."""
 
     def __init__(
         self, network: Network, hardware: Hardware, rows: Rows, gpus_per_node: int
@@ -77,7 +77,7 @@ class Planner:
         self._gpus_per_node = gpus_per_node
 
     def layouts(self, num_gpus: int, numbers_of_ranks: Sequence[int]) -> Iterator[GroupLayout]:
-        """One for each number of ranks that the GPUs hold and that divides the experts."""
+        """Yield a layout for each number of ranks that fits the GPUs and divides the experts."""
         num_experts = self._network.config.text.n_routed_experts
         for num_ranks in numbers_of_ranks:
             is_possible = num_ranks == 1 or (num_experts and num_experts % num_ranks == 0)
@@ -85,7 +85,7 @@ class Planner:
                 yield self.layout(num_gpus // num_ranks, num_ranks)
 
     def layout(self, num_groups: int, num_ranks: int) -> GroupLayout:
-        """The prediction for one layout."""
+        """Predict one layout."""
         num_sequences = self.num_sequences(num_ranks)
         memory_gib = self.memory_bytes(num_ranks, max(1, num_sequences)) / GIB
         common = {"num_groups": num_groups, "num_ranks": num_ranks, "memory_gib": memory_gib}
@@ -99,7 +99,7 @@ class Planner:
         num_decodes = rows.generated_tokens / num_sequences
         exchange_s = num_prefills * prefill.exchange_s + num_decodes * decode.exchange_s
         row_s = (
-            self._hardware.seconds(vision.flops, 0.0)  # many frames share the weights
+            self._hardware.seconds(vision.flops, 0.0)  # many frames share one read of the weights
             + num_prefills * prefill.seconds
             + num_decodes * decode.seconds
         )
@@ -114,13 +114,13 @@ class Planner:
         )
 
     def decode_step(self, num_ranks: int, num_sequences: int) -> StepTime:
-        """One token for each sequence, half-way through its text."""
+        """Predict a step that generates one token for each sequence, half-way through its text."""
         context_len = self._rows.prompt_tokens + self._rows.generated_tokens / 2
         num_tokens = self._of_busiest(num_sequences, num_ranks)
         return self._step(num_ranks, num_tokens, num_tokens, context_len, is_decode=True)
 
     def prefill_step(self, num_ranks: int, num_tokens: int) -> StepTime:
-        """So many tokens of prompts."""
+        """Predict a step that computes `num_tokens` prompt tokens."""
         prompt_tokens = self._rows.prompt_tokens
         busiest = self._of_busiest(num_tokens, num_ranks)
         ends = max(1.0, busiest / prompt_tokens)
@@ -155,27 +155,27 @@ class Planner:
         return StepTime(max(compute_s, launch_s), exchange_s)
 
     def exchange_s(self, num_ranks: int, num_tokens: float) -> float:
-        """All exchanges of a step: the vote, and those of each layer with experts."""
+        """Return the seconds of the exchanges of a step: one for its plan, and those of layers."""
         if num_ranks == 1:
             return 0.0
         hardware = self._hardware
         in_node = min(num_ranks, self._gpus_per_node)
-        abroad = (num_ranks - in_node) / (num_ranks - 1)  # of the ranks that a row may go to
-        latency_s = (hardware.net_latency_us if abroad else hardware.link_latency_us) / 1e6
+        remote = (num_ranks - in_node) / (num_ranks - 1)  # share of the other ranks
+        latency_s = (hardware.net_latency_us if remote else hardware.link_latency_us) / 1e6
         sent = self._network.rows_sent(num_ranks) * num_tokens * self._network.row_bytes
-        near_s = sent * (1 - abroad) / (hardware.link_gbs * 1e9 * hardware.link_share)
-        far_s = sent * abroad / (hardware.net_gbs * 1e9 * hardware.link_share)
-        layer_s = _EXCHANGES * latency_s + max(near_s, far_s)  # both ways are used at once
+        near_s = sent * (1 - remote) / (hardware.link_gbs * 1e9 * hardware.link_share)
+        far_s = sent * remote / (hardware.net_gbs * 1e9 * hardware.link_share)
+        layer_s = _EXCHANGES * latency_s + max(near_s, far_s)  # links and network work in parallel
         return latency_s + self._network.num_moe_layers * layer_s
 
     def num_sequences(self, num_ranks: int) -> int:
-        """As many as memory holds, up to the most that are wanted."""
+        """Return how many sequences fit into memory, up to the most that are wanted."""
         budget = 0.9 * self._hardware.memory_gib * GIB - self.memory_bytes(num_ranks, 0)
         each = self.memory_bytes(num_ranks, 1) - self.memory_bytes(num_ranks, 0)
         return max(0, min(self._rows.most_sequences, int(budget // each)))
 
     def memory_bytes(self, num_ranks: int, num_sequences: int) -> float:
-        """Weights, cache, the largest tensors of a step, and what drivers and libraries take."""
+        """Return the bytes of weights, cache, the largest tensors of a step, and libraries."""
         text, vision, rows = self._network.config.text, self._network.config.vision, self._rows
         copies = rows.step_tokens * max(1, text.num_experts_per_tok) * rows.skew
         of_experts = copies * (2 * text.hidden_size + 3 * text.moe_intermediate_size)
@@ -190,13 +190,16 @@ class Planner:
         )
 
     def cache_bytes_of_row(self) -> int:
-        """What all tokens of a row take, in whole blocks of the cache."""
+        """Return the bytes of a row's tokens in the cache, in whole blocks."""
         num_tokens = self._rows.prompt_tokens + self._rows.generated_tokens
         return -(-num_tokens // BLOCK_SIZE) * BLOCK_SIZE * self._network.cache_bytes
 
 
 def best(layouts: Sequence[GroupLayout]) -> GroupLayout | None:
-    """The most rows a day; of nearly equal ones that of the fewest ranks, which fail alone."""
+    """Return the layout with the most rows per day, or None if nothing fits.
+
+    Of nearly equal ones it has the fewest ranks, because all ranks of a group fail together.
+    """
     rates = [each.rows_per_day for each in layouts if each.num_sequences]
     if not rates:
         return None

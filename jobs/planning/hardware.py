@@ -1,23 +1,23 @@
-"""What a GPU and its links can do, from data sheets or from the user."""
+"""Describe what a GPU and its links can do, by data sheets or by the user's numbers."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """One device and its way to others; rates are peaks, of which `*_share` is reached."""
+    """One device and its links; rates are peaks, of which `*_share` is reached."""
 
     tflops: float  # of dense bfloat16 products
     memory_gbs: float  # GB/s
     memory_gib: float
     link_gbs: float  # GB/s each way to devices of the same node
     net_gbs: float  # GB/s each way, of each device, to other nodes
-    link_latency_us: float = 30.0  # of a collective within a node, small rows
-    net_latency_us: float = 60.0  # of one across nodes
+    link_latency_us: float = 30.0  # of a collective of small rows within a node
+    net_latency_us: float = 60.0  # of such a collective between nodes
     product_share: float = 0.5
     memory_share: float = 0.7
     link_share: float = 0.7
-    launch_us: float = 250.0  # of the host for a layer's kernels, below which no layer can be
+    launch_us: float = 250.0  # for the host to launch a layer's kernels: the least time of a layer
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -26,21 +26,21 @@ class Hardware:
 
     @property
     def flops_per_s(self) -> float:
-        """What products reach."""
+        """Operations per second that matrix products reach."""
         return self.tflops * 1e12 * self.product_share
 
     @property
     def bytes_per_s(self) -> float:
-        """What reading of memory reaches."""
+        """Bytes per second that memory reads reach."""
         return self.memory_gbs * 1e9 * self.memory_share
 
     def seconds(self, flops: float, num_bytes: float) -> float:
-        """Of work that is bound by arithmetic or by memory, whichever takes longer."""
+        """Return the seconds of work that is bound by arithmetic or by memory."""
         return max(flops / self.flops_per_s, num_bytes / self.bytes_per_s)
 
 
-# NVIDIA's data sheets: dense bf16, memory, NVLink or PCIe each way; 400 Gb/s of network for each
-# device of a large machine (as DGX H100), 100 Gb/s for the small ones.
+# From NVIDIA's data sheets: dense bf16, memory, NVLink or PCIe each way. The network has 400 Gb/s
+# per device of a large machine (such as a DGX H100), and 100 Gb/s for small ones.
 GPUS = {
     "a100-80": Hardware(tflops=312, memory_gbs=2039, memory_gib=80, link_gbs=300, net_gbs=25),
     "h100": Hardware(tflops=989, memory_gbs=3350, memory_gib=80, link_gbs=450, net_gbs=50),

@@ -1,4 +1,4 @@
-"""The matrix products of a step, by their sizes."""
+"""List the matrix products of a step, by their sizes."""
 
 from dataclasses import dataclass
 from math import prod
@@ -9,7 +9,7 @@ from model.network.vision import Grid
 
 @dataclass(frozen=True)
 class Product:
-    """`count` products of [rows, inputs] with a matrix [outputs, inputs] each."""
+    """`count` products, each of [rows, inputs] with a matrix [outputs, inputs] of its own."""
 
     rows: int
     outputs: int
@@ -18,17 +18,17 @@ class Product:
 
     @property
     def flops(self) -> float:
-        """Floating point operations of all of them."""
+        """Floating point operations of all products."""
         return 2 * self.count * prod((self.rows, self.outputs, self.inputs))
 
     @property
     def matrix_bytes(self) -> float:
-        """Of all matrices, in bfloat16."""
+        """Bytes of all matrices in bfloat16."""
         return 2 * self.count * self.outputs * self.inputs
 
 
 def expert_products(text: TextConfig, num_tokens: int, num_touched: float) -> list[Product]:
-    """Of all layers with routed experts, when `num_tokens` choose `num_touched` in a layer."""
+    """List the products of routed experts in all layers, if tokens use `num_touched` per layer."""
     layers = sum(map(text.is_moe_layer, range(text.num_hidden_layers)))
     rows = max(1, round(num_tokens * text.num_experts_per_tok / max(1, num_touched)))
     width, hidden = text.moe_intermediate_size, text.hidden_size
@@ -39,12 +39,12 @@ def expert_products(text: TextConfig, num_tokens: int, num_touched: float) -> li
 
 
 def head_product(text: TextConfig, num_rows: int) -> Product:
-    """The logits of `num_rows` tokens."""
+    """Return the product that computes the logits of `num_rows` tokens."""
     return Product(num_rows, text.vocab_size, text.hidden_size)
 
 
 def dense_products(text: TextConfig, num_tokens: int) -> list[Product]:
-    """What every token passes: attention's maps, dense layers and shared experts."""
+    """List the products of every token: attention projections, dense layers, shared experts."""
     hidden, heads, layers = text.hidden_size, text.num_attention_heads, text.num_hidden_layers
     latent = text.kv_lora_rank or 0
     num_moe = sum(map(text.is_moe_layer, range(layers)))
@@ -64,7 +64,7 @@ def dense_products(text: TextConfig, num_tokens: int) -> list[Product]:
 def vision_products(
     vision: VisionConfig, hidden_size: int, grid: Grid, num_images: int
 ) -> list[Product]:
-    """MoonViT and projector for equal images: the maps, and two products an image and head."""
+    """List the products of MoonViT and projector for equal images: projections and attention."""
     width, layers, length = vision.hidden_size, vision.num_hidden_layers, grid[0] * grid[1]
     patches, tokens, merged = num_images * length, num_images * length // 4, 4 * width
     heads = layers * vision.num_attention_heads * num_images

@@ -1,10 +1,10 @@
-"""The published shape of Kimi-VL-A3B."""
+"""Define the published shape of Kimi-VL-A3B."""
 
 from model.config import ImageConfig, KimiVLConfig, TextConfig, VisionConfig
 
 
 def moonlight(num_layers: int) -> KimiVLConfig:
-    """The published widths of Kimi-VL-A3B with fewer layers, in the decoder and in MoonViT."""
+    """Return the published widths of Kimi-VL-A3B with fewer layers, in decoder and MoonViT."""
     return config_of(
         TextConfig(
             vocab_size=163840, hidden_size=2048, intermediate_size=11264,
@@ -21,7 +21,7 @@ def moonlight(num_layers: int) -> KimiVLConfig:
 
 
 def config_of(text: TextConfig, vision: VisionConfig) -> KimiVLConfig:
-    """A checkpoint of these two networks, with the published image processor."""
+    """Combine two network configurations with the published image processor."""
     half = (0.5, 0.5, 0.5)
     return KimiVLConfig(
         text=text,

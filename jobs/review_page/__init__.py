@@ -1,1 +1,1 @@
-"""The rooms of `jobs.review`: rows, parts, shots (thumbnails, in strips), page, verdicts."""
+"""The parts of `jobs.review`: rows and their sections, frames decoded again, page, verdicts."""

@@ -1,10 +1,10 @@
-"""Rows and frames -> HTML files that need nothing else: no server, no network, no other file.
+"""Write rows and frames into HTML files that need no server, no network and no other file.
 
-Captions are untrusted text. They stand in the page as JSON in which `<` is escaped, and the script
-makes text nodes of them, never markup. The content security policy allows the one script and the
-one style by their hashes, images from `data:` alone, and no string to become markup or code.
+Captions are untrusted text. The page contains them as JSON in which `<` is escaped, and its script
+turns them into text nodes, never into markup. The content security policy allows the one script and
+the one style by their hashes, images from `data:` only, and no string to become markup or code.
 
-A page holds at most `max_bytes` of thumbnails and texts; further rows go to further files.
+A file holds at most `max_bytes` of thumbnails and texts; further rows go to further files.
 """
 
 import base64
@@ -26,7 +26,7 @@ from pipeline.prompts.window_answers import PAGES_FIELD
 
 VERDICT_FORMAT = "moonsweep-verdicts-1"
 _HERE = Path(__file__).parent
-_ROW_BYTES = 2048  # of facts and columns, roughly
+_ROW_BYTES = 2048  # size of a row without texts and thumbnails, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,12 @@ class Side:
 
 
 def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> list[Path]:
-    """Write the page, as several files where thumbnails and texts take more than `max_bytes`.
+    """Write the page, as several files if thumbnails and texts take more than `max_bytes`.
 
     Args:
-        path: of the first file; the next ones have `-2` and so on before their suffix.
-        side: what is reviewed.
-        other: what it is compared with.
+        path: the first file; the next ones have `-2` and so on before their suffix.
+        side: the output to review.
+        other: the output to compare it with.
         max_bytes: of thumbnails and texts in one file.
     """
     rows = [_row(row, side) for row in side.output.rows.to_pylist()]
@@ -53,7 +53,7 @@ def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> l
         for row in rows:
             their = theirs.get(row["id"])
             row["other"] = None if their is None else _row(their, other)
-            row["changed"] = _what(row) != _what(row["other"])
+            row["changed"] = _outcome(row) != _outcome(row["other"])
     numbers = [range(*bounds) for bounds in _cut(rows, side, other, max_bytes)]
     more = range(2, len(numbers) + 1)
     paths = [path, *(path.with_name(f"{path.stem}-{each}{path.suffix}") for each in more)]
@@ -99,7 +99,7 @@ def _write(
 
 
 def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
-    """What the script shows of a row; all of it JSON."""
+    """Collect what the script shows of a row, as JSON values."""
     row_frames, sections = side.frames.get(row["row_id"], RowFrames()), side.sections[row["row_id"]]
     recipe = side.output.recipe
     frames = row_frames.sections or (SectionFrames(sprites=(), num_frames=0),) * len(sections.shown)
@@ -139,8 +139,8 @@ def _section(section: Section, frames: SectionFrames) -> dict[str, Any]:
     }
 
 
-def _what(row: Mapping[str, Any] | None) -> object:
-    """What became of a row, for a comparison of two outputs."""
+def _outcome(row: Mapping[str, Any] | None) -> object:
+    """Return the outcome of a row, for the comparison of two outputs."""
     return row and (row["caption"], row["status"], row["error_code"], _texts(row))
 
 
@@ -158,7 +158,7 @@ def _text_len(row: Mapping[str, Any] | None) -> int:
 def _cut(
     rows: Sequence[Mapping[str, Any]], side: Side, other: Side | None, max_bytes: int
 ) -> Iterator[tuple[int, int]]:
-    """Begin and end of the rows of each file."""
+    """Yield begin and end of the rows of each file."""
     begin = num_bytes = 0
     for number, row in enumerate(rows):
         size = _ROW_BYTES + _text_len(row) + _text_len(row.get("other"))
@@ -204,7 +204,7 @@ def _body(
 
 
 def _heads(side: Side, other: Side | None) -> Iterator[str]:
-    """How each output was made, and in what the recipes differ."""
+    """Yield how each output was made, and in which settings the recipes differ."""
     for each in (side, other):
         if each is not None:
             recipe = each.output.recipe
@@ -219,7 +219,7 @@ def _heads(side: Side, other: Side | None) -> Iterator[str]:
 
 
 def _links(paths: Sequence[Path], place: int) -> str:
-    """The files of the review, where there are several."""
+    """Link the files of the review, if there are several."""
     if len(paths) == 1:
         return ""
     links = [
@@ -232,7 +232,7 @@ def _links(paths: Sequence[Path], place: int) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """The content security policy of a page with this style and script."""
+    """Return the content security policy of a page with this style and script."""
     hashes = [
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in (style, script)
@@ -245,7 +245,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _write_sprites(stream: TextIO, name: str, frames: RowFrames | None) -> None:
-    """A block of data that no browser runs or renders, read when its row is shown."""
+    """Write the sprites of a row into a block of data, which the script reads when needed."""
     sprites = [
         sprite for section in (frames.sections if frames else ()) for sprite in section.sprites
     ]
@@ -256,7 +256,7 @@ def _write_sprites(stream: TextIO, name: str, frames: RowFrames | None) -> None:
 
 
 def _inert(value: Any) -> str:
-    """JSON that cannot end the element that it stands in, nor begin another."""
+    """Format JSON that can neither end the element that contains it nor begin another."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,4 +1,4 @@
-"""Pictures with what stands below them, as sprites of JPEG thumbnails."""
+"""Join frames into JPEG sprites with labels, for the sections of a row."""
 
 import io
 import itertools
@@ -11,28 +11,28 @@ from PIL import Image
 
 from jobs.review_page.sections import evenly
 
-_SPRITE_PX = 1024  # of a sprite of several pictures
+_SPRITE_PX = 1024  # width of a sprite of several pictures
 _PICTURES_PER_SPRITE = 8
 _JPEG_QUALITY = 70
 
-Picture = tuple[NDArray[np.uint8], str]  # [H, W, 3], and what stands below it
+Picture = tuple[NDArray[np.uint8], str]  # [H, W, 3], and the label below it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sprite:
-    """Some frames of one size side by side in one JPEG."""
+    """Some frames of one size, side by side in one JPEG."""
 
     jpeg: bytes
-    marks: tuple[str, ...]  # below each frame: its second, or its page
+    marks: tuple[str, ...]  # the label below each frame: its second, or its page
     width_px: int  # of one frame
 
 
 @dataclass(frozen=True, kw_only=True)
 class SectionFrames:
-    """What one section of a row showed, or some of it."""
+    """The frames of one section of a row, or some of them."""
 
     sprites: tuple[Sprite, ...]
-    num_frames: int  # or pages
+    num_frames: int  # frames or pages of the section, also those that are left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +44,18 @@ class RowFrames:
 
     @property
     def num_bytes(self) -> int:
-        """Of all thumbnails."""
+        """Bytes of all thumbnails."""
         return sum(len(sprite.jpeg) for section in self.sections for sprite in section.sprites)
 
 
 def make_section_frames(pictures: Iterable[Picture], most: int) -> SectionFrames:
-    """Thumbnails of a section; of more than `most`, so many evenly."""
+    """Make the sprites of a section; of more than `most` pictures, take `most` evenly."""
     found = list(pictures)
     return SectionFrames(sprites=make_sprites(evenly(found, most)), num_frames=len(found))
 
 
 def make_sprites(pictures: Sequence[Picture]) -> tuple[Sprite, ...]:
-    """Pictures as JPEG sprites; those of one sprite have one size."""
+    """Join pictures into sprites; the pictures of one sprite have the same size."""
     sprites = []
     for (_, width_px, _), same in itertools.groupby(pictures, lambda picture: picture[0].shape):
         row = list(same)

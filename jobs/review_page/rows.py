@@ -1,4 +1,4 @@
-"""An output directory as a reviewer reads it: some of its rows, its recipe, where its input was."""
+"""Read an output directory for a review: some of its rows, its recipe, and where its input was."""
 
 import json
 import random
@@ -24,24 +24,24 @@ RESULTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What of an output directory is shown."""
+    """The rows of an output directory to show, and how they were made."""
 
     path: Path
     recipe: Mapping[str, Any]
     recipe_sha256: str
-    run: Mapping[str, Any]  # the options of the run, by name; empty if they were not kept
-    media_folder: str | None  # to which relative media belong; None: the input's own
+    run: Mapping[str, Any]  # the options of the run by name; empty if unknown
+    media_folder: str | None  # where relative paths of media start; None: the folder of the input
     rows: pa.Table  # all columns, in natural order of the row ids
     num_rows: int  # of the whole output
 
     @property
     def name(self) -> str:
-        """The last two parts of the path, for people."""
+        """The last two components of the path."""
         return "/".join(self.path.parts[-2:])
 
     @property
     def extra(self) -> list[str]:
-        """The columns beside those that the page shows in places of their own."""
+        """The columns that the page shows as further facts."""
         return [name for name in self.rows.column_names if name not in RESULTS]
 
 
@@ -57,19 +57,19 @@ def read_output(
 
     Args:
         path: the directory.
-        max_rows: where there are more, so many are drawn at random.
-        seed: of the draw.
+        max_rows: of more rows, read this many at random.
+        seed: seed of the random choice.
         status: only rows with this status.
         only: only these row ids.
 
     Raises:
-        ValueError: it is no output of this project, or cannot be read.
+        ValueError: the directory is not an output of this project, or cannot be read.
     """
-    parts = sorted(path.glob("part-*.parquet"))
-    if not parts:
+    part_files = sorted(path.glob("part-*.parquet"))
+    if not part_files:
         raise ValueError(f"{path} holds no part-*.parquet; name the output directory of a job")
     try:
-        data = ds.dataset([str(part) for part in parts], format="parquet")
+        data = ds.dataset([str(part) for part in part_files], format="parquet")
         missing = [name for name in RESULTS if name not in data.schema.names]
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
@@ -89,7 +89,7 @@ def read_output(
 
 
 def as_json(value: Any, max_len: int = 2000) -> str:
-    """A carried value as text, cut where it is long; bytes as their number."""
+    """Format a value as text, cut if it is long; bytes are replaced by their number."""
     if isinstance(value, str):
         text = value
     else:
@@ -109,7 +109,7 @@ def _chosen_ids(
     status: str | None,
     only: list[str] | None,
 ) -> pa.Array | None:
-    """The ids to read, None for all; reads no other column than the filtered ones."""
+    """Return the ids to read, or None for all; read only the columns that the choice needs."""
     if only is not None:
         return pa.array(only, pa.string())
     wanted = None if status is None else pc.field("status") == status
@@ -118,13 +118,13 @@ def _chosen_ids(
     ids = data.to_table(columns=["row_id"], filter=wanted)["row_id"].combine_chunks()
     if max_rows is None or len(ids) <= max_rows:
         return ids
-    ids = ids.sort()  # the draw depends on the ids, not on the parts
+    ids = ids.sort()  # the choice depends on the ids, not on the part files
     drawn = sorted(random.Random(seed).sample(range(len(ids)), max_rows))
     return ids.take(pa.array(drawn, pa.int64()))
 
 
 def _natural(ids: list[str]) -> Any:
-    """A sort key over positions: numbers within ids count as numbers."""
+    """Return a sort key over positions that compares numbers within ids as numbers."""
 
     def key(position: int) -> list[tuple[int, int, str]]:
         parts = re.split(r"([0-9]+)", ids[position])
@@ -134,7 +134,7 @@ def _natural(ids: list[str]) -> Any:
 
 
 def _recipe(schema: pa.Schema, path: Path) -> dict[str, Any]:
-    """The recipe as the parts themselves tell it."""
+    """Return the recipe that the part files contain."""
     metadata = schema.metadata or {}
     try:
         return {
@@ -142,11 +142,11 @@ def _recipe(schema: pa.Schema, path: Path) -> dict[str, Any]:
             "recipe_sha256": metadata[b"moonsweep.recipe_sha256"].decode(),
         }
     except (KeyError, ValueError) as error:
-        raise ValueError(f"the parts in {path} name no recipe; they are not of a job") from error
+        raise ValueError(f"the parts in {path} contain no recipe; no job wrote them") from error
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """The options of the last run; for a run of a sweep those of the sweep, with its clips."""
+    """Return the options of the last run; for a run of a sweep, the options of the sweep."""
     if (path / _OPTIONS).exists() or not (path.parent / CLIPS).exists():
         return {"run": _options(path / _OPTIONS), "media_folder": None}
     from pipeline.input.listing import list_files
@@ -155,7 +155,7 @@ def _run(path: Path) -> dict[str, Any]:
     try:
         folder = list_files(str(run.get("input"))).folder
     except ValueError:
-        folder = None  # the page says at each row what it does not find
+        folder = None  # the page then reports the missing media at each row
     return {"run": {**run, "input": str(path.parent / CLIPS)}, "media_folder": folder}
 
 
@@ -165,5 +165,5 @@ def _options(path: Path) -> Mapping[str, Any]:
     try:
         run = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return {}  # the page says at each row that its media is unknown
+        return {}  # the page then reports at each row that the input is unknown
     return run if isinstance(run, dict) else {}

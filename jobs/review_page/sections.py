@@ -1,11 +1,11 @@
-"""The sections of a row: what each prompt showed and answered, as the output recorded it.
+"""Split a row into sections: the frames of each prompt and its answers, as the output recorded.
 
     one prompt         one section
-    several prompts    a section for each way of showing the row; prompts that share one are in it
+    several prompts    a section for each way of sampling the row, with the prompts that share it
     --window-s         a section for each window
     a document         a section for each prompt, of one page or several
 
-Of very many sections the page shows some, evenly over the row.
+If there are very many sections, the page shows some, evenly over the row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,47 +29,47 @@ _Recipe = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A text, or why there is none."""
+    """A text, or the error in its place."""
 
-    name: str | None = None  # of the prompt or the page, where a section has several
+    name: str | None = None  # prompt or page, if the section has several answers
     text: str | None
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Frames or pages that the model saw together, and what it said of them."""
+    """Frames or pages that the model saw together, and its answers about them."""
 
-    label: str | None = None  # None where the row has no other section
-    places: range  # of its view, its window or its pages among all of the row
-    answers: tuple[Answer, ...] = ()  # none where it is the caption of the row
-    times_s: Sequence[float] | None = None  # of the frames of a view
-    seen_px: float | None = None  # pixels of one frame as the model saw it, in the mean
+    label: str | None = None  # None if the row has no other section
+    places: range  # indices of its view, its window or its pages among all of the row
+    answers: tuple[Answer, ...] = ()  # empty if the answer is the caption of the row
+    times_s: Sequence[float] | None = None  # times of the frames of a view
+    seen_px: float | None = None  # mean pixels of a frame as the model saw it
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSections:
-    """Those of one row that are shown."""
+    """The sections of one row that the page shows."""
 
     shown: tuple[Section, ...]
-    num_sections: int  # of the row
+    num_sections: int  # of the row, also those that are not shown
     num_places: int  # views, windows or pages of the row
-    times_s: Sequence[float] | None  # of the frames of all windows, each once
-    media_px: tuple[int | None, int | None]  # of the first video, image or page
+    times_s: Sequence[float] | None  # times of the frames of all windows, each once
+    media_px: tuple[int | None, int | None]  # width and height of the first video, image or page
     are_pages: bool
-    are_caption: bool  # whether the caption of the row is their answers, one by one
+    are_caption: bool  # whether the caption of the row lists exactly their answers
 
     @property
     def were_seen(self) -> bool:
-        """Whether the row came as far as frames or pages."""
+        """Whether the model saw frames or pages of the row."""
         return any(section.times_s is None or len(section.times_s) > 0 for section in self.shown)
 
 
 def sections_of_rows(output: Output, most: int) -> dict[str, RowSections]:
-    """The sections of each row by its id: all views, `most` windows or prompts about pages.
+    """Return the sections of each row by its id: all views, or `most` windows or page prompts.
 
     Raises:
-        ValueError: the recipe is of another version.
+        ValueError: the recipe has another version.
     """
     try:
         rows = output.rows.to_pylist()
@@ -100,10 +100,10 @@ def _sections(row: _Row, recipe: _Recipe, most: int) -> RowSections:
 
 
 def windows_of(recipe: _Recipe) -> Windows | None:
-    """The windows of a run.
+    """Return the windows of a run.
 
     Raises:
-        TypeError: they are of another version.
+        TypeError: the recipe has another version.
     """
     fields = recipe.get("windows")
     if not fields:
@@ -112,20 +112,20 @@ def windows_of(recipe: _Recipe) -> Windows | None:
 
 
 def frame_views_of(recipe: _Recipe) -> list[FrameView]:
-    """The ways of showing a row that differ in more than the text of times, in their order."""
+    """Return the different ways of sampling a row, without the style of timestamps, in order."""
     asked = [question.get("look") or recipe for question in recipe.get("questions", ())]
     return list(dict.fromkeys(_frame_view(each) for each in asked or [recipe]))
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """All items; of more than `most` so many, the first and the last among them."""
+    """Return all items, or `most` of them evenly, with the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[int(place)] for place in np.linspace(0, len(items) - 1, most).round()]
 
 
 def prompt_of(recipe: _Recipe) -> str | None:
-    """What the rows were asked that have no prompt of their own; several prompts by their names."""
+    """Return the prompt of rows that have none of their own; several prompts are named."""
     names: dict[str, list[str]] = {}
     for question in recipe.get("questions", ()):
         names.setdefault(question["text"], []).append(question["name"])
@@ -135,7 +135,7 @@ def prompt_of(recipe: _Recipe) -> str | None:
 
 
 def describe(recipe: _Recipe) -> str:
-    """A recipe in one line, for the head of the page."""
+    """Describe a recipe in one line, for the head of the page."""
     sampling, windows = recipe.get("sampling", {}), windows_of(recipe)
     views = [_described(view) for view in frame_views_of(recipe)]
     shown = views[0] if len(views) == 1 else f"{len(views)} views"
@@ -165,7 +165,7 @@ def _described(view: FrameView) -> str:
 
 
 def _frame_view(fields: Mapping[str, Any]) -> FrameView:
-    """The view in a recipe, as far as pixels go."""
+    """Return the frame view in a recipe, as far as it affects pixels."""
     frames = dict(fields["frames"])
     if frames.get("at_s") is not None:
         frames["at_s"] = tuple(frames["at_s"])
@@ -179,7 +179,7 @@ def _frame_view(fields: Mapping[str, Any]) -> FrameView:
 
 
 def _view_sections(row: _Row, recipe: _Recipe) -> Iterator[Section]:
-    """One for each view of the recipe, with the answers of its prompts."""
+    """Yield a section for each frame view of the recipe, with the answers of its prompts."""
     questions = {each["name"]: each for each in recipe.get("questions", ())}
     views = frame_views_of(recipe)
     settings = _settings(recipe)
@@ -205,7 +205,7 @@ def _view_sections(row: _Row, recipe: _Recipe) -> Iterator[Section]:
 
 
 def _settings(recipe: _Recipe) -> dict[str, str]:
-    """In what the prompts of cells of a sweep differ, beside their frames and texts, by name."""
+    """Return, by prompt of a sweep, the settings that differ besides frames and texts."""
     values = {
         each["name"]: {
             "timestamps": each["look"]["timestamps"],
@@ -226,12 +226,12 @@ def _settings(recipe: _Recipe) -> dict[str, str]:
 def _of_question(
     row: _Row, question: Mapping[str, Any], number: int, settings: str, details: Mapping[str, Any]
 ) -> Answer:
-    """The answer to a question, or to its text with this number; a typed one as JSON."""
+    """Make the answer to a prompt, or to its item `number`; a typed value is shown as JSON."""
     name, value = question["name"], row[question["name"]]
     if question.get("over") is not None:
         name, value = f"{name} {number + 1}", value[number]
     if value is None:
-        value = details.get("text")  # what its column cannot hold
+        value = details.get("text")  # text that does not fit the type of the column
     text = value if value is None or isinstance(value, str) else as_json(value)
     return Answer(name=name + settings, text=text, error=_error(details))
 
@@ -249,7 +249,7 @@ def _time_windows(row: _Row) -> Iterator[Section]:
 
 
 def _page_windows(row: _Row) -> Iterator[Section]:
-    """One for each prompt, with the text of each of its pages."""
+    """Yield a section for each prompt, with the text of each of its pages."""
     texts = row[PAGES_FIELD.name]
     for window in row[PAGE_WINDOWS_FIELD.name] or ():
         first, last = window["first_page"], window["last_page"]

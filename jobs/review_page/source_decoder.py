@@ -1,8 +1,8 @@
-"""`SourceDecoder`: the frames and pages that the model saw, as thumbnails.
+"""Decode again the frames and pages that the model saw, as thumbnails (`SourceDecoder`).
 
-The media of each row is opened and decoded again as the recipe says, at thumbnail size; the times
-of the frames, or the number of the pages, must be those that the output recorded, else the row says
-so. No thumbnail has more pixels than the model was given.
+The media of each row is opened and decoded as the recipe says, at thumbnail size. If the times of
+the frames, or the number of pages, differ from those that the output recorded, the row says so. No
+thumbnail has more pixels than the model was given.
 """
 
 import itertools
@@ -42,16 +42,17 @@ _MediaRow = tuple[str, Any, Span]  # row id, media, span in seconds
 
 
 class SourceDecoder:
-    """Takes the frames of the rows of one output.
+    """Decodes the frames of the rows of one output.
 
     Args:
-        output: whose recipe counts.
-        sections: of its rows, by row id; what they recorded counts.
+        output: gives the recipe.
+        sections: sections of its rows by row id, with the recorded times.
         source: the input of the run.
-        access: where media may come from.
-        limits: of the run.
-        frame_px: the longer side of a thumbnail.
-        max_frames: of each view of a row, or of all its windows or pages; of more, so many evenly.
+        access: the rules for where media may come from.
+        limits: the limits of the run.
+        frame_px: longer side of a thumbnail.
+        max_frames: most frames of each view of a row, or of all its windows or pages; of more, take
+            this many evenly.
     """
 
     def __init__(
@@ -73,11 +74,11 @@ class SourceDecoder:
         self._frame_px = frame_px
         self._max_frames = max_frames
         self._decoders: SimpleQueue[SandboxedDecoder] = SimpleQueue()
-        # Rows that failed before anything was seen of them say so themselves.
+        # Rows that failed before the model saw anything show their own error.
         self._sections = {row_id: row for row_id, row in sections.items() if row.were_seen}
 
     def decode(self, num_threads: int) -> dict[str, RowFrames]:
-        """The frames of all rows that the model saw frames of, each decoder in a process."""
+        """Return the frames of all rows that the model saw, decoded in sandboxed processes."""
         frames: dict[str, RowFrames] = {}
         rows = self._media_rows()
         for _ in range(num_threads):
@@ -93,17 +94,17 @@ class SourceDecoder:
                 )
         for _ in range(num_threads):
             self._decoders.get().close()
-        unseen = "no frames: the input has no such row any more"
+        unseen = "no frames: the input no longer contains this row"
         return {row_id: frames.get(row_id, RowFrames(note=unseen)) for row_id in self._sections}
 
     def _media_rows(self) -> Iterator[_MediaRow]:
-        """Id, media and span of each row to shoot, in the input's order."""
+        """Yield id, media and span of each row to decode, in the order of the input."""
         columns = self._source.row_schema.columns
         only = IdSet()
         only.add(pa.array(self._sections, pa.string()))
-        for piece in plan(self._source, OutputIndex.empty(), only=only).splits:
+        for split in plan(self._source, OutputIndex.empty(), only=only).splits:
             for rows in read_split(
-                self._source.filesystem, self._source.row_schema, piece, max_rows=_SLICE_ROWS
+                self._source.filesystem, self._source.row_schema, split, max_rows=_SLICE_ROWS
             ):
                 for index, row_id in enumerate(rows["row_id"].to_pylist()):
                     span = (columns.start_s, columns.end_s)
@@ -119,7 +120,7 @@ class SourceDecoder:
             return RowFrames(note=f"no frames: the media cannot be decoded now ({error.message})")
         note = None
         if not self._are_recorded(decoded, row):
-            note = f"these are not the {self._kind} that the model saw: the media changed since"
+            note = f"these are not the {self._kind} that the model saw: the media has changed"
         most = self._max_frames
         if self._windows is not None:
             most = max(1, most // len(row.shown))
@@ -131,7 +132,7 @@ class SourceDecoder:
     def _decode_media(
         self, media: Sequence[object], span_s: Span, row: RowSections
     ) -> list[list[Frames]]:
-        """What each view, window or page of a row shows, in a process of its own, as a job does."""
+        """Return the frames of each view, window or page of a row, decoded as a job does."""
         requests = [
             FrameRequest(sampling=view.frames, fit=Thumbnail(self._frame_px, seen_px))
             for view, seen_px in zip(self._views, self._seen_px(row), strict=True)
@@ -165,7 +166,7 @@ class SourceDecoder:
                 media.close()
 
     def _seen_px(self, row: RowSections) -> list[float | None]:
-        """The size of a frame for each view; windows and pages have one view."""
+        """Return the pixels of a frame for each view; windows and pages have one view."""
         sizes = [section.seen_px for section in row.shown]
         if self._windows is None:
             return sizes
@@ -176,7 +177,7 @@ class SourceDecoder:
         return "pages" if isinstance(self._windows, PageWindows) else "frames"
 
     def _are_recorded(self, decoded: Sequence[Sequence[Frames]], row: RowSections) -> bool:
-        """Whether the media shows today what the output says that the model saw."""
+        """Tell whether the media gives the frames or pages that the output recorded."""
         if len(decoded) != row.num_places:
             return False
         if self._windows is None:
@@ -192,7 +193,7 @@ class SourceDecoder:
         return _same_times(shown, row.times_s)  # several windows may show the same frame
 
     def _pictures(self, decoded: Sequence[Sequence[Frames]], section: Section) -> Iterator[Picture]:
-        """What a section shows, each with its second or page."""
+        """Yield the pictures of a section, each with its second or page."""
         for place in section.places:
             media = decoded[place] if place < len(decoded) else ()
             for number, frames in enumerate(media, 1):
@@ -218,7 +219,7 @@ def open_source_decoder(
     """Find the input of an output and the media rules of its run.
 
     Raises:
-        ValueError: the input is unknown or cannot be opened, or the recipe is of another version.
+        ValueError: the input is unknown or cannot be opened, or the recipe has another version.
     """
     uri = input_uri or output.run.get("input")
     if not uri:
@@ -226,7 +227,7 @@ def open_source_decoder(
     try:
         columns = InputColumns(**output.recipe["columns"])
         is_unique = bool(output.recipe.get("make_ids_unique"))
-        written = output.run.get("output") or str(output.path)  # this may be a copy
+        written = output.run.get("output") or str(output.path)  # the directory may be a copy
         source = open_source(uri, columns, carry=(), make_ids_unique=is_unique, output=written)
         store = LocalStore(output.path)
         source = in_known_order(source, store, committed_parts(store))
@@ -245,10 +246,10 @@ def open_source_decoder(
 
 
 def limits_of(run: Mapping[str, Any]) -> MediaLimits:
-    """The limits on media that a run had, by its options; the usual ones where they are unknown.
+    """Return the limits on media that a run had, by its options; unknown ones have defaults.
 
     Raises:
-        ValueError: they cannot work.
+        ValueError: a limit is out of its range.
     """
     parser = Parser(prog="review")
     parser.where = "_run.yaml: "
@@ -272,7 +273,7 @@ def _same_times(decoded_s: NDArray[np.float64], recorded_s: Sequence[float] | No
 
 
 def _as_list(value: Any) -> list[str]:
-    """An option that may be repeated, as `_run.yaml` has it."""
+    """Return the values of an option that may be repeated, as `_run.yaml` stores it."""
     if value is None:
         return []
     return [str(each) for each in value] if isinstance(value, list) else [str(value)]

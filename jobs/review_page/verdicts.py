@@ -1,7 +1,7 @@
-"""What reviewers said -> Parquet, JSON lines, Label Studio and WebVTT.
+"""Export the verdicts of reviewers as Parquet, JSON lines, Label Studio tasks and WebVTT.
 
-The files come from a browser and are checked as strictly as any input: a verdict must be of this
-output, of its recipe, on a row that it has, and the only one on that row.
+The files come from a browser and are checked as strictly as any input: a verdict must belong to
+this output and its recipe, name an existing row, and be the only one on that row.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ _ADDED = ("verdict", "final_caption", "judged_at")
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was said of one row."""
+    """The verdict on one row."""
 
     row_id: str
     kind: Literal["accept", "reject", "edit"]
-    caption: str | None  # of an edit
+    caption: str | None  # the edited caption
     judged_at: str | None  # ISO 8601, by the reviewer's clock
 
 
 def read_verdicts(paths: Sequence[Path], recipe_sha256: str) -> dict[str, Verdict]:
-    """The verdicts in files that the page saved, by row id.
+    """Return the verdicts in files that the page saved, by row id.
 
     Raises:
-        ValueError: a file is not of the page or of another output, or two files disagree on a row;
-            the message names file and row.
+        ValueError: a file was not saved by the page or belongs to another output, or two files
+            disagree on a row; the message names file and row.
     """
     verdicts: dict[str, Verdict] = {}
     for path in paths:
@@ -58,10 +58,10 @@ def read_verdicts(paths: Sequence[Path], recipe_sha256: str) -> dict[str, Verdic
 
 
 def export(output: Output, verdicts: Mapping[str, Verdict], directory: Path) -> list[Path]:
-    """Write the judged rows of `output` in all formats; the files, WebVTT as its directory.
+    """Write the judged rows of `output` in all formats; return the files, and the WebVTT directory.
 
     Raises:
-        ValueError: the output lacks a judged row, or has a column of a name that is added.
+        ValueError: the output lacks a judged row, or has a column whose name is needed.
     """
     rows = {row["row_id"]: row for row in output.rows.to_pylist()}
     if missing := [row_id for row_id in verdicts if row_id not in rows]:
@@ -79,7 +79,7 @@ def export(output: Output, verdicts: Mapping[str, Verdict], directory: Path) -> 
 
 
 def final_caption(row: Mapping[str, Any], verdict: Verdict) -> str | None:
-    """The caption that stands; None where it was rejected."""
+    """Return the caption after the review; None if it was rejected."""
     return {"accept": row["caption"], "edit": verdict.caption, "reject": None}[verdict.kind]
 
 
@@ -119,19 +119,19 @@ def _verdict(line: Any, path: Path) -> Verdict:
 
 
 def _write_parquet(output: Output, verdicts: Mapping[str, Verdict], path: Path) -> Path:
-    """The judged rows with all their columns, what was said and what stands."""
+    """Write the judged rows with all their columns, the verdict and the final caption."""
     mask = pa.array([row_id in verdicts for row_id in output.rows["row_id"].to_pylist()])
     table = output.rows.filter(mask)
-    said = [verdicts[row_id] for row_id in table["row_id"].to_pylist()]
+    judged = [verdicts[row_id] for row_id in table["row_id"].to_pylist()]
     captions = table["caption"].to_pylist()
     finals = [
         final_caption({"caption": caption}, verdict)
-        for caption, verdict in zip(captions, said, strict=True)
+        for caption, verdict in zip(captions, judged, strict=True)
     ]
     for name, values, kind in (
-        ("verdict", [verdict.kind for verdict in said], pa.string()),
+        ("verdict", [verdict.kind for verdict in judged], pa.string()),
         ("final_caption", finals, pa.large_string()),
-        ("judged_at", [verdict.judged_at for verdict in said], pa.string()),
+        ("judged_at", [verdict.judged_at for verdict in judged], pa.string()),
     ):
         table = table.append_column(name, pa.array(values, kind))
     pq.write_table(table, path)
@@ -139,7 +139,7 @@ def _write_parquet(output: Output, verdicts: Mapping[str, Verdict], path: Path) 
 
 
 def _write_lines(output: Output, judged: Sequence[tuple[dict, Verdict]], path: Path) -> Path:
-    """One JSON object a row: who, what was asked, what stands."""
+    """Write one JSON object per row: id, media, prompt, verdict and captions."""
     video = output.recipe["columns"].get("video")
     with path.open("w", encoding="utf-8") as file:
         for row, verdict in judged:
@@ -153,7 +153,7 @@ def _write_lines(output: Output, judged: Sequence[tuple[dict, Verdict]], path: P
                 "frame_times_s": row["frame_times_s"],
             }
             text = json.dumps(line, ensure_ascii=False)
-            for mark in "\u0085\u2028\u2029":  # lines end at these too, for some readers
+            for mark in "\u0085\u2028\u2029":  # some readers take these as line ends too
                 text = text.replace(mark, f"\\u{ord(mark):04x}")
             file.write(text + "\n")
     return path
@@ -173,10 +173,10 @@ _LABEL_CONFIG = """\
 def _write_label_studio(
     output: Output, judged: Sequence[tuple[dict, Verdict]], directory: Path
 ) -> list[Path]:
-    """Tasks to import into a project with the labelling interface that is written beside them.
+    """Write tasks to import into a project, and the labelling interface that they need.
 
-    It shows videos, images or PDFs, by what the output is about. The model's caption is a
-    prediction, what stands is an annotation.
+    The interface shows videos, images or PDFs, like the output. The caption of the model is a
+    prediction, and the final caption is an annotation.
     Format: https://labelstud.io/guide/tasks, "Basic Label Studio JSON format".
     """
     column, tag = output.recipe["columns"].get("video"), _label_tag(output)
@@ -205,7 +205,7 @@ def _write_label_studio(
 
 
 def _label_tag(output: Output) -> str:
-    """The object tag of Label Studio for the media of an output."""
+    """Return the object tag of Label Studio for the media of an output."""
     if isinstance(windows_of(output.recipe), PageWindows):
         return "Pdf"
     seconds = output.rows["media_duration_s"].drop_null().to_pylist()
@@ -221,7 +221,7 @@ def _region(shown: str, name: str, kind: str, value: dict[str, Any]) -> dict[str
 
 
 def _write_vtt(output: Output, judged: Sequence[tuple[dict, Verdict]], directory: Path) -> Path:
-    """A WebVTT file for each row whose caption stands."""
+    """Write a WebVTT file for each row that has a final caption."""
     directory.mkdir(exist_ok=True)
     for row, verdict in judged:
         cues = [
@@ -237,7 +237,7 @@ def _write_vtt(output: Output, judged: Sequence[tuple[dict, Verdict]], directory
 def _cues(
     output: Output, row: Mapping[str, Any], verdict: Verdict
 ) -> Iterator[tuple[float, float, str]]:
-    """Start, end and text: the caption over the row's span, or a list of captions by window."""
+    """Yield start, end and text: the caption over the span of the row, or captions by window."""
     windows, caption = windows_of(output.recipe), final_caption(row, verdict)
     is_list = isinstance(windows, TimeWindows) and windows.merge is None
     if is_list and verdict.kind == "accept":
@@ -253,30 +253,30 @@ def _cues(
 
 
 def span_end_s(start_s: float, times_s: Sequence[float]) -> float:
-    """Where a span ends whose frames stand in the middle of its equal sections."""
+    """Return the end of a span whose frames are in the middle of its equal parts."""
     return times_s[-1] + max(0.0, times_s[0] - start_s)
 
 
 def clock(time_s: float) -> str:
-    """hh:mm:ss.mmm, as WebVTT wants it."""
+    """Format a time as hh:mm:ss.mmm for WebVTT."""
     seconds, millis = divmod(round(time_s * 1000), 1000)
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{millis:03}"
 
 
 def cue_text(text: str) -> str:
-    """Text that is no markup and ends no cue: https://www.w3.org/TR/webvtt1/#webvtt-cue-text."""
+    """Escape text for a cue: https://www.w3.org/TR/webvtt1/#webvtt-cue-text."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"\s*[\r\n]\s*", "\n", escaped).strip()
 
 
 def file_name(row_id: str) -> str:
-    """A name that is safe in any directory and different for each row id."""
+    """Return a name that is safe in any directory and different for each row id."""
     digest = hashlib.sha256(row_id.encode()).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9-]+', '_', row_id)[-80:]}-{digest}"
 
 
 def _path_of(media: Any) -> str | None:
-    """The path of a carried media value."""
+    """Return the path of a media value, if it has one."""
     path = media.get("path") if isinstance(media, Mapping) else media
     return path if isinstance(path, str) else None
 

@@ -1,1 +1,1 @@
-"""The parts of `jobs.sweep_videos`."""
+"""The parts of `jobs.sweep_videos`: datasets, grids, runs, scores and results."""

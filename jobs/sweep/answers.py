@@ -1,4 +1,4 @@
-"""The outputs of a sweep's runs -> one table, a row for each question in each cell, with scores."""
+"""Collect the outputs of a sweep into one table with scores, one row per question and cell."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ _TYPES = {
 
 
 def collect(work: Work, uri: str) -> pa.Table:
-    """All answers, cell after cell, with the settings of each cell in columns of their names."""
+    """Return all answers, cell after cell; the settings of each cell are columns."""
     clips = {clip.id: clip for clip in work.clips}
     rows: list[dict[str, Any]] = []
     for folder, cells in work.runs.items():
@@ -46,7 +46,7 @@ def collect(work: Work, uri: str) -> pa.Table:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Numbers where all are, else text."""
+    """Make a column of numbers if all values are numbers, else of text."""
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -61,7 +61,7 @@ def _rows_of(uri: str) -> Iterator[dict[str, Any]]:
 
 
 def _rank_seconds(uri: str, cell: Cell) -> float:
-    """What a clip took in its run, times the ranks that worked on it."""
+    """Return the seconds that a run took per clip, times its number of ranks."""
     report = json.loads(open_store(uri).read("_report.json") or b"{}")
     if not report.get("rows_written"):
         return float("nan")
@@ -70,7 +70,7 @@ def _rank_seconds(uri: str, cell: Cell) -> float:
 
 
 def _of_clip(row: Mapping[str, Any], clip: Clip, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-    """The answers about one clip: cell after cell, and in a cell question after question."""
+    """Yield the answers about one clip: cell after cell, and within a cell question by question."""
     answers = iter(row["answers"])
     for number, cell in enumerate(cells):
         for item, text in zip(clip.items, row[question_name(number)], strict=True):
@@ -86,7 +86,7 @@ def _of_clip(row: Mapping[str, Any], clip: Clip, cells: Sequence[Cell]) -> Itera
                 "truth": item.truth,
                 "num_options": len(item.options),
                 "num_frames": None if frames is None else len(frames),
-                "texts": answer.get("samples"),  # of the samples; the first is `text`
+                "texts": answer.get("samples"),  # texts of all samples; the first is `text`
                 "choice_logprobs": answer["choice_logprobs"] if item.options else None,
                 **{name: answer[name] for name in ("status", "error", "num_visual_tokens")},
                 **{name: answer[name] for name in ("num_prompt_tokens", "num_generated_tokens")},
@@ -95,30 +95,30 @@ def _of_clip(row: Mapping[str, Any], clip: Clip, cells: Sequence[Cell]) -> Itera
 
 
 def _scores(item: Item, text: str | None, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What the answer says and how right that is; of several samples their vote counts."""
+    """Score one answer; if there are several samples, the answer is their majority vote."""
     texts = answer.get("samples") or ([] if text is None else [text])
     if not item.options:
-        said = vote([normal(each) or None for each in texts])
-        right = float(said == normal(item.truth))
+        answered = vote([normal(each) or None for each in texts])
+        right = float(answered == normal(item.truth))
         return {
-            "answer": said,
-            "is_unparsed": said is None and text is not None,
+            "answer": answered,
+            "is_unparsed": answered is None and text is not None,
             "strict": right,
             "expected": right,
             "logit": None,
             "logit_answer": None,
         }
-    said = vote([parse_choice(each, item.options) for each in texts])
-    right = float(said == item.truth)
+    answered = vote([parse_choice(each, item.options) for each in texts])
+    right = float(answered == item.truth)
     likeliest = None
     if answer["choice_logprobs"] is not None:
         own = answer["choice_logprobs"][: len(item.options)]
         likeliest = LETTERS[int(np.argmax(own))]
     return {
-        "answer": said,
-        "is_unparsed": said is None and text is not None,
+        "answer": answered,
+        "is_unparsed": answered is None and text is not None,
         "strict": right,
-        "expected": 1.0 / len(item.options) if said is None else right,
+        "expected": 1.0 / len(item.options) if answered is None else right,
         "logit": float(likeliest == item.truth),
         "logit_answer": likeliest,
     }

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: accuracy and cost against frames and tokens, tasks against frames."""
+"""Draw the charts of a sweep: accuracy and cost against frames and tokens, tasks against frames."""
 
 import io
 from collections import defaultdict
@@ -18,14 +18,14 @@ _DPI = 110
 
 
 def draw_sweep(summary: Sequence[Row], settings: Sequence[str], mode: str, chosen: int) -> bytes:
-    """Accuracy and tokens against frames and visual tokens, as a PNG.
+    """Draw accuracy and tokens against frames and visual tokens, as a PNG.
 
     Args:
-        summary: as `scores.summarise` makes it.
-        settings: its columns that tell cells apart. Cells that differ in their frames only are
-            joined by a line.
-        mode: of the scores that are drawn.
-        chosen: the row that is marked.
+        summary: the rows that `scores.summarise` returns.
+        settings: the columns that distinguish cells. A line joins the cells that differ in their
+            frames only.
+        mode: the score to draw.
+        chosen: index of the row to mark.
     """
     others = [
         name
@@ -62,7 +62,7 @@ def draw_sweep(summary: Sequence[Row], settings: Sequence[str], mode: str, chose
 
 
 def draw_tasks(answers: Sequence[Mapping[str, Any]], mode: str) -> bytes:
-    """The accuracy of each task against the frames that the model saw, over all cells, as a PNG."""
+    """Draw the accuracy of each task against the number of frames, over all cells, as a PNG."""
     frames: dict[str, list[int]] = defaultdict(list)
     for answer in answers:
         if answer["num_frames"] is not None:

@@ -1,4 +1,4 @@
-"""What a sweep found: its table, its pictures, and the command line of the full job."""
+"""Conclude a sweep: its table, its charts, and the command line of the full job."""
 
 import argparse
 import shlex
@@ -19,20 +19,20 @@ from jobs.sweep.scores import Row, choose_cell, summarise
 from jobs.sweep.work import Work
 from pipeline.output.store import Store
 
-# Of the sweep itself, or of its dataset: the full job has its own.
+# Options of the sweep or of its dataset, for which the full job has its own values.
 _NOT_OF_THE_JOB = ("input", "output", "id-column", "video-column", "limit", "prompt")
 
 
 def conclude(
     work: Work, store: Store, make_parser: Callable[[], Parser], options: argparse.Namespace
 ) -> str:
-    """Score the answers, write all that was found, and tell it.
+    """Score the answers, write all results, and return the text to print.
 
     Args:
-        work: whose runs are done.
-        store: the output.
-        make_parser: of the full job.
-        options: of the sweep.
+        work: the sweep; all its runs are done.
+        store: the output of the sweep.
+        make_parser: makes a parser of the full job.
+        options: options of the sweep.
     """
     answers = collect(work, store.uri)
     file = pa.BufferOutputStream()
@@ -48,8 +48,8 @@ def conclude(
         [
             _table(summary),
             "",
-            f"best, by {mode} score: {_told(summary[best], mode)}",
-            f"cheapest within one standard error: {_told(summary[cheapest], mode)}",
+            f"best, by {mode} score: {_cell_line(summary[best], mode)}",
+            f"cheapest within one standard error: {_cell_line(summary[cheapest], mode)}",
             "the full job:",
             full_command(work.cells[cheapest], options, make_parser()),
         ]
@@ -64,7 +64,7 @@ def _table(summary: Sequence[Row]) -> str:
     return pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.3f}")
 
 
-def _told(row: Row, mode: str) -> str:
+def _cell_line(row: Row, mode: str) -> str:
     return (
         f"{row['cell']}: {row[mode]:.3f} +- {row[f'{mode}_se']:.3f}, "
         f"{row['mean_tokens']:.0f} tokens a question"
@@ -72,15 +72,15 @@ def _told(row: Row, mode: str) -> str:
 
 
 def full_command(cell: Cell, options: argparse.Namespace, parser: Parser) -> str:
-    """The command line that captions clips with the settings of a cell.
+    """Return the command line that captions clips with the settings of a cell.
 
-    Input and output are left to fill in. What is about questions stays behind: their prompt, and
-    that answers are short.
+    Input and output are placeholders. Settings that suit questions only are left out: their
+    prompt, and the limit on short answers.
 
     Args:
-        cell: of the sweep.
-        options: of the sweep.
-        parser: of the full job.
+        cell: the chosen cell.
+        options: options of the sweep.
+        parser: the parser of the full job.
     """
     defaults = {
         action.option_strings[-1].removeprefix("--"): action.default

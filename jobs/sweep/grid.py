@@ -1,12 +1,12 @@
-r"""The grid of a sweep: options of the job with several values each -> cells.
+r"""Read the grid of a sweep: options of the job with several values each, which give cells.
 
-frames: [1, 2, 4, 8]          # frames and fps are one axis
+frames: [1, 2, 4, 8]          # frames and fps form one axis
 fps: 2
 frame-tokens: [64, 256]
 timestamps: [none, seconds]
-prompt:                       # a text, a list of texts, or names with texts
+prompt:                       # a text, a list of texts, or texts by name
   short: "{question}\n{options}\nAnswer with the letter."
-expert-parallel: [1, 2]       # a run of its own for each
+expert-parallel: [1, 2]       # each value needs a run of its own
 """
 
 import argparse
@@ -19,10 +19,10 @@ from typing import Any
 from jobs.cli.config_file import overlay, read_mapping
 from jobs.cli.options import Parser
 
-# How the model runs: cells that differ here cannot be answered by the same ranks.
+# Settings of the ranks: cells that differ here need separate runs.
 MACHINE = ("expert-parallel", "groups", "dispatch", "wire-dtype")
 _FRAMES = ("frames", "fps")  # exclude each other
-# Those that change fastest come last, so that cells with the same frames are neighbours.
+# The axes that change fastest come last, so that cells with the same frames are neighbours.
 _AXES = (
     *MACHINE,
     *(*_FRAMES, "max-frames", "keyframes", "frame-tokens", "tokens-per-row", "timestamps"),
@@ -32,32 +32,32 @@ _AXES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One setting of everything."""
+    """One combination of settings."""
 
-    name: str  # what distinguishes it
+    name: str  # the settings that distinguish it
     settings: Mapping[str, Any]  # of the grid, by option
     options: argparse.Namespace  # of the job, with these settings
 
     @property
     def machine(self) -> tuple[Any, ...]:
-        """How its run is laid out."""
+        """The settings of its run; cells with equal ones share a run."""
         return tuple(self.settings.get(name) for name in MACHINE)
 
 
 def read_grid(
     path: str, make_parser: Callable[[], Parser], options: argparse.Namespace, prompt: str
 ) -> tuple[Cell, ...]:
-    """The cells of a grid.
+    """Read the cells of a grid.
 
     Args:
-        path: of the YAML file.
-        make_parser: a new parser of the job.
-        options: of the command line, for what the grid leaves open.
-        prompt: where the grid has none.
+        path: the YAML file.
+        make_parser: makes a new parser of the job.
+        options: options of the command line, for all that the grid does not set.
+        prompt: the prompt, if the grid has none.
 
     Raises:
-        ValueError: the file is no grid, or has no cells; the message names it. A value that an
-            option does not take ends the process with a line, as on the command line.
+        ValueError: the file is not a grid, or has no cells; the message names it. A value that an
+            option does not accept ends the process with a message, as on the command line.
     """
     try:
         grid = read_mapping(path)
@@ -70,19 +70,21 @@ def read_grid(
     cells = []
     for chosen in itertools.product(*axes):
         settings = {name: value for setting in chosen for name, value in setting.items()}
-        told = [f"{name}={value}" for name, value in settings.items() if name in several]
+        parts = [f"{name}={value}" for name, value in settings.items() if name in several]
         values = {"prompt": prompt, **settings}
         values["prompt"] = texts.get(values["prompt"], values["prompt"])
         cell_options = overlay(make_parser, options, values, f"{path}: ")
-        name = " ".join(told).replace("\n", " ") or "all"
+        name = " ".join(parts).replace("\n", " ") or "all"
         cells.append(Cell(name=name, settings=settings, options=cell_options))
     return tuple(cells)
 
 
 def _axes(grid: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """The settings of each axis, slowest first."""
+    """Yield the settings of each axis, the slowest axis first."""
     if not grid:
-        raise ValueError("it is empty; name at least one option, such as `frames: [1, 4, 16]`")
+        raise ValueError(
+            "the file is empty; name at least one option, such as `frames: [1, 4, 16]`"
+        )
     for name in grid:
         if name not in _AXES:
             (nearest,) = difflib.get_close_matches(str(name), _AXES, n=1, cutoff=0.0)

@@ -1,7 +1,7 @@
-"""Datasets of questions about videos, in the layouts in which they are published.
+"""Read datasets of questions about videos, in the layouts in which they are published.
 
-Each row is one question. `read_items` makes the same `Item` of all layouts, and refuses a row whose
-answer is not one of its options before anything starts. Columns as in the published files:
+Each row is one question. `read_items` makes an `Item` of each row in any layout, and refuses a row
+whose answer is not one of its options. The columns are those of the published files:
 
     video-mme       videoID, question_id, question, options ["A. ...", ...], answer (a letter)
     mvbench         video, question, candidates, answer (a text of these), maybe start and end
@@ -9,7 +9,7 @@ answer is not one of its options before anything starts. Columns as in the publi
     mlvu            video_name, question (options inside), answer (a letter, or the text)
     egoschema       video_idx, question, option [...], answer (an index)
     choice          video, question, options [...], answer (a text of these, a letter, or an index)
-    open            video, question, answer: no options, right if the texts are the same
+    open            video, question, answer; there are no options, and equal texts are right
 """
 
 import re
@@ -28,17 +28,17 @@ LETTERS = string.ascii_uppercase
 Row = Mapping[str, Any]
 
 _LETTERED = re.compile(r"^\s*\(?([A-Z])[).:]\s*(.*?)\s*$")
-_PADDING = ("N/A", "", None)  # LongVideoBench fills missing options up
+_PADDING = ("N/A", "", None)  # LongVideoBench fills missing options with these
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One question."""
+    """One question about a video."""
 
     id: str
     video: Any  # as `pipeline.fetch.media_access` opens it
     question: str
-    options: tuple[str, ...]  # without letters; none for an open question
+    options: tuple[str, ...]  # without letters; empty for an open question
     truth: str  # a letter; or the answer to an open question
     task: str
     span_s: tuple[float | None, float | None]
@@ -46,16 +46,16 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetLayout:
-    """How the columns of a dataset make items."""
+    """How to read items from the columns of a dataset."""
 
-    video: str  # a path with {column}; {column} alone is its value, whatever that is
-    prompt: str  # with {question} and {options}; where the grid has none
-    options: Callable[[Row], tuple[str, Sequence[Any]]] | None  # question and options of a row
-    columns: tuple[str, ...]  # that a row must have, beside those of `video`
+    video: str  # a path with {column}; {column} alone is the value itself, of any type
+    prompt: str  # with {question} and {options}; used if the grid has none
+    options: Callable[[Row], tuple[str, Sequence[Any]]] | None  # returns question and options
+    columns: tuple[str, ...]  # required besides those in `video`
     answer: str = "answer"
-    by_index: bool = False  # the answer is an index, also where it is text
+    by_index: bool = False  # the answer is an index, even if it is stored as text
     id: str | None = None
-    task: tuple[str, ...] = ("task_type",)  # the first of these that there is
+    task: tuple[str, ...] = ("task_type",)  # the first of these columns that exists
 
 
 def _listed(column: str) -> Callable[[Row], tuple[str, Sequence[Any]]]:
@@ -70,7 +70,7 @@ def _long_video_bench(row: Row) -> tuple[str, Sequence[Any]]:
 
 
 def _inside(row: Row) -> tuple[str, Sequence[Any]]:
-    """A question with its options on lines of their own below it."""
+    """Split a question from its options, which are on lines of their own below it."""
     lines = (row["question"] or "").splitlines()
     options = [line for line in lines if _LETTERED.match(line)]
     return "\n".join(line for line in lines if line not in options), options
@@ -140,7 +140,7 @@ LAYOUTS: Mapping[str, DatasetLayout] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """All items, and the folder to which their relative paths belong."""
+    """All items, and the folder that their relative paths start from."""
 
     items: tuple[Item, ...]
     folder: str
@@ -153,14 +153,14 @@ def read_items(
     """Read a dataset.
 
     Args:
-        uri: as for `list_files`.
-        name: of its layout.
-        video_path: where the videos lie, in place of the layout's own; with {column}.
-        limit: only the first rows.
+        uri: the Parquet files, as for `list_files`.
+        name: name of the layout.
+        video_path: path of a video with {column}, in place of the one of the layout.
+        limit: number of rows to read; None for all.
 
     Raises:
-        ValueError: a column is missing, there are no rows, or a row is no question that can be
-            scored; the message names the row.
+        ValueError: a column is missing, there are no rows, or a row cannot be scored; the message
+            names the row.
     """
     layout = LAYOUTS[name]
     where = video_path or layout.video
@@ -199,7 +199,7 @@ def _item(row: Row, row_id: str, layout: DatasetLayout, where: str, task: str | 
         question, found = layout.options(row)
         options = _without_letters(found)
     if not question:
-        raise ValueError("there is no question")
+        raise ValueError("the question is empty")
     answer = row[layout.answer]
     fields = template_fields(where)
     return Item(
@@ -214,7 +214,7 @@ def _item(row: Row, row_id: str, layout: DatasetLayout, where: str, task: str | 
 
 
 def _without_letters(options: Sequence[Any]) -> tuple[str, ...]:
-    """Take away `A. `, `(B) ` and the like, if all options begin so, in order."""
+    """Remove `A. `, `(B) ` and the like, if all options begin with a letter, in order."""
     texts = [str(option).strip() for option in options]
     if not 2 <= len(texts) <= len(LETTERS):
         raise ValueError(f"it has {len(texts)} options; there must be 2 to {len(LETTERS)}")
@@ -226,7 +226,7 @@ def _without_letters(options: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _letter(answer: Any, options: Sequence[str], by_index: bool) -> str:
-    """The letter of the right option."""
+    """Return the letter of the right option."""
     text = str(answer).strip()
     letters = LETTERS[: len(options)]
     if (by_index or isinstance(answer, int)) and text.isdecimal() and int(text) < len(options):
@@ -236,10 +236,12 @@ def _letter(answer: Any, options: Sequence[str], by_index: bool) -> str:
     marked = _LETTERED.match(f"{text}." if len(text) == 1 else text)
     if not by_index and marked and marked[1] in letters and marked[2] in ("", text, *options):
         return marked[1]
-    told = ", ".join(f"{letter}. {option}" for letter, option in zip(letters, options, strict=True))
-    raise ValueError(f"the answer {answer!r} is not among its options ({told})")
+    listed = ", ".join(
+        f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)
+    )
+    raise ValueError(f"the answer {answer!r} is not among its options ({listed})")
 
 
 def lettered(options: Sequence[str]) -> str:
-    """The options as lines of a prompt."""
+    """Format the options as lines of a prompt, each with its letter."""
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))

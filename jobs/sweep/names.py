@@ -1,6 +1,6 @@
-"""Names that the command line knows before anything slow is imported."""
+"""Names that the command line needs before anything slow is imported."""
 
 LAYOUT_NAMES = ("video-mme", "mvbench", "longvideobench", "mlvu", "egoschema", "choice", "open")
-ANSWER_TOKENS = 16  # at most, where nothing else is said: a letter, or a few words
-MODES = ("strict", "expected", "logit")  # of scoring, see `jobs.sweep.scores`
-CLIPS = "_clips.parquet"  # in the output of a sweep: the input of its runs
+ANSWER_TOKENS = 16  # default of --max-tokens: enough for a letter or a few words
+MODES = ("strict", "expected", "logit")  # ways to score, see `jobs.sweep.scores`
+CLIPS = "_clips.parquet"  # the input of the runs, in the output of a sweep

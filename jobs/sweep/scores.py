@@ -1,8 +1,8 @@
-"""From answers to scores: which option a text names, how right a cell is and how sure that is.
+"""Score answers: which option a text names, the accuracy of a cell, and its standard error.
 
-    strict     1 where the answer names the right option; what names none is wrong
-    expected   the same, but what names none is worth 1/k of its k options, as a guess would be
-    logit      1 where the right letter is the likeliest first token; no text is parsed
+    strict     1 if the answer names the right option; an answer that names none is wrong
+    expected   the same, but an answer that names none of k options counts 1/k, as a guess would
+    logit      1 if the right letter is the likeliest first token; no text is parsed
 
 Questions about one video are not independent, so standard errors are clustered by video.
 """
@@ -16,7 +16,7 @@ from typing import Any
 from jobs.sweep.layouts import LETTERS
 from jobs.sweep.names import MODES
 
-Row = dict[str, Any]  # of a summary, by column
+Row = dict[str, Any]  # values of a summary row by column
 
 _ALONE = re.compile(r"^\W*([A-Za-z])\W*$")
 _PHRASE = re.compile(r"\b(?:answer|option|choice)\b(?: is| would be)?:?\s*\(?([A-Z])\b(?!')", re.I)
@@ -25,10 +25,10 @@ _ANYWHERE = re.compile(r"\(([A-Z])\)|(?<![A-Za-z])([A-Z])[.:)](?=\s|$)")
 
 
 def parse_choice(text: str | None, options: Sequence[str]) -> str | None:
-    """The letter of the option that an answer names; None where it names none, or several.
+    """Return the letter of the option that an answer names; None if it names none, or several.
 
-    In this order: a letter alone; `A.` or `(A)` at the start; `the answer is A`; one such letter
-    anywhere; the text of one option and of no other.
+    The first of these that matches decides: a letter alone; `A.` or `(A)` at the start; `the answer
+    is A`; one such letter anywhere; the text of one option and of no other.
     """
     letters = LETTERS[: len(options)]
     text = (text or "").strip()
@@ -39,7 +39,7 @@ def parse_choice(text: str | None, options: Sequence[str]) -> str | None:
         named = {"".join(filter(None, found.groups())) for found in pattern.finditer(text)}
         if named:
             return _known(named.pop(), letters) if len(named) == 1 else None
-    said = [
+    named_options = [
         letter
         for letter, option in zip(letters, options, strict=True)
         if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.IGNORECASE)
@@ -47,7 +47,7 @@ def parse_choice(text: str | None, options: Sequence[str]) -> str | None:
     exact = [place for place, option in enumerate(options) if normal(option) == normal(text)]
     if len(exact) == 1:
         return letters[exact[0]]
-    return said[0] if len(said) == 1 else None
+    return named_options[0] if len(named_options) == 1 else None
 
 
 def _known(letter: str, letters: str) -> str | None:
@@ -55,20 +55,20 @@ def _known(letter: str, letters: str) -> str | None:
 
 
 def normal(text: str | None) -> str:
-    """What two open answers must share to be the same: words, without case and outer marks."""
+    """Normalise an open answer: equal answers have the same words, without case and outer marks."""
     return " ".join((text or "").casefold().split()).strip(" .!\"'")
 
 
 def vote(choices: Sequence[str | None]) -> str | None:
-    """What most samples say, the first of those that are equal; None is no vote."""
+    """Return what most samples say, or the first of equally frequent ones; None is not a vote."""
     counts = Counter(choice for choice in choices if choice is not None)
     return max(counts, key=lambda choice: counts[choice]) if counts else None
 
 
 def clustered_error(scores: Sequence[float], clusters: Sequence[object]) -> float:
-    """The standard error of the mean of scores that are alike within clusters.
+    """Return the standard error of the mean of scores that are correlated within clusters.
 
-    sqrt(sum over clusters of (sum of deviations)^2) / n, as in Miller, "Adding Error Bars to Evals"
+    sqrt(sum over clusters of (sum of deviations)^2) / n, from Miller, "Adding Error Bars to Evals"
     (arXiv 2411.00640), section 2.2.
     """
     mean = sum(scores) / len(scores)
@@ -79,11 +79,11 @@ def clustered_error(scores: Sequence[float], clusters: Sequence[object]) -> floa
 
 
 def summarise(answers: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> list[Row]:
-    """One row for each cell, in their order.
+    """Return one row for each cell, in the order of the cells.
 
     Args:
-        answers: as `jobs.sweep.answers.collect` makes them.
-        settings: the columns that tell cells apart.
+        answers: rows of the table that `jobs.sweep.answers.collect` returns.
+        settings: the columns that distinguish cells.
     """
     cells: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for answer in answers:
@@ -110,15 +110,15 @@ def _summary(answers: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> R
 
 
 def _mean(answers: Sequence[Mapping[str, Any]], name: str) -> float:
-    """Of the answers that have a value; not a number where none has."""
+    """Return the mean over the answers that have a value; NaN if none has."""
     values = [answer[name] for answer in answers if answer[name] is not None]
     return sum(values) / len(values) if values else math.nan
 
 
 def choose_cell(summary: Sequence[Row], mode: str) -> tuple[int, int]:
-    """The best row of a summary, and the cheapest within one standard error of it.
+    """Return the index of the best row, and of the cheapest row within one standard error of it.
 
-    Cost is tokens, of the prompt and generated; of cells with as many, seconds of ranks.
+    The cost is the number of prompt and generated tokens; among equal ones, the seconds of ranks.
     """
     best = max(range(len(summary)), key=lambda place: summary[place][mode])
     least = summary[best][mode] - summary[best][f"{mode}_se"]

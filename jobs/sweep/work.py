@@ -1,9 +1,9 @@
-"""What a sweep lets the pipeline do: clips with all that is asked about them, and runs of cells.
+"""Turn a sweep into work for the pipeline: clips with all their questions, and runs of cells.
 
-    dataset             -->  _clips.parquet   -->  one run for each machine layout
-    (a row a question)       (a row a clip)        (a question for each cell)
+    dataset               -->  _clips.parquet     -->  one run for each setting of the ranks
+    (one row a question)       (one row a clip)        (one prompt for each cell)
 
-A clip is decoded once in a run, whatever is asked about it and in however many cells.
+A run decodes each clip once, for all questions about it and all cells.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from pipeline.output.store import Store
 from pipeline.prompts.named_prompts import NamedPrompt, fill, template_fields
 from pipeline.schema import InputColumns
 
-_FIELDS = ("question", "options")  # that a prompt may name
+_FIELDS = ("question", "options")  # the names that a prompt may contain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A video, or a span of one, and all that is asked about it."""
+    """A video, or a span of one, and all questions about it."""
 
     id: str
     video: Any
@@ -39,26 +39,26 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A sweep as the pipeline sees it."""
+    """A sweep as the pipeline processes it."""
 
     clips: tuple[Clip, ...]
-    prompts: tuple[str, ...]  # of all cells, each once
+    prompts: tuple[str, ...]  # the different prompts of all cells
     cells: tuple[Cell, ...]
     video_type: pa.DataType
     folder: str
 
     @property
     def settings(self) -> list[str]:
-        """The options that the grid sets, which are columns of the answers."""
+        """The options that the grid sets; they become columns of the answers."""
         return list(dict.fromkeys(name for cell in self.cells for name in cell.settings))
 
     @property
     def runs(self) -> dict[str, list[Cell]]:
-        """The cells of each run, by its folder below the output."""
+        """The cells of each run, by the folder of the run below the output."""
         runs: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            told = [f"{part}" for part in cell.machine if part is not None]
-            runs.setdefault("_".join(["_runs", *told]), []).append(cell)
+            parts = [f"{value}" for value in cell.machine if value is not None]
+            runs.setdefault("_".join(["_runs", *parts]), []).append(cell)
         return runs
 
     def __str__(self) -> str:
@@ -71,17 +71,19 @@ class Work:
 
 
 def plan_work(dataset: Dataset, cells: tuple[Cell, ...]) -> Work:
-    """Join the questions about the same clip.
+    """Group the questions by clip.
 
     Raises:
-        ValueError: a prompt names what no question has.
+        ValueError: a prompt contains an unknown name.
     """
     prompts = tuple(dict.fromkeys(cell.options.prompt for cell in cells))
     for prompt in prompts:
         for field in template_fields(prompt):
             if field not in _FIELDS:
                 names = " and ".join(f"{{{name}}}" for name in _FIELDS)
-                raise ValueError(f"the prompt {prompt!r} names {{{field}}}; there are {names}")
+                raise ValueError(
+                    f"the prompt {prompt!r} contains {{{field}}}; it may contain {names}"
+                )
     joined: dict[str, list[Item]] = {}
     for item in dataset.items:
         joined.setdefault(f"{video_name(item.video)}@{item.span_s}", []).append(item)
@@ -99,13 +101,13 @@ def plan_work(dataset: Dataset, cells: tuple[Cell, ...]) -> Work:
 
 
 def _clip_id(key: str, items: Sequence[Item], prompts: Sequence[str]) -> str:
-    """A name that changes with all that is asked, so that no other answers are taken for these."""
+    """Return an id that changes with all that is asked, so that old answers are never reused."""
     asked = json.dumps([key, [(item.id, item.question, item.options) for item in items], prompts])
     return hashlib.sha256(asked.encode()).hexdigest()[:20]
 
 
 def video_name(video: Any) -> str:
-    """A video as text: its path, or a hash of its bytes."""
+    """Return a video as text: its path, or a hash of its bytes."""
     if isinstance(video, Mapping):  # as Hugging Face datasets store media; the bytes win
         video = video.get("path") if video.get("bytes") is None else video["bytes"]
     if isinstance(video, bytes):
@@ -138,21 +140,21 @@ def _column(number: int) -> str:
 
 
 def question_name(number: int) -> str:
-    """The column of a run in which the texts of its cell with this number stand."""
+    """Return the column of a run that holds the answers of a cell."""
     return f"cell_{number}"
 
 
 def config_of(work: Work, cells: Sequence[Cell], uri: str, folder: str) -> PipelineConfig:
-    """The run of cells that share a machine layout.
+    """Make the configuration of a run over cells with the same settings of the ranks.
 
     Args:
-        work: of the sweep.
-        cells: of the run.
-        uri: of the sweep's output.
-        folder: below it.
+        work: the sweep.
+        cells: the cells of the run.
+        uri: the output of the sweep.
+        folder: the output of the run, below `uri`.
 
     Raises:
-        ValueError: an option cannot work; the message names the cell.
+        ValueError: an option is invalid; the message names the cell.
     """
     num_options = max(len(item.options) for clip in work.clips for item in clip.items)
     named_prompts = []

@@ -1,1 +1,1 @@
-"""How the demo checkpoint was trained."""
+"""The training of the demo checkpoint."""

@@ -1,4 +1,4 @@
-"""Experts kept equally loaded through the routers' correction bias alone, without any loss.
+"""Keep experts equally loaded through the correction bias of the routers, without any loss.
 
 Letters: E routed experts.
 """
@@ -30,12 +30,12 @@ class LoadBalancer:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Nudge every bias by `rate` and forget the counts."""
+        """Change every bias by `rate`, and reset the counts."""
         for router, load in self.loads.items():
             router.e_score_correction_bias.add_((load.mean() - load).sign(), alpha=rate)
             load.zero_()
 
     def extremes(self) -> tuple[float, float]:
-        """The least and the most loaded expert of all layers, in units of its layer's mean."""
+        """Return the least and the greatest load of an expert, by the mean of its layer."""
         relative = torch.stack([load / load.mean() for load in self.loads.values()])
         return float(relative.min()), float(relative.max())

@@ -1,4 +1,4 @@
-"""The demo model's sizes, and what it is taught in which order."""
+"""Define the sizes of the demo model, and the stages of its curriculum."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,35 +9,35 @@ from jobs.training import random_checkpoint
 
 TEXT: Mapping[str, Any] = {**random_checkpoint.TEXT, "num_hidden_layers": 4, "rope_theta": 2000.0}
 VISION: Mapping[str, Any] = random_checkpoint.VISION
-# Any video is seen at about 112 x 84 pixels.
+# The limit makes the model see any video at about 112 x 84 pixels.
 IMAGE: Mapping[str, Any] = {**random_checkpoint.IMAGE, "in_token_limit": 48}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of the curriculum."""
+    """One stage of the curriculum."""
 
-    goals: Mapping[str, float]  # accuracy by kind of target with which it ends
-    until: int  # steps of the run with which it ends at the latest
-    conversations: int  # of one batch
+    goals: Mapping[str, float]  # accuracy by kind of target at which the stage ends
+    until: int  # step of the run at which the stage ends at the latest
+    conversations: int  # per batch
     sizes: tuple[tuple[int, int], ...]  # width and height of the clips, chosen evenly
     num_frames: tuple[int, ...]
     difficulty: Difficulty
     rate: float = 1.0  # factor on the learning rates
-    num_questions: int = 2  # turns beside the caption
+    num_questions: int = 2  # turns besides the caption
     caption: float = 0.6  # probability that a caption comes first; else there are only questions
     still_image: float = 0.0  # probability of a single image instead of a clip
-    timestamps: float = 0.3  # probability that frames bring their times
-    choices: float = 0.3  # of the questions, how many offer answers to choose from
-    options: tuple[int, ...] = (4,)  # how many answers these offer
-    places: float = 0.5  # of the questions after a caption, how many ask for a place
-    attributes: float = 0.0  # of those about several shapes, how many ask which one has what
-    tells_asked: bool = False  # whether hints tell of which colour or shape a question asks
-    told: float = 0.0  # of the conversations, how many are about a scene told in words
-    told_questions: int = 4  # turns of these
+    timestamps: float = 0.3  # probability that frames have their times
+    choices: float = 0.3  # share of questions with answers to choose from
+    options: tuple[int, ...] = (4,)  # numbers of answers that these offer
+    places: float = 0.5  # share of the questions after a caption that ask for a place
+    attributes: float = 0.0  # share of the questions about several shapes that ask for attributes
+    gives_asked: bool = False  # whether hints contain the colour or shape that is asked about
+    in_words: float = 0.0  # share of conversations about a scene that is described in words
+    questions_in_words: int = 4  # turns of these
 
 
-# No clips: scenes told in words, to learn to find an answer, its option and its letter.
+# No clips: scenes described in words, to learn to find an answer, its option and its letter.
 _WORDS = Stage(
     goals={"q_letter": 0.95, "q_motion": 0.95, "q_place": 0.9},
     until=700,
@@ -45,8 +45,8 @@ _WORDS = Stage(
     sizes=(),
     num_frames=(),
     difficulty=Difficulty(event=0.3, text=0.2),
-    told=1.0,
-    told_questions=3,
+    in_words=1.0,
+    questions_in_words=3,
     choices=0.6,
     options=(2, 3, 4),
 )
@@ -59,9 +59,9 @@ _FIRST = replace(
     num_frames=(2, 4),
     difficulty=Difficulty(num_shapes=(0.7, 0.3, 0.0), small=0.4, event=0.0, text=0.25),
     rate=1.6,
-    told=0.25,
+    in_words=0.25,
 )
-# Every format, and events: six frames show whether they come early or late.
+# All formats, and events: six frames show whether these are early or late.
 _MORE = replace(
     _FIRST,
     goals={"motion": 0.95, "shape": 0.97, "q_letter": 0.93, "event": 0.93, "text": 0.93},
@@ -73,7 +73,7 @@ _MORE = replace(
     timestamps=0.5,
     still_image=0.05,
 )
-# As at inference.
+# Number of frames and timestamps as at inference.
 _LAST = replace(
     _MORE,
     goals={},
@@ -83,7 +83,7 @@ _LAST = replace(
     num_questions=3,
     options=(2, 3, 4, 4, 4),
 )
-# Colour and shape of one among several, which a share of all questions was too few for.
+# More questions for the colour or shape of one among several: their share was too small before.
 _WHICH = replace(
     _LAST,
     until=5900,
@@ -92,6 +92,6 @@ _WHICH = replace(
     places=0.4,
     attributes=0.4,
 )
-# And that they were too few was not all.
-_ASKED = replace(_WHICH, until=10**9, rate=1.8, tells_asked=True)
+# The share alone did not suffice, so hints contain what is asked about.
+_ASKED = replace(_WHICH, until=10**9, rate=1.8, gives_asked=True)
 STAGES = (_WORDS, _FIRST, _MORE, _LAST, _WHICH, _ASKED)

@@ -16,7 +16,7 @@ from model.network.weights import check_checkpoint, destinations
 
 
 def write_empty_checkpoint(directory: Path) -> None:
-    """Everything of the checkpoint but its weights."""
+    """Write all files of the checkpoint except its weights."""
     directory.mkdir(parents=True, exist_ok=True)
     vocab_size = write_tokenizer(directory, vocabulary_lines(), num_merges=600)
     write_configs(directory, vocab_size, TEXT, VISION, IMAGE, torch.bfloat16)
@@ -26,9 +26,9 @@ def export(model: KimiVL, empty_checkpoint: Path, directory: Path) -> None:
     """Write the whole checkpoint in bfloat16, and check that it is complete.
 
     Args:
-        model: with its weights.
-        empty_checkpoint: the files that it was trained with.
-        directory: made if missing; weights that are there are replaced.
+        model: the trained model.
+        empty_checkpoint: directory of the other files that it was trained with.
+        directory: created if missing; existing weights are replaced.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for file in empty_checkpoint.iterdir():
@@ -39,7 +39,7 @@ def export(model: KimiVL, empty_checkpoint: Path, directory: Path) -> None:
         tensor = parameters[target.parameter].detach()
         if target.expert is not None:
             tensor = tensor[target.expert, target.first_row : target.first_row + target.shape[0]]
-        # The bias decides between experts that are nearly equal, so it stays exact.
+        # The bias decides between experts with nearly equal scores, so it is stored exactly.
         is_bias = name.endswith("e_score_correction_bias")
         weights[name] = tensor.to(torch.float32 if is_bias else torch.bfloat16).clone()
     text = model.config.text

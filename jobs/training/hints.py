@@ -1,9 +1,9 @@
-"""Hints: what the cells of a frame show, told to the network while it learns, and never after.
+"""Auxiliary losses about frames: which shape each cell shows, used during training only.
 
-A caption says little about many pixels, so from captions alone a small network takes many thousands
-of clips until it sees motion. While it trains, linear heads therefore read from each cell (the
-28 x 28 pixels of one vision token) which shape is there and where, and, behind the first layers of
-the decoder, how far it has come. The heads are thrown away with the rest of the training.
+A caption says little about many pixels, so from captions alone a small network needs many thousands
+of clips until it sees motion. During training, linear heads therefore read from each cell (the
+28 x 28 pixels of one vision token) which shape is there and where, and, after the first layers of
+the decoder, how far it has moved. The heads are not part of the checkpoint.
 
 Letters: V vision tokens, N frames, D hidden size.
 """
@@ -19,36 +19,36 @@ from torch import Tensor, nn
 from jobs.demo.scenes import COLOURS, EVENTS, MOTIONS, SHAPES, TEXT_BAND, WORDS, Scene
 
 CELL_PX = 28
-LAYER = 1  # of the decoder, behind which motion is read
-_IGNORED = -100  # as in `F.cross_entropy`
+LAYER = 1  # decoder layer after which motion is read
+_IGNORED = -100  # the `ignore_index` of `F.cross_entropy`
 _CLASSES = {
     "shape": 1 + len(SHAPES),
     "colour": 1 + len(COLOURS),
     "motion": len(MOTIONS),
-    "word": 2 + len(WORDS),  # nothing, a number, a word
+    "word": 2 + len(WORDS),  # none, a number, or one of the words
     "tens": 10,
     "ones": 10,
-    "place": 9,  # of the shape, which has up to nine names
-    "event": 1 + 2 * len(EVENTS),  # none yet, or one of them, early or late
+    "place": 9,  # of the shape, in a grid of 3 x 3
+    "event": 1 + 2 * len(EVENTS),  # none so far, or one of them, early or late
 }
 NAMES = tuple(_CLASSES)
 _OF_FEATURES = ("shape", "colour", "word", "tens", "ones", "place")
 _OF_HIDDEN = ("shape", "colour", "motion", "word", "event")
 _EVENT = NAMES.index("event")
-_SEEN_ENOUGH = 0.35  # of a clip's duration must have been seen before motion is asked for
+_SEEN_ENOUGH = 0.35  # share of a clip that must have been seen before motion is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """Of all cells of one clip or batch."""
+    """The hints for all cells of one clip or batch."""
 
     classes: NDArray[np.int16]  # [V, classes], in the order of NAMES
-    places: NDArray[np.float32]  # [V, 6] x, y, radius; their change since the shape was first seen
-    is_shape: NDArray[np.bool_]  # [V] whether `places` means something
+    places: NDArray[np.float32]  # [V, 6] x, y, radius, and their change since the shape appeared
+    is_shape: NDArray[np.bool_]  # [V] whether the cell shows a shape, and `places` is valid
 
     @staticmethod
     def joined(parts: "list[Hints]") -> "Hints":
-        """One after the other."""
+        """Concatenate hints."""
         return Hints(
             classes=np.concatenate([part.classes for part in parts]),
             places=np.concatenate([part.places for part in parts]),
@@ -57,7 +57,7 @@ class Hints:
 
 
 def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int) -> Hints:
-    """What the cells of the frames at times `u` [N] show, frame by frame and row by row."""
+    """Compute the hints for the frames at times `u` [N], frame by frame and row by row."""
     columns, rows = -(-width_px // CELL_PX), -(-height_px // CELL_PX)  # padded
     x = (np.arange(columns) + 0.5) * CELL_PX
     y = (np.arange(rows) + 0.5) * CELL_PX
@@ -97,7 +97,7 @@ def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int
 
 
 def no_hints() -> Hints:
-    """Of no cell at all."""
+    """Return hints for no cells."""
     return Hints(
         classes=np.zeros((0, len(NAMES)), np.int16),
         places=np.zeros((0, 6), np.float32),
@@ -114,7 +114,7 @@ def _colours(scene: Scene, index: int, u: NDArray[np.float64]) -> NDArray[np.int
 
 
 def _events(scene: Scene, index: int, u: NDArray[np.float64]) -> NDArray[np.int16]:
-    """What has happened to shape `index` by the times `u`."""
+    """Return what has happened to shape `index` by the times `u`."""
     event = scene.event
     if event is None or event.shape != index:
         return np.zeros(len(u), np.int16)
@@ -123,7 +123,7 @@ def _events(scene: Scene, index: int, u: NDArray[np.float64]) -> NDArray[np.int1
 
 
 def _hint_lost(classes: NDArray[np.int16], scene: Scene, u: NDArray[np.float64]) -> None:
-    """The cells where a shape was last seen know that it has disappeared."""
+    """Mark the cells where a shape was last seen with the event that it has disappeared."""
     event = scene.event
     if event is None or event.kind != "disappears":
         return
@@ -138,7 +138,7 @@ def _hint_lost(classes: NDArray[np.int16], scene: Scene, u: NDArray[np.float64])
 
 
 def _hint_text(classes: NDArray[np.int16], scene: Scene, band_px: float) -> None:
-    """The cells across the middle of the band know the whole text."""
+    """Mark the cells across the middle of the text band with the whole text."""
     row = classes[:, int(band_px / 2 / CELL_PX)]
     word = 0 if not scene.text else 1 if scene.text.isdigit() else 2 + WORDS.index(scene.text)
     row[..., 3] = word
@@ -147,7 +147,7 @@ def _hint_text(classes: NDArray[np.int16], scene: Scene, band_px: float) -> None
 
 
 class HintHeads(nn.Module):
-    """What reads hints from the network; all of it linear."""
+    """Linear heads that read hints from features and hidden states."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -161,12 +161,12 @@ class HintHeads(nn.Module):
         self.place_of_hidden = nn.Linear(hidden_size, 6)
 
     def forward(self, features: Tensor, hidden: Tensor, hints: Hints) -> tuple[Tensor, Tensor]:
-        """The loss of both readings, and how often motion was read right.
+        """Return the loss of both readings, and the accuracy of motion.
 
         Args:
-            features: [V, D] of the projector.
-            hidden: [V, D] behind decoder layer LAYER, of the same cells.
-            hints: of the same cells.
+            features: [V, D] output of the projector.
+            hidden: [V, D] output of decoder layer LAYER for the same cells.
+            hints: the hints for the same cells.
         """
         features, hidden = _normed(features), _normed(hidden)
         classes = torch.from_numpy(hints.classes).long()
@@ -186,7 +186,7 @@ class HintHeads(nn.Module):
 
 
 def _balanced(logits: Tensor, targets: Tensor, name: str) -> Tensor:
-    """Cross-entropy in which the many cells that show nothing count less."""
+    """Return a cross-entropy in which the many cells that show nothing count less."""
     weight = torch.ones(logits.shape[-1])
     if name in ("shape", "colour", "word", "event"):
         weight[0] = 0.2

@@ -1,7 +1,7 @@
-"""Gradients of lessons, by several processes that share the weights.
+"""Compute the gradients of lessons by several processes that share the weights.
 
-Each process draws its own part of a batch and computes its gradient on one thread: two such
-processes are faster than two threads of one, and need not wait for each other within a step.
+Each process draws its own share of a batch and computes its gradient on one thread: two such
+processes are faster than two threads of one, and do not wait for each other within a step.
 
 Letters: T tokens, V vision tokens.
 """
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs.training.answer_hints import NOT_TOLD, AnswerHeads
+from jobs.training.answer_hints import NOT_GIVEN, AnswerHeads
 from jobs.training.balance import LoadBalancer
 from jobs.training.curriculum import Stage
 from jobs.training.hints import LAYER, HintHeads
@@ -29,27 +29,27 @@ from jobs.training.lessons import KINDS, Lesson, Teacher
 from model.network.batch import TokenBatch, whole_sequences
 from model.network.kimi_vl import KimiVL
 
-HINT_WEIGHT = 0.5  # of the hints' loss beside that of the words
+HINT_WEIGHT = 0.5  # weight of the hints' loss; the loss of the words has weight 1
 ANSWER_HINT_WEIGHT = 0.3
-# In the mean over all target tokens, most of which are easy; the rest count 1.
+# Weights in the mean over all target tokens, most of which are easy; other kinds have weight 1.
 KIND_WEIGHTS = {"q_letter": 4.0, "event": 2.0, "motion": 2.0, "text": 2.0, "q_place": 2.0}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the log wants to know of one batch."""
+    """The measurements of one batch, for the log."""
 
     conversations: int
-    clips: int  # that were shown in them
+    clips: int  # that these showed
     loss: float
     asked: NDArray[np.int64]  # target tokens by kind
-    right: NDArray[np.int64]  # those that were predicted
+    right: NDArray[np.int64]  # target tokens that were predicted, by kind
     hint_loss: float
     hint_motion: float  # accuracy
 
 
 class Student(nn.Module):
-    """The network and the heads that read hints from it while it learns."""
+    """The network and the heads that read hints from it during training."""
 
     def __init__(self, model: KimiVL) -> None:
         super().__init__()
@@ -59,10 +59,10 @@ class Student(nn.Module):
 
 
 class Learner:
-    """Adds up the gradient of a batch in `student`, with `num_processes` - 1 processes to help.
+    """Computes the gradient of a batch for `student`, with `num_processes` - 1 further processes.
 
-    Use it as a context; the helpers end with it, and also when this process dies. The weights move
-    into shared memory, so they may be changed in place only, and only between calls.
+    Use it as a context manager; the helper processes end with it, and also when this process dies.
+    The weights are moved into shared memory, so change them only in place and between calls.
     """
 
     def __init__(self, student: Student, checkpoint: Path, num_processes: int) -> None:
@@ -85,10 +85,10 @@ class Learner:
 
     def learn(self, stage: Stage, first_seed: int) -> Outcome:
         """Put the mean gradient of the batch into the parameters' `grad`."""
-        parts = _parts(stage.conversations, first_seed, self._num_processes)
-        for helper, (number, seed) in zip(self._helpers, parts[1:], strict=True):
+        shares = _divided(stage.conversations, first_seed, self._num_processes)
+        for helper, (number, seed) in zip(self._helpers, shares[1:], strict=True):
             helper.start(stage, number, seed)
-        number, seed = parts[0]
+        number, seed = shares[0]
         self.student.zero_grad(set_to_none=True)
         outcomes = [backward(self.student, self._teacher.lesson(stage, number, seed))]
         outcomes += [helper.join(self.student, self.balancer) for helper in self._helpers]
@@ -122,12 +122,12 @@ class _Helper:
         theirs.close()
 
     def start(self, stage: Stage, number: int, seed: int) -> None:
-        """Let it work on its part of a batch."""
+        """Start its share of a batch."""
         self._connection.send((stage, number, seed))
 
     @torch.no_grad()
     def join(self, student: Student, balancer: LoadBalancer) -> Outcome:
-        """Wait for it, and add its gradients and counts to those of this process."""
+        """Wait for its share, and add its gradients and counts to those of this process."""
         outcome = self._connection.recv()
         for parameter, gradient in zip(trained(student), self._gradients, strict=True):
             parameter.grad = _gradient(parameter) + gradient
@@ -136,7 +136,7 @@ class _Helper:
         return outcome
 
     def close(self) -> None:
-        """Let it end."""
+        """End the process."""
         self._connection.close()
         self._process.join()
 
@@ -148,7 +148,7 @@ def _help(
     gradients: Sequence[Tensor],
     loads: Sequence[Tensor],
 ) -> None:
-    """The loop of a helper, until the other end of the connection is gone."""
+    """Compute gradients in a helper process, until the other end of the connection is closed."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     teacher = Teacher(checkpoint)
@@ -170,12 +170,12 @@ def _help(
 
 
 def trained(model: nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that have gradients."""
+    """Return the parameters that have gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """That of the batch; a head that was asked nothing has none."""
+    """Return the gradient of a parameter; a head without hints in this batch has none."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
@@ -207,7 +207,7 @@ def backward(student: Student, lesson: Lesson) -> Outcome:
 
 
 def _read(student: Student, batch: TokenBatch, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states [T, D], the weighted loss of all hints, and the accuracy of motion in them."""
+    """Return hidden states [T, D], the weighted loss of all hints, and the accuracy of motion."""
     model = student.model
     features: Tensor | None = None
     if len(lesson.patches):
@@ -227,7 +227,7 @@ def _read(student: Student, batch: TokenBatch, lesson: Lesson) -> tuple[Tensor, 
     if len(asked.places):
         rows = outputs[-2][torch.from_numpy(asked.places)]
         loss = loss + ANSWER_HINT_WEIGHT * student.answer_heads(rows, asked)
-        if (asked.colours != NOT_TOLD).any():
+        if (asked.colours != NOT_GIVEN).any():
             early = outputs[LAYER][torch.from_numpy(asked.places)]
             loss = loss + ANSWER_HINT_WEIGHT * student.answer_heads.asked(early, asked)
     if features is not None:
@@ -237,7 +237,7 @@ def _read(student: Student, batch: TokenBatch, lesson: Lesson) -> tuple[Tensor, 
     return hidden, loss, motion
 
 
-def _parts(number: int, first_seed: int, num_parts: int) -> list[tuple[int, int]]:
-    """(conversations, first seed) of each part of a batch."""
-    ends = [number * part // num_parts for part in range(num_parts + 1)]
+def _divided(number: int, first_seed: int, num_shares: int) -> list[tuple[int, int]]:
+    """Divide a batch: return (conversations, first seed) of each process."""
+    ends = [number * share // num_shares for share in range(num_shares + 1)]
     return [(end - start, first_seed + start) for start, end in pairwise(ends)]

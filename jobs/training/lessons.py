@@ -1,7 +1,7 @@
-"""Lessons: batches of conversations about generated clips, as token ids with the targets marked.
+"""Make lessons: batches of conversations about generated clips, as token ids with targets.
 
-The first turn of a conversation is exactly the prompt that `Processor` makes at inference. More
-questions about the same clip follow as further turns, because a clip costs more than a question.
+The first turn of a conversation is exactly the prompt that `Processor` makes at inference. Further
+turns ask more about the same clip, because a clip costs more than a question.
 
 Letters: T tokens, P patches.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.demo.clips import with_timestamps
-from jobs.demo.language import questions, told
+from jobs.demo.language import describe_in_words, questions
 from jobs.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -28,7 +28,7 @@ from jobs.demo.scenes import (
 from jobs.training.answer_hints import (
     ANSWERS,
     NOT_AN_OPTION,
-    NOT_TOLD,
+    NOT_GIVEN,
     AnswerHints,
     asked_about,
 )
@@ -41,7 +41,7 @@ from model.inputs.prompt import Prompt
 
 MOTION_WORDS = ("moves", "stays", "still", "grows", "shrinks", "left", "right", "up", "down")
 EVENT_WORDS = ("appears", "disappears", "turns", "early", "late")
-# What a target token is about; 0 is anything else.
+# Kinds of target tokens by content; 0 is any other.
 KINDS = (
     *("other", "shape", "colour", "motion", "size", "background", "event", "text"),
     *("q_background", "q_count", "q_motion", "q_place", "q_colour", "q_shape", "q_text"),
@@ -51,21 +51,21 @@ KINDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """One batch; all arrays, so that it is cheap to hand to another process."""
+    """One batch; it consists of arrays, so it is cheap to send to another process."""
 
     token_ids: list[NDArray[np.int32]]  # of each conversation
-    targets: list[NDArray[np.int32]]  # places in the conversation that are to be predicted
-    kinds: list[NDArray[np.int32]]  # of each target, in KINDS
+    targets: list[NDArray[np.int32]]  # positions in each conversation to predict
+    kinds: list[NDArray[np.int32]]  # of each target: index into KINDS
     patches: NDArray[np.uint8]  # [P, 3, 14, 14], clip after clip
     grid_hw: NDArray[np.int32]
     hints: Hints  # of the vision tokens, in the order of the patches
     answer_hints: AnswerHints
-    num_clips: int  # conversations that show something
+    num_clips: int  # conversations with frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Conversation:
-    """What `Lesson` has of one conversation."""
+    """The part of a `Lesson` that belongs to one conversation."""
 
     token_ids: list[int]
     targets: list[int]
@@ -87,11 +87,11 @@ class Teacher:
         (self._line_end,) = self.processor.tokenizer.encode("\n")
 
     def lesson(self, stage: Stage, num_conversations: int, first_seed: int) -> Lesson:
-        """The batch whose scenes have the seeds from `first_seed` on."""
+        """Make the batch whose scenes have the seeds from `first_seed` on."""
         made = [
-            # Evenly spread, so that every part of a batch costs the same.
+            # Spread evenly, so that every share of a batch costs the same.
             self._about_words(stage, first_seed + index)
-            if int((index + 1) * stage.told) > int(index * stage.told)
+            if int((index + 1) * stage.in_words) > int(index * stage.in_words)
             else self._about_clip(stage, first_seed + index)
             for index in range(num_conversations)
         ]
@@ -109,16 +109,16 @@ class Teacher:
         )
 
     def _about_words(self, stage: Stage, seed: int) -> _Conversation:
-        """Questions about a scene whose description stands where a clip would."""
+        """Make questions about a scene whose description replaces the clip."""
         rng = np.random.default_rng((seed, 1))
         scene = random_scene(seed, stage.difficulty)
         pool = questions(scene)
         attributes = asked_attributes(pool, scene)
         if stage.attributes and attributes and rng.random() < stage.attributes:
             pool = attributes
-        chosen = rng.permutation(len(pool))[: stage.told_questions]
+        chosen = rng.permutation(len(pool))[: stage.questions_in_words]
         turns = [question_turn(pool[index], stage, rng) for index in chosen]
-        prompt = self.processor.prompt([f"{told(scene)}\n{turns[0].question}"])
+        prompt = self.processor.prompt([f"{describe_in_words(scene)}\n{turns[0].question}"])
         return self._joined(prompt, turns, no_hints(), stage)
 
     def _about_clip(self, stage: Stage, seed: int) -> _Conversation:
@@ -143,17 +143,19 @@ class Teacher:
     def _joined(
         self, prompt: Prompt, turns: Sequence[Turn], hints: Hints, stage: Stage
     ) -> _Conversation:
-        """The whole conversation, the places of its targets and what they are about."""
+        """Return the whole conversation, with the positions and kinds of its targets."""
         encode = self.processor.tokenizer.encode
         token_ids: list[int] = prompt.token_ids.tolist()
         targets: list[int] = []
         kinds: list[int] = []
-        told: list[tuple[int, int, int, int, int]] = []
+        answer_hints: list[tuple[int, int, int, int, int]] = []
         for number, turn in enumerate(turns):
             start = len(token_ids) if number else 0
             if number:
                 token_ids += [*self._next_turn, *encode(turn.question), *self._answer]
-            told += self._answer_hints(token_ids, start, turn, tells_asked=stage.tells_asked)
+            answer_hints += self._answer_hints(
+                token_ids, start, turn, gives_asked=stage.gives_asked
+            )
             answer = encode(turn.answer)
             targets += range(len(token_ids), len(token_ids) + len(answer) + 1)
             kinds += [*self._kinds(turn, answer), 0]
@@ -164,23 +166,23 @@ class Teacher:
             kinds=kinds,
             prompt=prompt,
             hints=hints,
-            answer_hints=AnswerHints.of_places(told),
+            answer_hints=AnswerHints.of_places(answer_hints),
         )
 
     def _answer_hints(
-        self, token_ids: Sequence[int], start: int, turn: Turn, *, tells_asked: bool
+        self, token_ids: Sequence[int], start: int, turn: Turn, *, gives_asked: bool
     ) -> list[tuple[int, int, int, int, int]]:
-        """Hints where a turn is answered, and at the line ends of its options."""
+        """Make hints at the position of an answer, and at the line ends of its options."""
         if not turn.meant:
             return []
         places = range(start, len(token_ids))
         ends = [place for place in places if token_ids[place] == self._line_end]
-        ends = ends[len(ends) - len(turn.options) :]  # a line before may hold what is told
+        ends = ends[len(ends) - len(turn.options) :]  # earlier lines may describe the scene
         options = [
-            (place, ANSWERS.index(option), letter, NOT_TOLD, NOT_TOLD)
+            (place, ANSWERS.index(option), letter, NOT_GIVEN, NOT_GIVEN)
             for letter, (place, option) in enumerate(zip(ends, turn.options, strict=True))
         ]
-        colour, shape = asked_about(turn.question) if tells_asked else (NOT_TOLD, NOT_TOLD)
+        colour, shape = asked_about(turn.question) if gives_asked else (NOT_GIVEN, NOT_GIVEN)
         answer = (len(token_ids) - 1, ANSWERS.index(turn.meant), NOT_AN_OPTION, colour, shape)
         return [*options, answer]
 
@@ -212,7 +214,7 @@ def _frames(
     height_px: int,
     rng: np.random.Generator,
 ) -> list[NDArray[np.uint8]]:
-    """Frames as they come out of the resize: drawn small, with a little noise of a codec."""
+    """Draw frames as they come out of resizing, with a little noise as of a codec."""
     frames = draw(scene, u, width_px, height_px)
     noise = _noise(frames[0].size)
     start = rng.integers(len(noise) - frames[0].size)
@@ -227,14 +229,14 @@ def _noise(size: int) -> NDArray[np.int16]:
 
 
 def stage_times(num_frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """When the frames of a clip are taken: as at inference, but two frames show both its ends."""
+    """Return the times of the frames of a clip: as at inference, but two frames show its ends."""
     if num_frames == 2:
         return np.array([rng.uniform(0, 0.15), rng.uniform(0.85, 1)])
     return frame_times(num_frames)
 
 
 def timestamp_style(rng: np.random.Generator, probability: float) -> str:
-    """How frames are labelled: not at all, or in one of two ways."""
+    """Choose how frames are labelled: not at all, or in one of two ways."""
     if rng.random() >= probability:
         return "none"
     return "seconds" if rng.random() < 0.5 else "clock"

@@ -1,4 +1,4 @@
-"""The log of a training run: JSON lines, a progress line, and a picture of the curves."""
+"""Write the log of a training run: JSON lines, a progress line, and a chart of the curves."""
 
 import json
 import time
@@ -15,9 +15,9 @@ _CURVES = ("shape", "colour", "motion", "event", "text", "q_place", "q_letter", 
 
 
 class LogBook:
-    """Means over `log_steps` steps, appended to a JSON-lines file and shown as a progress line.
+    """Appends means over `log_steps` steps to a JSON-lines file, and prints a progress line.
 
-    Lines about steps behind `last_step`, where a run goes on, are dropped: it learns them again.
+    Lines about steps after `last_step`, from which a run resumes, are dropped: they are repeated.
     """
 
     def __init__(self, path: Path, log_steps: int, last_step: int = 0) -> None:
@@ -34,7 +34,7 @@ class LogBook:
         self._started_s = time.monotonic()
 
     def add(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Take the numbers of one step: `clips`, `asked` and `right` by kind, and scalars."""
+        """Add the numbers of one step: `clips`, `asked` and `right` by kind, and scalars."""
         self._numbers.append(numbers)
         if step % self.log_steps == 0:
             self._write(step)
@@ -69,7 +69,7 @@ class LogBook:
         return float(sum(numbers[name] for numbers in self._numbers))
 
     def _accuracy(self) -> dict[str, float]:
-        """Fraction of the target tokens that were predicted right, by kind."""
+        """Return the fraction of the target tokens that were predicted right, by kind."""
         asked = np.sum([numbers["asked"] for numbers in self._numbers], axis=0)
         right = np.sum([numbers["right"] for numbers in self._numbers], axis=0)
         return {
@@ -80,13 +80,15 @@ class LogBook:
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """Draw the loss (black) and the accuracies over the steps, what is above 1 cut off."""
+    """Draw the loss (black) and the accuracies over the steps; values above 1 are cut off."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.subplots()
     for name in ("loss", *_CURVES):
-        told = [(line["step"], line["accuracy"].get(name, line.get(name))) for line in lines]
-        points = [(step, value) for step, value in told if value is not None]
+        points_of_all = [
+            (line["step"], line["accuracy"].get(name, line.get(name))) for line in lines
+        ]
+        points = [(step, value) for step, value in points_of_all if value is not None]
         colour = "black" if name == "loss" else None
         axes.plot(*zip(*points, strict=True) if points else ([], []), color=colour, label=name)
     axes.set_xlabel("step")

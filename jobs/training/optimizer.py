@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal, for plain matrices and for stacks of experts.
+"""Implement Muon: momentum with orthogonalised matrices, for plain ones and stacks of experts.
 
 Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024); with the factor
 0.2 * sqrt(max(rows, columns)) of Moonlight (arXiv 2502.16982, eq. 4), a step changes a matrix about
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that drives singular values to 1
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that moves singular values to 1
 
 
 class Muon(torch.optim.Optimizer):
@@ -21,7 +21,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
-        """Change all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -40,11 +40,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Nearly the nearest orthogonal matrix of each matrix in `x` [..., rows, columns]."""
+    """Return nearly the nearest orthogonal matrix of each matrix in `x` [..., rows, columns]."""
     a, b, c = _COEFFICIENTS
     is_tall = x.shape[-2] > x.shape[-1]
     x = x.mT if is_tall else x
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()  # enough, and faster
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()  # precise enough, and faster
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -1,7 +1,7 @@
 """Write a checkpoint directory in the published layout with random weights.
 
-Training starts from one and the tests run on them: every file, name and dtype is as in a published
-Kimi-VL checkpoint, only the sizes differ.
+Training starts from such a checkpoint, and tests use them: every file, name and dtype is as in a
+published Kimi-VL checkpoint, and only the sizes differ.
 """
 
 import json
@@ -94,15 +94,15 @@ def write_checkpoint(
     """Write a whole checkpoint directory and return its configuration.
 
     Args:
-        directory: made if missing.
+        directory: created if missing.
         lines: text on which the vocabulary is trained.
-        num_merges: of the vocabulary, beyond the 256 bytes.
-        seed: of the random weights.
+        num_merges: merges of the vocabulary, beyond the 256 bytes.
+        seed: seed of the random weights.
         text: `text_config` without the vocabulary and its ids.
         vision: `vision_config`.
         image: `preprocessor_config.json`.
-        dtype: of the stored weights.
-        num_shards: files of weights; 1 writes a single file without an index.
+        dtype: type of the stored weights.
+        num_shards: number of weight files; 1 writes a single file without an index.
     """
     directory.mkdir(parents=True, exist_ok=True)
     vocab_size = write_tokenizer(directory, lines, num_merges)
@@ -152,13 +152,13 @@ def write_configs(
 
 
 def random_weights(config: KimiVLConfig, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A random tensor for every name that a checkpoint of `config` has, stale buffers included."""
+    """Make a random tensor for every name in a checkpoint of `config`, unused buffers included."""
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, Tensor] = {}
     for name, target in sorted(destinations(config).items()):
         noise = torch.randn(target.shape, generator=generator)
         if len(target.shape) == 1:
-            # Norms lie around 1, biases around 0.
+            # Norms are around 1, biases around 0.
             is_norm = "norm" in name and name.endswith("weight")
             noise = noise * 0.1 + (1.0 if is_norm else 0.0)
         else:
@@ -181,9 +181,9 @@ def write_weights(directory: Path, weights: Mapping[str, Tensor], num_shards: in
     weight_map: dict[str, str] = {}
     for shard in range(num_shards):
         file_name = f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"
-        held = {name: weights[name] for name in names[shard::num_shards]}
-        save_file(held, directory / file_name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(held, file_name)
+        tensors = {name: weights[name] for name in names[shard::num_shards]}
+        save_file(tensors, directory / file_name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file_name)
     total_size = sum(tensor.nbytes for tensor in weights.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,13 +1,13 @@
 """Train the demo checkpoint: a small Kimi-VL that sees generated clips.
 
-    python -m jobs.training.train --output demo-training     goes on there if it was killed
+    python -m jobs.training.train --output demo-training     # resumes there if it was killed
     python -m jobs.training.train --output demo-training --export jobs/demo/checkpoint
 
 It trains the network of `model/` through its whole-sequence forward. Every batch is a function of
-the seed and of the batches before it, and a snapshot holds the rest: no clock decides anything, so
-the same command gives the same weights again, killed and resumed or not. The length of a run
-matters only in its last fall of the rates to zero; until it begins, a run that was stopped may go
-on with another length.
+the seed and of the batches before it, and a snapshot stores the rest. Nothing depends on the clock,
+so the same command gives the same weights again, even if it is killed and resumed. The length of a
+run matters only once the learning rates fall to zero at its end; until then, a stopped run may
+resume with another length.
 """
 
 import argparse
@@ -34,22 +34,22 @@ from model.network.moe import Experts
 SNAPSHOT = "snapshot.pt"
 LOG = "log.jsonl"
 CURVES = "curves.png"
-CHECKPOINT = "checkpoint"  # all but the weights
+CHECKPOINT = "checkpoint"  # folder of all files but the weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What a run depends on beside the curriculum."""
+    """The settings of a run besides the curriculum."""
 
     seed: int = 0
     steps: int = 7600  # the length of the run
     learning_rate: float = 1e-3  # of AdamW: vectors, embeddings, the routers and the heads
     matrix_rate: float = 0.003  # of Muon: all other matrices
     warmup_steps: int = 40
-    full_steps: int = 2800  # of these with full rates
-    decay_steps: int = 2000  # in which rates would fall from full to zero
-    late_rate: float = 0.35  # but they stay at this part until they must fall to end at zero
-    bias_rate: float = 2e-3  # step of the routers' correction bias
+    full_steps: int = 2800  # steps with full rates
+    decay_steps: int = 2000  # steps in which rates would fall from full to zero
+    late_rate: float = 0.35  # fraction of the full rates at which they stay until the last fall
+    bias_rate: float = 2e-3  # change of the routers' correction bias per step
     num_processes: int = 2
     snapshot_s: float = 60.0
     log_steps: int = 20
@@ -57,17 +57,17 @@ class TrainConfig:
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is in the snapshot."""
+    """The state of a run; the snapshot stores all of it."""
 
     steps: int = 0
     conversations: int = 0
-    clips: int = 0  # that were shown in them
+    clips: int = 0  # that the conversations showed
     stage: int = 0
-    # By kind of target token, over about the last 30 batches of the stage.
+    # By kind of target token: a running mean over about 30 batches of the stage.
     accuracy: dict[str, float] = field(default_factory=dict[str, float])
 
     def count(self, outcome: Outcome) -> None:
-        """Take in one batch."""
+        """Count one batch."""
         self.steps += 1
         self.conversations += outcome.conversations
         self.clips += outcome.clips
@@ -77,7 +77,7 @@ class Progress:
                 self.accuracy[kind] = before + (float(right / asked) - before) / 30
 
     def enter_stage(self, stages: Sequence[Stage]) -> Stage:
-        """The stage to learn from; on to the next when its goals are reached or it has ended."""
+        """Return the stage to train on; enter the next at the goals or the last step."""
         stage = stages[self.stage]
         is_learned = stage.goals and all(
             self.accuracy.get(kind, 0.0) >= goal for kind, goal in stage.goals.items()
@@ -105,7 +105,7 @@ class Trainer:
         ]
 
     def step(self, learner: Learner, stages: Sequence[Stage]) -> dict[str, Any]:
-        """Learn one batch; returns numbers for the log."""
+        """Train on one batch, and return numbers for the log."""
         progress = self.progress
         stage = progress.enter_stage(stages)
         outcome = learner.learn(
@@ -123,7 +123,7 @@ class Trainer:
         return {**vars(outcome), **numbers}
 
     def _rate_factor(self) -> float:
-        """Warm-up, a plateau, a fall to a lower plateau, and a linear fall to zero."""
+        """Return the factor of the rates: warm-up, plateau, lower plateau, fall to zero."""
         config, step = self.config, self.progress.steps
         warmup = (step + 1) / config.warmup_steps
         late = (config.full_steps + config.decay_steps - step) / config.decay_steps
@@ -131,7 +131,7 @@ class Trainer:
         return min(1.0, warmup, max(config.late_rate, late), left)
 
     def save(self, path: Path) -> None:
-        """Write a snapshot, whole or not at all."""
+        """Write a snapshot atomically."""
         state = {
             "progress": vars(self.progress),
             "student": self.student.state_dict(),
@@ -142,7 +142,7 @@ class Trainer:
         temporary.replace(path)
 
     def load(self, path: Path) -> Progress:
-        """Go on from a snapshot, and say where it stands."""
+        """Resume from a snapshot, and return its progress."""
         state = torch.load(path, weights_only=True)
         self.progress = Progress(**state["progress"])
         self.student.load_state_dict(state["student"])
@@ -153,7 +153,7 @@ class Trainer:
 
 @torch.no_grad()
 def initialise(model: KimiVL) -> None:
-    """Start values: what layers add is zero at first, and positions vary smoothly over an image."""
+    """Set start values: residual outputs are zero, and positions vary smoothly over an image."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             is_output = name.endswith(("o_proj", "down_proj"))
@@ -171,7 +171,7 @@ def initialise(model: KimiVL) -> None:
 
 
 def _waves(rows: int, columns: int, width: int) -> torch.Tensor:
-    """Sines and cosines of growing frequency along both axes: [rows, columns, width]."""
+    """Return sines and cosines of growing frequency along both axes: [rows, columns, width]."""
     frequencies = torch.arange(1, width // 4 + 1) * (torch.pi / 4)
 
     def along(size: int) -> torch.Tensor:
@@ -184,7 +184,7 @@ def _waves(rows: int, columns: int, width: int) -> torch.Tensor:
 
 
 def split_parameters(student: Student) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices that Muon turns, and the parameters that are left to AdamW."""
+    """Return the matrices for Muon, and the parameters for AdamW."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
@@ -206,14 +206,14 @@ def train(
     checkpoint: Path | None = None,
     max_s: float | None = None,
 ) -> KimiVL:
-    """Run the curriculum, or go on where the snapshot in `output` stands.
+    """Run the curriculum, or resume from the snapshot in `output`.
 
     Args:
-        output: directory of snapshot, log and picture of the curves.
-        config: of the run.
+        output: directory of the snapshot, the log and the chart of the curves.
+        config: settings of the run.
         stages: the curriculum.
-        checkpoint: directory with everything but weights; None writes one into `output`.
-        max_s: stop after so many seconds, with a snapshot.
+        checkpoint: directory with all files but the weights; None writes one into `output`.
+        max_s: stop after this many seconds, with a snapshot.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -229,7 +229,7 @@ def train(
     progress = trainer.progress
     if (output / SNAPSHOT).exists():
         progress = trainer.load(output / SNAPSHOT)
-        print(f"goes on from step {progress.steps}", flush=True)
+        print(f"resuming from step {progress.steps}", flush=True)
     log = LogBook(output / LOG, config.log_steps, progress.steps)
     started_s = saved_s = time.monotonic()
     with Learner(trainer.student, checkpoint, config.num_processes) as learner:
@@ -248,16 +248,16 @@ def train(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, and export when the curriculum is through."""
+    """Train, and export the checkpoint at the end."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="of snapshot and log")
-    parser.add_argument("--export", type=Path, help="where the checkpoint goes at the end")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--output", type=Path, required=True, help="directory of snapshot and log")
+    parser.add_argument("--export", type=Path, help="directory for the finished checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (%(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument(
-        "--steps", type=int, default=TrainConfig.steps, help="length of the run (%(default)s)"
+        "--steps", type=int, default=TrainConfig.steps, help="steps of the run (%(default)s)"
     )
     options = parser.parse_args(arguments)
     config = TrainConfig(seed=options.seed, steps=options.steps, num_processes=options.processes)

@@ -1,4 +1,4 @@
-"""The turns of a lesson's conversation: the caption, and questions in words or with letters."""
+"""Make the turns of a conversation: the caption, and questions answered in words or by letters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from jobs.training.curriculum import Stage
 
 @dataclass(frozen=True)
 class Turn:
-    """What is asked, and what is to be answered."""
+    """One prompt and its right answer."""
 
     question: str
     answer: str
-    kind: str  # "caption" or that of a question
+    kind: str  # "caption" or the kind of the question
     meant: str = ""  # the answer in words
     options: tuple[str, ...] = ()
 
@@ -33,7 +33,7 @@ class Turn:
 def turns_about(
     scene: Scene, u: float | None, stage: Stage, rng: np.random.Generator
 ) -> list[Turn]:
-    """The caption and some questions about a clip, or about its frame at time `u` alone."""
+    """Make the caption and some questions about a clip, or about its frame at time `u` alone."""
     if u is None:
         prompt = VIDEO_PROMPT if rng.random() < 0.7 else str(rng.choice(VIDEO_PROMPTS))
         turns = [Turn(prompt, caption(scene), "caption")]
@@ -41,7 +41,7 @@ def turns_about(
     else:
         turns = [Turn(IMAGE_PROMPT, image_caption(scene), "caption")]
         pool = image_questions(scene, u)
-    # What a caption has just said is not worth asking; places are not in it.
+    # A question for what the caption says teaches little; captions do not contain places.
     prefers_places = rng.random() < stage.caption
     asked = stage.num_questions
     if not prefers_places:
@@ -61,7 +61,7 @@ def _choose(
     *,
     prefers_places: bool,
 ) -> Question:
-    """One of the questions that are left, of the kinds that the stage wants more of."""
+    """Choose one of the remaining questions, by the kinds that the stage prefers."""
     attributes = asked_attributes(pool, scene)
     places = [question for question in pool if prefers_places and question.kind == "place"]
     chosen = pool
@@ -73,14 +73,14 @@ def _choose(
 
 
 def asked_attributes(pool: Sequence[Question], scene: Scene) -> list[Question]:
-    """The questions for colour or shape whose answer depends on which shape they name."""
+    """Return the questions for colour or shape whose answer depends on the shape they name."""
     if len(scene.shapes) == 1:
         return []
     return [question for question in pool if question.kind in ("shape", "colour")]
 
 
 def question_turn(question: Question, stage: Stage, rng: np.random.Generator) -> Turn:
-    """A question to be answered in words, or by one of the letters that the stage offers."""
+    """Make a turn whose answer is in words, or one of the letters that the stage offers."""
     if rng.random() < stage.choices:
         choice = question.as_choice(rng, int(rng.choice(stage.options)))
         return Turn(choice.text, choice.answer, "q_letter", question.answer, choice.options)

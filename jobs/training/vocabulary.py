@@ -1,8 +1,8 @@
-"""A small tokenizer in the published file layout, for the demo checkpoint and for tests.
+"""Write a small tokenizer in the published file layout, for the demo checkpoint and for tests.
 
-`write_tokenizer` trains byte pairs on given lines and writes what `model.inputs` reads:
+`write_tokenizer` trains byte pairs on given lines and writes the files that `model.inputs` reads:
 `tiktoken.model`, `tokenizer_config.json` and `chat_template.jinja`. The control tokens have the
-published names and stand in the published order after the base tokens.
+published names and follow the base tokens in the published order.
 """
 
 import base64
@@ -16,8 +16,8 @@ import regex
 
 from model.inputs.tokenizer import PAT_STR
 
-# By distance from the first control token. Kimi-VL has the first 22 at these distances, and its
-# last two at the end of the vocabulary; distances without a name are reserved.
+# Names by distance from the first control token. Kimi-VL has the first 22 at these distances, and
+# its last two at the end of the vocabulary; distances without a name are reserved.
 SPECIAL_NAMES = {
     0: "[BOS]",
     1: "[EOS]",
@@ -34,7 +34,7 @@ SPECIAL_NAMES = {
     23: "[PAD]",
 }
 
-# Renders what the published template renders; nothing stands between its pieces.
+# Renders the same text as the published template, with nothing between its pieces.
 CHAT_TEMPLATE = """\
 {%- macro turn(role, content) -%}
   {%- if role in ["system", "user", "assistant"] -%}<|im_{{ role }}|>{%- endif -%}
@@ -85,10 +85,10 @@ def write_tokenizer(directory: Path, lines: Iterable[str], num_merges: int) -> i
 
 
 def train_merges(lines: Iterable[str], num_merges: int) -> list[bytes]:
-    """The tokens that merging the most frequent neighbours makes, in the order of their ranks.
+    """Merge the most frequent neighbours again and again; return the tokens in order of rank.
 
-    Fewer than `num_merges` if the lines run out of neighbours. The whole text is counted again for
-    each merge: right for a few hundred merges of some thousand different words, slow beyond.
+    There are fewer than `num_merges` if the lines run out of neighbours. The whole text is counted
+    again for each merge, which is slow beyond a few hundred merges of some thousand words.
     """
     words = [
         ([bytes([byte]) for byte in word.encode()], count)
@@ -96,7 +96,7 @@ def train_merges(lines: Iterable[str], num_merges: int) -> list[bytes]:
     ]
     merged: dict[bytes, None] = {}
     while len(merged) < num_merges:
-        # Counted by the bytes that a merge makes: the encoder, too, knows tokens and not pairs.
+        # Pairs are counted by their joined bytes, because the encoder knows tokens and not pairs.
         counts: Counter[bytes] = Counter()
         for pieces, count in words:
             for left, right in pairwise(pieces):
@@ -110,7 +110,7 @@ def train_merges(lines: Iterable[str], num_merges: int) -> list[bytes]:
 
 
 def _count_words(lines: Iterable[str]) -> Counter[str]:
-    pattern = regex.compile(PAT_STR, flags=regex.VERSION1)  # V1 knows the intersection `&&`
+    pattern = regex.compile(PAT_STR, flags=regex.VERSION1)  # only V1 supports the intersection `&&`
     return Counter(word for line in lines for word in pattern.findall(line))
 
 

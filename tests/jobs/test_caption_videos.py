@@ -330,7 +330,7 @@ def test_a_model_is_a_directory_or_a_name(checkpoint, tmp_path, monkeypatch):
         pytest.param("a/b", "RepositoryNotFoundError", "check the spelling, or run", id="404"),
         pytest.param("a/b", "GatedRepoError", "accept its terms .*hf auth login", id="gated"),
         pytest.param("a/b", "OSError", r"\(disk full\); download it elsewhere", id="disk full"),
-        pytest.param("a b/c", None, "no Hugging Face id", id="not an id"),
+        pytest.param("a b/c", None, "neither a directory nor a Hugging Face id", id="not an id"),
         pytest.param("a/b/c", None, "not a Hugging Face id like", id="too many slashes"),
     ],
 )

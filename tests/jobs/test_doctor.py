@@ -56,7 +56,8 @@ def test_it_says_what_a_job_would_meet(clips, capsys):
     assert re.search(
         r"2 prompts of 2 rows answered at once in .*: 30 rows take at most about \d+ s", out
     )
-    assert re.search(r"about [\d,]+ prompt tokens, [\d,]+ of them visual, and give about \d+", out)
+    counts = r"about [\d,]+ prompt tokens, [\d,]+ of them visual, and generate about \d+"
+    assert re.search(counts, out)
     assert re.search(r"ok +memory +--cache-gib 0.1 holds [\d,]+ tokens: \d+ sequences like", out)
 
 
@@ -70,7 +71,7 @@ def test_several_questions_about_a_row_are_all_prepared_and_answered(clips, tmp_
     assert code == 0, err
     assert "sampled rows fail" in out
     assert "4 prompts of 2 rows answered at once" in out
-    given = re.search(r"give about (\d+) tokens", out)
+    given = re.search(r"generate about (\d+) tokens", out)
     assert given is not None
     assert 30 * 2 <= int(given[1]) <= 30 * 4
 
@@ -92,7 +93,7 @@ def test_documents_are_drawn_and_asked_page_by_page_as_their_job_does(tmp_path, 
     assert "1 of 3 sampled rows fail: 1 media_encrypted; papers.parquet#2: " in printed.out
     assert re.search(r"ok +prompts +1 to 3 of a row", printed.out)
     assert "4 prompts of 2 rows answered at once" in printed.out
-    given = re.search(r"3 rows .*\n.* give about (\d+) tokens", printed.out)
+    given = re.search(r"3 rows .*\n.* generate about (\d+) tokens", printed.out)
     assert given is not None
     assert 3 * 2 <= int(given[1]) <= 3 * 4  # 2 prompts a row, 1 or 2 tokens each
 
@@ -192,7 +193,7 @@ def test_gpus_that_are_not_here_are_noted(clips, capsys):
     code, out, err = check(clips, capsys, *more)
 
     assert code == 0, err
-    assert "no GPU here for --device cuda" in out
+    assert "this machine has no GPU for --device cuda" in out
 
 
 def test_the_forecast_is_for_the_copies_that_the_job_would_have(clips, capsys, monkeypatch):

@@ -219,7 +219,7 @@ def test_other_pages_than_the_model_saw_are_told(tmp_path):
 
     rows = make_page(output).data["rows"]
 
-    note = "these are not the pages that the model saw: the media changed since"
+    note = "these are not the pages that the model saw: the media has changed"
     assert [row["note"] for row in rows] == [note, note, None]
     assert marks_of(rows[0]) == [["page 1"], ["page 2"], []]
 
@@ -351,7 +351,7 @@ def test_rows_say_when_their_media_is_gone_or_changed(captions, capsys):
     assert "the media cannot be decoded now" in rows[0]["note"]
     assert "these are not the frames that the model saw" in rows[1]["note"]
     assert rows[2]["note"] is None
-    assert "2 rows without their frames" in capsys.readouterr().out
+    assert "2 rows without frames; the first one:" in capsys.readouterr().out
 
     (captions / "_run.yaml").unlink()
     rows = make_page(captions).data["rows"]

@@ -192,10 +192,10 @@ def answer_all(config, quiz):
     truths = {f"{item.question}\n{lettered(item.options)}": item.truth for item in items}
 
     def answered(request, lease):
-        told = Processor.from_checkpoint(config.checkpoint).tokenizer.decode(
+        text = Processor.from_checkpoint(config.checkpoint).tokenizer.decode(
             request.prompt.token_ids.tolist()
         )
-        asked = next(question for question in truths if question in told)
+        asked = next(question for question in truths if question in text)
         is_known = len(request.prompt.grid_hw) == 4
         letter = truths[asked] if is_known else "A"
         texts = ["?", letter, f"({letter})"] if is_known else ["?", "none", "no"]
@@ -221,10 +221,10 @@ def answer_all(config, quiz):
     [
         ("framez: [1]", [], "there is no axis 'framez'; the nearest is 'frames'"),
         ("frames: []", [], "frames has no values, so the grid has no cells"),
-        ("prompt: '{x}'", [], "the prompt '{x}' names {x}; there are {question} and {options}"),
+        ("prompt: '{x}'", [], "prompt '{x}' contains {x}; it may contain {question} and {options}"),
         ("samples: [3]", [], "cell all: n=3 samples at temperature 0 would all be the same text"),
         ("frames: [1]", ["--score", "logit"], "--score logit needs options to choose from"),
-        ("frames: [1]", ["--prompts", "p.yaml"], "--prompts is not for sweeps"),
+        ("frames: [1]", ["--prompts", "p.yaml"], "--prompts cannot be used in sweeps"),
         ("frames: [1]", ["--video-path", "{a.b}"], "is not a template"),
     ],
 )

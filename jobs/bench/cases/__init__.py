@@ -1,1 +1,1 @@
-"""What `jobs.bench.engine` measures, one case a file."""
+"""The parts of `jobs.bench.engine`, one case per file."""

@@ -1,4 +1,4 @@
-"""The demo checkpoint on generated clips: end to end, and whether neighbours change a text."""
+"""Measure the demo checkpoint on generated clips: end to end, and whether a batch changes texts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _MAX_TOKENS = 96
 
 
 def measure_clips(bench: Workbench) -> dict[str, object]:
-    """Clips per second from H.264 to captions in one process, beside the network's products."""
+    """Measure clips/s from H.264 to captions in one process, compared with bare products."""
     processor = Processor.from_checkpoint(bench.checkpoint)
     engine = _engine(bench, _BATCH_SIZE, "auto")
     clips = make_clips("validation", bench.sizes.num_clips)
@@ -54,7 +54,7 @@ def measure_clips(bench: Workbench) -> dict[str, object]:
 
 
 def measure_neighbours(bench: Workbench) -> dict[str, object]:
-    """The share of texts that are different alone and in batches."""
+    """Measure the share of texts that differ between batches of 1 and of 32."""
     processor = Processor.from_checkpoint(bench.checkpoint)
     prompts = [_drawn(processor, number) for number in range(bench.sizes.num_texts)]
     changed: dict[str, float] = {}
@@ -78,7 +78,7 @@ def _engine(bench: Workbench, max_batch_size: int, dtype: str) -> Engine:
 
 
 def _prompts(processor: Processor, clips: Sequence[Clip]) -> list[Prompt]:
-    """What a job asks about encoded clips."""
+    """Make the prompts of a job about encoded clips."""
     prompts: list[Prompt] = []
     for clip in clips:
         frames = clip.frames(_NUM_FRAMES)
@@ -88,7 +88,7 @@ def _prompts(processor: Processor, clips: Sequence[Clip]) -> list[Prompt]:
 
 
 def _drawn(processor: Processor, number: int) -> Prompt:
-    """A question about four small frames that never were a video."""
+    """Make a question about four small frames that were drawn, without a video."""
     scene = random_scene(first_seed("validation", 2, number))
     times = frame_times(4)
     content = with_timestamps(list(draw(scene, times, 84, 84)), times, "none")
@@ -96,7 +96,7 @@ def _drawn(processor: Processor, number: int) -> Prompt:
 
 
 def answers(engine: Engine, prompts: Sequence[Prompt]) -> list[Completion]:
-    """Greedy completions, from an engine of the same model that has seen nothing."""
+    """Return greedy completions, from an engine of the same model with an empty cache."""
     new = Engine(engine.model, engine.tokenizer, engine.config)
     for number, prompt in enumerate(prompts):
         new.add(str(number), prompt, SamplingParams(max_tokens=_MAX_TOKENS))
@@ -112,7 +112,7 @@ def answers(engine: Engine, prompts: Sequence[Prompt]) -> list[Completion]:
 def network_products(
     config: KimiVLConfig, prompts: Sequence[Prompt], done: Sequence[Completion]
 ) -> list[Product]:
-    """Of the images, the prompts in one step, and the generated tokens in full batches."""
+    """List the products of the images, of all prompts in one step, and of full decode batches."""
     text = config.text
     grids = Counter((h, w) for prompt in prompts for h, w in prompt.grid_hw.tolist())
     num_tokens = sum(len(prompt.token_ids) for prompt in prompts)

@@ -1,7 +1,7 @@
-"""What a longer context costs, at a shape that is small enough to wait for.
+"""Measure the cost of longer contexts, on a network that is small enough to wait for.
 
-Arithmetic on weights grows with the tokens, that of attention with tokens times context. If nothing
-else grows, the operations per second stay what they are while tokens per second fall.
+The operations on weights grow with the number of tokens, those of attention with tokens times
+context. If no other cost grows, operations per second stay constant while tokens per second fall.
 """
 
 import numpy as np
@@ -24,12 +24,12 @@ from model.malloc import keep_freed_memory
 from model.network.kimi_vl import KimiVL
 from model.network.onednn import pack
 
-_OWN_TOKENS = 16  # of each sequence, behind the context that all share
+_OWN_TOKENS = 16  # of each sequence, after the context that all share
 _DECODE_STEPS = 8
 
 
 def measure_contexts(bench: Workbench) -> dict[str, object]:
-    """Tokens per second of prefill and decode by the length of the context."""
+    """Measure tokens/s of prefill and decode by the length of the context."""
     model = random_model(bench.long_config)
     pack(model)
     keep_freed_memory()
@@ -53,7 +53,7 @@ def measure_contexts(bench: Workbench) -> dict[str, object]:
 def _at_length(
     bench: Workbench, model: KimiVL, prompts: RandomPrompts, length: int
 ) -> tuple[float, float]:
-    """Tokens per second of prefill and of decode at one length of the context."""
+    """Return tokens/s of prefill and of decode at one length of the context."""
     num_sequences = bench.sizes.context_sequences
     bytes_a_token = 2 * 2 * 576 * (length + num_sequences * 1024)
     engine = engine_for(model, num_sequences, bench.num_threads, 4 * bytes_a_token / 2**30)
@@ -69,7 +69,7 @@ def _at_length(
 def _decode_rate(
     engine: Engine, shared: NDArray[np.int32], num_sequences: int, prompts: RandomPrompts
 ) -> float:
-    """Of sequences that begin alike, so that their prompts cost next to nothing."""
+    """Return tokens/s of sequences with a common prefix, so that their prompts cost little."""
     together = [
         text_prompt(np.concatenate((shared, prompts.ids(_OWN_TOKENS))))
         for _ in range(num_sequences)
@@ -82,7 +82,7 @@ def _decode_rate(
 
 
 def flops_per_token(text: TextConfig, length: int) -> float:
-    """Mean over a prompt's tokens: products with weights, and attention to half the length."""
+    """Return the mean operations per prompt token: on weights, and attention to half the length."""
     products = [
         *dense_products(text, length),
         *expert_products(text, length, text.n_routed_experts),

@@ -1,4 +1,4 @@
-"""Several questions about one clip: its frames are encoded and prefilled once for all of them."""
+"""Measure several questions about one clip, whose frames are encoded and prefilled once for all."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -37,7 +37,7 @@ _TEXTS = (
 
 
 def measure_questions(bench: Workbench) -> dict[str, object]:
-    """Time until all questions have a first token, by the time of one question alone."""
+    """Measure the time until all questions have a first token, by that of one question."""
     alone = [_first_tokens(bench, 1)]
     together = _first_tokens(bench, bench.sizes.num_questions)
     alone.append(_first_tokens(bench, 1))
@@ -50,7 +50,7 @@ def measure_questions(bench: Workbench) -> dict[str, object]:
 
 
 def _on_demo(bench: Workbench) -> dict[str, object]:
-    """All questions by the first alone, on the demo checkpoint, from H.264 to the answers."""
+    """Measure all questions by the first one alone, on the demo checkpoint, from H.264 on."""
     sizes = bench.sizes
     processor = Processor.from_checkpoint(bench.checkpoint)
     config = EngineConfig(cache_gib=0.5, num_threads=bench.num_threads)
@@ -63,7 +63,7 @@ def _on_demo(bench: Workbench) -> dict[str, object]:
     turns = take_turns(
         {
             name: lambda stage=stage: timed(
-                lambda: [answers(engine, _asked(stage, clip)) for clip in clips]
+                lambda: [answers(engine, _prompts_about(stage, clip)) for clip in clips]
             )
             for name, stage in stages.items()
         },
@@ -89,8 +89,8 @@ def _as_it_is(media: object) -> bytes:
     return media
 
 
-def _asked(stage: Prepare, clip: Clip) -> list[Prompt]:
-    """The prompts about a clip, as the generate stage takes them from the prepare stage."""
+def _prompts_about(stage: Prepare, clip: Clip) -> list[Prompt]:
+    """Return the prompts about a clip, as the prepare stage hands them to the generate stage."""
     videos = pa.array([clip.video], pa.large_binary())
     table = stage(pa.table({"row_id": ["0"], "video": videos}))
     prompts: list[Prompt] = []
@@ -102,7 +102,7 @@ def _asked(stage: Prepare, clip: Clip) -> list[Prompt]:
 
 
 def _first_tokens(bench: Workbench, num_questions: int) -> float:
-    """Seconds of a new engine, about a clip that it has never seen."""
+    """Return the seconds of a new engine, about a clip that it has never seen."""
     sizes = bench.sizes
     engine = engine_for(bench.model, num_questions, bench.num_threads, _CACHE_GIB)
     grids = [sizes.frame] * sizes.num_frames

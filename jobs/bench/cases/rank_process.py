@@ -1,4 +1,4 @@
-"""One engine in a process of its own, told what to do through a pipe: alone, or a rank of a group.
+"""Run an engine in a process of its own, alone or as a rank of a group, driven through a pipe.
 
 host --("prefill" | "fill" | "decode", number)--> process --Spent--> host
 """
@@ -32,35 +32,35 @@ _FILLING_STEPS = 3  # announce, prefill, decode
 
 @dataclass(frozen=True)
 class Spent:
-    """What a process needed for a task."""
+    """The time that a process needed for a task."""
 
     seconds: float
-    exchange_s: float  # of these, in dispatch and combine, and waiting for ranks before a step
+    exchange_s: float  # the part in dispatch and combine, and in waiting for ranks before a step
 
 
 class TimedDispatcher:
-    """A dispatcher whose time is taken."""
+    """A dispatcher that measures its time."""
 
     def __init__(self, inner: Dispatcher) -> None:
         self._inner = inner
         self.seconds = 0.0
 
     def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatch:
-        """As `model.network.moe.Dispatcher.dispatch`."""
+        """Dispatch like `model.network.moe.Dispatcher.dispatch`."""
         with self.timed():
             dispatch = self._inner.dispatch(x, expert_ids, weights)
         return TimedDispatch(dispatch, self)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the time of a `with`."""
+        """Add the time of a `with`."""
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
 
 
 class TimedDispatch:
-    """As `model.network.moe.Dispatch`."""
+    """A dispatch that adds its time to that of its dispatcher."""
 
     def __init__(self, inner: Dispatch, dispatcher: TimedDispatcher) -> None:
         self._inner = inner
@@ -68,29 +68,29 @@ class TimedDispatch:
 
     @property
     def rows(self) -> Tensor:
-        """The first to wait for what travels."""
+        """The received rows; this is the first access that waits for them."""
         with self._dispatcher.timed():
             return self._inner.rows
 
     @property
     def rows_per_expert(self) -> Tensor:
-        """Not timed: `rows` has waited."""
+        """Rows of each expert; not timed, because `rows` has waited."""
         return self._inner.rows_per_expert
 
     def combine(self, y: Tensor) -> Tensor:
-        """There and home."""
+        """Send the results back and combine them."""
         with self._dispatcher.timed():
             return self._inner.combine(y)
 
 
 class Process:
-    """What stands behind the pipe.
+    """Executes the tasks that come through the pipe.
 
     Args:
-        engine: made before the fork, with all of the network; it is this process's own from now on.
-        num_threads: of torch.
-        prompt_len: of each prompt.
-        spec: its place in a group, if it is a rank.
+        engine: made before the fork, with the whole network; this process owns it from now on.
+        num_threads: threads of torch.
+        prompt_len: tokens of each prompt.
+        spec: the rank in its group; None for an engine alone.
         shards: for each rank, its experts in each MoE layer.
     """
 
@@ -122,13 +122,13 @@ class Process:
         for layer, experts in zip(moe_layers(model), shard, strict=True):
             layer.dispatcher = timed
             layer.rows_computed = layer.rows_computed[: topology.num_held].clone()
-            setattr(layer, "experts", experts)  # noqa: B010  packed ones are of another class
+            setattr(layer, "experts", experts)  # noqa: B010  prepacked ones have another class
         lockstep = Lockstep(self._group, dispatcher.begin)
         self._step = ExpertParallelEngine(self._engine, lockstep).step
         self._exchange_s = lambda: timed.seconds + lockstep.stats.wait_s
 
     def serve(self, pipe: Connection) -> None:
-        """Do what is asked for, until there is no more or nobody to ask."""
+        """Execute tasks until there is no more, or the host has ended."""
         tasks = {"prefill": self._prefill, "fill": self._fill, "decode": self._decode}
         host = os.getppid()
         while (asked := _next(pipe, host)) is not None:
@@ -140,14 +140,14 @@ class Process:
             pipe.send(Spent(seconds, self._exchange_s() - exchanged_s))
 
     def _prefill(self, num_prompts: int) -> None:
-        """Ranks have equally many, so all end with the same step."""
+        """Compute prompts; ranks have equally many, so all end with the same step."""
         self._add(num_prompts, max_tokens=1)
         num_left = num_prompts
         while num_left:
             num_left -= len(self._step())
 
     def _fill(self, num_prompts: int) -> None:
-        """Let so many sequences decode, and no others."""
+        """Let `num_prompts` sequences decode, and no others."""
         for number in range(_MOST_TOKENS):
             self._engine.cancel(str(number))
         self._add(num_prompts, max_tokens=_MOST_TOKENS)
@@ -163,7 +163,10 @@ class Process:
 
 
 def _next(pipe: Connection, host: int) -> tuple[str, int] | None:
-    """A pipe that siblings inherited does not end with the host, so look whether it lives."""
+    """Wait for the next task; return None if there is none, or if the host has ended.
+
+    Siblings inherit the pipe, so it does not close with the host; hence the check of the parent.
+    """
     while not pipe.poll(_POLL_S):
         if os.getppid() != host:
             return None
@@ -171,12 +174,12 @@ def _next(pipe: Connection, host: int) -> tuple[str, int] | None:
 
 
 def moe_layers(model: KimiVL) -> list[MoE]:
-    """In their order."""
+    """Return the MoE layers in their order."""
     return [module for module in model.modules() if isinstance(module, MoE)]
 
 
 def shards_of(model: KimiVL, num_ranks: int) -> list[nn.ModuleList]:
-    """For each rank its experts in each layer: views of the weights, as long as none is packed."""
+    """Return the experts of each rank in each layer, as views of weights as they are stored."""
     topology = Topology.even(model.config.text.n_routed_experts, num_ranks)
     return [
         nn.ModuleList(_slice(layer.experts, held) for layer in moe_layers(model))

@@ -1,12 +1,12 @@
-"""Expert parallelism on one machine, in three layouts that use as many threads.
+"""Measure expert parallelism on one machine, against two setups with as many threads.
 
     one      one engine of R threads
     ranks    one group of R ranks of one thread each
     groups   R groups of one rank of one thread each
 
-All do the same work in turns. Their processes are forks of one that made the engine, so its weights
-are in memory once, beside the experts that are packed for each rank anew. It works with one thread
-and keeps out of what forbids a fork: threads of its own, and exchanges.
+All do the same work in turns. Their processes are forks of one host that made the engine, so its
+weights are in memory once, besides the experts that are prepacked for each rank. The host uses one
+thread and no exchanges, because a fork is unsafe after either.
 """
 
 import multiprocessing
@@ -34,23 +34,23 @@ _CACHE_GIB = 0.25
 
 @dataclass(frozen=True)
 class _Processes:
-    """Processes that share a task equally."""
+    """Processes that divide a task equally."""
 
     pipes: Sequence[Connection]
 
     def do(self, task: str, number: int) -> list[Spent]:
-        """`number` is of prompts or steps of each process."""
+        """Do a task with `number` prompts or steps in each process."""
         for pipe in self.pipes:
             pipe.send((task, number))
         return [pipe.recv() for pipe in self.pipes]
 
     def per_process(self, number: int) -> int:
-        """Of a task for all, what each process does."""
+        """Return the part of a task that each process does."""
         return number // len(self.pipes)
 
 
 def measure_ranks(bench: Workbench) -> dict[str, object]:
-    """Tokens/s of each layout, and what of a step the ranks exchange.
+    """Measure tokens/s of each setup, and the share of a step that ranks exchange.
 
     Raises:
         RuntimeError: a process ended early.
@@ -73,7 +73,7 @@ def measure_ranks(bench: Workbench) -> dict[str, object]:
 def _host(
     pipe: Connection, config: KimiVLConfig, num_ranks: int, sizes: Sizes, address: Address
 ) -> None:
-    """Make the weights, fork the processes, measure, and send what was found."""
+    """Make the weights, fork the processes, measure, and send the results."""
     torch.set_num_threads(1)
     model = random_model(config)
     shards = shards_of(model, num_ranks)
@@ -85,14 +85,14 @@ def _host(
     engine = engine_for(model, most_sequences, num_threads=1, cache_gib=_CACHE_GIB)
     make = partial(Process, engine, prompt_len=sizes.prompt_len)
     specs = rank_specs(address, num_ranks)
-    layouts = {
+    setups = {
         "one": _fork([partial(make, num_threads=num_ranks)]),
         "ranks": _fork([partial(make, num_threads=1, spec=spec, shards=shards) for spec in specs]),
         "groups": _fork([partial(make, num_threads=1)] * num_ranks),
     }
-    pipe.send({"ranks": num_ranks, **_prefill(layouts, sizes), **_decode(layouts, sizes)})
-    for layout in layouts.values():
-        for each in layout.pipes:
+    pipe.send({"ranks": num_ranks, **_prefill(setups, sizes), **_decode(setups, sizes)})
+    for setup in setups.values():
+        for each in setup.pipes:
             each.send(None)
 
 
@@ -110,21 +110,21 @@ def _serve(maker: Callable[[], Process], pipe: Connection) -> None:
     maker().serve(pipe)
 
 
-def _prefill(layouts: Mapping[str, _Processes], sizes: Sizes) -> dict[str, object]:
+def _prefill(setups: Mapping[str, _Processes], sizes: Sizes) -> dict[str, object]:
     num_tokens = sizes.prefill_prompts * sizes.prompt_len
-    turns, share = _take_turns(layouts, sizes.num_rounds, "prefill", sizes.prefill_prompts)
+    turns, share = _take_turns(setups, sizes.num_rounds, "prefill", sizes.prefill_prompts)
     found = _compare(turns, num_tokens) | {"exchange_share": share}
     return {f"ranks_prefill_{name}": value for name, value in found.items()}
 
 
-def _decode(layouts: Mapping[str, _Processes], sizes: Sizes) -> dict[str, object]:
-    num_ranks = len(layouts["ranks"].pipes)
+def _decode(setups: Mapping[str, _Processes], sizes: Sizes) -> dict[str, object]:
+    num_ranks = len(setups["ranks"].pipes)
     numbers = [number for number in sizes.num_sequences if number % num_ranks == 0]
     found: dict[int, dict[str, object]] = {}
     for number in numbers:
-        for layout in layouts.values():
-            layout.do("fill", layout.per_process(number))
-        turns, share = _take_turns(layouts, sizes.num_rounds, "decode", sizes.decode_steps)
+        for setup in setups.values():
+            setup.do("fill", setup.per_process(number))
+        turns, share = _take_turns(setups, sizes.num_rounds, "decode", sizes.decode_steps)
         found[number] = {
             **_compare(turns, number * sizes.decode_steps),
             "exchange_share": share,
@@ -134,16 +134,16 @@ def _decode(layouts: Mapping[str, _Processes], sizes: Sizes) -> dict[str, object
 
 
 def _take_turns(
-    layouts: Mapping[str, _Processes], num_rounds: int, task: str, number: int
+    setups: Mapping[str, _Processes], num_rounds: int, task: str, number: int
 ) -> tuple[Turns, float]:
-    """Seconds of each layout in each round, the first left out; share of exchanges in the ranks."""
-    seconds: dict[str, list[float]] = {name: [] for name in layouts}
+    """Return the seconds of each setup by round, without the first, and the share of exchanges."""
+    seconds: dict[str, list[float]] = {name: [] for name in setups}
     shares: list[float] = []
     for _ in range(num_rounds + 1):
-        for name, layout in layouts.items():
+        for name, setup in setups.items():
             # Steps are those of each process; prompts are divided.
-            each = number if task == "decode" else layout.per_process(number)
-            spent = layout.do(task, each)
+            each = number if task == "decode" else setup.per_process(number)
+            spent = setup.do(task, each)
             seconds[name].append(max(one.seconds for one in spent))
             if name == "ranks":
                 shares.append(mean(one.exchange_s / one.seconds for one in spent))

@@ -1,4 +1,4 @@
-"""The same weights in transformers: DeepSeek-V3 for the decoder, Kimi-K2.5's MoonViT for images.
+"""Run the same weights in transformers: DeepSeek-V3 as decoder, MoonViT of Kimi-K2.5 for images.
 
 Letters: B sequences, P patches, V vision tokens.
 """
@@ -25,8 +25,8 @@ _TEXT_KEYS = """vocab_size hidden_size intermediate_size moe_intermediate_size n
 class Reference:
     """Decoder and vision tower as transformers builds them, with its own choice of kernels.
 
-    The decoder shares the memory of `model`'s plain weights. The tower's weights are its own and
-    random: what is measured does not depend on their values.
+    The decoder shares the plain weights of `model`. The tower has random weights of its own,
+    because their values do not affect the speed.
     """
 
     def __init__(self, model: KimiVL) -> None:
@@ -36,30 +36,30 @@ class Reference:
 
     @torch.inference_mode()
     def prefill(self, token_ids: Tensor) -> object:
-        """Compute prompts [B, length]; returns what it remembers of them."""
+        """Compute prompts [B, length], and return their cache."""
         output = self._decoder(token_ids, use_cache=True, logits_to_keep=1)
         output.logits.argmax(-1)
         return output.cache
 
     @torch.inference_mode()
     def decoding(self, context_len: int, num_sequences: int) -> "Decoding":
-        """`num_sequences` that decode, each behind `context_len` tokens of its own.
+        """Start `num_sequences` that decode, each after a context of `context_len` tokens.
 
-        What it remembers of them is noise of the size of what it remembers of one prompt. With one
-        context for all they would choose the same experts.
+        Their caches are noise of the same size as the cache of one prompt: with one context for
+        all, they would choose the same experts.
         """
         vocab_size = self._decoder.config.vocab_size
         prompt = torch.randint(0, vocab_size, (1, context_len))
-        remembered = self._decoder(prompt, use_cache=True, logits_to_keep=1).cache
-        remembered.batch_repeat_interleave(num_sequences)
-        for layer in remembered.layers:
+        cache = self._decoder(prompt, use_cache=True, logits_to_keep=1).cache
+        cache.batch_repeat_interleave(num_sequences)
+        for layer in cache.layers:
             for tensor in (layer.keys, layer.values):
                 tensor.normal_(std=float(tensor.float().std()))
-        return Decoding(self._decoder, remembered, torch.randint(0, vocab_size, (num_sequences, 1)))
+        return Decoding(self._decoder, cache, torch.randint(0, vocab_size, (num_sequences, 1)))
 
     @torch.inference_mode()
     def encode_images(self, patches: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
-        """Patches [P, 3, patch, patch] uint8 -> features [V, D], through our projector."""
+        """Encode patches [P, 3, patch, patch] uint8 to features [V, D], through our projector."""
         pixels = (patches.float() / 255.0 - 0.5) / 0.5
         grid_thw = torch.tensor([(1, height, width) for height, width in grid_hw])
         output = self._tower(pixels.bfloat16(), grid_thw=grid_thw)
@@ -67,17 +67,17 @@ class Reference:
 
 
 class Decoding:
-    """Greedy steps of B sequences."""
+    """Greedy decoding of B sequences."""
 
-    def __init__(self, decoder: torch.nn.Module, remembered: object, tokens: Tensor) -> None:
+    def __init__(self, decoder: torch.nn.Module, cache: object, tokens: Tensor) -> None:
         self._decoder = decoder
-        self._remembered = remembered
+        self._cache = cache
         self._tokens = tokens  # [B, 1]
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One token for each sequence."""
-        output = self._decoder(self._tokens, cache=self._remembered, use_cache=True)
+        """Generate one token for each sequence."""
+        output = self._decoder(self._tokens, cache=self._cache, use_cache=True)
         self._tokens = output.logits[:, -1:].argmax(-1)
 
 

@@ -1,7 +1,4 @@
-"""Prefill and decode of random tokens.
-
-Letters: K experts per token.
-"""
+"""Measure prefill and decode of random tokens."""
 
 from collections.abc import Callable
 from statistics import mean
@@ -20,7 +17,7 @@ _CACHE_GIB = 1.0
 
 
 def measure_prefill(bench: Workbench) -> dict[str, object]:
-    """Prompt tokens per second, of prompts that share nothing, beside the same bare products."""
+    """Measure prompt tokens/s of prompts without common prefixes, compared with bare products."""
     sizes, text, reference = bench.sizes, bench.config.text, bench.reference
     engine = engine_for(bench.model, sizes.prefill_prompts, bench.num_threads, _CACHE_GIB)
     num_tokens = sizes.prefill_prompts * sizes.prompt_len
@@ -53,7 +50,7 @@ def measure_prefill(bench: Workbench) -> dict[str, object]:
 
 
 def measure_decode(bench: Workbench) -> dict[str, object]:
-    """Generated tokens per second by number of sequences, beside what the weights allow."""
+    """Measure generated tokens/s by number of sequences, compared with limits of the weights."""
     read = MemoryRead()
     by_number = {n: _decode(bench, n, read) for n in bench.sizes.num_sequences}
     keys = dict.fromkeys(key for each in by_number.values() for key in each)
@@ -64,7 +61,7 @@ def _decode(bench: Workbench, num_sequences: int, read: MemoryRead) -> dict[str,
     sizes, text, reference = bench.sizes, bench.config.text, bench.reference
     engine = engine_for(bench.model, num_sequences, bench.num_threads, _CACHE_GIB)
     prompts = [bench.prompts.text(sizes.prompt_len) for _ in range(num_sequences)]
-    most_rounds = MOST_TRIES * sizes.num_rounds + 1  # one to warm up
+    most_rounds = MOST_TRIES * sizes.num_rounds + 1  # the first one warms up
     names = add_all(engine, prompts, sizes.decode_steps * most_rounds + 3)
     engine.step()  # the prompts fit into one step
     touched = mean(touched_experts(bench.model, engine.step))
@@ -99,7 +96,7 @@ def _decode(bench: Workbench, num_sequences: int, read: MemoryRead) -> dict[str,
 
 
 def touched_experts(model: nn.Module, step: Callable[[], object]) -> list[int]:
-    """How many experts of each layer one step reads."""
+    """Return how many experts of each layer one step reads."""
     touched: list[int] = []
 
     def count(_router: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:

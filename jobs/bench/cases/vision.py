@@ -1,4 +1,4 @@
-"""Images through MoonViT and the projector: one of the largest, and the frames of a clip."""
+"""Measure MoonViT and projector: on one of the largest images, and on the frames of a clip."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ from model.network.vision import Grid
 
 
 def measure_vision(bench: Workbench) -> dict[str, object]:
-    """Patches per second of uint8 patches that become features, beside the bare products."""
+    """Measure patches/s from uint8 patches to features, compared with bare products."""
     sizes = bench.sizes
     works = {"image": [sizes.image], "frames": [sizes.frame] * sizes.num_frames}
     measured = {name: _encode(bench, grids) for name, grids in works.items()}
@@ -29,11 +29,11 @@ def _encode(bench: Workbench, grids: Sequence[Grid]) -> dict[str, float]:
         vision_products(config.vision, config.text.hidden_size, grids[0], len(grids))
     )
     calls = list(within_budget(grids, EngineConfig().max_vision_patches))
-    parts = patches.split([sum(h * w for h, w in call) for call in calls])
+    chunks = patches.split([sum(h * w for h, w in call) for call in calls])
 
     def ours() -> None:
-        for part, call in zip(parts, calls, strict=True):
-            bench.model.encode_images(part, call)
+        for chunk, call in zip(chunks, calls, strict=True):
+            bench.model.encode_images(chunk, call)
 
     works: dict[str, Callable[[], float]] = {"limit": limit.seconds, "ours": lambda: timed(ours)}
     if reference is not None:

@@ -1,7 +1,7 @@
-"""The scheduler's own time while many prompts wait, as a share of the engine's steps.
+"""Measure the time of the scheduler while many prompts wait, as a share of the engine's steps.
 
-The demo checkpoint makes it hard: its steps take milliseconds, those of the published widths
-hundreds of them.
+The demo checkpoint is the hard case: its steps take milliseconds, while those of the published
+widths take hundreds of milliseconds.
 """
 
 import math
@@ -20,26 +20,26 @@ _BATCH_SIZE = 32
 
 
 class ClockedScheduler(Scheduler):
-    """Counts the seconds that it spends within steps."""
+    """A scheduler that adds up its seconds within steps."""
 
     spent_s = 0.0
 
     def plan(self, max_new_tokens: float = math.inf) -> list[Chunk]:
-        """As `Scheduler.plan`."""
+        """Plan like `Scheduler.plan`."""
         started = time.perf_counter()
         chunks = super().plan(max_new_tokens)
         self.spent_s += time.perf_counter() - started
         return chunks
 
     def finish(self, sequence: Sequence) -> None:
-        """As `Scheduler.finish`."""
+        """Finish like `Scheduler.finish`."""
         started = time.perf_counter()
         super().finish(sequence)
         self.spent_s += time.perf_counter() - started
 
 
 def measure_scheduler(bench: Workbench) -> dict[str, object]:
-    """Steps of prompts that begin, decode and finish while `num_waiting` others wait."""
+    """Measure steps in which prompts begin, decode and finish while `num_waiting` others wait."""
     sizes = bench.sizes
     config = EngineConfig(max_batch_size=_BATCH_SIZE, cache_gib=0.25, num_threads=bench.num_threads)
     engine = Engine.from_checkpoint(bench.checkpoint, config)

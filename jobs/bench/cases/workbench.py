@@ -1,4 +1,4 @@
-"""`Workbench`: what the parts of the benchmark share, made when the first of them asks for it."""
+"""Define `Workbench`: what the parts of the benchmark share, made when first needed."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,13 +15,13 @@ from model.network.vision import Grid
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much of each work is done."""
+    """How much work each part does."""
 
-    num_rounds: int = 3  # of works in turns
+    num_rounds: int = 3  # in which works take turns
     prompt_len: int = 128
     prefill_prompts: int = 8
     num_sequences: tuple[int, ...] = (1, 8, 32, 64)  # that decode at the same time
-    decode_steps: int = 3  # of a round
+    decode_steps: int = 3  # per round
     image: Grid = (64, 64)  # 896 x 896 pixels
     frame: Grid = (18, 32)  # 448 x 252 pixels
     num_frames: int = 32
@@ -36,25 +36,25 @@ class Sizes:
 
 @dataclass(kw_only=True)
 class Workbench:
-    """Shapes, sizes and the network; `num_threads` are torch's."""
+    """The shapes, sizes and network of a benchmark run."""
 
     config: KimiVLConfig
-    long_config: KimiVLConfig  # of the part that lengthens contexts
-    checkpoint: Path  # of the parts that look at clips
-    num_threads: int
-    compares: bool
-    num_ranks: int = 2  # of the part that divides the experts
+    long_config: KimiVLConfig  # for the part `contexts`
+    checkpoint: Path  # for the parts that caption clips
+    num_threads: int  # of torch
+    compares: bool  # with transformers
+    num_ranks: int = 2  # for the part `ranks`
     sizes: Sizes = field(default_factory=Sizes)
 
     @cached_property
     def model(self) -> KimiVL:
-        """The network of `config` with random weights, as an engine loads it."""
+        """The network of `config` with random weights, prepacked as an engine does."""
         model, _ = self._networks
         return model
 
     @cached_property
     def reference(self) -> Reference | None:
-        """The same weights in transformers, if that is asked for."""
+        """The same weights in transformers, if a comparison was requested."""
         _, reference = self._networks
         return reference
 
@@ -68,5 +68,5 @@ class Workbench:
 
     @cached_property
     def prompts(self) -> RandomPrompts:
-        """Prompts for `config`, none like another."""
+        """Prompts for `config`, without common prefixes."""
         return RandomPrompts(self.config)

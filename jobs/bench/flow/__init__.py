@@ -1,1 +1,1 @@
-"""Parts of `jobs.bench.pipeline`."""
+"""The parts of `jobs.bench.pipeline`."""

@@ -1,4 +1,4 @@
-"""A chart of memory over time, as a PNG."""
+"""Draw memory over time as a PNG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at the machine."""
+    """One sample of the memory of this machine."""
 
     seconds: float  # since the start
-    num_bytes: Mapping[str, int]  # of the object store, and of each kind of process without it
+    num_bytes: Mapping[str, int]  # of the object store, and of each kind of process
 
 
 def draw_chart(samples: Sequence[Sample], path: Path) -> None:
-    """Draw all curves over the same axes, from zero on."""
+    """Draw all curves on the same axes, from zero on."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     seconds = [each.seconds for each in samples]

@@ -1,9 +1,9 @@
-"""Does the whole take as long as the slower of its halves? On the demo checkpoint and its clips.
+"""Measure whether a run takes only as long as the slower of its stages, on the demo checkpoint.
 
 Prepare and engine run alone, each in this process on one thread, over the same rows; then the
-pipeline runs both. What starting takes (Ray, groups, workers) is told apart from what the rows
-take: the pipeline also runs over a few rows, and the difference is what the others took. Engine and
-pipeline run by turns, since machines that others share are fast and slow by turns.
+pipeline runs both. The time to start (Ray, groups, workers) is subtracted: the pipeline also runs
+over a few rows, and the difference is the time of the other rows. Engine and pipeline run in turns,
+because the speed of a shared machine varies.
 """
 
 import itertools
@@ -34,18 +34,18 @@ from pipeline.prompts.prepare import Prepare
 from pipeline.prompts.prompt_columns import decode_prompt
 from pipeline.run import run
 
-_STARTS = 3  # they differ by a second
+_STARTS = 3  # runs over a few rows; they differ by a second
 _TURNS = 2
 _TEMPERATURE = 0.7
 
 
 def measure_overlap(source: Path, num_few: int, num_captions: int = 1) -> dict[str, object]:
-    """Seconds of the halves alone and of the whole, and by how much it takes longer.
+    """Measure the seconds of both stages alone and of a whole run, and their ratio.
 
     Args:
-        source: Parquet with a column `video`.
-        num_few: rows of the short run, which are left out of all that is told.
-        num_captions: of each row; several are sampled, so that the engine is busy for longer.
+        source: Parquet file with a column `video`.
+        num_few: rows of the short run, which are subtracted from all results.
+        num_captions: captions per row; several are sampled, so that the engine is busy longer.
     """
     sampling = SamplingParams(max_tokens=96)
     if num_captions > 1:
@@ -59,7 +59,7 @@ def measure_overlap(source: Path, num_few: int, num_captions: int = 1) -> dict[s
     for number in range(_TURNS):
         whole.append(_whole(config, f"whole-{number}"))
         engine_alone_s.append(_engine_alone(config, prompts[num_few:]))
-    # Each run of the whole lies between two of the engine.
+    # Each whole run is between two runs of the engine.
     engine_s = statistics.mean(map(statistics.mean, itertools.pairwise(engine_alone_s)))
     whole_s = [report.seconds - start_s for report in whole]
     rows_s = statistics.mean(whole_s)
@@ -94,15 +94,15 @@ def _config(source: Path) -> PipelineConfig:
 
 
 def _prepare_alone(config: PipelineConfig) -> tuple[float, list[Prompt]]:
-    """Seconds of the stage over all rows in one process, and the prompts."""
+    """Return the seconds of the prepare stage over all rows in one process, and the prompts."""
     source = open_source(config.input, config.columns, carry=config.carry)
     processor = Processor.from_checkpoint(config.checkpoint)
     access = MediaAccess(base=source.folder)
     stage = Prepare(processor, source.row_schema, config.instructions, access.open)
     prompts: list[Prompt] = []
     started_s = None
-    for piece in plan(source, OutputIndex.empty()).splits:
-        for rows in read_split(source.filesystem, source.row_schema, piece, max_rows=1):
+    for split in plan(source, OutputIndex.empty()).splits:
+        for rows in read_split(source.filesystem, source.row_schema, split, max_rows=1):
             if started_s is None:
                 stage(rows)  # starts the decoding process
                 started_s = time.perf_counter()
@@ -115,7 +115,7 @@ def _prepare_alone(config: PipelineConfig) -> tuple[float, list[Prompt]]:
 
 
 def _engine_alone(config: PipelineConfig, prompts: Sequence[Prompt]) -> float:
-    """Seconds of the engine over prompts that all wait from the start."""
+    """Return the seconds of the engine over prompts that all wait from the start."""
     engine = load_engine(config.checkpoint, config.engine, Exchange(), None)
     engine.add("first", prompts[0], replace(config.sampling, max_tokens=2))
     while engine.has_work:

@@ -1,4 +1,4 @@
-"""`PacedEngine`: an engine without a model, which answers at a given pace."""
+"""Define `PacedEngine`, an engine without a model that answers at a given pace."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ _ANSWER = Completion(
 
 
 class PacedEngine:
-    """Answers at a given pace, without looking at the prompt; at an infinite one, all at once."""
+    """Answers at a given pace, without looking at prompts; at an infinite pace, all at once."""
 
     def __init__(self, rows_per_s: float) -> None:
         self._rows_per_s = rows_per_s
@@ -39,7 +39,7 @@ class PacedEngine:
 
     @property
     def has_work(self) -> bool:
-        """Whether anybody waits."""
+        """Whether any request waits."""
         return bool(self._waiting)
 
     def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
@@ -48,7 +48,7 @@ class PacedEngine:
         self._waiting.append(request_id)
 
     def step(self) -> Sequence[tuple[str, Completion | PromptError]]:
-        """Answer the oldest, or all."""
+        """Answer the oldest request, or all."""
         self._num_steps += 1
         num_rows = len(self._waiting) if self._rows_per_s == inf else 1
         time.sleep(1 / self._rows_per_s)
@@ -60,15 +60,15 @@ class PacedEngine:
         self._waiting = [each for each in self._waiting if each != request_id]
 
     def stats(self) -> Mapping[str, float]:
-        """How often it has answered."""
+        """Return the number of steps."""
         return {"steps": self._num_steps}
 
     def expert_load(self) -> ExpertLoad:
-        """It has no experts."""
+        """Return nothing, because there are no experts."""
         return {}
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing, because nothing was opened."""
 
 
 def paced(
@@ -79,7 +79,7 @@ def paced(
     *,
     rows_per_s: float,
 ) -> PacedEngine:
-    """The factory of a `PacedEngine`."""
+    """Make a `PacedEngine`, with the signature of an engine factory."""
     return PacedEngine(rows_per_s)
 
 
@@ -89,7 +89,7 @@ def run_with(
     rows_per_s: float,
     watch: Callable[[threading.Event], None] = lambda _: None,
 ) -> Report:
-    """Run with a paced engine, and something that watches from another thread."""
+    """Run with a paced engine, while `watch` runs in another thread."""
     ended = threading.Event()
     thread = threading.Thread(target=watch, args=(ended,), daemon=True)
     thread.start()

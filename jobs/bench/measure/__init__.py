@@ -1,1 +1,1 @@
-"""Instruments of the benchmarks: shapes, limits of the machine, turns and random files."""
+"""Instruments of the benchmarks: shapes, ranks, limits of the machine, turns and random files."""

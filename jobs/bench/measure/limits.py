@@ -1,8 +1,8 @@
-"""What this machine allows: bare products of a work's shapes, and reading of memory.
+"""Measure the limits of this machine: bare products of given shapes, and memory reads.
 
 Decoding is bound by memory: a step must read every expert that any of its tokens chose, and the
-head. Prefill and images are bound by arithmetic. Either way the limit is the time of the bare
-products over the same matrices, in the layout in which this machine multiplies fastest.
+head. Prefill and images are bound by arithmetic. In both cases the limit is the time of the bare
+products with the same matrices, in the layout in which this machine multiplies fastest.
 
 Letters: D hidden size, F expert width, E routed experts, K experts per token.
 """
@@ -19,24 +19,24 @@ from jobs.bench.measure.turns import timed
 from jobs.planning.products import Product
 from model.network.onednn import PrepackedMatrix, is_packable
 
-# More than a processor's cache, where there are that many: matrices are multiplied in turn.
+# Matrices are used in turn; this many exceed the cache of a processor.
 _MOST_MATRICES = 64
 _READ_BYTES = 1 << 30
 
 
 class BareProducts:
-    """The products of a work and nothing else, in bfloat16, on matrices of their own."""
+    """Bare bfloat16 products of given shapes, on matrices of their own."""
 
     def __init__(self, products: Sequence[Product]) -> None:
         self._works = [(each, *_operands(each)) for each in products if each.count]
 
     @property
     def flops(self) -> float:
-        """Floating point operations of the work."""
+        """Floating point operations of all products."""
         return sum(product.flops for product, _, _ in self._works)
 
     def seconds(self) -> float:
-        """How long the work's products take now; of many equal ones a part is done and scaled."""
+        """Measure all products now; of many equal ones, some are measured and scaled."""
         total = 0.0
         for product, rows, multiplications in self._works:
             took = timed(lambda rows=rows, them=multiplications: [each(rows) for each in them])
@@ -45,7 +45,7 @@ class BareProducts:
 
 
 def _operands(product: Product) -> tuple[Tensor, list[Callable[[Tensor], Tensor]]]:
-    """[rows, inputs], and products with as many matrices as the work has, up to a number."""
+    """Make [rows, inputs], and products with as many matrices as needed, up to a limit."""
     rows = torch.full((product.rows, product.inputs), 0.5, dtype=torch.bfloat16)
     plain = torch.full((product.outputs, product.inputs), 0.5, dtype=torch.bfloat16)
     number = min(ceil(product.count), _MOST_MATRICES)
@@ -55,11 +55,11 @@ def _operands(product: Product) -> tuple[Tensor, list[Callable[[Tensor], Tensor]
 
 
 class MemoryRead:
-    """Reads a gibibyte."""
+    """Reads a gibibyte of memory."""
 
     def __init__(self) -> None:
         self._memory = torch.ones(_READ_BYTES // 8, dtype=torch.int64)
 
     def bytes_per_s(self, readings: int = 3) -> float:
-        """The best rate of some readings, now."""
+        """Measure the rate now: the best of some readings."""
         return _READ_BYTES / min(timed(self._memory.sum) for _ in range(readings))

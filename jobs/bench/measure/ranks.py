@@ -1,4 +1,4 @@
-"""Ranks of one group as processes of this machine, joined as the ranks of a job are."""
+"""Run the ranks of one group as processes of this machine, joined as the ranks of a job are."""
 
 import multiprocessing
 import socket

@@ -1,4 +1,4 @@
-"""What is measured: shapes with random weights, engines for them, and prompts of random tokens."""
+"""Make shapes to measure with random weights, engines for them, and prompts of random tokens."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from model.network.weights import empty_model
 
 
 def narrow() -> KimiVLConfig:
-    """Two layers with the published latent width and a quarter of all else, for long contexts."""
+    """Return a shape for long contexts: two layers, published latent width, else a quarter."""
     return config_of(
         TextConfig(
             vocab_size=8192, hidden_size=512, intermediate_size=2816, num_hidden_layers=2,
@@ -39,7 +39,7 @@ def narrow() -> KimiVLConfig:
 
 
 def random_model(config: KimiVLConfig) -> KimiVL:
-    """The network in bfloat16, with random weights that keep activations near one."""
+    """Make the network in bfloat16, with random weights that keep activations near one."""
     model = empty_model(config, torch.bfloat16, torch.device("cpu"))
     noise = Noise()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def random_model(config: KimiVLConfig) -> KimiVL:
 
 
 def engine_for(model: KimiVL, max_batch_size: int, num_threads: int, cache_gib: float) -> Engine:
-    """An engine whose tokenizer gives no text, which is not measured."""
+    """Make an engine; its tokenizer decodes to no text, because text is not measured."""
     bytes_alone = {bytes([byte]): byte for byte in range(256)}
     tokenizer = Tokenizer(bytes_alone, {}, vocab_size=model.config.text.vocab_size)
     config = EngineConfig(
@@ -62,31 +62,31 @@ def engine_for(model: KimiVL, max_batch_size: int, num_threads: int, cache_gib: 
 
 
 class RandomPrompts:
-    """Prompts that share nothing with those before them."""
+    """Makes prompts that share no prefix with earlier ones."""
 
     def __init__(self, config: KimiVLConfig, seed: int = 0) -> None:
         self._media_token_id = config.media_token_id
         self._rng = np.random.default_rng(seed)
 
     def ids(self, length: int) -> NDArray[np.int32]:
-        """Tokens that are no media pad."""
+        """Draw token ids, none of which is a media pad."""
         return self._rng.integers(0, self._media_token_id, length, dtype=np.int32)
 
     def text(self, length: int) -> Prompt:
-        """A prompt without images."""
+        """Make a prompt without images."""
         return text_prompt(self.ids(length))
 
     def about(self, grids: Sequence[Grid], questions: int, length: int) -> list[Prompt]:
-        """Questions of `length` tokens about the same images, each image behind four tokens."""
+        """Make questions of `length` tokens about the same images, each image after four tokens."""
         pieces: list[NDArray[np.int32]] = []
         for height, width in grids:
             pads = np.full(height * width // 4, self._media_token_id, np.int32)
             pieces += [self.ids(4), pads]
-        shown, patches = np.concatenate(pieces), self.patches(grids)
+        prefix, patches = np.concatenate(pieces), self.patches(grids)
         grid_hw = np.array(grids, np.int32)
         return [
             Prompt(
-                token_ids=np.concatenate((shown, self.ids(length))),
+                token_ids=np.concatenate((prefix, self.ids(length))),
                 patches=patches,
                 grid_hw=grid_hw,
             )
@@ -94,13 +94,13 @@ class RandomPrompts:
         ]
 
     def patches(self, grids: Sequence[Grid]) -> NDArray[np.uint8]:
-        """Noise: [P, 3, 14, 14]."""
+        """Draw noise as patches [P, 3, 14, 14]."""
         num_patches = sum(height * width for height, width in grids)
         return self._rng.integers(0, 256, (num_patches, 3, 14, 14), dtype=np.uint8)
 
 
 def text_prompt(ids: NDArray[np.int32]) -> Prompt:
-    """A prompt without images."""
+    """Make a prompt without images."""
     return Prompt(
         token_ids=ids,
         patches=np.zeros((0, 3, 14, 14), np.uint8),
@@ -109,7 +109,7 @@ def text_prompt(ids: NDArray[np.int32]) -> Prompt:
 
 
 def add_all(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[str]:
-    """Queue prompts; returns the names of their requests."""
+    """Queue prompts, and return the ids of their requests."""
     params = SamplingParams(max_tokens=max_tokens, loop_guard=0)
     names = [str(number) for number in range(len(prompts))]
     for name, prompt in zip(names, prompts, strict=True):

@@ -1,8 +1,8 @@
-"""Works timed in turns, so that what is compared was measured within the same seconds.
+"""Time several works in turns, so that compared works are measured within the same seconds.
 
-The speed of a shared machine swings by factors within minutes. A quotient of neighbours in time
-survives that; one of two numbers from two moments does not. Rounds beside which other processes
-were busy are done again, and if that does not end, the least disturbed ones count.
+The speed of a shared machine varies by factors within minutes. The quotient of two works that ran
+one after the other is still meaningful; that of two separate measurements is not. Rounds during
+which other processes were busy are repeated; after too many, the least disturbed ones count.
 """
 
 import gc
@@ -16,36 +16,36 @@ from statistics import median
 import torch
 
 _QUIET = 0.1  # share of the processors that others may use in a round that counts
-MOST_TRIES = 2  # rounds, in units of those that are asked for
+MOST_TRIES = 2  # most rounds, as a multiple of the requested ones
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Seconds of each work in each round."""
+    """The seconds of each work in each round."""
 
     seconds: Mapping[str, list[float]]
 
     def typical(self, work: str) -> float:
-        """Median seconds of a work."""
+        """Return the median seconds of a work."""
         return median(self.seconds[work])
 
     def quotient(self, work: str, other: str) -> float:
-        """Median over the rounds of one work's seconds by the other's."""
+        """Return the median over the rounds of one work's seconds by the other's."""
         rounds = zip(self.seconds[work], self.seconds[other], strict=True)
         return median(one / another for one, another in rounds)
 
 
 class Others:
-    """What other processes use of the processors, from now on; 0 where there is no /proc.
+    """Measures the CPU use of other processes from now on; it is 0 without /proc.
 
-    Children count as this process once they have ended and were waited for.
+    Child processes count as this process once they have ended and were waited for.
     """
 
     def __init__(self) -> None:
         self._wall_s, self._busy_s, self._own_s = _clocks()
 
     def share(self) -> float:
-        """Of all processors' time since this was made."""
+        """Return the share of all CPU time since this object was made."""
         wall_s, busy_s, own_s = _clocks()
         others_s = (busy_s - self._busy_s) - (own_s - self._own_s)
         available_s = (os.cpu_count() or 1) * (wall_s - self._wall_s)
@@ -53,7 +53,7 @@ class Others:
 
 
 def _clocks() -> tuple[float, float, float]:
-    """Wall time, the processors' busy time, and this process's part of it."""
+    """Return the wall time, the busy time of all CPUs, and the CPU time of this process."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return time.perf_counter(), 0.0, 0.0
@@ -65,15 +65,15 @@ def _clocks() -> tuple[float, float, float]:
 
 
 def take_turns(works: Mapping[str, Callable[[], float]], num_rounds: int) -> Turns:
-    """Do each work, which returns its seconds, once to warm up, then once a round, in order."""
+    """Run each work once to warm up, then once per round, in order; each returns its seconds."""
     for work in works.values():
         work()
-    rounds: list[tuple[float, dict[str, float]]] = []  # share of others, seconds of each work
+    rounds: list[tuple[float, dict[str, float]]] = []  # CPU share of others, seconds of each work
     while (
         len(rounds) < MOST_TRIES * num_rounds
         and sum(share < _QUIET for share, _ in rounds) < num_rounds
     ):
-        gc.collect()  # here, lest it comes in the midst of a work
+        gc.collect()  # now, so that it does not run during a work
         others = Others()
         seconds = {name: work() for name, work in works.items()}
         rounds.append((others.share(), seconds))
@@ -83,7 +83,7 @@ def take_turns(works: Mapping[str, Callable[[], float]], num_rounds: int) -> Tur
 
 @torch.inference_mode()
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes."""
+    """Return the seconds that `work` takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

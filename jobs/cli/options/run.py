@@ -1,4 +1,4 @@
-"""What to do with an output that is there, and the file that options can stand in."""
+"""Options for an existing output, for how to run, and for a file of options."""
 
 import argparse
 
@@ -6,12 +6,12 @@ from jobs.cli.options.values import share
 
 
 def add_run(group: argparse._ArgumentGroup) -> None:
-    """What to do with an output that is there, and the file that options can stand in."""
+    """Add the options for an existing output, for how to run, and for a file of options."""
     group.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what the run would do (rows that are new, done and failed, what changed in "
-        "the recipe, parts, machines), start nothing and write nothing",
+        help="print what the run would do (new, done and failed rows, changes of the recipe, part "
+        "files, machines); start nothing and write nothing",
     )
     group.add_argument(
         "--inline",
@@ -31,18 +31,18 @@ def add_run(group: argparse._ArgumentGroup) -> None:
         nargs="?",
         const="all",
         metavar="CODES",
-        help="try rows with status error again and replace them; with codes, such as "
-        "media_missing,media_unreadable, only those",
+        help="process rows with status error again and replace them; with codes, such as "
+        "media_missing,media_unreadable, only these errors",
     )
     group.add_argument(
         "--new-recipe",
         action="store_true",
-        help="if the output was made with other settings, move its rows to _old-<time>/ in it and "
-        "begin anew",
+        help="if the output was made with other settings, move its rows to its folder _old-<time>/ "
+        "and start again",
     )
     group.add_argument(
         "--config",
         metavar="YAML",
-        help="options from a file (path or URI), with their names as keys; the command line wins. "
-        "_run.yaml in an output directory repeats the run that wrote it",
+        help="read options from a file (path or URI) whose keys are their names; the command line "
+        "takes precedence; _run.yaml in an output directory repeats the run that wrote it",
     )

@@ -66,7 +66,7 @@ def test_answers_with_a_schema_have_its_type_unless_they_are_to_be_text(written)
     [
         ("{}", "holds no prompt"),
         ("- a", "must be a mapping"),
-        ("a: b: c", "line 1: no YAML"),
+        ("a: b: c", "line 1: not valid YAML"),
         ("a: ''", "a: the prompt 'a' is empty"),
         ("a: '{x'", "a: '{x' is not a template"),
         ("a: 3", "a: it must be a text, or a mapping with `text`"),
@@ -84,10 +84,10 @@ def test_answers_with_a_schema_have_its_type_unless_they_are_to_be_text(written)
             "`as: json` keeps its answers as text",
         ),
         ("a: {text: x, schema: {const: 2020-01-01}}", "a: schema is not JSON: Object of type date"),
-        ("a: {text: x, as: json}", "a: as is for answers with a schema, and there is none"),
+        ("a: {text: x, as: json}", "a: `as` needs a schema, and this prompt has none"),
         ("a: {text: x, schema: {const: 1}, as: text}", "a: as must be typed or json, got 'text'"),
-        ("a: x\na: y", "line 2: 'a' stands there twice"),
-        ("yes: x", "True: a prompt needs a name that is text; quote it"),
+        ("a: x\na: y", "line 2: 'a' is given twice"),
+        ("yes: x", "True: the name of a prompt must be text; quote it"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_place(written, text, message):

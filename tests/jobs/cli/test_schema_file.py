@@ -46,10 +46,10 @@ def test_a_pydantic_model_is_its_schema(tmp_path):
         ("none.json", "cannot be read .*JSON file, or file.py:Model"),
         ("broken.json", "broken.json is not JSON: Expecting"),
         ("none.py:Clip", "there is no Python file"),
-        ("models.py:Missing", "models.py has no pydantic model 'Missing', but None"),
-        ("models.py:number", "has no pydantic model 'number', but 5"),
+        ("models.py:Missing", "'Missing' in .*models.py is None, not a pydantic model"),
+        ("models.py:number", "'number' in .*models.py is 5, not a pydantic model"),
         ("fails.py:Clip", "fails.py fails: ZeroDivisionError: division by zero"),
-        ("models.py:", "has no pydantic model ''"),
+        ("models.py:", "'' in .*models.py is None, not a pydantic model"),
     ],
 )
 def test_what_is_no_schema_is_refused(tmp_path, name, message):

@@ -8,7 +8,7 @@ from PIL import Image
 from jobs.cli.checkpoint import find_checkpoint
 from jobs.demo.__main__ import show
 from jobs.demo.clips import encode
-from jobs.demo.evaluate import Row, judge, make_clips, questions_about, watch_engine
+from jobs.demo.evaluate import Row, judge, make_clips, questions_about, run_engine
 from jobs.demo.judge import Accuracy, judge_caption
 from jobs.demo.language import caption, questions
 from jobs.demo.scenes import SPLITS, Difficulty, first_seed, random_scene
@@ -21,7 +21,7 @@ FLOORS = {"colour": 0.95, "count": 0.95, "background": 0.95, "shape": 0.95, "mot
 def test_captions_of_held_out_clips_are_right_often_enough():
     clips = make_clips("test", NUM_CLIPS)
     rows = [Row(clip=clip, form="caption") for clip in clips]
-    accuracy = judge(rows, watch_engine(find_checkpoint("demo"), clips).captions)
+    accuracy = judge(rows, run_engine(find_checkpoint("demo"), clips).captions)
     for kind, floor in FLOORS.items():
         assert accuracy.fraction(kind) >= floor, (kind, accuracy.fractions())
 

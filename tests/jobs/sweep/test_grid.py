@@ -81,14 +81,14 @@ def test_machine_layouts_are_runs_of_their_own(cells):
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("{}", "it is empty; name at least one option"),
+        ("{}", "the file is empty; name at least one option"),
         ("", "must be a mapping"),
         ("frames: []", "frames has no values, so the grid has no cells"),
         ("framez: [1]", "there is no axis 'framez'; the nearest is 'frames'"),
         ("seed: [1, 2]", "there is no axis 'seed'"),
         ("frames: [1, 1]", "frames has 1 twice"),
         ("frames: [[1]]", "frames takes values of text or numbers, got [1]"),
-        ("frames: [1\n", "no YAML"),
+        ("frames: [1\n", "not valid YAML"),
     ],
 )
 def test_what_is_no_grid_is_refused(cells, grid, message):

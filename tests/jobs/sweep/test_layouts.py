@@ -92,7 +92,7 @@ def test_videos_may_be_bytes(tmp_path):
         ("choice", {"answer": None}, "the answer None is not among its options"),
         ("choice", {"options": []}, "it has 0 options; there must be 2 to 26"),
         ("mlvu", {"question": "What?"}, "it has 0 options"),
-        ("open", {"question": ""}, "there is no question"),
+        ("open", {"question": ""}, "the question is empty"),
     ],
 )
 def test_a_row_that_cannot_be_scored_is_refused(tmp_path, name, change, message):

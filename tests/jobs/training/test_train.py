@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.demo.language import LETTERS, VIDEO_PROMPTS, caption, image_questions, questions, told
+from jobs.demo.language import (
+    LETTERS,
+    VIDEO_PROMPTS,
+    caption,
+    describe_in_words,
+    image_questions,
+    questions,
+)
 from jobs.demo.scenes import (
     COLOURS,
     EVENTS,
@@ -17,7 +24,7 @@ from jobs.demo.scenes import (
     frame_times,
     random_scene,
 )
-from jobs.training.answer_hints import ANSWERS, NOT_AN_OPTION, NOT_TOLD, asked_about
+from jobs.training.answer_hints import ANSWERS, NOT_AN_OPTION, NOT_GIVEN, asked_about
 from jobs.training.balance import LoadBalancer
 from jobs.training.curriculum import STAGES, Stage
 from jobs.training.export import export, write_empty_checkpoint
@@ -201,12 +208,12 @@ def test_a_scene_told_in_words_has_no_patches_and_its_answers_stand_in_it(
     student: Student, empty_checkpoint: Path
 ) -> None:
     teacher = Teacher(empty_checkpoint)
-    stage = replace(STAGE, sizes=(), num_frames=(), told=1.0, told_questions=3, choices=1.0)
+    stage = replace(STAGE, sizes=(), num_frames=(), in_words=1.0, questions_in_words=3, choices=1.0)
     lesson = teacher.lesson(stage, 6, 0)
     assert lesson.num_clips == len(lesson.patches) == len(lesson.grid_hw) == 0
     for index, ids in enumerate(lesson.token_ids):
         text = teacher.processor.tokenizer.decode(ids.tolist())
-        assert told(random_scene(index, STAGE.difficulty)) in text
+        assert describe_in_words(random_scene(index, STAGE.difficulty)) in text
     outcome = backward(student, lesson)
     assert (outcome.conversations, outcome.clips) == (6, 0)
     assert outcome.asked[KINDS.index("q_letter")] == sum(map(len, lesson.targets)) / 2
@@ -214,9 +221,9 @@ def test_a_scene_told_in_words_has_no_patches_and_its_answers_stand_in_it(
 
 def test_told_scenes_are_spread_evenly_over_a_batch(empty_checkpoint: Path) -> None:
     teacher = Teacher(empty_checkpoint)
-    lesson = teacher.lesson(replace(STAGE, told=0.25), 8, 0)
+    lesson = teacher.lesson(replace(STAGE, in_words=0.25), 8, 0)
     assert lesson.num_clips == 6
-    assert teacher.lesson(replace(STAGE, told=0.25), 4, 0).num_clips == 3
+    assert teacher.lesson(replace(STAGE, in_words=0.25), 4, 0).num_clips == 3
 
 
 def test_answer_hints_point_at_options_and_at_the_places_of_answers(
@@ -224,7 +231,7 @@ def test_answer_hints_point_at_options_and_at_the_places_of_answers(
 ) -> None:
     teacher = Teacher(empty_checkpoint)
     decode = teacher.processor.tokenizer.decode
-    stage = replace(STAGE, told=0.5, choices=0.7, num_questions=3, options=(2, 3, 4))
+    stage = replace(STAGE, in_words=0.5, choices=0.7, num_questions=3, options=(2, 3, 4))
     lesson = teacher.lesson(stage, 12, 50)
     ids, hints = np.concatenate(lesson.token_ids), lesson.answer_hints
     middle = teacher.processor.tokenizer.special("<|im_middle|>")
@@ -259,13 +266,13 @@ def test_what_is_asked_is_told_at_answers_where_the_stage_wants_it(
     student: Student, empty_checkpoint: Path
 ) -> None:
     teacher = Teacher(empty_checkpoint)
-    untold = teacher.lesson(STAGE, 6, 0).answer_hints
-    lesson = teacher.lesson(replace(STAGE, tells_asked=True), 6, 0)
-    told = lesson.answer_hints
-    is_answer = told.letters == NOT_AN_OPTION
-    assert (untold.colours == NOT_TOLD).all()
-    assert ((told.colours != NOT_TOLD) == is_answer).all()
-    assert ((told.shapes != NOT_TOLD) == is_answer).all()
+    not_given = teacher.lesson(STAGE, 6, 0).answer_hints
+    lesson = teacher.lesson(replace(STAGE, gives_asked=True), 6, 0)
+    given = lesson.answer_hints
+    is_answer = given.letters == NOT_AN_OPTION
+    assert (not_given.colours == NOT_GIVEN).all()
+    assert ((given.colours != NOT_GIVEN) == is_answer).all()
+    assert ((given.shapes != NOT_GIVEN) == is_answer).all()
     backward(student, lesson)
     assert student.answer_heads.of_colour.weight.grad is not None
 
@@ -310,12 +317,12 @@ def test_hints_tell_an_event_from_its_time_on_where_its_shape_is_or_was() -> Non
         event = scene.event
         assert event is not None
         classes = hints_of(scene, u, 112, 84).classes.reshape(8, -1, len(NAMES))
-        told = classes[..., NAMES.index("event")]
+        events = classes[..., NAMES.index("event")]
         number = 1 + 2 * EVENTS.index(event.kind) + (event.when == "late")
-        assert not told[u < event.u].any()
-        assert set(told[u >= event.u].ravel().tolist()) == {0, number}
+        assert not events[u < event.u].any()
+        assert set(events[u >= event.u].ravel().tolist()) == {0, number}
         here = classes[..., NAMES.index("colour")] > 0
-        assert (here & (told > 0)).any() == (event.kind != "disappears")
+        assert (here & (events > 0)).any() == (event.kind != "disappears")
         seen.add(event.kind)
     assert seen == set(EVENTS)
 
