@@ -28,8 +28,8 @@ def require_room(needed: int, device: torch.device) -> None:
     """Refuse weights that do not fit, before the system kills a process for them.
 
     Args:
-        needed: bytes of weights.
-        device: where they will be.
+        needed: the bytes of the weights.
+        device: the device on which they will be.
 
     Raises:
         ValueError: less is free. Nothing is refused where a system does not say what is free.

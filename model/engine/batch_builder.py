@@ -20,9 +20,9 @@ def batch_of(chunks: Sequence[Chunk], media_token_id: int, device: torch.device)
     """Make the batch of `chunks`, decodes first; without chunks it has no tokens.
 
     Args:
-        chunks: of sequences that already own the blocks for them.
+        chunks: the chunks of the step; their sequences already own the blocks for them.
         media_token_id: the pad in prompts that image features overwrite.
-        device: of the batch's tensors.
+        device: the device of the tensors.
     """
 
     def tensor(values: NDArray[np.integer]) -> Tensor:

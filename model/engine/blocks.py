@@ -28,8 +28,8 @@ def block_keys(prompt: Prompt, media_token_id: int, digests: Sequence[bytes]) ->
 
     Args:
         prompt: its media pads stand for its images, in order.
-        media_token_id: of the pads.
-        digests: of the images, see `image_digests`.
+        media_token_id: the id of the pads.
+        digests: the digests of the images, see `image_digests`.
     """
     # All pads are the same token, so each also has the digest of its image.
     content = np.zeros((len(prompt.token_ids), 3), np.int64)  # token, two halves of the digest

@@ -29,7 +29,7 @@ class StaticStep:
     Args:
         num_sequences: B, more than any step has that is copied into it.
         num_pieces: N, more than any step has that is copied into it.
-        device: of the tensors.
+        device: the device of the tensors.
     """
 
     def __init__(self, num_sequences: int, num_pieces: int, device: torch.device) -> None:
@@ -79,8 +79,8 @@ class DecodeGraphs:
     """Computes steps that only decode, with one graph for each size that occurs.
 
     Args:
-        model: on a GPU, with a dispatcher that never waits for the host, such as the local one.
-        cache: read and written.
+        model: a model on a GPU. Its dispatcher must never wait for the host; the local one does not.
+        cache: the cache that steps read and write.
     """
 
     def __init__(self, model: KimiVL, cache: LatentCache) -> None:

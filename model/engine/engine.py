@@ -62,9 +62,9 @@ class Engine:
     finished in it. Only one thread at a time may call an engine.
 
     Args:
-        model: with loaded weights, on the device of the engine.
-        tokenizer: of the same checkpoint.
-        config: budgets.
+        model: a model with loaded weights, on the device of the engine.
+        tokenizer: the tokenizer of the same checkpoint.
+        config: the budgets.
 
     Raises:
         ValueError: the cache does not fit.
@@ -101,7 +101,7 @@ class Engine:
         This sets the number of torch's threads and the settings of malloc, for the whole process.
 
         Args:
-            directory: of the checkpoint.
+            directory: the checkpoint.
             config: how to run it.
             shards: see `KimiVL`.
 

@@ -38,8 +38,8 @@ class Constraint:
     """The grammar of one sequence, and how far the sequence is in it.
 
     Args:
-        matcher: of the grammar. No other sequence may use it.
-        vocab_size: of the network.
+        matcher: the matcher of the grammar. No other sequence may use it.
+        vocab_size: the number of ids that the network embeds.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
@@ -74,7 +74,7 @@ class Grammars:
     """The grammars of one engine; each schema is compiled once.
 
     Args:
-        tokenizer: of the checkpoint.
+        tokenizer: the tokenizer of the checkpoint.
         stop_token_ids: the tokens that end texts.
     """
 

@@ -34,8 +34,8 @@ class ImageFeatures:
 
     Args:
         model: encodes the images.
-        max_patches: of one vision call; a larger image has a call of its own.
-        max_bytes: of the cache; features that were unused for the longest time are dropped.
+        max_patches: the limit of one vision call; a larger image has a call of its own.
+        max_bytes: the size of the cache; features that were unused for longest are dropped.
     """
 
     def __init__(self, model: KimiVL, max_patches: int, max_bytes: int) -> None:

@@ -43,9 +43,9 @@ class Scheduler:
 
     Args:
         pool: the blocks of the cache.
-        max_batch_size: sequences that run at the same time.
-        max_step_tokens: tokens of one step, decodes included. One token of a prompt is planned
-            even where decodes use all of it.
+        max_batch_size: the most sequences that run at the same time.
+        max_step_tokens: the most tokens of one step, decodes included. Even if decodes use
+            all of it, one token of a prompt is planned.
     """
 
     def __init__(self, pool: BlockPool, max_batch_size: int, max_step_tokens: int) -> None:
@@ -106,8 +106,9 @@ class Scheduler:
         """Plan the chunks of the next step, decodes first. The caller must compute all of them.
 
         Args:
-            max_new_tokens: of prompts that begin in this step. Another one begins only if that
-                brings their tokens closer to this number. The first begins unless this is 0.
+            max_new_tokens: the wanted tokens of prompts that begin in this step. Another prompt
+                begins only if that brings their tokens closer to this number. The first one begins
+                unless this is 0.
         """
         decodes = list(self._decodes())
         prompts: list[Chunk] = []

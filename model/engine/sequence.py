@@ -153,15 +153,15 @@ class Sequence:
     """One completion in the engine: its prompt, its generated tokens, and its blocks.
 
     Args:
-        request_id: of the caller.
-        prompt: to answer.
+        request_id: the id that the caller gave.
+        prompt: the prompt to answer.
         params: how to answer it.
         max_tokens: those of `params`, or fewer if the context or the cache is shorter.
-        block_keys: of the full blocks of the prompt, see `model.engine.blocks.block_keys`.
-        image_digests: of the images, see `model.engine.blocks.image_digests`.
+        block_keys: the keys of the full blocks of the prompt, see `model.engine.blocks.block_keys`.
+        image_digests: the digests of the images, see `model.engine.blocks.image_digests`.
         constraint: the grammar that the text follows, or None. No other sequence may use it.
         choice_ids: tokens whose log-probabilities as the first token are returned.
-        number: of this sample, among those of the request.
+        number: the number of this sample among those of the request.
         answer: collects the samples of the request; all of them use the same one.
     """
 

@@ -33,8 +33,8 @@ class EngineTime:
         """Count a step.
 
         Args:
-            num_tokens: that it computed.
-            seconds: that it took, without waits for other ranks.
+            num_tokens: the tokens that it computed.
+            seconds: the time that it took, without waits for other ranks.
             only_decodes: whether it computed no prompt.
             is_full: whether sequences waited that had no room in it.
         """

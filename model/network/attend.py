@@ -58,7 +58,7 @@ def attend(
         query: [B, H, n, width].
         key: [B, H, L, width], as wide as the query.
         value: [B, H, L, width], as wide as the query.
-        scale: factor on the scores.
+        scale: the factor on the scores.
         is_causal: query i sees the keys up to i; then n = L.
         mask: added to the scores, in their dtype; it broadcasts to [B, H, n, L].
     """
@@ -134,7 +134,7 @@ def attend_varlen(
         key: [T, H, width].
         value: [T, H, width].
         lens: the lengths of the sequences; they sum to T.
-        scale: factor on the scores.
+        scale: the factor on the scores.
         is_causal: a token sees only itself and those before it.
 
     Returns:
@@ -166,7 +166,7 @@ def attend_past(
         cache: [slots, kv width], one layer.
         slots: [L], those of the past, L >= 1.
         heads: makes keys and values from cached kv.
-        scale: factor on the scores.
+        scale: the factor on the scores.
 
     Returns:
         output [n, H, width], lse [n, H].
@@ -193,9 +193,9 @@ def attend_pieces(
     Args:
         query: [B, n, H, width].
         cache: [slots, kv width], one layer.
-        pieces: of the B contexts.
+        pieces: the pieces of the B contexts.
         heads: makes keys and values from cached kv.
-        scale: factor on the scores.
+        scale: the factor on the scores.
 
     Returns:
         [B, n, H, width].

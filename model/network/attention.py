@@ -106,7 +106,7 @@ class LatentAttention(nn.Module):
 
         Args:
             x: [T, D] normalised activations.
-            rotation: of the positions of the tokens.
+            rotation: the rotation by the positions of the tokens.
             batch: which tokens belong together, and where their context lies.
             cache: [slots, C + rope], one layer; None for whole sequences without a cache.
         """

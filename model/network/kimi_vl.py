@@ -42,8 +42,8 @@ class KimiVL(nn.Module):
                                                   logits of the rows that are asked <-- lm_head
 
     Args:
-        config: of the checkpoint.
-        shards: of each layer with routed experts, which of them this process holds, and the
+        config: the configuration of the checkpoint.
+        shards: for each layer with routed experts, which of them this process holds, and the
             dispatcher to all of them. None: this process holds all experts.
     """
 
@@ -91,7 +91,7 @@ class KimiVL(nn.Module):
 
         Args:
             batch: the new tokens.
-            cache: read and written; None when the batch holds whole sequences.
+            cache: the cache that the step reads and writes; None for whole sequences.
             features: [V, D], in the order of `batch.media_rows`.
         """
         embeddings = self.language_model.model.embed_tokens(batch.token_ids)

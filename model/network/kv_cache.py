@@ -25,8 +25,8 @@ class LatentCache:
     Args:
         config: gives the width and the number of layers.
         num_blocks: blocks for sequences, in addition to block 0, which no sequence owns.
-        dtype: of the cached numbers.
-        device: of the storage.
+        dtype: the dtype of the cached numbers.
+        device: the device of the storage.
 
     Raises:
         ValueError: `num_blocks` is below 1.

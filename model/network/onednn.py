@@ -22,7 +22,7 @@ class PrepackedMatrix:
     """A weight [outputs, inputs] in oneDNN's own format.
 
     Args:
-        weight: bfloat16, on a CPU.
+        weight: a bfloat16 weight on a CPU.
     """
 
     def __init__(self, weight: Tensor) -> None:

@@ -79,9 +79,10 @@ def load_model(
     read.
 
     Args:
-        directory: of the checkpoint.
-        dtype: of the weights. None keeps the stored dtype, that of the embedding if they differ.
-        device: of the weights; None means the CPU.
+        directory: the checkpoint.
+        dtype: the dtype of the weights. None keeps the stored dtype, or that of the
+            embedding if they differ.
+        device: the device of the weights; None means the CPU.
         shards: see `KimiVL`.
 
     Raises:

@@ -57,9 +57,9 @@ class AllToAllDispatcher:
     one partial sum for each row, back on the same way --> the sums of all ranks added at home
 
     Args:
-        num_local_experts: slots of each rank.
-        group: the ranks.
-        wire_dtype: dtype of rows between ranks.
+        num_local_experts: the number of slots of each rank.
+        group: the process group of the ranks.
+        wire_dtype: the dtype of rows between ranks.
     """
 
     def __init__(
@@ -174,11 +174,11 @@ class AllGatherDispatcher:
     """Gives all rows to all ranks; each computes its own experts, and the sums are scattered home.
 
     Args:
-        num_local_experts: slots of each rank.
-        group: the ranks.
-        bucket: rows of every rank, at least the tokens of the busiest rank. Padding fills up the
-            rest; it belongs to no expert.
-        wire_dtype: dtype of rows on their way to the experts; sums come back in float32.
+        num_local_experts: the number of slots of each rank.
+        group: the process group of the ranks.
+        bucket: the rows of every rank, at least the tokens of the busiest rank. The rest is
+            padding, which belongs to no expert.
+        wire_dtype: the dtype of rows on their way to the experts; sums come back in float32.
     """
 
     def __init__(

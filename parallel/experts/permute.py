@@ -35,7 +35,7 @@ def serialize_rows(
         x: [n, D].
         local_ids: [n, K].
         weights: [n, K].
-        wire_dtype: dtype of the activations in the buffer.
+        wire_dtype: the dtype of the activations in the buffer.
 
     Returns:
         [n, bytes] uint8: activations, scale (float8 only), float32 weights, int32 local ids.
@@ -97,7 +97,7 @@ class RowsByExpert:
         x: [n, D].
         local_ids: [n, K].
         weights: [n, K] float32.
-        num_local_experts: experts of this rank.
+        num_local_experts: the number of experts of this rank.
         num_copies: M, how many local ids are not negative. A larger number is legal; then the last
             rows belong to no expert, and their content is undefined.
     """

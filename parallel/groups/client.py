@@ -149,7 +149,7 @@ class Groups:
         """Lease the least-loaded group until the `with` ends.
 
         Args:
-            num_tokens: of work that is meant for the group.
+            num_tokens: the work that is meant for the group.
             exclusive: wait for a group that nobody else uses, and keep others out of it.
 
         Raises:

@@ -47,7 +47,7 @@ class GoldenPrompts:
     Args:
         requests: the golden prompts; without any the check is off.
         tolerance: nats by which the log-probability of an answer may differ.
-        timeout_s: for all answers of one rank.
+        timeout_s: how long one rank may take for all its answers.
     """
 
     def __init__(self, requests: Sequence[Request], tolerance: float, timeout_s: float) -> None:

@@ -41,9 +41,9 @@ class EngineGroup:
         """Reserve, start, join and load the first generation.
 
         Args:
-            spec: what to start.
-            group_id: of the new group.
-            address: of the rendezvous store, None if every rank is alone.
+            spec: what every group is made of.
+            group_id: the number of the new group.
+            address: the address of the rendezvous store; None if every rank is alone.
 
         Raises:
             NoRoomError: no node had room in time.

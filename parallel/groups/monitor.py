@@ -21,8 +21,8 @@ class GroupMonitor:
     """Asks a group regularly for its health, its expert load and its golden prompts.
 
     Args:
-        group: to watch.
-        spec: how often, and how long to wait.
+        group: the group to watch.
+        spec: says how often to ask, and how long to wait for an answer.
         golden: the golden prompts of the run.
         report_death: called when the group is dead, with the reason.
     """

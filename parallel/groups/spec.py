@@ -80,9 +80,9 @@ class GroupSpec:
         """Describe each rank for one attempt to start a generation; None for a rank that is alone.
 
         Args:
-            group_id: of the group.
-            generation: of the group.
-            address: of the store, None if every rank is alone.
+            group_id: the number of the group.
+            generation: the number of the generation.
+            address: the address of the store; None if every rank is alone.
         """
         if address is None:
             assert self.num_ranks == 1

@@ -74,9 +74,9 @@ class Supervisor:
     that comes at the same moment as the answer, and `close` would then wait forever.
 
     Args:
-        spec: of every group.
-        num_groups: to start.
-        max_group_failures: failures of groups that are tolerated before the job stops.
+        spec: what every group is made of.
+        num_groups: the number of groups to start.
+        max_group_failures: more failures of groups than this stop the job.
     """
 
     def __init__(self, spec: GroupSpec, num_groups: int, max_group_failures: int) -> None:
@@ -111,7 +111,7 @@ class Supervisor:
 
         Args:
             client: who asks. A new process of a known actor takes over from the earlier one.
-            num_tokens: of work that is meant for the group.
+            num_tokens: the work that is meant for the group.
             exclusive: wait until nobody else has the group, and let nobody in before `release`.
 
         Returns:

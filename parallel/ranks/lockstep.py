@@ -74,7 +74,7 @@ class Lockstep:
     """One rank's side of the agreement.
 
     Args:
-        group: all ranks. It must be able to exchange tensors on the CPU.
+        group: the process group of all ranks. It must be able to exchange tensors on the CPU.
         on_plan: called with each plan before its layers run.
     """
 
@@ -92,9 +92,9 @@ class Lockstep:
         """Agree on a step with all ranks; run its layers in the `with` if the value is true.
 
         Args:
-            num_tokens: that this rank brings.
+            num_tokens: the tokens that this rank brings.
             is_decode: whether all of them are decodes.
-            num_waiting: tokens of prompts that this rank could begin in the next step.
+            num_waiting: the tokens of prompts that this rank could begin in the next step.
 
         Yields:
             Whether any rank has tokens, so that all must run the layers.

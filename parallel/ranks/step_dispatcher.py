@@ -23,10 +23,10 @@ class StepDispatcher:
     differs between layers.
 
     Args:
-        topologies: of all layers with routed experts.
+        topologies: the topology of every layer with routed experts.
         group: the ranks.
-        device: of the tokens.
-        exchange: which dispatcher, and the dtype of rows between ranks.
+        device: the device of the tokens.
+        exchange: which dispatcher to use, and the dtype of rows between ranks.
     """
 
     def __init__(
