@@ -79,7 +79,7 @@ class DecodeGraphs:
     """Computes steps that only decode, with one graph for each size that occurs.
 
     Args:
-        model: a model on a GPU. Its dispatcher must never wait for the host; the local one does not.
+        model: a model on a GPU, whose dispatcher never waits for the host: the local one.
         cache: the cache that steps read and write.
     """
 
