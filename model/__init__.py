@@ -1,1 +1,1 @@
-"""One process of plain torch: a prompt in, text out. Knows nothing of ranks or rows."""
+"""One process of plain torch: a prompt in, text out. Ranks and rows are unknown here."""

@@ -1,8 +1,8 @@
-"""What a checkpoint directory says about itself, read once and refused where it is not implemented.
+"""The configuration of a checkpoint: read once, and refused where it is not implemented.
 
-`KimiVLConfig.from_checkpoint` is the only reader of `config.json`, `preprocessor_config.json` and
-`generation_config.json`. A key or value that this package does not know is refused by name, because
-a network that silently ignores a setting gives captions that are silently wrong.
+Only `KimiVLConfig.from_checkpoint` reads `config.json`, `preprocessor_config.json` and
+`generation_config.json`. It refuses every key and value that this package does not know, by name: a
+network that silently ignores a setting gives captions that are silently wrong.
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,10 @@ from model.json_values import (
     within,
 )
 
-IM_END_TOKEN_ID = 163586  # <|im_end|>; part of the stop set of the whole family
+BLOCK_SIZE = 16  # tokens of one block of the kv cache
+IM_END_TOKEN_ID = 163586  # <|im_end|>, which ends texts in the whole family
 
-# Keys that describe files, training or the serving library, not the network.
+# These keys describe files, training or the serving library, not the network.
 _INERT = frozenset(
     """
     _name_or_path architectures auto_map model_type torch_dtype dtype transformers_version
@@ -43,9 +44,9 @@ _INERT_OF_IMAGES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The decoder of the DeepSeek-V3 family, named as in `text_config` of `config.json`.
+    """The decoder of the DeepSeek-V3 family; the names are those of `text_config`.
 
-    `kv_lora_rank=None` means plain multi-head attention with `head_dim` wide heads.
+    `kv_lora_rank=None` means plain multi-head attention with heads of width `head_dim`.
     """
 
     vocab_size: int
@@ -125,7 +126,7 @@ class TextConfig:
             require(groups == 1, "n_group", groups)
 
     def is_moe_layer(self, layer: int) -> bool:
-        """Whether layer number `layer` has routed experts, as `DeepseekV3DecoderLayer` decides."""
+        """Say whether layer number `layer` has routed experts, as in `DeepseekV3DecoderLayer`."""
         return (
             self.n_routed_experts > 0
             and layer >= self.first_k_dense_replace
@@ -134,20 +135,20 @@ class TextConfig:
 
     @property
     def qk_head_dim(self) -> int:
-        """Width of a query or key head."""
+        """The width of a query or key head."""
         if self.kv_lora_rank is None:
             return self.v_head_dim
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
     def softmax_scale(self) -> float:
-        """Factor on the attention scores; there is no extra term because rope is not scaled."""
+        """The factor on attention scores; rope is not scaled, so it has no term for that."""
         return self.qk_head_dim**-0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """MoonViT, named as in `vision_config`; defaults are those of the published config class."""
+    """MoonViT; names are those of `vision_config`, defaults those of the published class."""
 
     patch_size: int = 14
     num_attention_heads: int = 16
@@ -164,12 +165,12 @@ class VisionConfig:
         )
         require(self.merge_kernel_size == (2, 2), "merge_kernel_size", self.merge_kernel_size)
         require(self.hidden_size % self.num_attention_heads == 0, "hidden_size", self.hidden_size)
-        # Each head is split into pairs that turn by column and pairs that turn by row.
+        # Half of the pairs of channels of a head are rotated by column, the other half by row.
         require(self.head_dim % 4 == 0, "hidden_size", self.hidden_size)
 
     @property
     def head_dim(self) -> int:
-        """Width of an attention head."""
+        """The width of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
 
@@ -177,7 +178,7 @@ class VisionConfig:
 class ImageConfig:
     """How an image becomes patches, from `preprocessor_config.json`."""
 
-    in_token_limit: int  # patches; a soft cap, see model/inputs/images.py
+    in_token_limit: int  # patches; images may exceed it slightly, see model/inputs/images.py
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     patch_size: int = 14
@@ -280,7 +281,7 @@ def _text_config(text: Mapping[str, Any]) -> TextConfig:
         "moe_layer_freq": 1,
         "first_k_dense_replace": 0,
     }
-    # Config classes of this family write null for "none of these".
+    # Config classes of this family write null where there are none of these.
     zeros = ("n_shared_experts", "n_routed_experts", "n_group", "topk_group")
     values = {**defaults, **{name: text[name] for name in names if name in text}}
     values |= {name: defaults.get(name, 0) for name in zeros if values.get(name) is None}
@@ -297,7 +298,7 @@ def _text_config(text: Mapping[str, Any]) -> TextConfig:
 
 
 def _head_dim(text: Mapping[str, Any]) -> int:
-    """Of plain heads: as named, or the hidden size divided by their number."""
+    """Return the width of plain heads: as named, or the hidden size divided by their number."""
     num_heads = text["num_attention_heads"]
     require(num_heads > 0, "num_attention_heads", num_heads)
     head_dim = text.get("head_dim") or text["hidden_size"] // num_heads
@@ -322,7 +323,7 @@ def _image_config(image: Mapping[str, Any]) -> ImageConfig:
     known = (*needed, "patch_size", "merge_kernel_size", "pad_input")
     refuse_unknown(image, [*_INERT_OF_IMAGES, *known])
     refuse_missing(image, needed)
-    # Cropping instead of padding exists in the published class and in no published checkpoint.
+    # Without it the published class crops images; no published checkpoint does.
     require(image.get("pad_input") is True, "pad_input", image.get("pad_input"))
     _check_merge(image)
     values = {
@@ -347,11 +348,8 @@ def _numbers(config: Mapping[str, Any], key: str) -> tuple[float, ...]:
 
 
 def _named_ends(config: Mapping[str, Any]) -> set[int]:
-    """What one of the files names as the tokens that end a text: one, several or none."""
+    """Read which tokens end a text by one of the files: one, several or none."""
     named = config.get("eos_token_id")
     ends = named if isinstance(named, list) else [] if named is None else [named]
     require(all(is_integer(each) and each >= 0 for each in ends), "eos_token_id", named)
     return set(ends)
-
-
-BLOCK_SIZE = 16  # tokens

@@ -1,6 +1,6 @@
-"""Values of a checkpoint's JSON files, refused by file, key and value where they cannot work.
+"""Checks of values in a checkpoint's JSON files; messages name the file, the key and the value.
 
-A check says the key and the value; whoever reads a file or a part of it says which, by `within`.
+A check names the key and the value. Its caller adds the file and the section with `within`.
 """
 
 import json
@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def within(place: str) -> Iterator[None]:
-    """Say in the message of a `CheckpointError` where it was found."""
+    """Put the place before the message of a `CheckpointError` that is raised in the `with`."""
     try:
         yield
     except CheckpointError as error:
@@ -39,7 +39,7 @@ def within(place: str) -> Iterator[None]:
 
 
 def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The object under `key`."""
+    """Return the JSON object under `key`, or raise `CheckpointError`."""
     value = config.get(key)
     if not isinstance(value, dict):
         raise CheckpointError(f"an object {key!r} is needed, got {value!r}")
@@ -47,7 +47,7 @@ def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def refuse_unknown(config: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse keys that are not known, because they may change the network."""
+    """Refuse unknown keys, because they may change the network."""
     unknown = sorted(config.keys() - set(known))
     if unknown:
         raise CheckpointError(
@@ -72,19 +72,22 @@ def require(condition: bool, key: str, value: object) -> None:
 
 
 def require_false(config: Mapping[str, Any], *keys: str) -> None:
-    """Refuse these keys where they are set."""
+    """Refuse each of these keys unless it is absent or false."""
     for key in keys:
         require(not config.get(key, False), key, config.get(key))
 
 
 def require_positive(config: object, keys: Iterable[str]) -> None:
-    """Refuse attributes that are not above zero."""
+    """Refuse attributes of `config` that are not above zero."""
     for key in keys:
         require(getattr(config, key) > 0, key, getattr(config, key))
 
 
 def require_types(config_class: type, values: Mapping[str, Any]) -> None:
-    """Refuse a string where a number belongs, before arithmetic fails on it without a name."""
+    """Refuse values that do not have the type of their field.
+
+    Otherwise arithmetic would fail on a string later, with a message that does not name the key.
+    """
     checks = {int: is_integer, float: is_finite, bool: is_bool}
     for field in fields(config_class):
         if field.name in values:
@@ -95,17 +98,17 @@ def require_types(config_class: type, values: Mapping[str, Any]) -> None:
 
 
 def is_integer(value: object) -> bool:
-    """Whether a value is a number without a fraction, written as such."""
+    """Say whether a value is an integer, not a float like 2.0."""
     return isinstance(value, int) and not is_bool(value)
 
 
 def is_bool(value: object) -> bool:
-    """Whether a value is true or false; Python takes these for integers too."""
+    """Say whether a value is true or false, which Python counts as integers too."""
     return isinstance(value, bool)
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value is a number, and neither NaN nor too large for a float."""
+    """Say whether a value is a number, and neither NaN nor infinite nor too large for a float."""
     try:
         return isinstance(value, int | float) and not is_bool(value) and math.isfinite(value)
     except OverflowError:

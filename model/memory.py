@@ -1,4 +1,4 @@
-"""How much memory is free: on a GPU, or on this machine within what its control groups allow."""
+"""How much memory is free: on a GPU, or on this machine within the limits of its control groups."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,32 +6,33 @@ from pathlib import Path
 import torch
 
 _GIB = 1 << 30
-# Files of a control group: its limit, what it uses, and the key of what it could drop at once.
+# Of a control group: the files of its limit and its use, and the key in memory.stat of the file
+# cache, which counts as used although the kernel drops it when memory is short.
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be reserved on `device`.
+    """Return the bytes that can still be reserved on `device`.
 
     Raises:
-        ValueError: this system does not tell.
+        ValueError: this system does not say how much memory is free.
     """
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what torch keeps for itself is free too
+        torch.cuda.empty_cache()  # gives back what torch keeps for itself
         return torch.cuda.mem_get_info(device)[0]
     return available_bytes()
 
 
 def require_room(needed: int, device: torch.device) -> None:
-    """Refuse to begin what cannot end, before the system kills a process for it.
+    """Refuse weights that do not fit, before the system kills a process for them.
 
     Args:
-        needed: bytes of weights.
-        device: where they will be.
+        needed: the bytes of the weights.
+        device: the device on which they will be.
 
     Raises:
-        ValueError: so much is not free. Where a system does not tell, nothing is refused.
+        ValueError: less is free. Nothing is refused where a system does not say what is free.
     """
     try:
         free = free_bytes(device)
@@ -45,10 +46,10 @@ def require_room(needed: int, device: torch.device) -> None:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Bytes of main memory that this process can still take without swapping.
+    """Return the bytes of main memory that this process can still take without swapping.
 
     Args:
-        root: where `proc` and `sys` are.
+        root: the directory of `proc` and `sys`.
 
     Raises:
         ValueError: this system has no /proc/meminfo.
@@ -57,7 +58,7 @@ def available_bytes(root: Path = Path("/")) -> int:
         lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError as error:
         raise ValueError(
-            "this system does not tell how much memory is free; give the cache's size in GiB"
+            "this system does not say how much memory is free; give the cache's size in GiB"
         ) from error
     sizes = {name: value for name, _, value in (line.partition(":") for line in lines)}
     of_machine = int(sizes["MemAvailable"].split()[0]) * 1024
@@ -65,7 +66,7 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 
 def _left_by_groups(root: Path) -> Iterator[int]:
-    """Bytes that each control group around this process has left, where it has a limit."""
+    """List the bytes that are left in each control group around this process that has a limit."""
     memberships = root / "proc/self/cgroup"
     for line in memberships.read_text().splitlines() if memberships.exists() else ():
         _, controllers, path = line.split(":", 2)
@@ -76,7 +77,8 @@ def _left_by_groups(root: Path) -> Iterator[int]:
         else:
             continue
         group = Path(path.lstrip("/"))
-        # In a container the own path may not be there, but the container's limit is at the top.
+        # In a container the path may not exist, because it is that of the host. The limit of the
+        # container is then at the top.
         for folder in (group, *group.parents):
             yield from _left_by_group(top / folder, *names)
 

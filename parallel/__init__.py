@@ -1,1 +1,1 @@
-"""Many GPUs: Ray actors that share the work of the model. Knows nothing of files or rows."""
+"""Many GPUs: Ray actors that run the model together. Files and rows are unknown here."""

@@ -39,11 +39,11 @@ from jobs.planning.products import dense_products, expert_products
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
 from model.engine.sequence import SamplingParams
-from model.network.moe import ExpertShard, Shares
-from model.network.onednn import pack
+from model.network.moe import Shards
+from model.network.onednn import prepack
 from model.network.weights import load_model
 from parallel.experts.policy import Exchange
-from parallel.experts.shards import even_topologies, num_held, shards_of
+from parallel.experts.topology import even_topologies
 from parallel.ranks.ep_engine import ExpertParallelEngine
 from parallel.ranks.lockstep import Lockstep
 from parallel.ranks.rank_spec import RankSpec
@@ -178,11 +178,10 @@ def _engine(
     """Make an engine that steps together with the engines of the other ranks."""
     device = torch.device("cpu")
     topologies = even_topologies(config.text, group.size())
-    dispatcher = StepDispatcher(num_held(topologies), group, device, Exchange())
-    by_layer: Mapping[int, ExpertShard] = shards_of(topologies, group.rank(), dispatcher, device)
-    shares: Shares | None = by_layer.__getitem__ if group.size() > 1 else None
-    model = load_model(checkpoint, shares=shares)
-    pack(model)
+    dispatcher = StepDispatcher(topologies, group, device, Exchange())
+    shards: Shards | None = dispatcher.shards().__getitem__ if group.size() > 1 else None
+    model = load_model(checkpoint, shards=shards)
+    prepack(model)
     engine = engine_for(model, most, torch.get_num_threads(), cache_gib=0.5)
     if group.size() == 1:
         return engine

@@ -27,7 +27,7 @@ from jobs.cli.options import positive, positive_list
 from jobs.planning.network import least_rows
 from model.malloc import keep_freed_memory
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatch, AllToAllDispatcher
-from parallel.experts.permute import pack
+from parallel.experts.permute import serialize_rows
 from parallel.experts.policy import WireDtype
 from parallel.experts.topology import Topology
 from parallel.ranks.rank_spec import RankSpec
@@ -85,7 +85,7 @@ def _rank(
     keep_freed_memory()  # as an engine does
     device = torch.device(f"cuda:{spec.rank}" if options.device == "cuda" else "cpu")
     group = JoinedGroup(spec, device).group
-    num_held = Topology.even(options.experts, spec.num_ranks).num_held
+    num_local = Topology.even(options.experts, spec.num_ranks).num_local_experts
     measured: list[Measured] = []
     for num_tokens in options.tokens:
         generator = torch.Generator().manual_seed(spec.rank)
@@ -95,7 +95,7 @@ def _rank(
         weights = torch.rand(num_tokens, options.top_k, generator=generator).to(device)
         tokens = (x, expert_ids, weights)  # experts in order: their ids are their slots
         measured += [
-            measure(num_held, group, device, tokens, options.wire_dtype)
+            measure(num_local, group, device, tokens, options.wire_dtype)
             for measure in (_all_to_all, _all_gather)
         ]
     if spec.rank == 0:
@@ -107,17 +107,17 @@ Tokens = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _all_to_all(
-    num_held: int, group: dist.ProcessGroup, device: torch.device, tokens: Tokens, wire: WireDtype
+    num_local: int, group: dist.ProcessGroup, device: torch.device, tokens: Tokens, wire: WireDtype
 ) -> Measured:
-    dispatcher = AllToAllDispatcher(num_held, group, wire)
+    dispatcher = AllToAllDispatcher(num_local, group, wire)
     dispatch = dispatcher.dispatch(*tokens)
     assert isinstance(dispatch, AllToAllDispatch)
     dispatch.combine(dispatch.rows)
-    x, sent, arriving = tokens[0], dispatch.sent_rows, dispatch.arriving_rows
-    leaving = pack(*_some(tokens, sum(sent)), wire)
+    x, sent, arriving = tokens[0], dispatch.sent_rows, dispatch.received_rows
+    leaving = serialize_rows(*_some(tokens, sum(sent)), wire)
     arrived = leaving.new_empty(sum(arriving), leaving.shape[1])
     back, home = x.new_empty(sum(arriving), x.shape[1]), x.new_empty(sum(sent), x.shape[1])
-    counts = torch.ones(group.size(), num_held + 1, dtype=torch.int64, device=device)
+    counts = torch.ones(group.size(), num_local + 1, dtype=torch.int64, device=device)
 
     def layer() -> None:
         there = dispatcher.dispatch(*tokens)
@@ -135,11 +135,11 @@ def _all_to_all(
 
 
 def _all_gather(
-    num_held: int, group: dist.ProcessGroup, device: torch.device, tokens: Tokens, wire: WireDtype
+    num_local: int, group: dist.ProcessGroup, device: torch.device, tokens: Tokens, wire: WireDtype
 ) -> Measured:
     x = tokens[0]
-    dispatcher = AllGatherDispatcher(num_held, group, bucket=len(x), wire=wire)
-    leaving = pack(*tokens, wire)
+    dispatcher = AllGatherDispatcher(num_local, group, bucket=len(x), wire_dtype=wire)
+    leaving = serialize_rows(*tokens, wire)
     arrived = leaving.new_empty(group.size() * len(x), leaving.shape[1])
     partial = torch.zeros(group.size() * len(x), x.shape[1], device=device)
     home = torch.zeros(len(x), x.shape[1], device=device)

@@ -33,7 +33,7 @@ from jobs.cli.options import positive, positive_list
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
 from model.network.moe import ExpertShard, LocalDispatcher
-from model.network.onednn import pack
+from model.network.onednn import prepack
 from model.network.weights import load_model
 from parallel.experts.topology import Topology
 
@@ -103,13 +103,13 @@ def _load(
     """Load what one rank holds, as a job would, and answer with its footprint."""
     torch.set_num_threads(1)
     text = KimiVLConfig.from_checkpoint(checkpoint).text
-    held = Topology.even(text.n_routed_experts, num_ranks).held[rank]
-    shard = ExpertShard(held, LocalDispatcher(text.n_routed_experts))
+    local_experts = Topology.even(text.n_routed_experts, num_ranks).local_experts[rank]
+    shard = ExpertShard(local_experts, LocalDispatcher(text.n_routed_experts))
     bytes_before, read_before, started = anonymous_bytes(), _read_bytes(), time.monotonic()
     with _peak() as peak:
-        model = load_model(checkpoint, shares=lambda _: shard)
+        model = load_model(checkpoint, shards=lambda _: shard)
         weights_bytes = sum(each.nbytes for each in model.parameters())
-        pack(model)
+        prepack(model)
     footprint = Footprint(
         num_ranks=num_ranks,
         rank=rank,

@@ -27,7 +27,7 @@ from jobs.bench.command import bench_parser, print_json, print_value
 from jobs.bench.measure.turns import timed
 from model.malloc import keep_freed_memory
 from model.network.attend import attend, attend_plainly
-from model.network.onednn import PrepackedMatrix, is_packable
+from model.network.onednn import PrepackedMatrix, is_prepackable
 
 NUM_MATRICES = 24  # 277 MB: more than the caches of the processor hold
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    if not is_packable(normal(1, 1)):
+    if not is_prepackable(normal(1, 1)):
         print("this processor has no bfloat16 instructions, so there is nothing to choose between")
         return 1
     result: dict[str, object] = {"threads": options.threads}

@@ -102,7 +102,8 @@ def route(
     busiest: list[float] = []
     sent: list[float] = []
     for layer, topology in topologies.items():
-        tables = [topology.slots(rank).numpy() // topology.num_held for rank in range(num_ranks)]
+        slots = np.array([topology.slots(rank) for rank in range(num_ranks)])
+        tables = slots // topology.num_local_experts
         for step in steps:
             by_rank = step[layer].reshape(num_ranks, -1, step.shape[2])  # [R, T, K]
             owners = np.stack([table[ids] for table, ids in zip(tables, by_rank, strict=True)])

@@ -1,1 +1,1 @@
-"""The engine: schedules sequences, runs steps and samples tokens."""
+"""The engine: it schedules sequences, runs steps and samples tokens."""

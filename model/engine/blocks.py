@@ -1,10 +1,11 @@
-"""`BlockPool`: who owns which block of the cache, and which blocks can be used again as they are.
+"""`BlockPool`: which sequences use which block of the cache, and which blocks can be shared.
 
-A block whose tokens, with everything before them, are known by a key may belong to several
-sequences at once; when its last owner goes, it is kept until somebody needs the room. So prompts
-that begin alike (the system text, the frames of a clip) are prefilled once.
+A full block of a prompt has a key, which stands for its tokens and for everything before them. A
+block with a key may belong to several sequences at once. When its last owner leaves, it stays
+cached until the room is needed. So prompts with the same beginning (the system text, the frames of
+a clip) are prefilled once.
 
-Block 0 is never given away: padded block tables point at it.
+Block 0 is never allocated, because the padding of block tables points at it.
 """
 
 from collections import OrderedDict
@@ -18,19 +19,20 @@ from model.inputs.prompt import Prompt
 
 
 def blocks_for(num_tokens: int) -> int:
-    """Blocks that hold `num_tokens` tokens."""
+    """Return how many blocks `num_tokens` tokens need."""
     return -(-num_tokens // BLOCK_SIZE)
 
 
 def block_keys(prompt: Prompt, media_token_id: int, digests: Sequence[bytes]) -> list[bytes]:
-    """A key for each full block of a prompt, which stands for the block and all before it.
+    """Make a key for each full block of a prompt; it stands for the block and all blocks before.
 
     Args:
         prompt: its media pads stand for its images, in order.
-        media_token_id: of the pads.
-        digests: 16 bytes for each image, as `image_digests`.
+        media_token_id: the id of the pads.
+        digests: the digests of the images, see `image_digests`.
     """
-    content = np.zeros((len(prompt.token_ids), 3), np.int64)  # token, digest of its image
+    # All pads are the same token, so each also has the digest of its image.
+    content = np.zeros((len(prompt.token_ids), 3), np.int64)  # token, two halves of the digest
     content[:, 0] = prompt.token_ids
     pads_of_image = prompt.grid_hw.prod(axis=1, dtype=np.int64) // 4
     images = np.frombuffer(b"".join(digests), np.int64).reshape(-1, 2)
@@ -45,7 +47,7 @@ def block_keys(prompt: Prompt, media_token_id: int, digests: Sequence[bytes]) ->
 
 
 def image_digests(prompt: Prompt) -> list[bytes]:
-    """16 bytes for each image, equal only for equal pixels in an equal grid."""
+    """Make 16 bytes for each image, equal only for equal pixels in an equal grid."""
     ends = prompt.grid_hw.prod(axis=1, dtype=np.int64).cumsum()
     return (
         [
@@ -65,18 +67,19 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks, 0, -1))
-        self._kept: OrderedDict[int, None] = OrderedDict()  # named, without owner; oldest first
+        # Blocks with a key and without an owner, the longest unused first.
+        self._unused: OrderedDict[int, None] = OrderedDict()
         self._num_owners = [0] * (num_blocks + 1)
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
 
     @property
     def num_available(self) -> int:
-        """Blocks that `take` could give."""
-        return len(self._free) + len(self._kept)
+        """How many blocks `allocate` could give."""
+        return len(self._free) + len(self._unused)
 
     def find(self, keys: Sequence[bytes]) -> list[int]:
-        """The blocks that hold the longest known beginning of `keys`; nobody owns them for it."""
+        """Find the blocks of the longest known beginning of `keys`; this does not make an owner."""
         found: list[int] = []
         for key in keys:
             block = self._block_of.get(key)
@@ -86,52 +89,59 @@ class BlockPool:
         return found
 
     def num_available_beside(self, blocks: Sequence[int]) -> int:
-        """Blocks that `take` could give once `share(blocks)` was called."""
-        return self.num_available - sum(block in self._kept for block in blocks)
+        """Return how many blocks `allocate` could give after `add_owner(blocks)`."""
+        return self.num_available - sum(block in self._unused for block in blocks)
 
-    def share(self, blocks: Sequence[int]) -> None:
-        """Give found blocks another owner."""
+    def add_owner(self, blocks: Sequence[int]) -> None:
+        """Give blocks that `find` returned one more owner."""
         for block in blocks:
-            self._kept.pop(block, None)
+            self._unused.pop(block, None)
             self._num_owners[block] += 1
 
-    def take(self, num_blocks: int) -> list[int]:
-        """Give blocks of unknown content to an owner, who has checked that there are enough."""
+    def allocate(self, num_blocks: int) -> list[int]:
+        """Give blocks of undefined content to an owner, who has checked that there are enough.
+
+        Free blocks go first, then those that have been unused for the longest time.
+        """
         assert num_blocks <= self.num_available
-        taken: list[int] = []
+        allocated: list[int] = []
         for _ in range(num_blocks):
             if self._free:
                 block = self._free.pop()
             else:
-                block, _ = self._kept.popitem(last=False)
+                block, _ = self._unused.popitem(last=False)
                 del self._block_of[self._key_of.pop(block)]
             self._num_owners[block] = 1
-            taken.append(block)
-        return taken
+            allocated.append(block)
+        return allocated
 
-    def name(self, block: int, key: bytes) -> None:
-        """Say what a block holds from this step on; the first block of a key stays the one."""
+    def register(self, block: int, key: bytes) -> None:
+        """Say what a block holds from this step on; the first block of a key stays its block."""
         if key not in self._block_of and block not in self._key_of:
             self._block_of[key] = block
             self._key_of[block] = key
 
-    def forget(self, blocks: Sequence[int]) -> None:
-        """Let nobody else find these blocks; whoever owns them keeps them."""
+    def unregister(self, blocks: Sequence[int]) -> None:
+        """Let nobody find these blocks any more; their owners keep them."""
         for block in blocks:
             key = self._key_of.pop(block, None)
             if key is not None:
                 del self._block_of[key]
-            if block in self._kept:
-                del self._kept[block]
+            if block in self._unused:
+                del self._unused[block]
                 self._free.append(block)
 
-    def give_back(self, blocks: Sequence[int]) -> None:
-        """End the ownership of a sequence's blocks; its last ones are the first to be used anew."""
+    def release(self, blocks: Sequence[int]) -> None:
+        """Take one owner from the blocks of a sequence.
+
+        The last blocks of a sequence are released first, and so are the first to be used anew: the
+        beginnings of prompts are what others share.
+        """
         for block in reversed(blocks):
             self._num_owners[block] -= 1
             assert self._num_owners[block] >= 0
             if self._num_owners[block] == 0:
                 if block in self._key_of:
-                    self._kept[block] = None
+                    self._unused[block] = None
                 else:
                     self._free.append(block)

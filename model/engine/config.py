@@ -1,4 +1,4 @@
-"""`EngineConfig`: how an engine runs, whatever the checkpoint."""
+"""`EngineConfig`: how an engine runs a checkpoint."""
 
 import math
 from dataclasses import dataclass
@@ -6,19 +6,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How one engine runs a checkpoint: device, precision and budgets."""
+    """How one engine runs a checkpoint: device, precision and budgets.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
 
     device: str = "cpu"
-    dtype: str = "auto"  # "auto" keeps the stored dtype
+    dtype: str = "auto"  # of weights and activations; "auto" keeps the stored dtype
     max_batch_size: int = 32  # sequences that generate together
     max_model_len: int | None = None  # prompt + generated tokens; None: the checkpoint's context
     max_step_tokens: int = 8192  # tokens of one step; longer prompts are computed in chunks
-    max_vision_patches: int = 16384  # patches of one vision call; a larger image has one alone
-    cache_gib: float = 4.0  # memory for what the decoder remembers
-    cache_fraction: float | None = None  # in its place: of what is free after the weights loaded
-    feature_cache_gib: float = 0.5  # memory for features of images that may be shown again
+    max_vision_patches: int = 16384  # of one vision call; a larger image has its own call
+    cache_gib: float = 4.0  # of the kv cache
+    cache_fraction: float | None = None  # replaces it: part of what is free after loading
+    feature_cache_gib: float = 0.5  # of features of images that later prompts may hold again
     num_threads: int = 1  # of torch, on CPUs
-    cuda_graphs: bool = False  # replay decode steps; not yet run on a GPU
+    cuda_graphs: bool = False  # replay decode steps as CUDA graphs; not yet run on a GPU
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):

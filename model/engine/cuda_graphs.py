@@ -1,10 +1,11 @@
-"""Decode steps as CUDA graphs: the step's hundreds of launches become one.
+"""Decode steps as CUDA graphs: the hundreds of kernel launches of a step become one.
 
-A graph replays fixed shapes, so a step is filled up to one of few sizes: sequences that nobody
-reads, and pieces of context that belong to them. What is captured waits nowhere for the host.
+A graph replays fixed shapes. So a step is padded to one of few sizes, with sequences whose results
+nobody reads, and pieces of context that belong to them. The captured work must not wait for the
+host.
 
-Not yet run on a GPU: the filled-up step is tested for equal numbers on CPUs and for shapes under
-fake CUDA tensors, the capture itself is not.
+This has not yet run on a GPU. Tests compare the numbers of padded steps on CPUs, and check shapes
+with fake CUDA tensors; the capture itself is not tested.
 
 Letters: B sequences, N pieces, D hidden size.
 """
@@ -19,16 +20,16 @@ from model.network.kimi_vl import KimiVL
 from model.network.kv_cache import LatentCache
 from model.network.kv_pieces import PIECE_LEN, Pieces
 
-_NOBODYS_SLOT = 1  # of block 0; slot 0 must stay zero
+_PADDING_SLOT = 1  # in block 0, which no sequence owns; slot 0 must stay zero
 
 
 class StaticStep:
-    """The tensors of a decode step of fixed size, where graphs find them.
+    """The tensors of a decode step of fixed size; a graph reads them at fixed addresses.
 
     Args:
-        num_sequences: B, more than any step that fills it.
-        num_pieces: N, more than any step that fills it.
-        device: of the tensors.
+        num_sequences: B, more than any step has that is copied into it.
+        num_pieces: N, more than any step has that is copied into it.
+        device: the device of the tensors.
     """
 
     def __init__(self, num_sequences: int, num_pieces: int, device: torch.device) -> None:
@@ -54,32 +55,32 @@ class StaticStep:
         )
 
     def fill(self, batch: TokenBatch) -> None:
-        """Take over a step of decodes; what it leaves of the size belongs to the last sequence."""
+        """Copy a step of decodes into the tensors; padding belongs to the last sequence."""
         assert self.batch.slots is not None
         assert batch.slots is not None
         pieces, last = batch.decode_pieces, len(self.batch.token_ids) - 1
         _fill(self.batch.token_ids, batch.token_ids, 0)
         _fill(self.batch.positions, batch.positions, 0)
-        _fill(self.batch.slots, batch.slots, _NOBODYS_SLOT)
+        _fill(self.batch.slots, batch.slots, _PADDING_SLOT)
         _fill(self.pieces.owners, pieces.owners, last)
         _fill(self.pieces.places, pieces.places, 0)
         _fill(self.pieces.slots, pieces.slots, 0)
-        # Something must be seen everywhere: attention to nothing is not a number.
+        # Padding sees its keys too: attention to no key at all would be NaN.
         _fill(self.pieces.is_context, pieces.is_context, 1)
 
 
-def _fill(whole: Tensor, part: Tensor, rest: int) -> None:
-    kept, others = whole.split((len(part), len(whole) - len(part)))
-    kept.copy_(part)
-    others.fill_(rest)
+def _fill(whole: Tensor, part: Tensor, padding: int) -> None:
+    front, back = whole.split((len(part), len(whole) - len(part)))
+    front.copy_(part)
+    back.fill_(padding)
 
 
 class DecodeGraphs:
-    """Hidden states of steps that only decode, by a graph for each size met.
+    """Computes steps that only decode, with one graph for each size that occurs.
 
     Args:
-        model: on a GPU, with a dispatcher that never waits for the host, as the local one.
-        cache: read and written.
+        model: a model on a GPU, whose dispatcher never waits for the host: the local one.
+        cache: the cache that steps read and write.
     """
 
     def __init__(self, model: KimiVL, cache: LatentCache) -> None:
@@ -88,7 +89,7 @@ class DecodeGraphs:
         self._captured: dict[tuple[int, int], tuple[StaticStep, Callable[[], Tensor]]] = {}
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        """Hidden states [T, D] of T decodes; overwritten by the next call."""
+        """Compute the hidden states [T, D] of T decodes; the next call overwrites them."""
         num_sequences = len(batch.token_ids)
         size = (above(num_sequences), above(len(batch.decode_pieces.owners)))
         if size not in self._captured:
@@ -101,16 +102,16 @@ class DecodeGraphs:
 
 
 def above(count: int) -> int:
-    """The next power of two above `count`, so that one is left for what fills up."""
+    """Return the next power of two above `count`, so that at least one is left for padding."""
     return 1 << count.bit_length()
 
 
 def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`work` as a graph; what comes back replays it and returns the same tensor each time."""
+    """Capture `work` as a graph; the result replays it and returns the same tensor each time."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        work()  # libraries reserve their workspaces before the capture
+        work()  # libraries reserve their workspaces now; they must not during the capture
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

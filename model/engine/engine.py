@@ -1,7 +1,7 @@
-"""`Engine`: many prompts in one process, each answered as soon as it is done.
+"""`Engine`: answers many prompts in one process, by continuous batching.
 
 A step computes what the `Scheduler` plans: one token for each sequence that decodes, and chunks of
-prompts. Images are encoded before the step in which their first pad is computed.
+prompts. The images of a chunk are encoded before the layers of its step.
 
     add --> scheduler: waiting --> running --> finished
 
@@ -39,27 +39,35 @@ from model.memory import free_bytes
 from model.network.batch import TokenBatch
 from model.network.kimi_vl import KimiVL
 from model.network.kv_cache import LatentCache
-from model.network.moe import Shares
-from model.network.onednn import pack
+from model.network.moe import Shards
+from model.network.onednn import prepack
 from model.network.weights import load_model
 
 GIB = 1 << 30
 
-# Entered for the layers of a step, once all that can fail in this process alone is done: takes the
-# number of tokens and whether all are decodes, says whether to compute at all.
+# (number of tokens, whether all are decodes) -> a context for the layers of a step; its value says
+# whether to compute them. It is entered after everything that can fail in this process alone.
 Turn = Callable[[int, bool], AbstractContextManager[bool]]
 
 
 def own_turn(num_tokens: int, is_decode: bool) -> AbstractContextManager[bool]:
-    """The turn of an engine that steps alone."""
+    """Let an engine that is alone compute whenever it has tokens."""
     return nullcontext(num_tokens > 0)
 
 
 class Engine:
-    """Generates for many sequences with one model and one cache.
+    """Generates text for many sequences with one model and one cache.
 
-    `add` prompts at any time, call `step` while `has_work`; each step returns what finished in it.
-    Not safe to call from several threads.
+    Call `add` at any time, and `step` while `has_work` is true; each step returns the requests that
+    finished in it. Only one thread at a time may call an engine.
+
+    Args:
+        model: a model with loaded weights, on the device of the engine.
+        tokenizer: the tokenizer of the same checkpoint.
+        config: the budgets.
+
+    Raises:
+        ValueError: the cache does not fit.
     """
 
     def __init__(self, model: KimiVL, tokenizer: Tokenizer, config: EngineConfig) -> None:
@@ -86,20 +94,24 @@ class Engine:
         cls,
         directory: Path,
         config: EngineConfig,
-        shares: Shares | None = None,
+        shards: Shards | None = None,
     ) -> Self:
-        """Load a checkpoint and reserve the cache; `shares` as for `KimiVL`.
+        """Load a checkpoint and reserve the cache.
 
-        Sets the number of torch's threads and lets malloc keep what is freed, both of which belong
-        to the process.
+        This sets the number of torch's threads and the settings of malloc, for the whole process.
+
+        Args:
+            directory: the checkpoint.
+            config: how to run it.
+            shards: see `KimiVL`.
 
         Raises:
             CheckpointError: the checkpoint cannot be used; nothing was reserved.
-            ValueError: the device does not exist here, or weights or cache do not fit.
+            ValueError: this machine has no such device, or weights or cache do not fit.
         """
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
-        if config.cuda_graphs and shares is not None:
+        if config.cuda_graphs and shards is not None:
             raise ValueError("cuda_graphs needs all experts in one process: ranks wait for others")
         torch.set_num_threads(config.num_threads)
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -107,10 +119,11 @@ class Engine:
             directory,
             dtype=dtype,
             device=torch.device(config.device),
-            shares=shares,
+            shards=shards,
         )
-        pack(model)
-        keep_freed_memory()  # from here on, so that the plain weights were given back
+        prepack(model)
+        # After prepacking: the memory of the plain weights has gone back to the system.
+        keep_freed_memory()
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
         return cls(model, tokenizer, config)
 
@@ -122,11 +135,11 @@ class Engine:
             num_bytes = int(config.cache_fraction * free)
             origin = f"cache_fraction={config.cache_fraction:g} of {free / GIB:.2f} GiB free"
         block_bytes = LatentCache.block_bytes(model.config.text, model.dtype)
-        # More blocks than all sequences at their longest could use would only be wasted.
+        # No more blocks than all sequences can use at their greatest length.
         most = config.max_batch_size * blocks_for(self.max_model_len)
         num_blocks = min(num_bytes // block_bytes, most)
         if num_blocks < 1:
-            raise ValueError(f"{origin} holds no block of {block_bytes} bytes")
+            raise ValueError(f"{origin} is too small for one block of {block_bytes} bytes")
         try:
             return LatentCache(model.config.text, num_blocks, model.dtype, model.device)
         except RuntimeError as error:  # of torch, when memory is short
@@ -134,11 +147,11 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether a step would compute anything."""
         return self.scheduler.has_work
 
     def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
-        """Queue a prompt; its samples are sequences that share the prefill.
+        """Queue a prompt. Each of its samples is a sequence; they share the prefill.
 
         Raises:
             PromptError: this prompt cannot be run; nothing else is affected.
@@ -148,8 +161,8 @@ class Engine:
         if num_prompt >= capacity:
             raise PromptError(
                 "prompt_too_long",
-                f"the prompt has {num_prompt} tokens and the engine holds {capacity} with the "
-                "answer; use fewer or smaller frames, or a larger max_model_len or cache_gib",
+                f"the prompt has {num_prompt} tokens, and prompt and answer together have room for "
+                f"{capacity}; use fewer or smaller frames, or a larger max_model_len or cache_gib",
             )
         self._check_tokens(prompt)
         constraints = [self._constraint(params) for _ in range(params.n)]
@@ -178,10 +191,10 @@ class Engine:
         return self._grammars.start(params.schema, thinking=params.thinking)
 
     def _choice_ids(self, params: SamplingParams) -> list[int]:
-        """The first token of each of the choices.
+        """Return the first token of each of the choices.
 
         Raises:
-            PromptError: two choices begin alike, so nothing is known of them apart.
+            PromptError: two choices begin with the same token, which cannot tell them apart.
         """
         token_ids = [self.tokenizer.encode(choice)[0] for choice in params.choices]
         if len(set(token_ids)) < len(token_ids):
@@ -190,11 +203,11 @@ class Engine:
         return token_ids
 
     def cancel(self, request_id: str) -> None:
-        """Forget a request, wherever it is; unknown ones are no error."""
+        """Forget a request, waiting or running; an unknown one is no error."""
         self.scheduler.cancel(request_id)
 
     def stats(self) -> dict[str, float]:
-        """Counts so far, for reports; `step_s` and `needed_s` as in `EngineTime`."""
+        """Return numbers so far, for reports; see `EngineTime` for `step_s` and `needed_s`."""
         return {
             "steps": self._num_steps,
             "preemptions": self.scheduler.num_preemptions,
@@ -203,9 +216,10 @@ class Engine:
         }
 
     def expert_load(self) -> dict[int, NDArray[np.int64]]:
-        """Tokens that each routed expert has computed here, by layer: [E]; waits for the device.
+        """Return the tokens that each routed expert has computed here: layer -> [E].
 
-        What was computed again counts again, and so does what fills up CUDA graphs.
+        Tokens that were computed again count again, and so does the padding of CUDA graphs. This
+        waits for the device.
         """
         layers = self.model.experts
         if not layers:
@@ -213,35 +227,35 @@ class Engine:
         rows = torch.stack([moe.rows_computed for moe in layers.values()]).cpu().numpy()
         load = np.zeros((len(layers), self.model.config.text.n_routed_experts), np.int64)
         for number, moe in enumerate(layers.values()):
-            load[number, list(moe.held)] = rows[number]
+            load[number, list(moe.local_experts)] = rows[number]
         return dict(zip(layers, load, strict=True))
 
     def close(self) -> None:
-        """Give the cache's memory back; no step may follow."""
+        """Free the memory of the cache; no step may follow."""
         self.cache.layers = ()
 
     @torch.inference_mode()
     def step(
         self, turn: Turn = own_turn, max_new_tokens: float = math.inf
     ) -> list[tuple[str, Completion | PromptError]]:
-        """Compute what the scheduler plans, and sample where a sequence's next token follows.
+        """Compute what the scheduler plans, and sample the next token of each complete sequence.
 
         Args:
-            turn: lets this step's layers run together with those of other ranks; a rank without
-                work steps too, with no tokens.
-            max_new_tokens: as for `Scheduler.plan`.
+            turn: makes the layers of this step run together with those of other ranks. A rank
+                without work steps too, with no tokens.
+            max_new_tokens: see `Scheduler.plan`.
 
         Returns:
-            (request id, completion) of every request that is answered, or why it alone failed.
+            For each request that finished: its id, and its completion or why it alone failed.
         """
         began_s = time.monotonic()
         chunks = self.scheduler.plan(max_new_tokens)
-        features = self._features.of(chunks)
+        features = self._features.for_chunks(chunks)
         batch = batch_of(chunks, self.model.config.media_token_id, self.model.device)
         only_decodes = batch.num_decodes == len(chunks)
         planned_s = time.monotonic()
-        with turn(len(batch.token_ids), only_decodes) as goes:
-            if not goes:
+        with turn(len(batch.token_ids), only_decodes) as runs:
+            if not runs:
                 return []
             waited_s = time.monotonic() - planned_s
             hidden = self._hidden(batch, features)
@@ -261,7 +275,7 @@ class Engine:
         return finished
 
     def _hidden(self, batch: TokenBatch, features: Tensor | None) -> Tensor:
-        """Hidden states [T, D] of the step's tokens."""
+        """Compute the hidden states [T, D] of the tokens of the step."""
         only_decodes = len(batch.query_lens) == batch.num_decodes and features is None
         if self._graphs is not None and only_decodes:
             return self._graphs(batch)
@@ -287,7 +301,7 @@ class Engine:
     def _take_tokens(
         self, sequences: Seq[Sequence], logits: Tensor
     ) -> list[tuple[str, Completion | PromptError]]:
-        """Sample a token for each sequence and let the finished ones go."""
+        """Sample a token for each sequence; return the requests that are finished."""
         params = [sequence.params for sequence in sequences]
         seen = None
         if any(each.repetition_penalty != 1.0 for each in params):
@@ -301,12 +315,13 @@ class Engine:
         token_ids, logprobs = sample(logits, params, num_sampled, seen, allowed_bits)
         for row, sequence in enumerate(sequences):
             if sequence.choice_ids and not sequence.generated:
-                told = logits[row].log_softmax(-1)[sequence.choice_ids]
-                sequence.choice_logprobs = tuple(told.tolist())
+                logprobs_of_choices = logits[row].log_softmax(-1)[sequence.choice_ids]
+                sequence.choice_logprobs = tuple(logprobs_of_choices.tolist())
         finished: list[tuple[str, Completion | PromptError]] = []
         for sequence, token_id, logprob in zip(sequences, token_ids, logprobs, strict=True):
             if not math.isfinite(logprob) and sequence.block_keys:
-                self.scheduler.start_alone(sequence)
+                # NaN or Inf may come from a shared block. Without keys it fails next time.
+                self.scheduler.retry_unshared(sequence)
                 continue
             outcome = self._take_token(sequence, token_id, logprob)
             if outcome is not None:
@@ -319,7 +334,7 @@ class Engine:
     def _take_token(
         self, sequence: Sequence, token_id: int, logprob: float
     ) -> Completion | PromptError | None:
-        """Give a sequence its next token; what came of it, if that was its end."""
+        """Append the next token of a sequence; return its outcome if that was the last."""
         if sequence.constraint is not None and sequence.constraint.error is not None:
             return PromptError(
                 "schema_failed",

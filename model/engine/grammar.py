@@ -1,11 +1,11 @@
 """Answers that follow a JSON Schema: which tokens may come next.
 
-A schema becomes a grammar of llguidance once; each sequence follows a copy of its own, token after
-token. What a schema allows is written on one line, with ", " and ": " between its parts, so that no
-text can run away in white space. Control tokens are never part of it, but the stop tokens where the
-text may end.
+A schema is compiled once into a grammar of llguidance, and each sequence follows a copy of its own,
+token by token. JSON is written on one line, with ", " and ": " as separators, because otherwise a
+text could go on in white space without an end. Control tokens are forbidden, except for the stop
+tokens where the text may end.
 
-No torch here: the driver checks a schema without it.
+This module does not import torch: the driver checks schemas too.
 """
 
 import json
@@ -21,25 +21,25 @@ from numpy.typing import NDArray
 from model.inputs.prompt import PromptError
 from model.inputs.tokenizer import Tokenizer
 
-# What thinking models put around their reasoning; ordinary text in their vocabulary.
+# Thinking models write these around their reasoning. They are ordinary text, not control tokens.
 OPEN_MARK, CLOSE_MARK = "\u25c1think\u25b7", "\u25c1/think\u25b7"
 
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_WHITESPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANSWER = "start: %json {schema}\n"
 _REASONED_ANSWER = """\
 start: reasoning /[ \\n]*/ answer
 reasoning[suffix={mark}]: /(?s:.*)/
 answer: %json {schema}
 """
-_MAX_GRAMMARS = 64  # kept by an engine; each is some kilobytes
+_MAX_GRAMMARS = 64  # that an engine keeps; each is some kilobytes
 
 
 class Constraint:
-    """The state of one sequence: what its tokens were, and hence what may follow.
+    """The grammar of one sequence, and how far the sequence is in it.
 
     Args:
-        matcher: of the grammar; nobody else uses it.
-        vocab_size: of the network.
+        matcher: the matcher of the grammar. No other sequence may use it.
+        vocab_size: the number of ids that the network embeds.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
@@ -47,41 +47,41 @@ class Constraint:
         self._vocab_size = vocab_size
 
     def allowed_bits(self) -> NDArray[np.uint8]:
-        """One bit for each token, the lowest of a byte first: [ceil(vocabulary / 32) * 4].
+        """Return one bit for each token, the lowest of a byte first: [ceil(vocabulary / 32) * 4].
 
-        Meaningless where it leaves an `error`.
+        The bits are undefined if this sets `error`.
         """
         bits = allocate_token_bitmask(1, self._vocab_size)
         fill_next_token_bitmask(self._matcher, bits)
         return bits[0].view(np.uint8)
 
-    def take(self, token_id: int) -> None:
-        """Follow the sequence by one token, which was allowed."""
+    def advance(self, token_id: int) -> None:
+        """Advance by one token, which was allowed."""
         self._matcher.consume_token(token_id)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the text is whole and nothing can follow it."""
+        """Whether the text is complete and no token can follow it."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     @property
     def error(self) -> str | None:
-        """Why the grammar gave up, for example at a limit of its resources; it stays so."""
+        """Why the grammar gave up, such as at a limit of its resources; None if it did not."""
         return _one_line(self._matcher.get_error()) if self._matcher.is_error() else None
 
 
 class Grammars:
-    """The grammars of one engine, each schema compiled once.
+    """The grammars of one engine; each schema is compiled once.
 
     Args:
-        tokenizer: of the checkpoint.
-        stop_token_ids: which end its texts.
+        tokenizer: the tokenizer of the checkpoint.
+        stop_token_ids: the tokens that end texts.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._stop_token_ids = list(stop_token_ids)
-        self._vocabulary: LLTokenizer | None = None  # 0.7 s for the published size, once needed
+        self._vocabulary: LLTokenizer | None = None  # takes 0.7 s: made if needed
         self._compiled: OrderedDict[tuple[str, bool], LLMatcher] = OrderedDict()
 
     def start(self, schema: str, *, thinking: bool = False) -> Constraint:
@@ -89,11 +89,11 @@ class Grammars:
 
         Args:
             schema: JSON text of a JSON Schema.
-            thinking: it is preceded by the reasoning of a thinking model, which is free.
+            thinking: the reasoning of a thinking model comes first; the schema does not bind it.
 
         Raises:
-            PromptError: `schema_failed`: it is no JSON Schema, asks for what is not implemented, or
-                nothing can satisfy it; the message says what.
+            PromptError: `schema_failed`: the text is not a JSON Schema, uses keywords that are not
+                implemented, or cannot be satisfied; the message says which.
         """
         key = (schema, thinking)
         if key not in self._compiled:
@@ -104,15 +104,15 @@ class Grammars:
         return Constraint(self._compiled[key].deep_copy(), self._tokenizer.vocab_size)
 
     def _compile(self, schema: str, *, thinking: bool) -> LLMatcher:
-        rules = {**_parse(schema), "x-guidance": _LAYOUT}
+        rules = {**_parse(schema), "x-guidance": _WHITESPACE}
         vocabulary = self._vocabulary = self._vocabulary or self._make_vocabulary()
-        # On its own first: of a schema inside a grammar the messages are longer.
+        # The schema is checked by itself first: inside a grammar its error messages are longer.
         alone = LLMatcher.grammar_from_json_schema(rules)
         _refuse(LLMatcher.validate_grammar(alone, vocabulary))
-        layout = _REASONED_ANSWER if thinking else _ANSWER
-        grammar = layout.format(schema=json.dumps(rules), mark=json.dumps(CLOSE_MARK))
+        template = _REASONED_ANSWER if thinking else _ANSWER
+        grammar = template.format(schema=json.dumps(rules), mark=json.dumps(CLOSE_MARK))
         matcher = LLMatcher(vocabulary, grammar, log_level=0)
-        Constraint(matcher, self._tokenizer.vocab_size).allowed_bits()  # the first step may fail
+        Constraint(matcher, self._tokenizer.vocab_size).allowed_bits()  # some errors show only here
         _refuse(matcher.get_error())
         return matcher
 

@@ -1,4 +1,4 @@
-"""Image features for the media pads of a step, each distinct image encoded once.
+"""`ImageFeatures`: features for the media pads of a step; each distinct image is encoded once.
 
 Letters: P patches, V vision tokens (V = P / 4), D hidden size.
 """
@@ -19,23 +19,23 @@ from model.network.vision import Grid
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """An image of which the pads `first` to `last` stand in a chunk."""
+class _ImageInChunk:
+    """An image whose pads from `first` to `last` stand in a chunk."""
 
     digest: bytes
-    patches: NDArray[np.uint8]  # [P, 3, patch, patch], a view of the prompt's
+    patches: NDArray[np.uint8]  # [P, 3, patch, patch], a view of those of the prompt
     grid: tuple[int, int]
     first: int
     last: int
 
 
 class ImageFeatures:
-    """Encodes what a step shows, and keeps what it encoded for the prompts to come.
+    """Encodes the images of steps, and caches their features for later prompts.
 
     Args:
-        model: encodes.
-        max_patches: of one vision call; a larger image has a call of its own.
-        max_bytes: of the features that are kept; the least recently used go.
+        model: encodes the images.
+        max_patches: the limit of one vision call; a larger image has a call of its own.
+        max_bytes: the size of the cache; features that were unused for longest are dropped.
     """
 
     def __init__(self, model: KimiVL, max_patches: int, max_bytes: int) -> None:
@@ -43,21 +43,21 @@ class ImageFeatures:
         self._max_patches = max_patches
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()  # [v, D] of each image
+        self._cached: OrderedDict[bytes, Tensor] = OrderedDict()  # [v, D] of each image
 
-    def of(self, chunks: Sequence[Chunk]) -> Tensor | None:
-        """Features [V, D] for the media pads of the chunks, in order; None where there are none."""
-        shown = [image for chunk in chunks for image in _shown(chunk, self._model)]
-        if not shown:
+    def for_chunks(self, chunks: Sequence[Chunk]) -> Tensor | None:
+        """Return features [V, D] for the media pads of the chunks; None if there are no pads."""
+        images = [image for chunk in chunks for image in _images_of(chunk, self._model)]
+        if not images:
             return None
-        features = self._encode({image.digest: image for image in shown})
-        return torch.cat([features[image.digest][image.first : image.last] for image in shown])
+        features = self._encode({image.digest: image for image in images})
+        return torch.cat([features[image.digest][image.first : image.last] for image in images])
 
-    def _encode(self, images: dict[bytes, _Shown]) -> dict[bytes, Tensor]:
-        """Features of distinct images, from earlier steps or new."""
-        found = {digest: self._kept[digest] for digest in images if digest in self._kept}
+    def _encode(self, images: dict[bytes, _ImageInChunk]) -> dict[bytes, Tensor]:
+        """Return the features of distinct images, cached or newly encoded."""
+        found = {digest: self._cached[digest] for digest in images if digest in self._cached}
         for digest in found:
-            self._kept.move_to_end(digest)
+            self._cached.move_to_end(digest)
         new = [image for digest, image in images.items() if digest not in found]
         waiting = iter(new)
         for grids in within_budget([image.grid for image in new], self._max_patches):
@@ -66,25 +66,26 @@ class ImageFeatures:
             features = self._model.encode_images(patches.to(self._model.device), grids)
             sizes = [height * width // 4 for height, width in grids]
             for image, own in zip(call, features.split(sizes), strict=True):
+                # A clone: a view would keep the features of the whole call alive.
                 found[image.digest] = self._keep(image.digest, own.clone())
         return found
 
     def _keep(self, digest: bytes, features: Tensor) -> Tensor:
-        self._kept[digest] = features
+        self._cached[digest] = features
         self._num_bytes += features.nbytes
         while self._num_bytes > self._max_bytes:
-            _, oldest = self._kept.popitem(last=False)
+            _, oldest = self._cached.popitem(last=False)
             self._num_bytes -= oldest.nbytes
         return features
 
 
-def _shown(chunk: Chunk, model: KimiVL) -> Iterator[_Shown]:
-    """The images whose pads stand in a chunk, in order."""
+def _images_of(chunk: Chunk, model: KimiVL) -> Iterator[_ImageInChunk]:
+    """List the images whose pads stand in a chunk, in order."""
     prompt, digests = chunk.sequence.prompt, chunk.sequence.image_digests
     if chunk.start >= len(prompt.token_ids):
         return  # a generated token is text, whatever its id
     is_pad = prompt.token_ids == model.config.media_token_id
-    start = int(is_pad[: chunk.start].sum())  # in pads of the prompt, as `end`
+    start = int(is_pad[: chunk.start].sum())  # counted in pads of the prompt, as `end`
     end = int(is_pad[: chunk.end].sum())
     ends = prompt.grid_hw.prod(axis=1, dtype=np.int64).cumsum().tolist()  # in patches
     for digest, (height, width), last_patch in zip(
@@ -93,7 +94,7 @@ def _shown(chunk: Chunk, model: KimiVL) -> Iterator[_Shown]:
         first_patch = last_patch - height * width
         first, last = max(start, first_patch // 4), min(end, last_patch // 4)
         if first < last:
-            yield _Shown(
+            yield _ImageInChunk(
                 digest,
                 prompt.patches[first_patch:last_patch],
                 (height, width),
@@ -103,7 +104,7 @@ def _shown(chunk: Chunk, model: KimiVL) -> Iterator[_Shown]:
 
 
 def within_budget(grids: Sequence[Grid], max_patches: int) -> Iterator[list[Grid]]:
-    """Cut a list of images into calls of at most `max_patches`, or of one image."""
+    """Divide images into calls of at most `max_patches`; a larger image is a call of its own."""
     call: list[Grid] = []
     num_patches = 0
     for height, width in grids:

@@ -1,7 +1,7 @@
-"""Logits -> the next token of each sequence.
+"""Sampling: logits -> the next token of each sequence.
 
-The random number of a sequence's n-th token depends on its seed and on n alone, so neighbours in
-the batch, restarts and recomputation do not change what is drawn.
+The random number for the n-th token of a sequence depends only on its seed and on n. So neighbours
+in the batch, restarts and recomputation do not change what is drawn.
 
 Letters: B sequences.
 """
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from model.engine.sequence import SamplingParams
 
-_NUM_BEST = 1024  # tokens among which those that may be drawn are looked for before all are sorted
+# Allowed tokens are first looked for among so many of the likeliest: sorting all of them is slow.
+_NUM_BEST = 1024
 
 
 def sample(
@@ -32,20 +33,20 @@ def sample(
         params: how each sequence chooses.
         num_sampled: how many tokens each sequence has chosen before.
         seen: prompt and generated ids of each sequence, for those with a repetition penalty.
-        allowed_bits: a bit for each token that may come, lowest first, for rows that are not free.
+        allowed_bits: for rows with a constraint, see `Constraint.allowed_bits`.
 
     Returns:
-        Token ids, and their log-probabilities in nats under the model (temperature 1, no penalty,
-        all tokens allowed).
+        Token ids, and their log-probabilities in nats under the model: at temperature 1, without a
+        penalty, with all tokens allowed.
     """
-    liked = _penalise(logits, params, seen) if seen is not None else logits
+    adjusted = _penalise(logits, params, seen) if seen is not None else logits
     if allowed_bits:
-        liked = _forbid(liked, allowed_bits)
-    token_ids = liked.argmax(-1)
+        adjusted = _forbid(adjusted, allowed_bits)
+    token_ids = adjusted.argmax(-1)
     random_rows = [row for row, each in enumerate(params) if each.temperature > 0]
     if random_rows:
         drawn = _draw(
-            liked[random_rows],
+            adjusted[random_rows],
             [params[row] for row in random_rows],
             [uniform(params[row].seed, num_sampled[row]) for row in random_rows],
         )
@@ -56,7 +57,7 @@ def sample(
 
 
 def uniform(seed: int, index: int) -> float:
-    """The `index`-th number in [0, 1) of a seed, without the ones before it."""
+    """Return the `index`-th random number in [0, 1) of a seed, without drawing those before it."""
     return float(np.random.Generator(np.random.Philox(key=seed, counter=index)).random())
 
 
@@ -75,19 +76,19 @@ def _penalise(
 
 
 def _forbid(logits: Tensor, allowed_bits: Mapping[int, NDArray[np.uint8]]) -> Tensor:
-    """Make tokens impossible; the bits are spread on the device, for fewer bytes on the way."""
+    """Make tokens impossible. The device unpacks the bits, so that fewer bytes are copied to it."""
     device = logits.device
     bits = torch.from_numpy(np.stack(list(allowed_bits.values()))).to(device)
     byte, place = torch.arange(256, device=device), torch.arange(8, device=device)
     is_set = (byte[:, None] >> place) & 1
-    penalty = torch.where(is_set.bool(), 0.0, -torch.inf)  # of the 8 tokens of each byte
+    penalty = torch.where(is_set.bool(), 0.0, -torch.inf)  # [256, 8]: of 8 tokens, by their byte
     limited = logits.clone()
     limited[list(allowed_bits)] += penalty[bits.int()].flatten(1)[:, : logits.shape[1]]
     return limited
 
 
 def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]) -> Tensor:
-    """Inverse transform sampling over the tokens that top_p, top_k and min_p all allow."""
+    """Draw by inverse transform sampling among the tokens that top_p, top_k and min_p all allow."""
     device = logits.device
     temperature = torch.tensor([each.temperature for each in params], device=device)
     number = torch.tensor(numbers, device=device, dtype=torch.float64)
@@ -95,7 +96,7 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[fl
     shifted = logits - logits.amax(-1, keepdim=True)
     probs = (shifted / temperature[:, None]).softmax(-1)
     token_ids = torch.empty(len(params), dtype=torch.int64, device=device)
-    # A row's way depends on its own settings alone, and so do the tokens.
+    # Which of the two functions draws for a row depends only on the settings of that row.
     limited = [row for row, each in enumerate(params) if _is_limited(each)]
     free = [row for row, each in enumerate(params) if not _is_limited(each)]
     if free:
@@ -113,10 +114,11 @@ def _is_limited(params: SamplingParams) -> bool:
 def _draw_likeliest(
     probs: Tensor, params: Sequence[SamplingParams], number: Tensor, num_best: int = _NUM_BEST
 ) -> Tensor:
-    """Draw from the likeliest tokens, most likely first: all of them lie among the best, or again.
+    """Draw from the likeliest tokens, sorted by probability.
 
-    top_p allows the smallest set whose mass reaches it, min_p what is at least that fraction as
-    likely as the best.
+    top_p allows the smallest set of tokens whose probabilities reach it. min_p allows tokens that
+    are at least so likely, as a fraction of the best. Rows whose allowed tokens may go beyond the
+    best `num_best` are drawn again from the whole vocabulary.
     """
     device, vocab_size = probs.device, probs.shape[-1]
     best, order = probs.topk(min(num_best, vocab_size))
@@ -125,7 +127,7 @@ def _draw_likeliest(
     min_p = torch.tensor([each.min_p for each in params], device=device)
     before = best.cumsum(-1, dtype=torch.float64) - best.double()
     is_allowed = (before < top_p[:, None]) & (best >= min_p[:, None] * best[:, :1])
-    num_kept = is_allowed.sum(-1).minimum(top_k).clamp(min=1)  # 1 where all is not a number
+    num_kept = is_allowed.sum(-1).minimum(top_k).clamp(min=1)  # 1 where all numbers are NaN
     is_kept = torch.arange(best.shape[-1], device=device) < num_kept[:, None]
     token_ids = order.gather(1, _invert(best.where(is_kept, 0.0), number)[:, None])[:, 0]
     more = (num_kept == best.shape[-1]).nonzero()[:, 0].tolist()
@@ -136,10 +138,10 @@ def _draw_likeliest(
 
 
 def _invert(probs: Tensor, number: Tensor) -> Tensor:
-    """The place [B] where the summed `probs` [B, N] pass a fraction `number` [B] of their sum."""
+    """Find where [B] the summed `probs` [B, N] pass a fraction `number` [B] of the whole sum."""
     mass = probs.cumsum(-1, dtype=torch.float64)
     whole = mass[:, -1:]
-    # Less than the whole sum even when rounded, so that what is found is not impossible.
+    # Less than the whole sum even when rounded, so that no token of probability 0 is found.
     wanted = (number[:, None] * whole).minimum(torch.nextafter(whole, torch.zeros_like(whole)))
     place = torch.searchsorted(mass, wanted, right=True)[:, 0]
-    return place.clamp(max=probs.shape[-1] - 1)  # where the sum is not a number
+    return place.clamp(max=probs.shape[-1] - 1)  # it is beyond the end where the sum is NaN

@@ -1,6 +1,6 @@
-"""What is asked of one prompt, how far it is, and what comes back.
+"""How to answer a prompt, how far the answer is, and what comes back.
 
-No torch here: the stages that make requests run on machines without it.
+This module does not import torch: the stages that make requests do not need it.
 """
 
 from collections.abc import Collection
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from model.engine.grammar import CLOSE_MARK, OPEN_MARK, Constraint
 from model.inputs.prompt import Prompt, PromptError
 
-# "repetition": the loop guard ended a text that only repeated itself.
+# "repetition" means that the loop guard ended a text that only repeated itself.
 FinishReason = Literal["stop", "length", "repetition"]
 
-_LONGEST_LOOP = 32  # tokens that may repeat
-_MIN_COPIES = 4
+_LONGEST_LOOP = 32  # tokens of the longest repeated unit that the loop guard looks for
+_MIN_COPIES = 4  # of the unit before a text counts as a loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +33,17 @@ class SamplingParams:
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
     top_k: int = 0  # 0 is no limit
-    min_p: float = 0.0  # of the best token's probability
-    repetition_penalty: float = 1.0  # above 1: what was seen becomes less likely
-    loop_guard: int = 64  # tokens of nothing but repetition that end a text; 0 lets it run
+    min_p: float = 0.0  # least probability of a token, as a part of the best token's
+    repetition_penalty: float = 1.0  # above 1: tokens that were seen become less likely
+    loop_guard: int = 64  # so many tokens of pure repetition end a text; 0 turns it off
     seed: int = 0
     stop: tuple[str, ...] = ()  # the text ends before the first of these
-    stop_token_ids: tuple[int, ...] = ()  # beside those of the checkpoint
+    stop_token_ids: tuple[int, ...] = ()  # in addition to those of the checkpoint
     schema: str | None = None  # JSON text of the JSON Schema that the answer follows
-    thinking: bool = False  # with a schema: the model reasons first, and freely
+    thinking: bool = False  # with a schema: reasoning without a schema comes first
     n: int = 1  # completions of the prompt, each with a seed of its own
-    token_logprobs: bool = False  # tell the log-probability of every token
-    choices: tuple[str, ...] = ()  # tell how likely each is as the first token of the answer
+    token_logprobs: bool = False  # return the log-probability of every token
+    choices: tuple[str, ...] = ()  # return how likely each is as the first token of the answer
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -70,9 +70,9 @@ class SamplingParams:
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError(f"a stop string must be text that UTF-8 can write, got {text!r}")
         if self.schema is not None and (self.stop or self.stop_token_ids):
-            raise ValueError("a schema says where the answer ends; leave out stop")
+            raise ValueError("a schema decides where the answer ends; leave out stop")
         if self.thinking and self.schema is None:
-            raise ValueError("thinking says how to use a schema, and there is none")
+            raise ValueError("thinking needs a schema, and there is none")
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
         if self.n > 1 and self.temperature == 0:
@@ -81,7 +81,7 @@ class SamplingParams:
             raise ValueError(f"choices must be different texts, got {list(self.choices)}")
 
     def of_sample(self, number: int) -> "SamplingParams":
-        """How to choose the tokens of one of the `n` completions; the first has this very seed."""
+        """Return the parameters of one of the `n` completions; the first one keeps this seed."""
         if number == 0:
             return self
         digest = blake2b(f"{self.seed}/{number}".encode(), digest_size=8).digest()
@@ -93,29 +93,29 @@ class Completion:
     """The answer to one prompt."""
 
     text: str  # without the reasoning of a thinking model
-    token_ids: tuple[int, ...]  # as sampled, with the stop token if there was one
+    token_ids: tuple[int, ...]  # as sampled, including the stop token if there was one
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_generated_tokens: int
     mean_logprob: float  # of the sampled tokens, in nats
-    min_logprob: float
+    min_logprob: float  # of the sampled tokens, in nats
     reasoning: str | None = None  # of a thinking model
-    has_answer: bool = True  # False where the reasoning has no end
-    token_logprobs: tuple[float, ...] | None = None  # of each of `token_ids`, if asked for
+    has_answer: bool = True  # False if the reasoning never ended
+    token_logprobs: tuple[float, ...] | None = None  # of each of `token_ids` in nats, if asked for
     choice_logprobs: tuple[float, ...] | None = None  # of each of `choices`, in nats
     others: tuple["Completion", ...] = ()  # the other samples of the prompt, in their order
 
     @property
     def is_truncated(self) -> bool:
-        """Whether something else than the model ended the text."""
+        """Whether a limit, not the model, ended the text, or the reasoning never ended."""
         return self.finish_reason != "stop" or not self.has_answer
 
 
 def split_reasoning(text: str) -> tuple[str | None, str | None]:
-    """Cut what a thinking model wrote into reasoning and answer.
+    """Split the text of a thinking model into reasoning and answer.
 
     Returns:
-        Reasoning, None where there is none; and the answer, None where the reasoning has no end.
+        The reasoning, None if there is none; and the answer, None if the reasoning never ended.
     """
     before, mark, after = text.partition(CLOSE_MARK)
     if mark:
@@ -126,7 +126,7 @@ def split_reasoning(text: str) -> tuple[str | None, str | None]:
 
 
 class Answer:
-    """What became of the `n` samples of one request so far."""
+    """Collects the outcomes of the `n` samples of one request."""
 
     def __init__(self, n: int = 1) -> None:
         self._n = n
@@ -135,7 +135,10 @@ class Answer:
     def take(
         self, number: int, outcome: Completion | PromptError
     ) -> Completion | PromptError | None:
-        """Note one sample's outcome; the answer, if it was the last. One that failed fails all."""
+        """Note the outcome of one sample; return the answer if it was the last.
+
+        One failed sample fails the request.
+        """
         self._outcomes[number] = outcome
         if len(self._outcomes) < self._n:
             return None
@@ -147,19 +150,19 @@ class Answer:
 
 
 class Sequence:
-    """One completion in the engine: what was asked, what has been generated, and what is cached.
+    """One completion in the engine: its prompt, its generated tokens, and its blocks.
 
     Args:
-        request_id: of the caller.
-        prompt: what was asked.
-        params: how to answer.
-        max_tokens: of `params`, less where context or cache end before.
-        block_keys: of the full blocks of the prompt, as `model.engine.blocks.block_keys`.
-        image_digests: of the prompt's images, as `model.engine.blocks.image_digests`.
-        constraint: what its text follows, if anything; of this sequence alone.
-        choice_ids: the tokens whose log-probabilities as its first one are told.
-        number: of this sample of the request.
-        answer: shared by the samples of the request.
+        request_id: the id that the caller gave.
+        prompt: the prompt to answer.
+        params: how to answer it.
+        max_tokens: those of `params`, or fewer if the context or the cache is shorter.
+        block_keys: the keys of the full blocks of the prompt, see `model.engine.blocks.block_keys`.
+        image_digests: the digests of the images, see `model.engine.blocks.image_digests`.
+        constraint: the grammar that the text follows, or None. No other sequence may use it.
+        choice_ids: tokens whose log-probabilities as the first token are returned.
+        number: the number of this sample among those of the request.
+        answer: collects the samples of the request; all of them use the same one.
     """
 
     def __init__(
@@ -186,36 +189,37 @@ class Sequence:
         self.number = number
         self.answer = answer or Answer()
         self.blocks: list[int] = []
-        self.num_cached = 0  # tokens whose keys and values are in its blocks
+        self.num_cached = 0  # tokens whose kv is in the blocks
         self.generated: list[int] = []
         self.logprobs: list[float] = []
         self.choice_logprobs: tuple[float, ...] | None = None  # known with the first token
         self.text = bytearray()  # UTF-8, of the ordinary tokens
         self.finish_reason: FinishReason | None = None
-        self._num_equal = [0] * (_LONGEST_LOOP + 1)  # last tokens that equal those p before them
+        # For each period p: how many of the last tokens equal the token p places before them.
+        self._num_equal = [0] * (_LONGEST_LOOP + 1)
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and generated tokens."""
+        """The number of prompt and generated tokens."""
         return len(self.prompt.token_ids) + len(self.generated)
 
     def token_ids(self, start: int, end: int) -> NDArray[np.int32]:
-        """Prompt and generated tokens at the positions `start` to `end`."""
+        """Return the prompt and generated tokens at the positions from `start` to `end`."""
         num_prompt = len(self.prompt.token_ids)
         if end <= num_prompt:
             return self.prompt.token_ids[start:end]
         generated = self.generated[max(0, start - num_prompt) : end - num_prompt]
         return np.append(self.prompt.token_ids[start:], np.array(generated, np.int32))
 
-    def append(self, token_id: int, logprob: float, piece: bytes, *, is_stop_token: bool) -> None:
-        """Take the next token, whose text is `piece`, and notice the end."""
+    def append(self, token_id: int, logprob: float, text: bytes, *, is_stop_token: bool) -> None:
+        """Append the next token with its text, and set `finish_reason` if it is the last."""
         self.generated.append(token_id)
         self.logprobs.append(logprob)
-        self.text += b"" if is_stop_token else piece
+        self.text += b"" if is_stop_token else text
         if self.constraint is not None:
-            self.constraint.take(token_id)
+            self.constraint.advance(token_id)
         is_complete = self.constraint is not None and self.constraint.is_complete
-        if is_stop_token or is_complete or self._cut_at_stop_string(len(piece)):
+        if is_stop_token or is_complete or self._cut_at_stop_string(len(text)):
             self.finish_reason = "stop"
         elif self._is_looping():
             self.finish_reason = "repetition"
@@ -223,7 +227,7 @@ class Sequence:
             self.finish_reason = "length"
 
     def _cut_at_stop_string(self, num_new: int) -> bool:
-        """Cut the text before the first stop string; only its new end is searched."""
+        """Cut the text before the first stop string; search only the end that is new."""
         places: list[int] = []
         for stop in (text.encode() for text in self.params.stop):
             start = max(0, len(self.text) - num_new - len(stop) + 1)
@@ -234,7 +238,7 @@ class Sequence:
         return bool(found)
 
     def _is_looping(self) -> bool:
-        """Whether the end of the text is at least four copies of one piece of up to 32 tokens."""
+        """Say whether the text ends with a loop: four or more copies of up to 32 tokens."""
         guard = self.params.loop_guard
         for period in range(1, min(_LONGEST_LOOP, len(self.generated) - 1) + 1):
             is_equal = self.generated[-1] == self.generated[-1 - period]
@@ -246,7 +250,7 @@ class Sequence:
         )
 
     def completion(self) -> Completion:
-        """The answer, once `finish_reason` is set."""
+        """Return the completion, once `finish_reason` is set."""
         assert self.finish_reason is not None
         reasoning, text = None, self.text.decode("utf-8", errors="replace")
         if self.params.schema is None or self.params.thinking:

@@ -1,13 +1,14 @@
-"""`EngineTime`: how much of an engine's time its tokens needed, had its seats always been taken.
+"""`EngineTime`: how much of an engine's time its tokens would need in full batches.
 
-A step that only decodes costs little more with many sequences than with one, so an engine that is
-always busy with too few of them is far from what it could do. Of each step is noted what it
-computed and how long it took:
+A step that only decodes costs little more with many sequences than with one. So an engine that is
+always busy, but with few sequences, does far less than it could. Each step is counted by what it
+computed:
 
-    computes prompts, or sequences wait behind it   it could not have done more: needed as it was
-    only decodes B of S seats                       needed what B tokens cost in a step of S
+    it computes prompts, or sequences wait for room  it is full: all of its time was needed
+    it only decodes B of at most S sequences         needed is what B tokens cost in a step of S
 
-where a step of B decodes takes `a + c * B` seconds, fitted by least squares to this engine's own.
+A step of B decodes takes `a + c * B` seconds. Both are fitted by least squares to the steps of this
+engine.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from dataclasses import dataclass
 class EngineTime:
     """Sums over the steps of an engine."""
 
-    num_seats: int  # S: sequences that can run at the same time
+    max_batch_size: int  # S, sequences that can run at the same time
     step_s: float = 0.0  # all steps with tokens
-    full_s: float = 0.0  # those that could not have done more
-    num_short_tokens: int = 0  # decoded in the others
-    # Over steps that only decode, B tokens in t seconds.
+    full_s: float = 0.0  # full steps
+    num_short_tokens: int = 0  # tokens that were decoded in the other steps
+    # Sums over steps that only decode: B tokens in t seconds.
     n: int = 0
     sum_b: int = 0
     sum_t: float = 0.0
@@ -29,13 +30,13 @@ class EngineTime:
     sum_bt: float = 0.0
 
     def note(self, num_tokens: int, seconds: float, *, only_decodes: bool, is_full: bool) -> None:
-        """Add a step.
+        """Count a step.
 
         Args:
-            num_tokens: that it computed.
-            seconds: that it took, without waiting for other ranks.
-            only_decodes: whether each token was one of another sequence.
-            is_full: whether sequences waited that had no place in it.
+            num_tokens: the tokens that it computed.
+            seconds: the time that it took, without waits for other ranks.
+            only_decodes: whether it computed no prompt.
+            is_full: whether sequences waited that had no room in it.
         """
         self.step_s += seconds
         if only_decodes:
@@ -44,17 +45,17 @@ class EngineTime:
             self.sum_t += seconds
             self.sum_bb += num_tokens * num_tokens
             self.sum_bt += num_tokens * seconds
-        if is_full or not only_decodes or num_tokens >= self.num_seats:
+        if is_full or not only_decodes or num_tokens >= self.max_batch_size:
             self.full_s += seconds
         else:
             self.num_short_tokens += num_tokens
 
     @property
     def needed_s(self) -> float:
-        """Seconds that the tokens so far need in steps that are always full.
+        """The seconds that the tokens so far would need in full steps.
 
-        Where all steps decoded equally many, nothing tells how the time grows with their number,
-        and it is taken not to: the least that it can be.
+        If all steps decoded equally many tokens, the slope `c` is unknown and counts as 0, which
+        gives the lowest estimate.
         """
         if not self.num_short_tokens:
             return self.full_s
@@ -62,4 +63,4 @@ class EngineTime:
         per_token = (self.n * self.sum_bt - self.sum_b * self.sum_t) / spread if spread else 0.0
         per_token = min(max(per_token, 0.0), self.sum_t / self.sum_b)
         per_step = (self.sum_t - per_token * self.sum_b) / self.n
-        return self.full_s + self.num_short_tokens * (per_token + per_step / self.num_seats)
+        return self.full_s + self.num_short_tokens * (per_token + per_step / self.max_batch_size)

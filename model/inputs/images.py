@@ -1,7 +1,7 @@
-"""An image to uint8 patches on the 28-pixel grid, as `KimiVLImageProcessor` of the checkpoint does.
+"""Image -> uint8 patches on the 28-pixel grid, as `KimiVLImageProcessor` of the checkpoint does.
 
-`image_size` is the arithmetic alone, so that a prompt can be measured before a pixel is touched;
-`image_patches` does the work. Normalisation is left to the engine: patches stay uint8.
+`image_size` does only the arithmetic, so that a prompt can be measured before a pixel is touched.
+`image_patches` does the work. Patches stay uint8, because the engine normalises them.
 
 Letters: h, w rows and columns of patches; P = h * w. A visual token is 2 x 2 patches.
 """
@@ -17,17 +17,17 @@ from PIL import Image
 from model.config import ImageConfig
 from model.inputs.prompt import PromptError
 
-# Sides of the grid must stay below the rotary table, `Rope2DPosEmb(..., 512, 512)` in
-# modeling_kimi_vl.py.
+# A side of the grid must be shorter than the rotary table of the published model,
+# `Rope2DPosEmb(..., 512, 512)` in modeling_kimi_vl.py.
 MAX_GRID_SIDE = 512
 
-# Modes with 8 bits per channel. Pillow would clip wider ones to white instead of scaling them.
+# Modes with 8 bits per channel. Pillow clips wider ones to white instead of scaling them.
 _MODES = frozenset("1 L LA P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV LAB".split())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSize:
-    """What becomes of an image: resized, then padded at the right and at the bottom."""
+    """The sizes of an image that is resized, then padded at the right and at the bottom."""
 
     width_px: int  # after the resize
     height_px: int
@@ -37,25 +37,25 @@ class ImageSize:
 
     @property
     def num_patches(self) -> int:
-        """P, the patches of the padded image."""
+        """The number of patches of the padded image, P."""
         return self.grid_hw[0] * self.grid_hw[1]
 
     @property
     def num_tokens(self) -> int:
-        """The media pads of the image, one for each 2 x 2 patches."""
+        """The number of visual tokens (media pads) of the image: one for each 2 x 2 patches."""
         return self.num_patches // 4
 
 
 def image_size(
     width_px: int, height_px: int, config: ImageConfig, max_tokens: int | None = None
 ) -> ImageSize:
-    """The size at which the network sees an image; never larger than the image but for padding.
+    """Compute the size at which the network sees an image; only padding makes an image larger.
 
-    `config.in_token_limit` counts whole patches before padding, as the checkpoint does, so the
-    padded grid may exceed it (1280x720 at 4096 has 4300 patches). `max_tokens` counts the padded
-    grid and is never exceeded: an image that has more after the checkpoint's own rule becomes the
-    largest one of its shape that has not. A side that would shrink below one pixel stays one
-    pixel; there the reference fails.
+    `config.in_token_limit` counts whole patches before padding, as the checkpoint does. So the
+    padded grid may exceed it: 1280x720 at 4096 has 4300 patches. `max_tokens` counts the padded
+    grid and is never exceeded: an image that would have more tokens by the rule of the checkpoint
+    becomes the largest image of the same shape that has not. A side that would shrink below one
+    pixel becomes one pixel; the published code fails there.
 
     Raises:
         PromptError: the image has no pixels, or a side of its grid reaches 512 patches.
@@ -81,10 +81,10 @@ def image_size(
 def image_patches(
     image: NDArray[np.uint8] | Image.Image, config: ImageConfig, max_tokens: int | None = None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Resize, pad with black and cut an image.
+    """Resize an image, pad it with black, and cut it into patches.
 
     Args:
-        image: [H, W, 3] uint8 RGB, or a PIL image of 8 bits per channel; its alpha is dropped.
+        image: [H, W, 3] uint8 RGB, or a PIL image of 8 bits per channel, whose alpha is dropped.
         config: patch size and limit of the checkpoint.
         max_tokens: see `image_size`.
 
@@ -108,11 +108,11 @@ def image_patches(
     padded[: size.height_px, : size.width_px] = image
     (rows, columns), side = size.grid_hw, config.patch_size
     cut = padded.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
-    return cut.reshape(rows * columns, 3, side, side), size.grid_hw  # one copy, contiguous
+    return cut.reshape(rows * columns, 3, side, side), size.grid_hw  # this reshape copies
 
 
 def require_rgb(image: NDArray[np.uint8]) -> None:
-    """Refuse what is not an [H, W, 3] uint8 array with a ValueError."""
+    """Raise ValueError for everything but an [H, W, 3] uint8 array."""
     if not isinstance(image, np.ndarray):
         raise ValueError(f"expected an [H, W, 3] uint8 array, got {type(image).__name__}")  # noqa: TRY004
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -120,7 +120,7 @@ def require_rgb(image: NDArray[np.uint8]) -> None:
 
 
 def _within_limit(width_px: int, height_px: int, config: ImageConfig) -> tuple[int, int]:
-    """The resize of the checkpoint: sides are truncated, patches counted by floor division."""
+    """Resize as the checkpoint does: sides are truncated, patches counted by floor division."""
     num_patches = (width_px // config.patch_size) * (height_px // config.patch_size)
     if num_patches <= config.in_token_limit:
         return width_px, height_px
@@ -131,14 +131,14 @@ def _within_limit(width_px: int, height_px: int, config: ImageConfig) -> tuple[i
 def _within_tokens(
     width_px: int, height_px: int, upper: ImageSize, config: ImageConfig, max_tokens: int
 ) -> ImageSize:
-    """The largest size below `upper` with the shape of the image and at most `max_tokens`."""
+    """Find the largest size below `upper` with the shape of the image and at most `max_tokens`."""
     longest_px = max(width_px, height_px)
 
     def scaled(side_px: int) -> ImageSize:
         width, height = (side * side_px // longest_px for side in (width_px, height_px))
         return _padded(max(1, width), max(1, height), config)
 
-    # Tokens never fall as the longer side grows, and one pixel has one token.
+    # Bisection works: a longer side never has fewer tokens, and one pixel has one token.
     sides = range(1, max(upper.width_px, upper.height_px) + 1)
     return scaled(bisect.bisect_right(sides, max_tokens, key=lambda side: scaled(side).num_tokens))
 

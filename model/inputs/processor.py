@@ -1,18 +1,18 @@
-"""Text and images to a `Prompt`, by the checkpoint's own chat template.
+"""`Processor`: text and images -> `Prompt`, by the chat template of the checkpoint.
 
-One rule: text from a prompt or a row is always ordinary text. The template never sees it. It is
-rendered with a marker in the place of each item, the result is split at the markers, and only the
-template's own parts are encoded with control tokens recognised:
+One rule: text from a prompt or a row is always ordinary text. The template never sees it. The
+template is rendered with a marker in the place of each item, the result is split at the markers,
+and control tokens are recognised only in the parts that come from the template:
 
     rendered   <|im_user|>user<|im_middle|>   marker 0   <|im_end|><|im_assistant|>...
     token ids  encode_template                encode     encode_template
 
-The slot of an image is the media pad that the template prints for it, repeated to one pad per
-visual token. A template that drops, repeats or reorders items is refused.
+For an image the template prints one media pad, which is repeated once per visual token. A template
+that drops, repeats or reorders items is refused.
 
-The two sides of a marker are encoded apart. That equals encoding the whole wherever the border is
-a control token, which it always is in the published template. In a template with plain text beside
-the content, bytes would not merge across the border.
+The parts are encoded one by one. The result equals that of the whole text wherever a control token
+stands at the border, as always in the published template. In a template with plain text beside the
+content, bytes would not merge across the border.
 """
 
 import re
@@ -38,9 +38,9 @@ from model.json_values import CheckpointError, read_json
 Item = str | NDArray[np.uint8]
 Kind = Literal["system", "text", "image"]
 
-_MAX_LAYOUTS = 256  # remembered, one for each order of texts and images
+_MAX_LAYOUTS = 256  # in memory, one for each order of texts and images
 
-# What a template's expressions raise beside the errors of jinja2 itself.
+# What the expressions of a template can raise, besides the errors of jinja2 itself.
 _RENDER_ERRORS = (
     TemplateError,
     TypeError,
@@ -53,22 +53,22 @@ _RENDER_ERRORS = (
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """The place of item number `index` among the token ids of the template."""
+class _Placeholder:
+    """The place of item number `index` between the token ids of the template."""
 
     index: int
 
 
 class Processor:
-    """Makes prompts for one checkpoint; build one per process and use it row after row.
+    """Makes prompts for one checkpoint. Make one per process and use it for all rows.
 
     Args:
         config: what the checkpoint's files say.
         tokenizer: its tokenizer.
-        chat_template: the jinja source that lays out a conversation.
+        chat_template: the jinja source that formats a conversation.
 
     Raises:
-        CheckpointError: the template is not usable, or the media pad is not a control token.
+        CheckpointError: the template cannot be used, or the media pad is not a control token.
     """
 
     def __init__(self, config: KimiVLConfig, tokenizer: Tokenizer, chat_template: str) -> None:
@@ -80,16 +80,17 @@ class Processor:
         self.config = config
         self.tokenizer = tokenizer
         self._template = _compiled(chat_template)
+        # No row can contain a marker, because none can know this.
         self._nonce = secrets.token_hex(16)
-        self._layouts: dict[tuple[Kind, ...], list[int | _Slot]] = {}
-        self._layout(["text", "image"])  # refuses a broken template before any row is read
+        self._layouts: dict[tuple[Kind, ...], list[int | _Placeholder]] = {}
+        self._layout(["text", "image"])  # a broken template fails here, before any row is read
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> Self:
         """Read configuration, tokenizer and chat template of a checkpoint directory.
 
         Raises:
-            CheckpointError: a file is missing, malformed or asks for what is not implemented.
+            CheckpointError: a file is missing or malformed, or needs what is not implemented.
         """
         config = KimiVLConfig.from_checkpoint(directory)
         tokenizer = Tokenizer.from_checkpoint(directory, config.text.vocab_size)
@@ -105,17 +106,17 @@ class Processor:
         system: str | None = None,
         max_frame_tokens: int | None = None,
     ) -> Prompt:
-        """The prompt of one user turn that the model is to answer.
+        """Make the prompt of one user turn, which the model will answer.
 
         Args:
-            content: strings and [H, W, 3] uint8 RGB images in order. Strings that follow each
-                other are one text; empty ones are skipped.
+            content: strings and [H, W, 3] uint8 RGB images in order. Neighbouring strings are
+                joined; empty ones are skipped.
             system: the system text; None leaves it to the template.
-            max_frame_tokens: the most visual tokens of one image, see `image_size`.
+            max_frame_tokens: limit of the visual tokens of one image, see `image_size`.
 
         Raises:
             PromptError: `bad_prompt` for no content or an image of an impossible size,
-                `prompt_too_long` if the context has no room for an answer.
+                `prompt_too_long` if the context leaves no room for an answer.
             ValueError: an image is not [H, W, 3] uint8.
             CheckpointError: the template fails on this order of items, or loses one.
         """
@@ -129,7 +130,7 @@ class Processor:
         item_ids = [self._item_ids(item, max_frame_tokens) for item in items]
         token_ids: list[int] = []
         for entry in self._layout(kinds):
-            token_ids.extend(item_ids[entry.index] if isinstance(entry, _Slot) else [entry])
+            token_ids.extend(item_ids[entry.index] if isinstance(entry, _Placeholder) else [entry])
         self._check_length(token_ids, kinds.count("image"))
         images = [item for item in items if not isinstance(item, str)]
         cuts = [image_patches(image, self.config.image, max_frame_tokens) for image in images]
@@ -143,7 +144,7 @@ class Processor:
 
     @cached_property
     def max_images(self) -> int:
-        """No prompt has room for more images than this, however small they are."""
+        """The most images that a prompt has room for, however small they are."""
         one, two = self._layout(["text", "image"]), self._layout(["text", "image", "image"])
         num_tokens = max(1, len(two) - len(one))  # of an image with a single visual token
         return (self.config.text.max_position_embeddings - 1) // num_tokens
@@ -167,8 +168,8 @@ class Processor:
                 "fewer frames or smaller ones, or less text",
             )
 
-    def _layout(self, kinds: Sequence[Kind]) -> list[int | _Slot]:
-        """Token ids of the template around items of these kinds, with a slot for each, in order."""
+    def _layout(self, kinds: Sequence[Kind]) -> list[int | _Placeholder]:
+        """Return the token ids of the template around items of these kinds, with placeholders."""
         known = self._layouts.get(tuple(kinds))
         if known is not None:
             return known
@@ -177,20 +178,21 @@ class Processor:
         layout = self._layouts[tuple(kinds)] = self._new_layout(kinds)
         return layout
 
-    def _new_layout(self, kinds: Sequence[Kind]) -> list[int | _Slot]:
+    def _new_layout(self, kinds: Sequence[Kind]) -> list[int | _Placeholder]:
         parts = re.split(_marker(self._nonce, r"(\d+)"), self._render(kinds))
         images = (index for index, kind in enumerate(kinds) if kind == "image")
-        layout: list[int | _Slot] = []
+        layout: list[int | _Placeholder] = []
         for number, part in enumerate(parts):
             if number % 2:  # re.split puts what the group matched between the parts
-                layout.append(_Slot(int(part)))
+                layout.append(_Placeholder(int(part)))
             else:
                 layout.extend(self._part(part, images))
-        _check_slots([entry.index for entry in layout if isinstance(entry, _Slot)], kinds)
+        found = [entry.index for entry in layout if isinstance(entry, _Placeholder)]
+        _check_placeholders(found, kinds)
         return layout
 
-    def _part(self, part: str, images: Iterator[int]) -> Iterator[int | _Slot]:
-        """Encode a part of the template; each media pad in it is the slot of the next image."""
+    def _part(self, part: str, images: Iterator[int]) -> Iterator[int | _Placeholder]:
+        """Encode a part of the template; each media pad in it stands for the next image."""
         for token_id in self.tokenizer.encode_template(part):
             if token_id != self.config.media_token_id:
                 yield token_id
@@ -198,7 +200,7 @@ class Processor:
             index = next(images, None)
             if index is None:
                 raise CheckpointError("the chat template prints more media pads than images")
-            yield _Slot(index)
+            yield _Placeholder(index)
 
     def _render(self, kinds: Sequence[Kind]) -> str:
         markers = [_marker(self._nonce, str(index)) for index in range(len(kinds))]
@@ -222,12 +224,12 @@ class Processor:
 
 
 def _marker(nonce: str, number: str) -> str:
-    """Letters and digits only, so that trimming or escaping leaves it as it is."""
+    """Make a marker of letters and digits only, which trimming and escaping do not change."""
     return f"item{nonce}n{number}e"
 
 
 def _joined(content: Sequence[Item]) -> list[Item]:
-    """Join strings that follow each other, as the reference encodes them; leave out empty ones."""
+    """Join neighbouring strings, as the published code encodes them; drop empty ones."""
     items: list[Item] = []
     for is_text, run in groupby(content, key=lambda item: isinstance(item, str)):
         if not is_text:
@@ -237,14 +239,14 @@ def _joined(content: Sequence[Item]) -> list[Item]:
     return items
 
 
-def _check_slots(found: Sequence[int], kinds: Sequence[Kind]) -> None:
-    """Refuse a layout whose slots are not items 0, 1, ... once each."""
+def _check_placeholders(found: Sequence[int], kinds: Sequence[Kind]) -> None:
+    """Refuse a template that does not print the items 0, 1, ... once each, in order."""
     if list(found) == list(range(len(kinds))):
         return
     for index, kind in enumerate(kinds):
         if found.count(index) != 1:
-            what = "drops" if index not in found else "repeats"
-            raise CheckpointError(f"the chat template {what} item {index}, of kind {kind}")
+            verb = "drops" if index not in found else "repeats"
+            raise CheckpointError(f"the chat template {verb} item {index}, of kind {kind}")
     raise CheckpointError(f"the chat template reorders the items to {list(found)}")
 
 
@@ -265,10 +267,10 @@ def _read_template(directory: Path) -> str:
 
 
 def _compiled(chat_template: str) -> Template:
-    """Compile with the settings that published templates are written for.
+    """Compile a template with the settings that published templates are written for.
 
-    As `_compile_jinja_template` in transformers, and sandboxed like it: a template is a stranger's
-    program.
+    The settings are those of `_compile_jinja_template` in transformers. Like there, the template
+    runs in a sandbox, because it is a program from a stranger.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
@@ -284,7 +286,7 @@ def _compiled(chat_template: str) -> Template:
 
 
 class _Unprintable(Undefined):
-    """A missing name, which a template may test; printing it would drop text without a word."""
+    """A missing name. A template may test it, but not print it: text would be lost silently."""
 
     __slots__ = ()
     __str__ = StrictUndefined.__str__

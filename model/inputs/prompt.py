@@ -1,6 +1,6 @@
-"""`Prompt`: everything the network needs to know about one request, in numpy.
+"""`Prompt`: what the network needs of one request, in numpy.
 
-The prepare stage makes prompts on CPU machines, so this module and those that build prompts
+The prepare stage makes prompts on CPU machines. So this module and those that build prompts
 (`tokenizer`, `images`, `processor`) never import torch.
 
 Letters: S prompt tokens, I images (frames), P patches, V vision tokens (V = P / 4).
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 class PromptError(ValueError):
-    """This prompt alone cannot be run; the message says why. Other prompts are not affected.
+    """One prompt cannot be run; the message says why. Other prompts are not affected.
 
     Args:
         code: a stable word for the output's `error_code` column.
@@ -26,15 +26,19 @@ class PromptError(ValueError):
         self.message = message
 
     def __reduce__(self) -> tuple[type["PromptError"], tuple[str, str]]:
-        return PromptError, (self.code, self.message)  # exceptions with two arguments need it
+        # Pickling an exception calls it with `self.args`, which holds only the message.
+        return PromptError, (self.code, self.message)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Token ids with the packed image patches that fill their media pads.
+    """Token ids, and the patches of the images that fill their media pads.
 
-    Patches stay uint8 until the engine normalises them on its device: a quarter of the bytes of
-    float32 through the object store.
+    Patches stay uint8 until the engine normalises them on its device: the object store then carries
+    a quarter of the bytes of float32.
+
+    Raises:
+        PromptError: `bad_prompt`: there are no tokens, or shapes or dtypes do not fit.
     """
 
     token_ids: NDArray[np.int32]  # [S]
@@ -64,10 +68,10 @@ class Prompt:
 
     @property
     def num_patches(self) -> int:
-        """P, the patches of all images."""
+        """The number of patches of all images, P."""
         return int(self.grid_hw.prod(axis=1, dtype=np.int64).sum())
 
     @property
     def num_vision_tokens(self) -> int:
-        """V, the media pads that the patches fill: one for each 2 x 2 patches."""
+        """The number of media pads that the patches fill, V: one for each 2 x 2 patches."""
         return self.num_patches // 4

@@ -1,8 +1,8 @@
-"""Text to token ids and back, by the checkpoint's `tiktoken.model` and `tokenizer_config.json`.
+"""`Tokenizer`: text -> token ids and back, by `tiktoken.model` and `tokenizer_config.json`.
 
-One rule: `encode` knows no control tokens, so that text from a row stays text whatever it holds.
-Only `encode_template`, meant for the checkpoint's own chat template, turns names such as
-`<|im_end|>` into ids. Ids below the number of base tokens are text; all ids from there to the end
+One rule: `encode` knows no control tokens, so text from a row stays ordinary text whatever it
+holds. Only `encode_template`, which is for the chat template of the checkpoint, turns names such as
+`<|im_end|>` into ids. Ids below the number of base tokens are text. All ids from there to the end
 of the model's vocabulary are control tokens. No id outside the vocabulary is ever produced.
 """
 
@@ -17,8 +17,8 @@ import tiktoken
 
 from model.json_values import CheckpointError, read_json
 
-# How text is split before byte pairs are merged, as `TikTokenTokenizer.pat_str` in
-# tokenization_moonshot.py; `&&` is the intersection of character classes.
+# Text is split by this pattern before byte pairs are merged, as by `TikTokenTokenizer.pat_str` in
+# tokenization_moonshot.py. `&&` is the intersection of character classes.
 _LETTER_PREFIX = r"[^\r\n\p{L}\p{N}]?"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
@@ -36,21 +36,21 @@ PAT_STR = "|".join(
     ]
 )
 
-# Where longer text is cut, as `TikTokenTokenizer.encode`: it bounds the time and the stack of
-# the split. The first is a length, the second a run without (or of only) white space.
+# Longer text is cut, as in `TikTokenTokenizer.encode`: this bounds the time and the stack of the
+# split. The first limit is for the whole text, the second for a run with or without white space.
 _MAX_CHARS = 400_000
 _MAX_RUN_CHARS = 25_000
 _RUN = re.compile(r"\s+|\S+")
 
 
 class Tokenizer:
-    """The byte-pair encoding of one checkpoint; picklable, and shared by threads safely.
+    """The byte-pair encoding of one checkpoint. It is picklable, and threads may use it together.
 
     Args:
         ranks: the bytes of each base token and its id; ids are 0 .. len(ranks) - 1.
         special_names: id and name of control tokens. The other ids from `len(ranks)` to
-            `vocab_size` are named `<|reserved_token_{id}|>`. Names at or beyond `vocab_size` are
-            left out: the published wrapper makes two of them, for which the network has no row.
+            `vocab_size` are named `<|reserved_token_{id}|>`. Names of ids from `vocab_size` on are
+            ignored: the published wrapper makes two of them, for which the network has no row.
         vocab_size: the number of ids that the network embeds.
 
     Raises:
@@ -77,7 +77,7 @@ class Tokenizer:
 
     @classmethod
     def from_checkpoint(cls, directory: Path, vocab_size: int) -> Self:
-        """Read the tokenizer files of a checkpoint directory; 0.25 s for the published size.
+        """Read the tokenizer files of a checkpoint directory: 0.25 s for the published size.
 
         Raises:
             CheckpointError: a file is missing or malformed; the message names file and line.
@@ -92,11 +92,11 @@ class Tokenizer:
 
     @property
     def num_ordinary(self) -> int:
-        """Ids below this are ordinary text."""
+        """The number of ordinary ids; all of them are below it."""
         return self._num_base
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text` as ordinary text; never a control token.
+        """Encode `text` as ordinary text; the result never holds a control token.
 
         Lone surrogates, which UTF-8 cannot carry, become U+FFFD.
         """
@@ -107,27 +107,27 @@ class Tokenizer:
         ]
 
     def encode_template(self, text: str) -> list[int]:
-        """The ids of `text` with names of control tokens recognised; never give it a row's text."""
+        """Encode text and recognise names of control tokens in it. Never give it text of a row."""
         return self.encoding.encode(
             _without_lone_surrogates(text), allowed_special="all", disallowed_special=()
         )
 
     def special(self, name: str) -> int:
-        """The id of the control token `name`, or ValueError if the checkpoint has none."""
+        """Return the id of the control token `name`; raise ValueError if there is none."""
         if name not in self._special_ids:
             raise ValueError(f"the checkpoint has no control token {name!r}")
         return self._special_ids[name]
 
     def is_special(self, token_id: int) -> bool:
-        """Whether `token_id` is a control token, which `encode` never yields."""
+        """Say whether `token_id` is a control token, which `encode` never returns."""
         return self._num_base <= token_id < self.vocab_size
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids` without control tokens; bytes that are not UTF-8 become U+FFFD."""
+        """Decode `ids` without control tokens; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids` without control tokens, which may end inside a character.
+        """Decode `ids` without control tokens to bytes, which may end inside a character.
 
         Raises:
             ValueError: an id is not in the vocabulary.
@@ -142,7 +142,7 @@ class Tokenizer:
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
-    """Parse lines of base64, a space and a rank; refuse what byte pairs cannot be merged with."""
+    """Parse lines of base64, a space and a rank; refuse ranks by which no text could be encoded."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -153,7 +153,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             continue
         token, rank = _parse_line(line, f"{path}:{number}")
         if token in ranks:
-            raise CheckpointError(f"{path}:{number}: the token {token!r} stands there twice")
+            raise CheckpointError(f"{path}:{number}: the token {token!r} occurs twice")
         ranks[token] = rank
     _check_ranks(ranks, path)
     return ranks
@@ -184,7 +184,7 @@ def _check_ranks(ranks: Mapping[bytes, int], path: Path) -> None:
 
 
 def _special_names(added_tokens: Any) -> dict[int, str]:
-    """The names of `added_tokens_decoder` by id."""
+    """Read the names of `added_tokens_decoder`, by id."""
     if not isinstance(added_tokens, dict):
         raise CheckpointError(f"added_tokens_decoder must be an object, got {added_tokens!r}")
     names: dict[int, str] = {}
@@ -201,7 +201,7 @@ def _special_names(added_tokens: Any) -> dict[int, str]:
 
 
 def _special_ids(names: Mapping[int, str], num_base: int, vocab_size: int) -> dict[str, int]:
-    """Control tokens by name, one for each id from `num_base` to `vocab_size`."""
+    """Name every id from `num_base` to `vocab_size`: name -> id."""
     for token_id, name in names.items():
         if token_id < num_base:
             raise CheckpointError(
@@ -222,7 +222,7 @@ def _without_lone_surrogates(text: str) -> str:
 
 
 def _cut(text: str) -> Iterator[str]:
-    """Cut `text` at `_MAX_CHARS`, and in there wherever a run has reached `_MAX_RUN_CHARS`."""
+    """Cut `text` after each `_MAX_CHARS`, and each part where a run reaches `_MAX_RUN_CHARS`."""
     for start in range(0, len(text), _MAX_CHARS):
         part = text[start : start + _MAX_CHARS]
         begin = 0

@@ -1,1 +1,1 @@
-"""The network: vision tower, decoder, latent key-value cache and weights."""
+"""The network: vision tower, decoder, latent kv cache and weights."""

@@ -1,11 +1,12 @@
-"""Softmax attention to a part of a context, and how parts are joined.
+"""Softmax attention to a part of a context, and how the parts are merged.
 
-Attention to a long context is computed part by part, each with the logarithm of the sum of its
-exponentials (lse), by which the parts are weighted when they are joined (arXiv 2205.14135, section
-3.1). So no mask of queries x context is ever built, and memory does not grow with the context.
+Attention to a long context is computed part by part. Each part comes with the logarithm of the sum
+of its exponentials (lse), which gives its weight when the parts are merged (arXiv 2205.14135,
+section 3.1). So no mask of queries x context is ever built, and memory does not grow with the
+context.
 
-The seam of the back ends: `attend` is torch's fused kernel on CPUs and plain products elsewhere,
-`attend_packed` is `varlen` on GPUs.
+This file chooses the kernels: `attend` uses torch's fused kernel on CPUs and plain products
+elsewhere, `attend_varlen` uses `varlen` on GPUs.
 
 Letters: B sequences, H heads, T tokens, N pieces, n queries, L keys.
 """
@@ -22,24 +23,24 @@ from model.network import varlen
 from model.network.kv_pieces import PIECE_LEN, Pieces
 
 TILE_LEN = 8192  # tokens of context that are read at once
-MAX_SCORES = 1 << 25  # that plain products make at once; three float32 copies are 384 MiB
+MAX_SCORES = 1 << 25  # of plain products at a time; three float32 copies of them are 384 MiB
 
-# Memories [..., L, width] of the cache -> keys and values [..., L, heads, width], equally wide.
+# Cached kv [..., L, kv width] -> keys and values [..., L, heads, width], equally wide.
 Heads = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Attended:
-    """What queries found in a part of their context."""
+class PartialAttention:
+    """Attention of queries to a part of their context."""
 
     output: Tensor  # [..., n, width]
-    lse: Tensor  # [..., n], float32 (float64 of float64): log of the sum of exp(scores)
+    lse: Tensor  # [..., n], log of the sum of exp(scores); float32, or float64 for float64 inputs
 
-    def joined(self, other: "Attended") -> "Attended":
-        """Attention to this part and another of the same context."""
+    def merge_partial(self, other: "PartialAttention") -> "PartialAttention":
+        """Merge with the attention to another part of the same context."""
         lse = torch.logaddexp(self.lse, other.lse)
         mine, others = (self.lse - lse).exp()[..., None], (other.lse - lse).exp()[..., None]
-        return Attended(self.output * mine + other.output * others, lse)
+        return PartialAttention(self.output * mine + other.output * others, lse)
 
 
 def attend(
@@ -50,24 +51,24 @@ def attend(
     *,
     is_causal: bool = False,
     mask: Tensor | None = None,
-) -> Attended:
-    """Attention of `query` [B, H, n, width] to `key` and `value` [B, H, L, width].
+) -> PartialAttention:
+    """Attend from queries to keys and values.
 
     Args:
-        query: as above; keys and values are equally wide.
-        key: as above.
-        value: as above.
-        scale: on the scores.
-        is_causal: query i sees the keys up to i; n = L.
-        mask: added to the scores, of their dtype; broadcasts to [B, H, n, L].
+        query: [B, H, n, width].
+        key: [B, H, L, width], as wide as the query.
+        value: [B, H, L, width], as wide as the query.
+        scale: the factor on the scores.
+        is_causal: query i sees the keys up to i; then n = L.
+        mask: added to the scores, in their dtype; it broadcasts to [B, H, n, L].
     """
     if query.device.type != "cpu":
         return attend_plainly(query, key, value, scale, is_causal=is_causal, mask=mask)
-    # What `scaled_dot_product_attention` calls on CPUs; it drops the lse. Internal to torch.
+    # `scaled_dot_product_attention` calls this on CPUs, but drops the lse. Internal to torch.
     output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
     )
-    return Attended(output, lse)
+    return PartialAttention(output, lse)
 
 
 def attend_plainly(
@@ -78,27 +79,35 @@ def attend_plainly(
     *,
     is_causal: bool = False,
     mask: Tensor | None = None,
-) -> Attended:
-    """As `attend`, in products that every device has; a bounded number of scores at once."""
+) -> PartialAttention:
+    """Do the work of `attend` by plain products, a bounded number of scores at a time."""
     num_rows = max(1, MAX_SCORES // max(1, key.shape[:-1].numel()))
     if mask is not None:
         mask = mask.expand(*query.shape[:-1], key.shape[-2])
-    found: list[Attended] = []
+    found: list[PartialAttention] = []
     for number, rows in enumerate(query.split(num_rows, dim=-2)):
         first = number * num_rows
         bias = None if mask is None else mask[..., first : first + num_rows, :]
         scores = _scores(rows, key, scale, bias, first if is_causal else None)
         lse = scores.logsumexp(-1)
         weights = (scores - lse[..., None]).exp().type_as(value)
-        found.append(Attended(weights @ value, lse))
+        found.append(PartialAttention(weights @ value, lse))
     output = torch.cat([each.output for each in found], dim=-2)
-    return Attended(output, torch.cat([each.lse for each in found], dim=-1))
+    return PartialAttention(output, torch.cat([each.lse for each in found], dim=-1))
 
 
 def _scores(
     query: Tensor, key: Tensor, scale: float, mask: Tensor | None, first: int | None
 ) -> Tensor:
-    """[B, H, n, L]; the queries stand from `first` on and see no later key, all keys if None."""
+    """Compute scores [B, H, n, L].
+
+    Args:
+        query: [B, H, n, width].
+        key: [B, H, L, width].
+        scale: factor on the products.
+        mask: added to the scores, or None.
+        first: the position of the first query; queries see no later key. None: they see all keys.
+    """
     scores = query @ key.mT
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
     if mask is not None:
@@ -109,7 +118,7 @@ def _scores(
     return scores
 
 
-def attend_packed(
+def attend_varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -117,47 +126,47 @@ def attend_packed(
     scale: float,
     *,
     is_causal: bool,
-) -> Attended:
-    """Attention within each of many sequences that stand one after another, without any mask.
+) -> PartialAttention:
+    """Attend within each of many sequences of different lengths, without padding and mask.
 
     Args:
-        query: [T, H, width].
+        query: [T, H, width], one sequence after another.
         key: [T, H, width].
         value: [T, H, width].
-        lens: of the sequences; they sum to T.
-        scale: on the scores.
-        is_causal: a token sees those before it only.
+        lens: the lengths of the sequences; they sum to T.
+        scale: the factor on the scores.
+        is_causal: a token sees only itself and those before it.
 
     Returns:
         output [T, H, width], lse [T, H].
     """
     if varlen.runs_on(query):
         output, lse = varlen.attend(query, key, value, lens, scale, is_causal=is_causal)
-        return Attended(output, lse)
+        return PartialAttention(output, lse)
     outputs, lses = [query[:0]], [query.new_empty(0, query.shape[1], dtype=torch.float32)]
     runs = [(len(list(run)), length) for length, run in groupby(lens)]
     totals = [count * length for count, length in runs]
     parts = (x.split(totals) for x in (query, key, value))
     for (count, length), *run in zip(runs, *parts, strict=True):
-        # Equally long sequences are one call: [count, H, length, width].
+        # Neighbours of equal length are one call: [count, H, length, width].
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in run)
         found = attend(q, k, v, scale, is_causal=is_causal)
         outputs.append(found.output.transpose(1, 2).flatten(0, 1))
         lses.append(found.lse.transpose(1, 2).flatten(0, 1))
-    return Attended(torch.cat(outputs), torch.cat(lses))
+    return PartialAttention(torch.cat(outputs), torch.cat(lses))
 
 
 def attend_past(
     query: Tensor, cache: Tensor, slots: Tensor, heads: Heads, scale: float
-) -> Attended:
-    """Attention of the queries of one sequence to all of its cached past.
+) -> PartialAttention:
+    """Attend from the queries of one sequence to its whole cached past, tile by tile.
 
     Args:
         query: [n, H, width].
-        cache: [slots, memory width], one layer.
-        slots: [L] of the past, L >= 1.
-        heads: makes keys and values of memories.
-        scale: on the scores.
+        cache: [slots, kv width], one layer.
+        slots: [L], those of the past, L >= 1.
+        heads: makes keys and values from cached kv.
+        scale: the factor on the scores.
 
     Returns:
         output [n, H, width], lse [n, H].
@@ -167,25 +176,26 @@ def attend_past(
     for tile in slots.split(TILE_LEN):
         key, value = heads(cache.index_select(0, tile))
         found = attend(rows, key.transpose(0, 1)[None], value.transpose(0, 1)[None], scale)
-        total = found if total is None else total.joined(found)
+        total = found if total is None else total.merge_partial(found)
     assert total is not None
-    return Attended(total.output[0].transpose(0, 1), total.lse[0].T)
+    return PartialAttention(total.output[0].transpose(0, 1), total.lse[0].T)
 
 
 def attend_pieces(
     query: Tensor, cache: Tensor, pieces: Pieces, heads: Heads, scale: float
 ) -> Tensor:
-    """Attention of a few queries of each sequence to its whole cached context.
+    """Attend from a few queries of each sequence to its whole cached context.
 
-    All pieces of all sequences are computed alike, then joined by sequence: a context costs what
-    it is long, and one long context occupies all cores.
+    Contexts are cut into pieces of equal length, as in flash-decoding: all pieces of all sequences
+    are computed side by side, then merged by sequence. So no context is padded to the longest, and
+    one long context keeps all cores busy.
 
     Args:
         query: [B, n, H, width].
-        cache: [slots, memory width], one layer.
-        pieces: of the B contexts.
-        heads: makes keys and values of memories.
-        scale: on the scores.
+        cache: [slots, kv width], one layer.
+        pieces: the pieces of the B contexts.
+        heads: makes keys and values from cached kv.
+        scale: the factor on the scores.
 
     Returns:
         [B, n, H, width].
@@ -195,14 +205,15 @@ def attend_pieces(
     output = torch.cat([each.output for each in found])  # [N, H, n, width]
     if pieces.most > 1:
         lse = torch.cat([each.lse for each in found])  # [N, H, n]
-        output = joined_by_owner(output, lse, pieces, len(query)).type_as(query)
+        output = merge_by_owner(output, lse, pieces, len(query)).type_as(query)
     return output.transpose(1, 2)
 
 
-def joined_by_owner(output: Tensor, lse: Tensor, pieces: Pieces, num_owners: int) -> Tensor:
-    """What the pieces found: [N, ..., width] -> [B, ..., width], as `Attended.joined`.
+def merge_by_owner(output: Tensor, lse: Tensor, pieces: Pieces, num_owners: int) -> Tensor:
+    """Merge the pieces of each sequence: [N, ..., width] -> [B, ..., width].
 
-    A bag for each owner adds its pieces in their order; `index_add_` would do so in any on a GPU.
+    The weights are those of `PartialAttention.merge_partial`. `embedding_bag` adds the pieces of a
+    sequence in their order; `index_add_` on a GPU would add them in any order.
     """
     by_place = lse.new_full((num_owners, pieces.most, *lse.shape[1:]), -torch.inf)
     by_place = by_place.index_put((pieces.owners, pieces.places), lse)
@@ -210,21 +221,21 @@ def joined_by_owner(output: Tensor, lse: Tensor, pieces: Pieces, num_owners: int
     weighted = (output * weights[..., None]).flatten(1)
     device = output.device
     firsts = torch.searchsorted(pieces.owners, torch.arange(num_owners, device=device))
-    joined = F.embedding_bag(
+    merged = F.embedding_bag(
         torch.arange(len(weighted), device=device), weighted, firsts, mode="sum"
     )
-    return joined.unflatten(1, output.shape[1:])
+    return merged.unflatten(1, output.shape[1:])
 
 
 def _piece_by_piece(
     query: Tensor, cache: Tensor, pieces: Pieces, heads: Heads, scale: float
-) -> Iterator[Attended]:
-    """What each piece gives to the queries of its owner, a bounded number of pieces at once."""
+) -> Iterator[PartialAttention]:
+    """Attend to each piece from the queries of its sequence, a bounded number at a time."""
     at_once = TILE_LEN // PIECE_LEN
     mask = torch.where(pieces.is_context, 0.0, -torch.inf).to(query.dtype)[:, None, None]
     for owners, slots, bias in zip(
         pieces.owners.split(at_once), pieces.slots.split(at_once), mask.split(at_once), strict=True
     ):
-        memory = cache.index_select(0, slots.flatten()).unflatten(0, slots.shape)
-        key, value = (x.transpose(1, 2) for x in heads(memory))
+        kv = cache.index_select(0, slots.flatten()).unflatten(0, slots.shape)
+        key, value = (x.transpose(1, 2) for x in heads(kv))
         yield attend(query.index_select(0, owners), key, value, scale, mask=bias)

@@ -1,11 +1,11 @@
 """Attention of the decoder: multi-head latent attention, and plain multi-head attention.
 
-Both write what they remember of each token into one layer of the `LatentCache`. A decode attends
-to its whole context there; a chunk of a prompt attends to itself, and to its past there if it has
-one. Latent attention has two forms that give the same numbers up to rounding:
+Both write the kv of each token into one layer of the `LatentCache`. A decode attends to its whole
+context there. A chunk of a prompt attends to itself, and to its past in the cache if it has one.
+Latent attention has two forms, whose results differ only by rounding:
 
-* expanded: keys and values of every head are made from the latents;
-* absorbed: `kv_b_proj` is folded into the query and the output, so that only the latents are read
+* expanded: keys and values of every head are made from the latent kv;
+* absorbed: `kv_b_proj` is folded into the query and the output, so that only the latent kv is read
   (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
 
 Letters: T tokens, B sequences, D hidden size, H heads, C kv_lora_rank, L context, n queries.
@@ -19,24 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import TextConfig
-from model.network.attend import Attended, attend_packed, attend_past, attend_pieces
+from model.network.attend import PartialAttention, attend_past, attend_pieces, attend_varlen
 from model.network.batch import TokenBatch
 from model.network.kv_pieces import slots_of
 from model.network.norm import RMSNorm
 from model.network.rope import Rotation
 
-# (queries [n, H, width] of one chunk, cache, slots of its past) -> what they find there.
-Past = Callable[[Tensor, Tensor, Tensor], Attended]
+# (queries [n, H, width] of one chunk, cache, slots of its past) -> attention to the past.
+Past = Callable[[Tensor, Tensor, Tensor], PartialAttention]
 
 
 def attention_for(config: TextConfig) -> "LatentAttention | MultiHeadAttention":
-    """The attention module that the config asks for."""
+    """Make the attention module that the config asks for."""
     return MultiHeadAttention(config) if config.kv_lora_rank is None else LatentAttention(config)
 
 
 @dataclass(frozen=True)
 class LatentWidths:
-    """Numbers of latent attention, and what its two forms cost."""
+    """The widths of latent attention, and what its two forms cost."""
 
     num_heads: int
     latent: int  # C
@@ -45,9 +45,9 @@ class LatentWidths:
     value: int
 
     def absorbed_is_cheaper(self, num_queries: int, context_len: int) -> bool:
-        """Whether fewer products are needed when the latents are not expanded.
+        """Say whether the absorbed form needs fewer products.
 
-        Few queries to a long context absorb; at the published widths up to 170.
+        It does for few queries to a long context: up to 170 at the published widths.
         """
         expanded = context_len * (self._per_latent + num_queries * 2 * self.head)
         absorbed = num_queries * (self._per_latent + context_len * 2 * (self.latent + self.rope))
@@ -55,12 +55,12 @@ class LatentWidths:
 
     @property
     def head(self) -> int:
-        """Of the expanded queries, keys and values, made equal."""
+        """The width of expanded queries, keys and values: the kernels want all to be equal."""
         return max(self.nope + self.rope, self.value)
 
     @property
     def _per_latent(self) -> int:
-        """Products per head that expand a latent, or absorb a query and free its output."""
+        """Products per head to expand a latent, or to absorb a query and up-project its output."""
         return self.latent * (self.nope + self.value)
 
 
@@ -86,7 +86,8 @@ class LatentAttention(nn.Module):
             self.q_proj = nn.Linear(hidden, q_width, bias=False)
         else:
             self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=False)
-            # The class default of the published norm, not `rms_norm_eps`; so for kv_a_layernorm.
+            # The published code leaves eps at the default of its norm class here, 1e-6, and does
+            # not pass `rms_norm_eps`. So does its kv_a_layernorm.
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps=1e-6)
             self.q_b_proj = nn.Linear(config.q_lora_rank, q_width, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(
@@ -101,12 +102,12 @@ class LatentAttention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Rotation, batch: TokenBatch, cache: Tensor | None
     ) -> Tensor:
-        """Attend from `x` [T, D] to the context of each token; returns [T, D].
+        """Attend from each token to its context: [T, D] -> [T, D].
 
         Args:
-            x: normalised activations.
-            rotation: of the tokens' positions.
-            batch: which tokens belong together and where their context lies.
+            x: [T, D] normalised activations.
+            rotation: the rotation by the positions of the tokens.
+            batch: which tokens belong together, and where their context lies.
             cache: [slots, C + rope], one layer; None for whole sequences without a cache.
         """
         widths = self.widths
@@ -115,12 +116,12 @@ class LatentAttention(nn.Module):
         query = torch.cat((q_nope, rotation.interleaved(q_rope)), dim=-1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((widths.latent, widths.rope), dim=-1)
         k_rope = rotation.interleaved(k_rope[:, None])[:, 0]  # shared by all heads
-        memory = torch.cat((self.kv_a_layernorm(latent), k_rope), dim=-1)  # [T, C + rope]
-        store(memory, batch, cache)
+        latent_kv = torch.cat((self.kv_a_layernorm(latent), k_rope), dim=-1)  # [T, C + rope]
+        write_cache(latent_kv, batch, cache)
         num = batch.num_decodes
         outputs = [self._decode(query[:num], cache, batch)] if cache is not None and num else []
         if len(x) > num:
-            outputs.append(self._prefill(query[num:], memory[num:], cache, batch))
+            outputs.append(self._prefill(query[num:], latent_kv[num:], cache, batch))
         return self.o_proj(torch.cat(outputs).flatten(-2))
 
     def _query(self, x: Tensor) -> Tensor:
@@ -129,60 +130,61 @@ class LatentAttention(nn.Module):
         return self.q_proj(x)
 
     def _decode(self, query: Tensor, cache: Tensor, batch: TokenBatch) -> Tensor:
-        """[B, H, nope + rope], one query of each decode -> [B, H, value]."""
-        rows = self._absorb(query)[:, :, None]  # [B, H, 1, C + rope]: H queries to one memory
-        found = attend_pieces(rows, cache, batch.decode_pieces, one_head, self.scale)
-        return self._free(found[:, :, 0])
+        """Attend from one query of each decode [B, H, nope + rope]: [B, H, value]."""
+        # All heads read the same latent kv, so they are H queries of one head.
+        rows = self._absorb(query)[:, :, None]  # [B, H, 1, C + rope]
+        found = attend_pieces(rows, cache, batch.decode_pieces, as_one_head, self.scale)
+        return self._up_project_values(found[:, :, 0])
 
     def _prefill(
-        self, query: Tensor, memory: Tensor, cache: Tensor | None, batch: TokenBatch
+        self, query: Tensor, latent_kv: Tensor, cache: Tensor | None, batch: TokenBatch
     ) -> Tensor:
-        """[T, H, nope + rope] of the chunks of prompts -> [T, H, value]."""
-        key, value = self._expand(memory)
+        """Attend from the chunks of prompts [T, H, nope + rope]: [T, H, value]."""
+        key, value = self._expand(latent_kv)
         lens = batch.query_lens[batch.num_decodes :]
-        own = attend_packed(self._widened(query), key, value, lens, self.scale, is_causal=True)
-        return with_pasts(self._narrowed(own), query, cache, batch, self._past)
+        own = attend_varlen(self._widened(query), key, value, lens, self.scale, is_causal=True)
+        return merge_pasts(self._narrowed(own), query, cache, batch, self._past)
 
-    def _past(self, query: Tensor, cache: Tensor, slots: Tensor) -> Attended:
-        """Attention of one chunk [n, H, nope + rope] to its past, in the cheaper form."""
+    def _past(self, query: Tensor, cache: Tensor, slots: Tensor) -> PartialAttention:
+        """Attend from one chunk [n, H, nope + rope] to its past, in the cheaper form."""
         if not self.widths.absorbed_is_cheaper(len(query), len(slots)):
             query = self._widened(query)
             return self._narrowed(attend_past(query, cache, slots, self._expand, self.scale))
-        absorbed = self._absorb(query)  # [n, H, C + rope]: n * H queries to one memory
+        absorbed = self._absorb(query)  # [n, H, C + rope]: n * H queries of one head
         rows = absorbed.flatten(0, 1)[:, None]
-        found = attend_past(rows, cache, slots, one_head, self.scale)
+        found = attend_past(rows, cache, slots, as_one_head, self.scale)
         latent = found.output.view_as(absorbed).type_as(query)
-        return Attended(self._free(latent), found.lse.view(absorbed.shape[:2]))
+        return PartialAttention(self._up_project_values(latent), found.lse.view(absorbed.shape[:2]))
 
-    def _expand(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Memories [..., L, C + rope] -> keys and values [..., L, H, width], equally wide."""
-        latent, k_rope = memory.split((self.widths.latent, self.widths.rope), dim=-1)
+    def _expand(self, latent_kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Expand latent kv [..., L, C + rope] to keys and values [..., L, H, width]."""
+        latent, k_rope = latent_kv.split((self.widths.latent, self.widths.rope), dim=-1)
         key_value = self.kv_b_proj(latent).unflatten(-1, (self.widths.num_heads, -1))
         k_nope, value = key_value.split((self.widths.nope, self.widths.value), dim=-1)
         k_rope = k_rope.unsqueeze(-2).expand(*k_nope.shape[:-1], -1)
         return self._widened(torch.cat((k_nope, k_rope), dim=-1)), self._widened(value)
 
     def _widened(self, x: Tensor) -> Tensor:
-        """The fused kernels want queries, keys and values of one width; zeros change nothing."""
+        """Pad with zeros: the fused kernels want queries, keys and values of one width."""
         return F.pad(x, (0, self.widths.head - x.shape[-1]))
 
-    def _narrowed(self, found: Attended) -> Attended:
-        return Attended(found.output[..., : self.widths.value], found.lse)
+    def _narrowed(self, found: PartialAttention) -> PartialAttention:
+        return PartialAttention(found.output[..., : self.widths.value], found.lse)
 
     def _absorb(self, query: Tensor) -> Tensor:
-        """Queries [n, H, nope + rope] to keys -> [n, H, C + rope] to latents."""
+        """Map queries to keys [n, H, nope + rope] to queries to latent kv [n, H, C + rope]."""
         q_nope, q_rope = query.split((self.widths.nope, self.widths.rope), dim=-1)
         w_key, _ = self._weights_by_head()
         return torch.cat((torch.einsum("nhd,hdc->nhc", q_nope, w_key), q_rope), dim=-1)
 
-    def _free(self, found: Tensor) -> Tensor:
-        """Weighted memories [n, H, C + rope] -> values [n, H, value]."""
+    def _up_project_values(self, found: Tensor) -> Tensor:
+        """Map weighted sums of latent kv [n, H, C + rope] to values [n, H, value]."""
         _, w_value = self._weights_by_head()
-        # Contiguous, else the product is four times slower than with the copy.
+        # The copy pays: on the strided view the product takes four times as long.
         return torch.einsum("nhc,hvc->nhv", found[..., : self.widths.latent], w_value.contiguous())
 
     def _weights_by_head(self) -> tuple[Tensor, Tensor]:
-        """`kv_b_proj` as [H, nope, C] and [H, value, C]."""
+        """Split `kv_b_proj` into [H, nope, C] for keys and [H, value, C] for values."""
         by_head = self.kv_b_proj.weight.unflatten(0, (self.widths.num_heads, -1))
         w_key, w_value = by_head.split((self.widths.nope, self.widths.value), dim=1)
         return w_key, w_value
@@ -191,8 +193,8 @@ class LatentAttention(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Plain multi-head attention with rotary halves, for configs without `kv_lora_rank`.
 
-    Named and laid out as in the Llama family: fewer key heads than query heads are shared among
-    groups of them, and the whole head turns.
+    Its parameters have the names and shapes of the Llama family. A key head may serve a group of
+    query heads, and the whole width of a head is rotated.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -210,67 +212,67 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Rotation, batch: TokenBatch, cache: Tensor | None
     ) -> Tensor:
-        """As `LatentAttention.forward`; `cache` is [slots, 2 * kv heads * head_dim]."""
+        """Do as `LatentAttention.forward`, with a cache [slots, 2 * kv heads * head_dim]."""
         query = rotation.halves(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
         key = rotation.halves(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        store(torch.cat((key, value), dim=1).flatten(1), batch, cache)
+        write_cache(torch.cat((key, value), dim=1).flatten(1), batch, cache)
         num = batch.num_decodes
         outputs = [self._decode(query[:num], cache, batch)] if cache is not None and num else []
         if len(x) > num:
             lens = batch.query_lens[num:]
             key, value = self._repeated(key[num:]), self._repeated(value[num:])
-            own = attend_packed(query[num:], key, value, lens, self.scale, is_causal=True)
-            outputs.append(with_pasts(own, query[num:], cache, batch, self._past))
+            own = attend_varlen(query[num:], key, value, lens, self.scale, is_causal=True)
+            outputs.append(merge_pasts(own, query[num:], cache, batch, self._past))
         return self.o_proj(torch.cat(outputs).flatten(-2))
 
     def _decode(self, query: Tensor, cache: Tensor, batch: TokenBatch) -> Tensor:
-        """One query of each decode [B, H, head_dim] -> [B, H, head_dim]."""
+        """Attend from one query of each decode [B, H, head_dim]: [B, H, head_dim]."""
         groups = query.unflatten(1, (self.num_kv_heads, -1)).transpose(1, 2)
         found = attend_pieces(groups, cache, batch.decode_pieces, self._key_value, self.scale)
         return found.transpose(1, 2).flatten(1, 2)
 
-    def _past(self, query: Tensor, cache: Tensor, slots: Tensor) -> Attended:
-        """Attention of one chunk [n, H, head_dim] to its past."""
+    def _past(self, query: Tensor, cache: Tensor, slots: Tensor) -> PartialAttention:
+        """Attend from one chunk [n, H, head_dim] to its past."""
 
-        def heads(memory: Tensor) -> tuple[Tensor, Tensor]:
-            key, value = self._key_value(memory)
+        def heads(kv: Tensor) -> tuple[Tensor, Tensor]:
+            key, value = self._key_value(kv)
             return self._repeated(key), self._repeated(value)
 
         return attend_past(query, cache, slots, heads, self.scale)
 
-    def _key_value(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Memories [..., L, width] -> keys and values [..., L, kv heads, head_dim]."""
-        key, value = memory.unflatten(-1, (2, self.num_kv_heads, self.head_dim)).unbind(-3)
+    def _key_value(self, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Split cached kv [..., L, width] into keys and values [..., L, kv heads, head_dim]."""
+        key, value = kv.unflatten(-1, (2, self.num_kv_heads, self.head_dim)).unbind(-3)
         return key, value
 
     def _repeated(self, x: Tensor) -> Tensor:
-        """[..., kv heads, head_dim] -> [..., H, head_dim]."""
+        """Repeat each kv head for its group: [..., kv heads, head_dim] -> [..., H, head_dim]."""
         return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=-2)
 
 
-def one_head(memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Memories [..., L, width] as the key and the value of one head: [..., L, 1, width]."""
-    return memory.unsqueeze(-2), memory.unsqueeze(-2)
+def as_one_head(latent_kv: Tensor) -> tuple[Tensor, Tensor]:
+    """Use latent kv [..., L, width] as both key and value of one head: [..., L, 1, width]."""
+    return latent_kv.unsqueeze(-2), latent_kv.unsqueeze(-2)
 
 
-def store(memory: Tensor, batch: TokenBatch, cache: Tensor | None) -> None:
-    """Write `memory` [T, width], what a layer remembers of the new tokens, into its cache."""
+def write_cache(kv: Tensor, batch: TokenBatch, cache: Tensor | None) -> None:
+    """Write the kv [T, width] of the new tokens into one layer of the cache, if there is one."""
     if cache is not None and batch.slots is not None:
-        cache.index_copy_(0, batch.slots, memory)
+        cache.index_copy_(0, batch.slots, kv)
 
 
-def with_pasts(
-    own: Attended, query: Tensor, cache: Tensor | None, batch: TokenBatch, past: Past
+def merge_pasts(
+    own: PartialAttention, query: Tensor, cache: Tensor | None, batch: TokenBatch, past: Past
 ) -> Tensor:
-    """What chunks of prompts found in themselves, joined with what lies before them in the cache.
+    """Merge the attention of chunks to themselves with that to their past in the cache.
 
     Args:
-        own: output [T, H, value], lse [T, H].
+        own: attention to themselves, output [T, H, value], lse [T, H].
         query: [T, H, width].
         cache: one layer; None when all sequences are whole.
-        batch: whose sequences behind the decodes are the chunks.
-        past: attention of one chunk's queries to its past.
+        batch: its sequences behind the decodes are the chunks.
+        past: computes the attention of one chunk to its past.
 
     Returns:
         [T, H, value].
@@ -287,5 +289,5 @@ def with_pasts(
             outputs.append(output)
         else:
             found = past(q, cache, slots_of(table, end - len(q)))
-            outputs.append(Attended(output, lse).joined(found).output.type_as(query))
+            outputs.append(PartialAttention(output, lse).merge_partial(found).output.type_as(query))
     return torch.cat(outputs)

@@ -1,8 +1,8 @@
 """`TokenBatch`: what one step feeds the network.
 
 Sequences stand one after another without padding. A sequence brings the tokens that are new in
-this step: its whole prompt (or a part of it) in a prefill, one token in a decode. What it brought
-before lies in the cache, where `block_tables` says. Decodes come first.
+this step: its prompt or a part of it in a prefill, one token in a decode. Its earlier tokens are in
+the cache, where `block_tables` says. Decodes come first.
 
 Letters: T tokens of the step (0 is legal), B sequences, V vision tokens of the step.
 """
@@ -20,7 +20,7 @@ from model.network.kv_pieces import Pieces, pieces_of
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch:
-    """New tokens of B sequences, with host copies of the lengths so that no layer has to wait."""
+    """New tokens of B sequences. Lengths are on the host, so that no layer waits for the device."""
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64, each token's place in its own sequence
@@ -41,12 +41,12 @@ class TokenBatch:
 
     @property
     def last_rows(self) -> list[int]:
-        """The row of each sequence's last token, from which its next token is predicted."""
+        """The row of the last token of each sequence, which predicts the next token."""
         return [end - 1 for end in accumulate(self.query_lens)]
 
     @cached_property
     def decode_pieces(self) -> Pieces:
-        """The contexts of the decodes, the same for all layers."""
+        """The contexts of the decodes, cut once for all layers."""
         if self.pieces is not None:
             return self.pieces
         assert self.block_tables is not None
@@ -57,7 +57,7 @@ class TokenBatch:
 def whole_sequences(
     token_ids: Sequence[Sequence[int]], media_token_id: int | None = None
 ) -> TokenBatch:
-    """A batch without cache: every sequence from its first token, for training and as reference."""
+    """Make a batch without cache: whole sequences, for training and as a reference in tests."""
     lens = tuple(len(ids) for ids in token_ids)
     flat = torch.tensor([token for ids in token_ids for token in ids], dtype=torch.int64)
     positions = [torch.arange(length) for length in lens]

@@ -1,4 +1,4 @@
-"""The decoder of the DeepSeek-V3 family (Moonlight in Kimi-VL), named as its checkpoints name it.
+"""The decoder of the DeepSeek-V3 family (Moonlight in Kimi-VL), with the names of checkpoints.
 
 Letters: T tokens, D hidden size.
 """
@@ -10,21 +10,21 @@ from model.network.attention import attention_for
 from model.network.batch import TokenBatch
 from model.network.kv_cache import LatentCache
 from model.network.mlp import MLP
-from model.network.moe import MoE, Shares
+from model.network.moe import MoE, Shards
 from model.network.norm import RMSNorm
 from model.network.rope import Rotation, text_rotation
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then a dense MLP or experts, each behind a norm and a residual."""
+    """Attention, then a dense MLP or experts; each has a norm before and a residual around it."""
 
-    def __init__(self, config: TextConfig, layer: int, shares: Shares) -> None:
+    def __init__(self, config: TextConfig, layer: int, shards: Shards) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = attention_for(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = (
-            MoE(config, shares(layer))
+            MoE(config, shards(layer))
             if config.is_moe_layer(layer)
             else MLP(config.hidden_size, config.intermediate_size)
         )
@@ -32,26 +32,26 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, rotation: Rotation, batch: TokenBatch, cache: Tensor | None
     ) -> Tensor:
-        """`x` [T, D] -> [T, D]; `cache` is this layer's storage, or None."""
-        if len(x):  # an idle rank has no tokens, and experts that others need
+        """Map `x` [T, D] to [T, D]; `cache` is the storage of this layer, or None."""
+        if len(x):  # an idle rank has no tokens, but other ranks need its experts below
             x = x + self.self_attn(self.input_layernorm(x), rotation, batch, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Decoder(nn.Module):
-    """Embedding, layers and the last norm: `language_model.model` in a checkpoint."""
+    """Embedding, layers and the last norm; `language_model.model` in a checkpoint."""
 
-    def __init__(self, config: TextConfig, shares: Shares) -> None:
+    def __init__(self, config: TextConfig, shards: Shards) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, shares) for layer in range(config.num_hidden_layers)
+            DecoderLayer(config, layer, shards) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, embeddings: Tensor, batch: TokenBatch, cache: LatentCache | None) -> Tensor:
-        """Embeddings [T, D] -> normalised hidden states [T, D]."""
+        """Map embeddings [T, D] to normalised hidden states [T, D]."""
         config = self.config
         rotation = text_rotation(
             batch.positions, config.qk_rope_head_dim, config.rope_theta, embeddings.dtype
@@ -63,9 +63,9 @@ class Decoder(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """The decoder with its untied head: `language_model` in a checkpoint."""
+    """The decoder and its untied head; `language_model` in a checkpoint."""
 
-    def __init__(self, config: TextConfig, shares: Shares) -> None:
+    def __init__(self, config: TextConfig, shards: Shards) -> None:
         super().__init__()
-        self.model = Decoder(config, shares)
+        self.model = Decoder(config, shards)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -13,22 +13,22 @@ from model.network.batch import TokenBatch
 from model.network.decoder import LanguageModel
 from model.network.kv_cache import LatentCache
 from model.network.mlp import LinearGelu
-from model.network.moe import MoE, Shares, whole
+from model.network.moe import MoE, Shards, unsharded
 from model.network.vision import LAYER_NORM_EPS, Grid, MoonViT
 
 
 class MultiModalProjector(nn.Module):
-    """Four neighbouring patches -> one embedding of the decoder."""
+    """Maps four neighbouring patches to one embedding of the decoder."""
 
     def __init__(self, vision_width: int, hidden_size: int) -> None:
         super().__init__()
         merged = 4 * vision_width
-        self.pre_norm = nn.LayerNorm(vision_width, eps=LAYER_NORM_EPS)  # of each patch alone
+        self.pre_norm = nn.LayerNorm(vision_width, eps=LAYER_NORM_EPS)  # of each patch by itself
         self.linear_1 = LinearGelu(merged, merged, approximate="none")
         self.linear_2 = nn.Linear(merged, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [V, 4, W] -> [V, D]; the exact GELU, unlike the tower's."""
+        """Map `x` [V, 4, W] to [V, D]; the GELU is exact here, unlike in the tower."""
         return self.linear_2(self.linear_1(self.pre_norm(x).flatten(1)))
 
 
@@ -42,12 +42,12 @@ class KimiVL(nn.Module):
                                                   logits of the rows that are asked <-- lm_head
 
     Args:
-        config: of the checkpoint.
-        shares: of each layer, the routed experts whose weights this process holds and what brings
-            tokens to all of them; by default all are here.
+        config: the configuration of the checkpoint.
+        shards: for each layer with routed experts, which of them this process holds, and the
+            dispatcher to all of them. None: this process holds all experts.
     """
 
-    def __init__(self, config: KimiVLConfig, shares: Shares | None = None) -> None:
+    def __init__(self, config: KimiVLConfig, shards: Shards | None = None) -> None:
         super().__init__()
         text = config.text
         self.config = config
@@ -55,16 +55,16 @@ class KimiVL(nn.Module):
         self.multi_modal_projector = MultiModalProjector(
             config.vision.hidden_size, text.hidden_size
         )
-        self.language_model = LanguageModel(text, shares or whole(text.n_routed_experts))
+        self.language_model = LanguageModel(text, shards or unsharded(text.n_routed_experts))
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie."""
+        """The device of the parameters."""
         return self.language_model.model.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations."""
+        """The dtype of the activations."""
         return self.language_model.model.embed_tokens.weight.dtype
 
     @property
@@ -74,7 +74,7 @@ class KimiVL(nn.Module):
         return {number: layer.mlp for number, layer in layers if isinstance(layer.mlp, MoE)}
 
     def encode_images(self, patches: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
-        """Patches of packed images [P, 3, patch, patch] uint8 -> features [V, D]."""
+        """Map the patches of images [P, 3, patch, patch] uint8 to features [V, D]."""
         image = self.config.image
         mean = torch.tensor(image.image_mean, device=patches.device)[:, None, None]
         std = torch.tensor(image.image_std, device=patches.device)[:, None, None]
@@ -87,11 +87,11 @@ class KimiVL(nn.Module):
         cache: LatentCache | None = None,
         features: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [T, D] of the tokens of one step.
+        """Compute the hidden states [T, D] of the tokens of one step.
 
         Args:
             batch: the new tokens.
-            cache: read and written; None when the batch holds whole sequences.
+            cache: the cache that the step reads and writes; None for whole sequences.
             features: [V, D], in the order of `batch.media_rows`.
         """
         embeddings = self.language_model.model.embed_tokens(batch.token_ids)
@@ -101,5 +101,5 @@ class KimiVL(nn.Module):
         return self.language_model.model(embeddings, batch, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [n, D] of the rows that need them -> float32 logits [n, vocabulary]."""
+        """Map hidden states [n, D], only of the rows in need, to float32 logits [n, vocabulary]."""
         return self.language_model.lm_head(hidden).float()

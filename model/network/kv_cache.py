@@ -1,10 +1,10 @@
-"""`LatentCache`: what the decoder remembers of every token, in blocks of slots.
+"""`LatentCache`: the latent kv of every token, in blocks of slots.
 
-Multi-head latent attention remembers `kv_lora_rank + qk_rope_head_dim` numbers for each token and
-layer (DeepSeek-V2, arXiv 2405.04434, section 2.1): 576 in Kimi-VL, 31,104 bytes a token over its 27
-layers in bfloat16. Plain multi-head attention remembers its keys and values.
+Multi-head latent attention caches `kv_lora_rank + qk_rope_head_dim` numbers for each token and
+layer (DeepSeek-V2, arXiv 2405.04434, section 2.1). In Kimi-VL these are 576, or 31,104 bytes per
+token over its 27 layers in bfloat16. Plain multi-head attention caches its keys and values.
 
-Which slot is whose is the business of `context` and `blocks.BlockPool`.
+`kv_pieces` and `model.engine.blocks.BlockPool` know which slot belongs to which token.
 """
 
 import torch
@@ -13,7 +13,7 @@ from model.config import BLOCK_SIZE, TextConfig
 
 
 def cache_width(config: TextConfig) -> int:
-    """Numbers that one layer remembers of one token."""
+    """Return how many numbers one layer caches for one token."""
     if config.kv_lora_rank is None:
         return 2 * config.num_key_value_heads * config.v_head_dim
     return config.kv_lora_rank + config.qk_rope_head_dim
@@ -24,9 +24,12 @@ class LatentCache:
 
     Args:
         config: gives the width and the number of layers.
-        num_blocks: blocks for sequences, beside block 0, which nobody owns.
-        dtype: of the remembered numbers.
-        device: where they lie.
+        num_blocks: blocks for sequences, in addition to block 0, which no sequence owns.
+        dtype: the dtype of the cached numbers.
+        device: the device of the storage.
+
+    Raises:
+        ValueError: `num_blocks` is below 1.
     """
 
     def __init__(
@@ -41,9 +44,9 @@ class LatentCache:
             for _ in range(config.num_hidden_layers)
         )
         for layer in self.layers:
-            layer[0] = 0  # read in place of what lies behind a context
+            layer[0] = 0  # what is read behind the end of a context; it must be finite
 
     @staticmethod
     def block_bytes(config: TextConfig, dtype: torch.dtype) -> int:
-        """Bytes of one block over all layers."""
+        """Return the bytes of one block over all layers."""
         return BLOCK_SIZE * cache_width(config) * config.num_hidden_layers * dtype.itemsize

@@ -1,7 +1,7 @@
 """Where the context of each sequence lies in the cache.
 
-A slot is one token's place: slot = block * BLOCK_SIZE + offset. Contexts of very different lengths
-are read side by side in pieces of equal length, so that no copy is padded to the longest.
+A slot is the place of one token: slot = block * BLOCK_SIZE + offset. Contexts of very different
+lengths are read side by side in pieces of equal length, so that none is padded to the longest.
 
 Letters: B sequences, N pieces.
 """
@@ -19,21 +19,21 @@ PIECE_LEN = 256  # tokens; docs/benchmarks-history.md, "Products and attention"
 
 @dataclass(frozen=True)
 class Pieces:
-    """The contexts of B sequences, cut into pieces; those of one sequence stand together."""
+    """The contexts of B sequences, cut into pieces; the pieces of a sequence stand together."""
 
     owners: Tensor  # [N] int64, the sequence of each piece
-    places: Tensor  # [N] int64, its number within that sequence
-    most: int  # pieces of one sequence
-    slots: Tensor  # [N, PIECE_LEN] int64; behind a context's end slot 0, which stays zero
-    is_context: Tensor  # [N, PIECE_LEN] bool, False behind the end
+    places: Tensor  # [N] int64, the number of each piece within its sequence
+    most: int  # the largest number of pieces of a sequence
+    slots: Tensor  # [N, PIECE_LEN] int64; behind the end of a context slot 0, which stays zero
+    is_context: Tensor  # [N, PIECE_LEN] bool; False behind the end of a context
 
 
 def pieces_of(block_tables: Tensor, lens: Sequence[int]) -> Pieces:
-    """Cut the first `lens` tokens of each sequence into pieces; its last is filled up.
+    """Cut the contexts of sequences into pieces; the last piece of each is filled up.
 
     Args:
         block_tables: [B, blocks] int64.
-        lens: of the contexts, at least 1.
+        lens: the length of each context, at least 1.
     """
     device = block_tables.device
     counts = [-(-length // PIECE_LEN) for length in lens]
@@ -48,7 +48,7 @@ def pieces_of(block_tables: Tensor, lens: Sequence[int]) -> Pieces:
 
 
 def slots_of(block_table: Tensor, length: int) -> Tensor:
-    """The slots of the first `length` tokens of one sequence: [length] int64.
+    """Return the slots of the first `length` tokens of one sequence: [length] int64.
 
     Args:
         block_table: [blocks] int64.

@@ -1,4 +1,7 @@
-"""The SwiGLU MLP (arXiv 2002.05202) of dense layers and shared experts; GELU with its map."""
+"""The SwiGLU MLP of dense layers and shared experts (arXiv 2002.05202), and a linear map with GELU.
+
+Letters: D hidden size.
+"""
 
 from typing import Literal
 
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), without biases."""
+    """Computes down(silu(gate(x)) * up(x)), without biases."""
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -16,12 +19,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [..., D] -> [..., D]."""
+        """Map `x` [..., D] to [..., D]."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class LinearGelu(nn.Linear):
-    """A linear map and the GELU of its output: one operation where weights are packed."""
+    """A linear map and the GELU of its output, which oneDNN does in one operation."""
 
     def __init__(
         self, in_features: int, out_features: int, *, approximate: Literal["none", "tanh"]
@@ -30,5 +33,5 @@ class LinearGelu(nn.Linear):
         self.approximate = approximate
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name that nn.Linear gives it)
-        """`input` [..., in_features] -> [..., out_features]."""
+        """Map `input` [..., in_features] to [..., out_features]."""
         return F.gelu(super().forward(input), approximate=self.approximate)

@@ -1,11 +1,11 @@
-"""Root-mean-square normalisation (arXiv 1910.07467), rounded where the published model rounds."""
+"""Root-mean-square normalisation (arXiv 1910.07467); it rounds where the published model rounds."""
 
 import torch
 from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Normalise in float32, round to the input's dtype, then multiply by the weight."""
+    """Normalises in float32, rounds to the dtype of the input, then multiplies by the weight."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -13,7 +13,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [..., width] -> [..., width]."""
+        """Map `x` [..., width] to [..., width]."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.type_as(x)

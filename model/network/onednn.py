@@ -1,11 +1,10 @@
-"""Weights packed once into the layout in which this processor multiplies fastest.
+"""Prepacking: weights are reordered once into the format in which oneDNN multiplies fastest.
 
-oneDNN reads a plain weight less well than its own layout; `pack` reorders once, after loading, and
-each plain weight goes as its packed form comes. Only bfloat16 on CPUs gains by it, so all else
-stays as it is, and so does training: a packed weight has no gradient. No other file knows torch's
-internal names for this.
+`prepack` does it after loading, and drops each plain weight as soon as its prepacked form exists.
+Only bfloat16 on CPUs becomes faster, so all other weights stay plain. So do weights in training,
+because a prepacked weight has no gradient. Only this file uses torch's internal operators for it.
 
-Letters: D hidden size, F expert width, M rows that reach the held experts.
+Letters: D hidden size, F expert width, M rows that reach the local experts.
 """
 
 import torch
@@ -15,22 +14,28 @@ from torch import Tensor, nn
 from model.network.mlp import LinearGelu
 from model.network.moe import Experts
 
-# Absorbed attention reads this weight by head.
-NEVER_PACKED = "kv_b_proj"
+# Absorbed attention reads this weight head by head, which the format of oneDNN does not allow.
+NEVER_PREPACKED = "kv_b_proj"
 
 
 class PrepackedMatrix:
-    """A weight [outputs, inputs] in oneDNN's own layout.
+    """A weight [outputs, inputs] in oneDNN's own format.
 
     Args:
-        weight: bfloat16, on a CPU.
+        weight: a bfloat16 weight on a CPU.
     """
 
     def __init__(self, weight: Tensor) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
 
     def product(self, rows: Tensor, bias: Tensor | None = None, gelu: str | None = None) -> Tensor:
-        """`rows` [..., inputs] -> [..., outputs], as `F.linear`, and `gelu` as `LinearGelu`."""
+        """Map `rows` [..., inputs] to [..., outputs].
+
+        Args:
+            rows: bfloat16.
+            bias: [outputs], or None.
+            gelu: apply the GELU with this approximation, "none" or "tanh"; None applies no GELU.
+        """
         activation = "none" if gelu is None else "gelu"
         return torch.ops.mkldnn._linear_pointwise(
             rows, self._weight, bias, activation, [], gelu or ""
@@ -38,7 +43,7 @@ class PrepackedMatrix:
 
 
 class PrepackedLinear(nn.Module):
-    """In place of an `nn.Linear` or a `LinearGelu`."""
+    """Takes the place of an `nn.Linear` or a `LinearGelu`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -47,12 +52,12 @@ class PrepackedLinear(nn.Module):
         self._matrix = PrepackedMatrix(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `nn.Linear.forward`."""
+        """Map `x` [..., inputs] to [..., outputs]."""
         return self._matrix.product(x, self.bias, self._gelu)
 
 
 class PrepackedExperts(nn.Module):
-    """In place of `Experts`: a product for each expert that has rows."""
+    """Takes the place of `Experts`: one product for each expert that has rows."""
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
@@ -60,13 +65,13 @@ class PrepackedExperts(nn.Module):
         self._down = [PrepackedMatrix(weight) for weight in experts.down_proj]
 
     def forward(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
-        """`rows` [M, D], by held expert, -> [M, D]."""
+        """Map `rows` [M, D], by local expert, to [M, D]."""
         y = torch.empty_like(rows)
         first = 0
         for expert, count in enumerate(rows_per_expert.tolist()):
             if count:
-                # oneDNN compiles a kernel for every number of rows it meets; rows of the
-                # neighbours fill up to one of few numbers, and their results are dropped.
+                # oneDNN compiles a kernel for every number of rows that it meets. So rows of other
+                # experts fill up to one of few numbers, and their results are dropped.
                 length = min(rounded_up(count), len(rows))
                 start = min(first, len(rows) - length)
                 window = self._expert(expert, rows[start : start + length])
@@ -80,15 +85,15 @@ class PrepackedExperts(nn.Module):
 
 
 def rounded_up(count: int) -> int:
-    """The next of few numbers of rows, at most an eighth (or 7 rows) more."""
+    """Return the next of few numbers of rows: at most an eighth more, or 7 rows."""
     step = 8
     while step * 16 < count:
         step *= 2
     return -(-count // step) * step
 
 
-def is_packable(weight: Tensor) -> bool:
-    """Whether packing this weight is possible here, and worth it."""
+def is_prepackable(weight: Tensor) -> bool:
+    """Say whether this weight can be prepacked on this machine, and becomes faster by it."""
     return (
         weight.dtype == torch.bfloat16
         and weight.device.type == "cpu"
@@ -97,15 +102,20 @@ def is_packable(weight: Tensor) -> bool:
     )
 
 
-def pack(model: nn.Module) -> None:
-    """Pack, in place, the weights of all linear maps and experts that gain by it.
+def prepack(model: nn.Module) -> None:
+    """Prepack, in place, the weights of all linear maps and experts that become faster by it.
 
-    The plain weights go one by one, so the peak is one layer's experts more than the model.
+    Plain weights are dropped one by one. So the peak memory is that of the model and the experts of
+    one layer.
     """
     for name, child in model.named_children():
-        if isinstance(child, Experts) and is_packable(child.down_proj):
+        if isinstance(child, Experts) and is_prepackable(child.down_proj):
             setattr(model, name, PrepackedExperts(child))
-        elif isinstance(child, nn.Linear) and is_packable(child.weight) and name != NEVER_PACKED:
+        elif (
+            isinstance(child, nn.Linear)
+            and is_prepackable(child.weight)
+            and name != NEVER_PREPACKED
+        ):
             setattr(model, name, PrepackedLinear(child))
         else:
-            pack(child)
+            prepack(child)

@@ -1,7 +1,7 @@
 """Rotary position embedding: one axis for text, two axes for image patches.
 
-Angles are always computed in float32 from integer positions; `inv_freq` is never a parameter or a
-buffer of the model's dtype, so no `.to(bfloat16)` can touch it.
+Angles are always computed in float32 from integer positions. `inv_freq` is neither a parameter nor
+a buffer, so `model.to(bfloat16)` cannot round it.
 
 Letters: T tokens, P patches.
 """
@@ -13,27 +13,27 @@ import torch
 from torch import Tensor
 
 VISION_THETA = 10000.0  # `Rope2DPosEmb` in modeling_kimi_vl.py; not in config.json
-_CACHED_ROWS = 128  # of 2 x 16 heads of 72 channels in float32: about a megabyte
+_CACHED_ROWS = 128  # patches of 2 x 16 heads of 72 channels: about a megabyte in float32
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines of the angles by which pairs of channels turn."""
+    """Cosines and sines of the angles by which pairs of channels are rotated."""
 
     cos: Tensor  # [T, width / 2]
     sin: Tensor  # [T, width / 2]
 
     def interleaved(self, x: Tensor) -> Tensor:
-        """Turn the pairs (0, 1), (2, 3), ... of `x` [T, heads, width].
+        """Rotate the pairs (0, 1), (2, 3), ... of `x` [T, heads, width].
 
-        The result holds the first of every pair, then the second of every pair, as
+        The result holds the first channel of every pair, then the second of every pair, as
         `apply_rotary_pos_emb` of DeepSeek-V3 leaves it. Queries and keys are permuted alike, so
-        their products are those of the rotation in place.
+        their products do not change.
         """
         return torch.cat(self._turn(x[..., 0::2], x[..., 1::2]), dim=-1)
 
     def halves(self, x: Tensor) -> Tensor:
-        """Turn the pairs (0, width / 2), (1, width / 2 + 1), ... of `x` [T, heads, width]."""
+        """Rotate the pairs (0, width / 2), (1, width / 2 + 1), ... of `x` [T, heads, width]."""
         return torch.cat(self._turn(*x.chunk(2, dim=-1)), dim=-1)
 
     def _turn(self, real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,16 +43,17 @@ class Rotation:
 
 @dataclass(frozen=True)
 class PatchRotation:
-    """The complex numbers of length 1 by which pairs of channels of packed patches turn."""
+    """The complex numbers of length 1 by which pairs of channels of patches are multiplied."""
 
     turns: Tensor  # [P, width / 2] complex64
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Turn the pairs (0, 1), (2, 3), ... of `x` [P, heads, width], each where it stands.
+        """Rotate the pairs (0, 1), (2, 3), ... of `x` [P, heads, width]; they keep their places.
 
-        In float32, and back to the dtype of `x`, as `apply_rope` of MoonViT does.
+        The products are in float32 and are rounded to the dtype of `x`, as in `apply_rope` of
+        MoonViT.
         """
-        # On CPUs a part's float32 copy stays in the cache until it is back in `x`'s dtype.
+        # On CPUs, few rows at a time: then their float32 copy stays in the processor's cache.
         step = _CACHED_ROWS if x.device.type == "cpu" else max(1, len(x))
         parts = zip(x.split(step), self.turns.split(step), strict=True)
         return torch.cat([_turned(part, turns[:, None]) for part, turns in parts])
@@ -64,7 +65,7 @@ def _turned(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def text_rotation(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> Rotation:
-    """The rotation of tokens at `positions` [T] for heads with `width` rotary channels.
+    """Make the rotation of tokens at `positions` [T] for heads with `width` rotary channels.
 
     The cosines are rounded to `dtype` before they multiply, as in the published model.
     """
@@ -74,7 +75,7 @@ def text_rotation(positions: Tensor, width: int, theta: float, dtype: torch.dtyp
 
 
 def text_inv_freq(width: int, theta: float, device: torch.device | None = None) -> Tensor:
-    """Frequencies theta ** (-2m / width), m = 0 .. width / 2 - 1 (arXiv 2104.09864, eq. 15)."""
+    """Compute theta ** (-2m / width), m = 0 .. width / 2 - 1 (arXiv 2104.09864, eq. 15)."""
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
     return 1.0 / theta**exponents
 
@@ -82,10 +83,10 @@ def text_inv_freq(width: int, theta: float, device: torch.device | None = None) 
 def patch_rotation(
     grid_hw: Sequence[tuple[int, int]], head_dim: int, device: torch.device
 ) -> PatchRotation:
-    """The rotation of packed patches: even pairs turn by column, odd pairs by row.
+    """Make the rotation of patches: even pairs are rotated by column, odd pairs by row.
 
-    The order of the axes is that of the code of `Rope2DPosEmb`, not of its docstring. Positions
-    start at (0, 0) in each image.
+    This is the order of the axes in the code of `Rope2DPosEmb`; its docstring says otherwise.
+    Positions start at (0, 0) in each image.
     """
     inv_freq = vision_inv_freq(head_dim, device)
     angles = [torch.empty(0, head_dim // 2, device=device)]
@@ -95,11 +96,11 @@ def patch_rotation(
         xy = torch.stack((column, row), dim=-1).float()  # [h*w, 2]
         # By frequency, then by axis: x f0, y f0, x f1, y f1, ...
         angles.append((xy[:, None, :] * inv_freq[:, None]).flatten(1))
-    packed = torch.cat(angles)  # [P, head_dim / 2]
-    return PatchRotation(torch.polar(torch.ones_like(packed), packed))
+    angle = torch.cat(angles)  # [P, head_dim / 2]
+    return PatchRotation(torch.polar(torch.ones_like(angle), angle))
 
 
 def vision_inv_freq(head_dim: int, device: torch.device | None = None) -> Tensor:
-    """Frequencies 10000 ** (-4j / head_dim), j = 0 .. head_dim / 4 - 1, float32."""
+    """Compute 10000 ** (-4j / head_dim), j = 0 .. head_dim / 4 - 1, in float32."""
     exponents = torch.arange(0, head_dim, 4, dtype=torch.float32, device=device) / head_dim
     return 1.0 / VISION_THETA**exponents

@@ -1,6 +1,6 @@
-"""Attention within packed sequences on GPUs, in one call of torch's own flash kernel.
+"""Attention within sequences of different lengths on GPUs: one call of torch's flash kernel.
 
-Not yet run on a GPU: checked as far as shapes and dtypes go, under fake CUDA tensors.
+This has not yet run on a GPU. Tests check its shapes and dtypes with fake CUDA tensors.
 
 Letters: T tokens, H heads.
 """
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
-HALVES = (torch.bfloat16, torch.float16)  # what the kernel takes
+HALVES = (torch.bfloat16, torch.float16)  # the dtypes that the kernel takes
 
 
 def runs_on(x: Tensor) -> bool:
-    """Whether `attend` takes tensors like this one."""
+    """Say whether `attend` takes tensors like this one."""
     return x.device.type == "cuda" and x.dtype in HALVES
 
 
@@ -29,7 +29,7 @@ def attend(
     *,
     is_causal: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As `model.network.attend.attend_packed`: output [T, H, width], lse [T, H] float32."""
+    """Do as `model.network.attend.attend_varlen`: output [T, H, width], lse [T, H] float32."""
     starts = torch.tensor([0, *accumulate(lens)], dtype=torch.int32, device=query.device)
     longest = max(lens, default=0)
     output, lse = varlen_attn(
@@ -42,6 +42,6 @@ def attend(
         longest,
         return_aux=AuxRequest(lse=True),
         scale=scale,
-        window_size=(-1, 0) if is_causal else (-1, -1),
+        window_size=(-1, 0) if is_causal else (-1, -1),  # keys before and after; -1 is no limit
     )
     return output, lse.mT

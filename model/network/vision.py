@@ -1,7 +1,8 @@
-"""MoonViT: packed patches of images of any resolution -> features, one for each 2 x 2 patches.
+"""MoonViT: patches of images of any resolution -> one feature for each 2 x 2 patches.
 
-Images stand one after another without padding, and no image sees another: attention runs per image,
-equal grids together (the frames of a clip are one call), and no mask is ever built.
+The patches of all images stand one after another without padding. No image sees another: attention
+runs per image, without a mask. Neighbours with equal grids, such as the frames of a clip, are one
+call.
 
 Letters: I images, P patches, V vision tokens (V = P / 4), W vision width.
 """
@@ -14,37 +15,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import VisionConfig
-from model.network.attend import attend_packed
+from model.network.attend import attend_varlen
 from model.network.mlp import LinearGelu
 from model.network.rope import PatchRotation, patch_rotation
 
 Grid = tuple[int, int]  # rows and columns of patches of one image
-LAYER_NORM_EPS = 1e-5  # torch's default, which the published code keeps
+LAYER_NORM_EPS = 1e-5  # torch's default; the published code does not set it
 
 
 def runs_of_equal_grids(grid_hw: Sequence[Grid]) -> list[tuple[int, Grid]]:
-    """[(number of images, their grid)] for each run of images of one size."""
+    """List (number of images, their grid) for each run of neighbours with equal grids."""
     return [(len(list(run)), grid) for grid, run in groupby(grid_hw)]
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of each patch, plus a learned position that is resampled to the image's grid."""
+    """Maps each patch linearly and adds a learned position, resampled to the grid of the image."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         patch = config.patch_size
-        # A convolution in the checkpoint; kernel = stride, so it is a product per patch.
+        # The checkpoint stores a convolution. Its stride is its kernel size, so it is one product
+        # per patch.
         self.proj = nn.Conv2d(3, config.hidden_size, kernel_size=patch, stride=patch)
         self.pos_emb = PositionTable(config)
 
     def forward(self, pixels: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
-        """`pixels` [P, 3, patch, patch] -> [P, W]."""
+        """Map `pixels` [P, 3, patch, patch] to [P, W]."""
         embedded = F.linear(pixels.flatten(1), self.proj.weight.flatten(1), self.proj.bias)
         return embedded + self.pos_emb(grid_hw)
 
 
 class PositionTable(nn.Module):
-    """The learned table [rows, columns, W], resampled bicubically to each image's grid."""
+    """A learned table [rows, columns, W], resampled bicubically to the grid of each image."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -55,17 +57,17 @@ class PositionTable(nn.Module):
         )
 
     def forward(self, grid_hw: Sequence[Grid]) -> Tensor:
-        """Positions of packed patches: [P, W]."""
+        """Return the positions of the patches of all images: [P, W]."""
         table = self.weight.permute(2, 0, 1)[None]  # [1, W, rows, columns]
-        packed = [self.weight.new_empty(0, self.weight.shape[-1])]
+        positions = [self.weight.new_empty(0, self.weight.shape[-1])]
         for count, grid in runs_of_equal_grids(grid_hw):
             resampled = F.interpolate(table, size=grid, mode="bicubic")[0]
-            packed.append(resampled.flatten(1).T.repeat(count, 1))
-        return torch.cat(packed)
+            positions.append(resampled.flatten(1).T.repeat(count, 1))
+        return torch.cat(positions)
 
 
 class VisionMLP(nn.Module):
-    """fc1(fc0(x)), of which fc0 ends with the tanh approximation of GELU."""
+    """Computes fc1(fc0(x)); fc0 ends with the tanh approximation of GELU."""
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -73,7 +75,7 @@ class VisionMLP(nn.Module):
         self.fc1 = nn.Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [P, W] -> [P, W]."""
+        """Map `x` [P, W] to [P, W]."""
         return self.fc1(self.fc0(x))
 
 
@@ -91,7 +93,7 @@ class VisionBlock(nn.Module):
         self.mlp = VisionMLP(width, config.intermediate_size)
 
     def forward(self, x: Tensor, rotation: PatchRotation, grid_hw: Sequence[Grid]) -> Tensor:
-        """`x` [P, W] -> [P, W]."""
+        """Map `x` [P, W] to [P, W]."""
         x = x + self.wo(self._attend(self.norm0(x), rotation, grid_hw))
         return x + self.mlp(self.norm1(x))
 
@@ -100,12 +102,12 @@ class VisionBlock(nn.Module):
         query, key = rotation(qkv[:, :2].flatten(1, 2)).unflatten(1, (2, -1)).unbind(1)
         lens = [height * width for height, width in grid_hw]
         scale = query.shape[-1] ** -0.5
-        found = attend_packed(query, key, qkv[:, 2], lens, scale, is_causal=False)
+        found = attend_varlen(query, key, qkv[:, 2], lens, scale, is_causal=False)
         return found.output.flatten(1)
 
 
 class VisionEncoder(nn.Module):
-    """The blocks and the last norm."""
+    """All blocks and the last norm."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class VisionEncoder(nn.Module):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
-        """`x` [P, W] -> [P, W]."""
+        """Map `x` [P, W] to [P, W]."""
         rotation = patch_rotation(grid_hw, self.head_dim, x.device)
         for block in self.blocks:
             x = block(x, rotation, grid_hw)
@@ -122,7 +124,7 @@ class VisionEncoder(nn.Module):
 
 
 class MoonViT(nn.Module):
-    """`vision_tower` in a checkpoint.
+    """The vision tower, named `vision_tower` in a checkpoint.
 
     pixels [P, 3, 14, 14] -> patch_embed [P, W] -> encoder [P, W] -> 2 x 2 merge [V, 4, W]
     """
@@ -133,12 +135,12 @@ class MoonViT(nn.Module):
         self.encoder = VisionEncoder(config)
 
     def forward(self, pixels: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
-        """Normalised pixels [P, 3, patch, patch] of packed images -> [V, 4, W]."""
+        """Map normalised pixels [P, 3, patch, patch] of all images to [V, 4, W]."""
         return merge_patches(self.encoder(self.patch_embed(pixels, grid_hw), grid_hw), grid_hw)
 
 
 def merge_patches(x: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
-    """Group the patches [P, W] of each image by 2 x 2: [V, 4, W].
+    """Group the patches of each image by 2 x 2: [P, W] -> [V, 4, W].
 
     Tokens stand row by row over the merged grid; the four patches of a token stand
     (0, 0), (0, 1), (1, 0), (1, 1) as (row, column).

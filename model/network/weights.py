@@ -1,9 +1,9 @@
 """Safetensors files -> `KimiVL`, every tensor accounted for.
 
-The published names are the names of the network's parameters, but for the routed experts: the files
-hold three matrices an expert, the network holds them stacked. A tensor that nobody claims, a
-parameter that nothing fills and a wrong shape are refused by name, from the files' headers alone,
-before any weight is read. No pickle, no remote code.
+The names in the files are the names of the network's parameters, except for the routed experts: the
+files hold three matrices per expert, the network holds them stacked. A tensor that no parameter
+claims, a parameter that no tensor fills, and a wrong shape are refused by name. This needs only the
+headers of the files, so it comes before any weight is read. No pickle and no remote code is used.
 
 Letters: E routed experts, D hidden size, F expert width.
 """
@@ -21,12 +21,12 @@ from model.config import KimiVLConfig
 from model.json_values import CheckpointError, read_json
 from model.memory import require_room
 from model.network.kimi_vl import KimiVL
-from model.network.moe import MoE, Router, Shares
+from model.network.moe import MoE, Router, Shards
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# Stale buffers of the published files; the frequencies are computed in float32 from the config.
+# The published files contain these stale buffers. `rope` computes the frequencies itself.
 IGNORED = re.compile(r"language_model\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 STACKED = re.compile(r"(?P<experts>.*\.mlp\.experts)\.(?P<stack>gate_up_proj|down_proj)")
 READABLE_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -35,7 +35,7 @@ EMBEDDING = "language_model.model.embed_tokens.weight"  # every checkpoint has i
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a file's header says of one tensor."""
+    """One tensor, as the header of its file describes it."""
 
     file: Path
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where one tensor of the files goes: a parameter, or a part of a stack of experts."""
+    """The place of one tensor of the files: a parameter, or rows in a stack of experts."""
 
     parameter: str
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Destination:
 
 
 def check_checkpoint(directory: Path) -> KimiVLConfig:
-    """Refuse a checkpoint whose files do not fill the network exactly; reads headers only.
+    """Refuse a checkpoint whose files do not fill the network exactly; read only their headers.
 
     Returns:
         The checkpoint's configuration.
@@ -71,38 +71,40 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
-    shares: Shares | None = None,
+    shards: Shards | None = None,
 ) -> KimiVL:
     """Build the network of a checkpoint, file by file.
 
-    Peak memory beyond the model is one tensor. Experts that `shares` does not hold are not read.
+    The peak memory beyond the model is one tensor. Experts that this process does not hold are not
+    read.
 
     Args:
-        directory: of the checkpoint.
-        dtype: of the weights; None keeps the stored one, the embedding's where they differ.
-        device: None is the CPU.
-        shares: as for `KimiVL`.
+        directory: the checkpoint.
+        dtype: the dtype of the weights. None keeps the stored dtype, or that of the
+            embedding if they differ.
+        device: the device of the weights; None means the CPU.
+        shards: see `KimiVL`.
 
     Raises:
-        CheckpointError: as `check_checkpoint`, or a file that cannot be read to its end.
-        ValueError: as `require_room`.
+        CheckpointError: see `check_checkpoint`; or a file cannot be read to its end.
+        ValueError: the weights do not fit, see `require_room`.
     """
     config = KimiVLConfig.from_checkpoint(directory)
     stored = stored_tensors(directory)
     where = destinations(config)
     _match(stored, where, directory)
     device = device or torch.device("cpu")
-    model = empty_model(config, dtype or READABLE_DTYPES[stored[EMBEDDING].dtype], device, shares)
+    model = empty_model(config, dtype or READABLE_DTYPES[stored[EMBEDDING].dtype], device, shards)
     parameters = dict(model.named_parameters())
-    held = _held(model)
+    local_experts = _local_experts(model)
     wanted = {
         name: target
         for name, target in where.items()
-        if target.expert is None or target.expert in held[target.parameter]
+        if target.expert is None or target.expert in local_experts[target.parameter]
     }
     with torch.no_grad():
         for name, tensor in _read(stored, wanted):
-            _place(parameters, wanted[name], held, tensor)
+            _place(parameters, wanted[name], local_experts, tensor)
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -110,15 +112,16 @@ def empty_model(
     config: KimiVLConfig,
     dtype: torch.dtype,
     device: torch.device,
-    shares: Shares | None = None,
+    shards: Shards | None = None,
 ) -> KimiVL:
-    """The network with uninitialised weights in `dtype`; router biases stay float32.
+    """Build the network with uninitialised weights in `dtype`; router biases stay float32.
 
     Raises:
-        ValueError: as `require_room`.
+        ValueError: the weights do not fit, see `require_room`.
     """
+    # On the meta device nothing is allocated, so a network that does not fit is refused in time.
     with torch.device("meta"):
-        model = KimiVL(config, shares).to(dtype)
+        model = KimiVL(config, shards).to(dtype)
     for router in (module for module in model.modules() if isinstance(module, Router)):
         if config.text.topk_method == "noaux_tc":
             bias = router.e_score_correction_bias
@@ -126,12 +129,12 @@ def empty_model(
     require_room(sum(parameter.nbytes for parameter in model.parameters()), device)
     model.to_empty(device=device)
     for moe in model.experts.values():
-        moe.rows_computed.zero_()
+        moe.rows_computed.zero_()  # `to_empty` leaves buffers undefined too
     return model
 
 
 def destinations(config: KimiVLConfig) -> dict[str, Destination]:
-    """Every tensor name that a checkpoint of this configuration has, and where it goes."""
+    """Map every tensor name of a checkpoint of this configuration to its destination."""
     with torch.device("meta"):
         parameters = KimiVL(config).named_parameters()
     where: dict[str, Destination] = {}
@@ -144,11 +147,11 @@ def destinations(config: KimiVLConfig) -> dict[str, Destination]:
     return where
 
 
-def _held(model: KimiVL) -> dict[str, Sequence[int]]:
-    """The experts in each stack, by the name of its parameter."""
+def _local_experts(model: KimiVL) -> dict[str, Sequence[int]]:
+    """Map the name of each stacked parameter to the experts in it."""
     layers = {name: each for name, each in model.named_modules() if isinstance(each, MoE)}
     return {
-        f"{name}.experts.{stack}": moe.held
+        f"{name}.experts.{stack}": moe.local_experts
         for name, moe in layers.items()
         for stack in ("gate_up_proj", "down_proj")
     }
@@ -157,7 +160,7 @@ def _held(model: KimiVL) -> dict[str, Sequence[int]]:
 def _of_stack(
     name: str, experts: str, stack: str, shape: tuple[int, ...]
 ) -> Iterator[tuple[str, Destination]]:
-    """The tensors of the files that make one stack: [E, 2F, D] or [E, D, F]."""
+    """List the tensors of the files that make up one stack: [E, 2F, D] or [E, D, F]."""
     num_experts, rows, columns = shape
     matrices = ("gate_proj", "up_proj") if stack == "gate_up_proj" else ("down_proj",)
     height = rows // len(matrices)
@@ -168,10 +171,11 @@ def _of_stack(
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """What the headers of a checkpoint's files say, by tensor name.
+    """Read the headers of a checkpoint's files: tensor name -> tensor.
 
     Raises:
-        CheckpointError: no weights, a missing or damaged file, an index that does not match.
+        CheckpointError: there are no weights, a file is missing or damaged, or the index does not
+            match the files.
     """
     index_file = directory / INDEX_FILE
     if not index_file.exists():
@@ -235,7 +239,7 @@ def _match(
 
 
 def _some(names: Collection[str]) -> str:
-    """Up to three names and how many there are."""
+    """Name up to three tensors and say how many more there are."""
     shown = ", ".join(list(names)[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
 
@@ -243,7 +247,7 @@ def _some(names: Collection[str]) -> str:
 def _read(
     stored: Mapping[str, StoredTensor], names: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The named tensors, file by file, one in memory at a time."""
+    """Read the named tensors, file by file, one in memory at a time."""
     for file in sorted({stored[name].file for name in names}):
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -257,7 +261,7 @@ def _read(
 def _place(
     parameters: Mapping[str, nn.Parameter],
     target: Destination,
-    held: Mapping[str, Sequence[int]],
+    local_experts: Mapping[str, Sequence[int]],
     tensor: Tensor,
 ) -> None:
     parameter = parameters[target.parameter]
@@ -265,4 +269,5 @@ def _place(
         parameter.copy_(tensor)
     else:
         rows = slice(target.first_row, target.first_row + len(tensor))
-        parameter[held[target.parameter].index(target.expert), rows].copy_(tensor)
+        place = local_experts[target.parameter].index(target.expert)
+        parameter[place, rows].copy_(tensor)

@@ -1,1 +1,1 @@
-"""Which rank holds which experts, and how tokens travel to them."""
+"""Which rank holds which experts, and how tokens reach them."""

@@ -1,16 +1,17 @@
-"""Dispatchers that bring tokens to experts on other ranks, and what these give back home.
+"""Dispatchers that bring tokens to experts on other ranks, and bring the sums back home.
 
-Both follow the protocol of `model.network.moe` and take the process group as an argument. All ranks
-of the group must call them together, layer by layer, also with no tokens. In place of experts they
-are told the slots that hold these (`parallel.experts.topology`); `shards.ByExpert` looks them up.
+Both do the work of `model.network.moe.Dispatcher` across a process group, which they take as an
+argument. They take the *slots* of the experts (`parallel.experts.topology`) instead of the experts;
+`parallel.ranks.step_dispatcher` translates. All ranks of the group must call them together, layer
+by layer, even with no tokens: a rank that stays away leaves the others waiting in a collective.
 
-| | moves, each way | waits for the device |
+| | moves, in each direction | waits for the device |
 |---|---|---|
-| `AllToAllDispatcher` | a row to each rank that holds an expert of it | once a layer |
+| `AllToAllDispatcher` | each row to each rank that holds one of its experts | once per layer |
 | `AllGatherDispatcher` | `bucket` rows of every rank to every rank | never |
 
-Letters: T tokens, D hidden size, K experts per token, R ranks, M rows that reach the held experts,
-S rows that this rank sends, N rows that arrive.
+Letters: T tokens, D hidden size, K experts per token, R ranks, M rows that reach the local experts,
+S rows that this rank sends, N rows that it receives.
 """
 
 from dataclasses import dataclass
@@ -22,190 +23,231 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.network.moe import add_rows
-from parallel.experts.permute import HeldRows, pack, rows_per_place, unpack
+from parallel.experts.permute import (
+    RowsByExpert,
+    count_copies,
+    deserialize_rows,
+    serialize_rows,
+)
 from parallel.experts.policy import WireDtype
 
 
 @dataclass(frozen=True)
 class InFlightRows:
-    """Packed rows between ranks."""
+    """Serialised rows that travel between ranks."""
 
-    leaving: Tensor  # kept until they have left
-    arriving: Tensor  # [N, bytes]
+    sent: Tensor  # [S, bytes]; the collective reads it until `work` is done, so it must stay alive
+    received: Tensor  # [N, bytes]
     work: dist.Work | None
-    like: Tensor
+    like: Tensor  # gives the dtype of the rows
     top_k: int
-    wire: WireDtype
+    wire_dtype: WireDtype
 
-    def arrive(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Wait: rows [N, D], places [N, K], weights [N, K]."""
+    def wait(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Wait until all rows are here: rows [N, D], slots or local ids [N, K], weights [N, K]."""
         assert self.work is not None
         self.work.wait()
-        return unpack(self.arriving, self.like, self.top_k, self.wire)
+        return deserialize_rows(self.received, self.like, self.top_k, self.wire_dtype)
 
 
 class AllToAllDispatcher:
-    """Sends a token at most once to each rank, however many of its experts live there.
+    """Sends a token at most once to each rank, even where several of its experts live there.
 
-    counts --> rows, with the places and weights of their experts --> held experts -->
-    a partial sum for each row, back the same way --> added at home by rank
+    counts --> rows, with the local ids and weights of their experts --> local experts -->
+    one partial sum for each row, back on the same way --> the sums of all ranks added at home
 
     Args:
-        num_held: slots of each rank.
-        group: of the ranks.
-        wire: how rows travel.
+        num_local_experts: the number of slots of each rank.
+        group: the process group of the ranks.
+        wire_dtype: the dtype of rows between ranks.
     """
 
-    def __init__(self, num_held: int, group: dist.ProcessGroup, wire: WireDtype = "auto") -> None:
-        self.num_held = num_held
+    def __init__(
+        self, num_local_experts: int, group: dist.ProcessGroup, wire_dtype: WireDtype = "auto"
+    ) -> None:
+        self.num_local_experts = num_local_experts
         self.group = group
-        self.wire: WireDtype = wire
+        self.wire_dtype: WireDtype = wire_dtype
 
     def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> "AllToAllDispatch":
-        """As `model.network.moe.Dispatcher.dispatch`, for slots; returns while rows travel."""
-        ranks, places = slots // self.num_held, slots % self.num_held
+        """Send each token to its slots; return while the rows travel.
+
+        Args:
+            x: [T, D] token activations; T = 0 is legal.
+            slots: [T, K] int64, one slot for each expert of a token.
+            weights: [T, K] float32.
+        """
         num_ranks = self.group.size()
-        goes = torch.zeros(len(x), num_ranks, dtype=torch.bool, device=x.device)
-        goes.scatter_(1, ranks, value=True)  # [T, R]
-        to_expert = rows_per_place(slots, num_ranks * self.num_held).view(num_ranks, -1)
-        sent = torch.cat((to_expert, goes.sum(0)[:, None]), dim=1)  # [R, held + 1]
-        received = torch.empty_like(sent)  # what each rank sends to this one's experts
-        dist.all_to_all_single(received, sent, group=self.group)
-        from_ranks, rows_per_expert = received[:, -1], received[:, :-1].sum(0)
+        ranks, local_ids = slots // self.num_local_experts, slots % self.num_local_experts
+        dest_mask = torch.zeros(len(x), num_ranks, dtype=torch.bool, device=x.device)
+        dest_mask.scatter_(1, ranks, value=True)  # [T, R]
+        counts = self._exchange_counts(slots, dest_mask)
 
-        # The one wait for the device in this layer: the sizes must be on the host.
-        sizes = torch.cat((sent[:, -1], from_ranks, rows_per_expert.sum()[None])).tolist()
-        sent_rows, arriving_rows = sizes[:num_ranks], sizes[num_ranks:-1]
-
-        # By rank, then by token.
-        route = torch.nonzero_static(goes.T, size=sum(sent_rows))  # [S, 2]
+        # By token -> by rank, then by token.
+        route = torch.nonzero_static(dest_mask.T, size=sum(counts.sent_rows))  # [S, 2]
         to_rank, token = route.unbind(1)
         is_there = ranks[token] == to_rank[:, None]  # [S, K]
-        there = torch.where(is_there, places[token], -1)
-        leaving = pack(x.index_select(0, token), there, weights[token], self.wire)
-        arriving = leaving.new_empty(sum(arriving_rows), leaving.shape[1])  # [N, bytes]
+        ids_there = torch.where(is_there, local_ids[token], -1)
+        sent = serialize_rows(x.index_select(0, token), ids_there, weights[token], self.wire_dtype)
+        received = sent.new_empty(sum(counts.received_rows), sent.shape[1])  # [N, bytes]
         work = dist.all_to_all_single(
-            arriving, leaving, arriving_rows, sent_rows, group=self.group, async_op=True
+            received,
+            sent,
+            counts.received_rows,
+            counts.sent_rows,
+            group=self.group,
+            async_op=True,
         )
-        in_flight = InFlightRows(leaving, arriving, work, x, slots.shape[1], self.wire)
-        return AllToAllDispatch(
-            self, token, goes, in_flight, rows_per_expert, sizes[-1], sent_rows, arriving_rows
-        )
+        in_flight = InFlightRows(sent, received, work, x, slots.shape[1], self.wire_dtype)
+        return AllToAllDispatch(self, in_flight, counts, token, dest_mask)
+
+    def _exchange_counts(self, slots: Tensor, dest_mask: Tensor) -> "RowCounts":
+        """Tell every rank how many copies each of its experts gets, and how many rows they are."""
+        num_ranks = self.group.size()
+        copies = count_copies(slots, num_ranks * self.num_local_experts).view(num_ranks, -1)
+        sent = torch.cat((copies, dest_mask.sum(0)[:, None]), dim=1)  # [R, local experts + 1]
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=self.group)
+        rows_per_expert = received[:, :-1].sum(0)
+        # The only wait for the device in this layer: a collective takes its sizes from the host.
+        sizes = torch.cat((sent[:, -1], received[:, -1], rows_per_expert.sum()[None])).tolist()
+        return RowCounts(rows_per_expert, sizes[-1], sizes[:num_ranks], sizes[num_ranks:-1])
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """How many rows an all-to-all moves."""
+
+    rows_per_expert: Tensor  # [local experts] int64
+    num_copies: int  # their sum, M
+    sent_rows: list[int]  # to each rank; they sum to S
+    received_rows: list[int]  # from each rank; they sum to N
 
 
 class AllToAllDispatch:
-    """Rows on their way; as `model.network.moe.Dispatch`."""
+    """Rows that an all-to-all brings to the experts; a `model.network.moe.Dispatch`."""
 
     def __init__(
         self,
         dispatcher: AllToAllDispatcher,
-        token: Tensor,
-        goes: Tensor,
         in_flight: InFlightRows,
-        rows_per_expert: Tensor,
-        num_copies: int,
-        sent_rows: list[int],
-        arriving_rows: list[int],
+        counts: RowCounts,
+        token: Tensor,
+        dest_mask: Tensor,
     ) -> None:
-        self.rows_per_expert = rows_per_expert
+        self.rows_per_expert = counts.rows_per_expert
+        self.sent_rows = counts.sent_rows
+        self.received_rows = counts.received_rows
         self._dispatcher = dispatcher
-        self._token = token  # [S], by rank, then by token
-        self._goes = goes  # [T, R]
-        self._travelling = in_flight
-        self._num_copies = num_copies
-        self.sent_rows = sent_rows
-        self.arriving_rows = arriving_rows
+        self._in_flight = in_flight
+        self._num_copies = counts.num_copies
+        self._token = token  # [S], the token of each sent row: by rank, then by token
+        self._dest_mask = dest_mask  # [T, R]
 
     @cached_property
-    def _held(self) -> HeldRows:
-        x, places, weights = self._travelling.arrive()
-        return HeldRows(x, places, weights, self._dispatcher.num_held, self._num_copies)
+    def _by_expert(self) -> RowsByExpert:
+        x, local_ids, weights = self._in_flight.wait()
+        num_local_experts = self._dispatcher.num_local_experts
+        return RowsByExpert(x, local_ids, weights, num_local_experts, self._num_copies)
 
     @property
     def rows(self) -> Tensor:
-        """[M, D], by held expert, once they have arrived."""
-        return self._held.rows
+        """The rows [M, D] by local expert; the first read waits until they have arrived."""
+        return self._by_expert.rows
 
     def combine(self, y: Tensor) -> Tensor:
-        """Outputs of the held experts [M, D] -> [T, D] at home."""
-        partial = self._held.partial_sums(y)  # [N, D]
-        if self._dispatcher.wire != "auto":
+        """Bring the outputs of the local experts [M, D] home and sum them: [T, D]."""
+        partial = self._by_expert.partial_sums(y)  # [N, D]
+        if self._dispatcher.wire_dtype != "auto":
             partial = partial.bfloat16()
         returned = partial.new_empty(sum(self.sent_rows), y.shape[1])  # [S, D]
         dist.all_to_all_single(
-            returned, partial, self.sent_rows, self.arriving_rows, group=self._dispatcher.group
+            returned, partial, self.sent_rows, self.received_rows, group=self._dispatcher.group
         )
-        # They stand as they left: by rank, then by token -> by token, then by rank.
+        # Sums come back in the order in which rows were sent.
+        # By rank, then by token -> by token, then by rank.
         by_token = self._token.argsort(stable=True)
-        return add_rows(returned.type_as(y), by_token, self._goes.sum(1))
+        return add_rows(returned.type_as(y), by_token, self._dest_mask.sum(1))
 
 
 class AllGatherDispatcher:
-    """Shows all rows to all ranks; each answers for its experts, and the sums are scattered home.
+    """Gives all rows to all ranks; each computes its own experts, and the sums are scattered home.
 
     Args:
-        num_held: slots of each rank.
-        group: of the ranks.
-        bucket: rows of every rank, at least the tokens of the busiest; the rest is padding, which
-            no expert ever sees.
-        wire: how rows travel on their way there; sums come back in float32.
+        num_local_experts: the number of slots of each rank.
+        group: the process group of the ranks.
+        bucket: the rows of every rank, at least the tokens of the busiest rank. The rest is
+            padding, which belongs to no expert.
+        wire_dtype: the dtype of rows on their way to the experts; sums come back in float32.
     """
 
     def __init__(
-        self, num_held: int, group: dist.ProcessGroup, bucket: int, wire: WireDtype = "auto"
+        self,
+        num_local_experts: int,
+        group: dist.ProcessGroup,
+        bucket: int,
+        wire_dtype: WireDtype = "auto",
     ) -> None:
-        self.num_held = num_held
+        self.num_local_experts = num_local_experts
         self.group = group
         self.bucket = bucket
-        self.wire: WireDtype = wire
+        self.wire_dtype: WireDtype = wire_dtype
 
     def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> "AllGatherDispatch":
-        """As `model.network.moe.Dispatcher.dispatch`, for slots of at most `bucket` tokens."""
+        """Send each token to its slots; return while the rows travel.
+
+        Args:
+            x: [T, D] token activations, T <= `bucket`; T = 0 is legal.
+            slots: [T, K] int64, one slot for each expert of a token.
+            weights: [T, K] float32.
+        """
         assert len(x) <= self.bucket
         padding = (0, 0, 0, self.bucket - len(x))
         slots = F.pad(slots, padding, value=-1)
-        leaving = pack(F.pad(x, padding), slots, F.pad(weights, padding), self.wire)
-        arriving = leaving.new_empty(self.group.size() * self.bucket, leaving.shape[1])
-        work = dist.all_gather_single(arriving, leaving, group=self.group, async_op=True)
-        in_flight = InFlightRows(leaving, arriving, work, x, slots.shape[1], self.wire)
+        sent = serialize_rows(F.pad(x, padding), slots, F.pad(weights, padding), self.wire_dtype)
+        received = sent.new_empty(self.group.size() * self.bucket, sent.shape[1])
+        work = dist.all_gather_single(received, sent, group=self.group, async_op=True)
+        in_flight = InFlightRows(sent, received, work, x, slots.shape[1], self.wire_dtype)
         return AllGatherDispatch(self, x, in_flight)
 
 
 class AllGatherDispatch:
-    """Rows on their way; as `model.network.moe.Dispatch`.
+    """Rows that an all-gather brings to the experts; a `model.network.moe.Dispatch`.
 
-    On a GPU the number of rows is not known to the host, so there are as many as there could be,
-    and those beyond the sum of `rows_per_expert` mean nothing.
+    On a GPU the host does not know M, and asking would wait for the device. So there are as many
+    rows as there could be, and the content of those beyond the sum of `rows_per_expert` is
+    undefined.
     """
 
     def __init__(self, dispatcher: AllGatherDispatcher, x: Tensor, in_flight: InFlightRows) -> None:
         self._dispatcher = dispatcher
         self._x = x
-        self._travelling = in_flight
+        self._in_flight = in_flight
 
     @cached_property
-    def _arrived(self) -> tuple[HeldRows, Tensor]:
-        x, slots, weights = self._travelling.arrive()  # [R * bucket, ...]
-        num_held = self._dispatcher.num_held
-        places = slots - self._dispatcher.group.rank() * num_held
-        places = torch.where((slots >= 0) & (places >= 0) & (places < num_held), places, -1)
-        counts = rows_per_place(places, num_held)
-        most = len(places) * min(places.shape[1], num_held)
+    def _arrived(self) -> tuple[RowsByExpert, Tensor]:
+        x, slots, weights = self._in_flight.wait()  # [R * bucket, ...]
+        num_local = self._dispatcher.num_local_experts
+        local_ids = slots - self._dispatcher.group.rank() * num_local
+        is_here = (slots >= 0) & (local_ids >= 0) & (local_ids < num_local)
+        local_ids = torch.where(is_here, local_ids, -1)
+        counts = count_copies(local_ids, num_local)
+        most = len(local_ids) * min(local_ids.shape[1], num_local)
         num_copies = int(counts.sum()) if x.device.type == "cpu" else most
-        return HeldRows(x, places, weights, num_held, num_copies), counts
+        return RowsByExpert(x, local_ids, weights, num_local, num_copies), counts
 
     @property
     def rows(self) -> Tensor:
-        """[M, D], by held expert, once they have arrived."""
+        """The rows [M, D] by local expert; the first read waits until they have arrived."""
         return self._arrived[0].rows
 
     @property
     def rows_per_expert(self) -> Tensor:
-        """[held experts] int64."""
+        """How many rows each local expert has: [local experts] int64."""
         return self._arrived[1]
 
     def combine(self, y: Tensor) -> Tensor:
-        """Outputs of the held experts [M, D] -> [T, D] at home."""
+        """Bring the outputs of the local experts [M, D] home and sum them: [T, D]."""
         partial = self._arrived[0].partial_sums(y).float()  # [R * bucket, D]
         home = partial.new_empty(self._dispatcher.bucket, partial.shape[1])
         dist.reduce_scatter_single(home, partial, group=self._dispatcher.group)

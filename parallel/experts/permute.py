@@ -1,14 +1,18 @@
-"""Rows between the wire and the experts: packed, grouped by expert, added up again.
+"""Rows between the exchange and the experts: serialised, grouped by expert, summed again.
 
-Nothing here talks to another rank, and sums have a fixed order: no atomics.
+Nothing here talks to another rank. Sums have a fixed order, because results must not depend on
+which row came first: no atomics.
 
 | wire dtype | a row on its way to experts | a sum on its way back (all-to-all) |
 |---|---|---|
-| `auto` | as it is | as it is |
-| `bfloat16` | rounded | rounded |
-| `float8` | e4m3, and a float32 scale that makes its greatest number 448 | as bfloat16 |
+| `auto` | in its own dtype | in its own dtype |
+| `bfloat16` | rounded to bfloat16 | rounded to bfloat16 |
+| `float8` | e4m3 with a float32 scale that maps its largest number to 448 | rounded to bfloat16 |
 
-Letters: n, b rows, D hidden size, K experts per token, M rows that reach the held experts.
+A *local id* is the number of an expert among those of one rank, and negative where the expert is on
+another rank.
+
+Letters: n, b rows, D hidden size, K experts per token, M rows that reach the local experts.
 """
 
 import torch
@@ -17,74 +21,119 @@ from torch import Tensor
 from model.network.moe import add_rows
 from parallel.experts.policy import WireDtype
 
-_NUMBER_BYTES = 4  # of a scale, of a weight, and of an expert's place
+_NUMBER_BYTES = 4  # of a scale, of a weight, and of a local id
 _FLOAT8 = torch.float8_e4m3fn
-_LEAST_SCALE = 1e-30  # of a row of zeros
+_MIN_SCALE = 1e-30  # of a row of zeros, which must not divide by zero
 
 
-def pack(x: Tensor, places: Tensor, weights: Tensor, wire: WireDtype = "auto") -> Tensor:
-    """[n, D], [n, K], [n, K] float32 -> [n, bytes] uint8: everything that travels with a row."""
-    numbers = [weights.float(), places.int()]
-    if wire == "float8":
+def serialize_rows(
+    x: Tensor, local_ids: Tensor, weights: Tensor, wire_dtype: WireDtype = "auto"
+) -> Tensor:
+    """Put rows and their routing into one buffer, so that one collective carries all of it.
+
+    Args:
+        x: [n, D].
+        local_ids: [n, K].
+        weights: [n, K].
+        wire_dtype: the dtype of the activations in the buffer.
+
+    Returns:
+        [n, bytes] uint8: activations, scale (float8 only), float32 weights, int32 local ids.
+    """
+    numbers = [weights.float(), local_ids.int()]
+    if wire_dtype == "float8":
         assert x.shape[1] % _NUMBER_BYTES == 0, "the numbers behind a row must be aligned"
         greatest = x.abs().amax(dim=1, keepdim=True).float()
-        scale = (greatest / torch.finfo(_FLOAT8).max).clamp(min=_LEAST_SCALE)
+        scale = (greatest / torch.finfo(_FLOAT8).max).clamp(min=_MIN_SCALE)
         x = (x / scale).to(_FLOAT8)
         numbers.insert(0, scale)
-    elif wire == "bfloat16":
+    elif wire_dtype == "bfloat16":
         x = x.bfloat16()
     return torch.cat([part.contiguous().view(torch.uint8) for part in (x, *numbers)], dim=1)
 
 
-def unpack(
-    packed: Tensor, like: Tensor, top_k: int, wire: WireDtype = "auto"
+def deserialize_rows(
+    buffer: Tensor, like: Tensor, top_k: int, wire_dtype: WireDtype = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Undo `pack`, without a copy where rows are as `like`: rows, places int32, weights."""
-    of_numbers = top_k * _NUMBER_BYTES
-    row = packed[:, : packed.shape[1] - 2 * of_numbers]
-    weights = packed[:, row.shape[1] : row.shape[1] + of_numbers].view(torch.float32)
-    places = packed[:, row.shape[1] + of_numbers :].view(torch.int32)
-    if wire == "float8":
+    """Undo `serialize_rows`; rows in the dtype of `like` are views, not copies.
+
+    Args:
+        buffer: [n, bytes] uint8.
+        like: gives the dtype of the rows.
+        top_k: K.
+        wire_dtype: as it was given to `serialize_rows`.
+
+    Returns:
+        Rows [n, D], local ids [n, K] int32, weights [n, K] float32.
+    """
+    width = top_k * _NUMBER_BYTES
+    row = buffer[:, : buffer.shape[1] - 2 * width]
+    weights = buffer[:, row.shape[1] : row.shape[1] + width].view(torch.float32)
+    local_ids = buffer[:, row.shape[1] + width :].view(torch.int32)
+    if wire_dtype == "float8":
         scale = row[:, -_NUMBER_BYTES:].view(torch.float32)
         x = (row[:, :-_NUMBER_BYTES].view(_FLOAT8).float() * scale).type_as(like)
     else:
-        x = row.view(torch.bfloat16 if wire == "bfloat16" else like.dtype).type_as(like)
-    return x, places, weights
+        x = row.view(torch.bfloat16 if wire_dtype == "bfloat16" else like.dtype).type_as(like)
+    return x, local_ids, weights
 
 
-class HeldRows:
-    """Rows that came to this rank, one copy for each of their experts here, by expert.
+class RowsByExpert:
+    """Rows that came to this rank, copied once for each of their local experts.
+
+    Rows arrive by rank, then by token. Experts want them by expert. An example with four rows,
+    K = 2 and the local experts 0 and 1:
+
+        row          a        b        c        d
+        local ids    [0, 1]   [1, -]   [0, -]   [1, 0]     (-: an expert of another rank)
+
+        by rank, then by token:    a0 a1  b1  c0  d1 d0    (the copies, as they stand in local ids)
+        -> by expert, then by row: a0 c0 d0 | a1 b1 d1     (`rows`, M = 6)
+
+    After the experts the way goes back, and the copies of a row are added up in the order of their
+    local ids: a = w * a0 + w * a1, b = w * b1, and so on.
 
     Args:
         x: [n, D].
-        places: [n, K], which held expert, negative for none.
+        local_ids: [n, K].
         weights: [n, K] float32.
-        num_held: experts of this rank.
-        num_copies: how many places are not negative, M; may be more, then the last rows are of no
-            expert and mean nothing.
+        num_local_experts: the number of experts of this rank.
+        num_copies: M, how many local ids are not negative. A larger number is legal; then the last
+            rows belong to no expert, and their content is undefined.
     """
 
     def __init__(
-        self, x: Tensor, places: Tensor, weights: Tensor, num_held: int, num_copies: int
+        self, x: Tensor, local_ids: Tensor, weights: Tensor, num_local_experts: int, num_copies: int
     ) -> None:
-        copies = places.flatten().long()  # [n*K], by row
+        copies = local_ids.flatten().long()  # [n*K], by row
         is_here = copies >= 0
-        order = torch.where(is_here, copies, num_held).argsort(stable=True)[:num_copies]
-        self.rows = x.index_select(0, order // places.shape[1])  # [M, D], by expert, then by row
-        # By expert -> by row, those of no expert last.
+        # The copies of no expert get the number behind the last expert, so they come last.
+        order = torch.where(is_here, copies, num_local_experts).argsort(stable=True)[:num_copies]
+        self.rows = x.index_select(0, order // local_ids.shape[1])  # [M, D], by expert, then by row
+        # By expert -> by row; the copies of no expert stay last.
         key = torch.where(is_here[order], order, len(copies))
         self._by_row = key.argsort(stable=True)  # [M]
         self._weights = weights.flatten()[order[self._by_row]]  # [M]
-        self._counts = is_here.view(places.shape).sum(1)  # [n]
+        self._counts = is_here.view(local_ids.shape).sum(1)  # [n]
 
     def partial_sums(self, y: Tensor) -> Tensor:
-        """Outputs [M, D] -> [n, D]: the weighted outputs of a row's experts here."""
+        """Sum, for each row, the weighted outputs of its local experts: [M, D] -> [n, D]."""
         return add_rows(y, self._by_row, self._counts, self._weights)
 
 
-def rows_per_place(places: Tensor, num_held: int) -> Tensor:
-    """[n, K] -> [held experts] int64: how many copies each has; no wait for the device."""
-    copies = places.flatten().long()
-    copies = torch.where(copies < 0, num_held, copies)
-    counts = torch.zeros(num_held + 1, dtype=torch.int64, device=places.device)
-    return counts.scatter_add_(0, copies, torch.ones_like(copies))[:num_held]
+def count_copies(ids: Tensor, num_ids: int) -> Tensor:
+    """Count how often each of the numbers 0 to `num_ids` - 1 occurs; negative ids are skipped.
+
+    The result stays on the device: nobody waits for it, unlike for `bincount`.
+
+    Args:
+        ids: [n, K], slots or local ids.
+        num_ids: how many numbers there are.
+
+    Returns:
+        [num_ids] int64.
+    """
+    copies = ids.flatten().long()
+    copies = torch.where(copies < 0, num_ids, copies)
+    counts = torch.zeros(num_ids + 1, dtype=torch.int64, device=ids.device)
+    return counts.scatter_add_(0, copies, torch.ones_like(copies))[:num_ids]

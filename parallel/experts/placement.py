@@ -1,9 +1,9 @@
-"""Which rank holds which experts, from how much each had to do in an earlier run.
+"""Which rank holds which experts, chosen from how many tokens each expert had in an earlier run.
 
-A step of a layer lasts as long as its busiest rank, and which experts are hot differs from layer to
-layer, so each layer is placed for itself: a single placement for all would level only the sum over
-layers, which is nearly level anyhow. Placements are fixed for a run, since the load of a dataset is
-stationary enough and moving weights in a run would make its numbers depend on its history.
+A layer takes as long as its busiest rank, and each layer has other busy experts. So each layer gets
+a placement of its own: one placement for all layers would level only the sum over the layers, which
+is nearly level anyway. A placement stays fixed during a run, because the load of a dataset changes
+little, and because results would depend on the history of the run if weights moved.
 
 Letters: E routed experts, R ranks.
 """
@@ -16,86 +16,91 @@ from parallel.experts.topology import Topology
 
 
 def place(load: ExpertLoad, num_ranks: int, num_copies: int) -> dict[int, Topology]:
-    """A topology for each layer, as `place_layer`."""
+    """Choose a topology for each layer; see `place_layer`."""
     return {
         layer: place_layer(tokens.tolist(), num_ranks, num_copies) for layer, tokens in load.items()
     }
 
 
 def place_layer(tokens: Sequence[int], num_ranks: int, num_copies: int) -> Topology:
-    """Level the ranks' tokens, by longest processing time first (Graham 1969).
+    """Level the tokens of the ranks: the longest processing time comes first (Graham 1969).
 
     Args:
-        tokens: [E], of each expert.
+        tokens: [E], the tokens of each expert.
         num_ranks: R.
-        num_copies: slots of each rank beyond E / R, for further copies of the busiest experts.
+        num_copies: slots of each rank beyond E / R, for extra copies of the busiest experts.
 
     Raises:
-        ValueError: the experts do not divide, or no rank could hold so many.
+        ValueError: the experts do not divide over the ranks, or a rank has no room for so many
+            copies.
     """
     num_experts = len(tokens)
-    num_slots = Topology.even(num_experts, num_ranks).num_held + num_copies
+    num_slots = Topology.even(num_experts, num_ranks).num_local_experts + num_copies
     if not 0 <= num_copies <= num_experts - num_experts // num_ranks:
         raise ValueError(
             f"a rank cannot hold {num_slots} of {num_experts} experts; with {num_ranks} ranks "
             f"there is room for 0 to {num_experts - num_experts // num_ranks} copies on each, not "
             f"{num_copies}"
         )
-    copies = _copies(tokens, num_ranks, num_ranks * num_copies)
-    shares = [count / copy for count, copy in zip(tokens, copies, strict=True)]
-    busiest_first = sorted(range(num_experts), key=lambda expert: -shares[expert])
-    held: list[list[int]] = [[] for _ in range(num_ranks)]
-    busy = [0.0] * num_ranks
+    copies = _count_copies(tokens, num_ranks, num_ranks * num_copies)
+    tokens_per_copy = [count / copy for count, copy in zip(tokens, copies, strict=True)]
+    busiest_first = sorted(range(num_experts), key=lambda expert: -tokens_per_copy[expert])
+    placed: list[list[int]] = [[] for _ in range(num_ranks)]  # the experts of each rank so far
+    busy = [0.0] * num_ranks  # their tokens
     for expert in (each for each in busiest_first for _ in range(copies[each])):
-        rank = _make_room(held, busy, shares, expert, num_slots)
-        held[rank].append(expert)
-        busy[rank] += shares[expert]
-    return Topology(num_experts, tuple(tuple(sorted(experts)) for experts in held))
+        rank = _make_room(placed, busy, tokens_per_copy, expert, num_slots)
+        placed[rank].append(expert)
+        busy[rank] += tokens_per_copy[expert]
+    return Topology(num_experts, tuple(tuple(sorted(experts)) for experts in placed))
 
 
-def _copies(tokens: Sequence[int], num_ranks: int, num_more: int) -> list[int]:
-    """[E]: how many ranks hold each expert; more, time and again, for the busiest copy.
+def _count_copies(tokens: Sequence[int], num_ranks: int, num_extra: int) -> list[int]:
+    """Choose how many ranks hold each expert [E]: the busiest gets another copy, repeatedly.
 
-    Their number divides the ranks where slots allow it, so that copies answer equally many ranks.
+    The number of copies divides the number of ranks where the slots allow it, so that each copy
+    serves equally many ranks.
     """
     copies = [1] * len(tokens)
     divisors = [number for number in range(1, num_ranks + 1) if num_ranks % number == 0]
     busiest: list[tuple[float, int]] = [(-count, expert) for expert, count in enumerate(tokens)]
     heapq.heapify(busiest)
-    while num_more and busiest:
+    while num_extra and busiest:
         _, expert = heapq.heappop(busiest)
         next_number = next(number for number in divisors if number > copies[expert])
-        if next_number - copies[expert] > num_more:
-            continue  # a less busy one may need fewer
-        num_more -= next_number - copies[expert]
+        if next_number - copies[expert] > num_extra:
+            continue  # A less busy expert may need fewer copies to reach its next divisor.
+        num_extra -= next_number - copies[expert]
         copies[expert] = next_number
         if next_number < num_ranks:
             heapq.heappush(busiest, (-tokens[expert] / next_number, expert))
+    # The slots that remain are too few for a divisor; the busiest experts get them.
     for expert in sorted(range(len(tokens)), key=lambda each: -tokens[each] / copies[each]):
-        more = min(num_more, num_ranks - copies[expert])
+        more = min(num_extra, num_ranks - copies[expert])
         copies[expert] += more
-        num_more -= more
+        num_extra -= more
     return copies
 
 
 def _make_room(
-    held: list[list[int]],
+    placed: list[list[int]],
     busy: list[float],
-    shares: Sequence[float],
+    tokens_per_copy: Sequence[float],
     expert: int,
     num_slots: int,
 ) -> int:
-    """The least busy rank that can take the expert; where none can, another expert moves."""
-    lacking = [rank for rank, experts in enumerate(held) if expert not in experts]
-    free = [rank for rank in lacking if len(held[rank]) < num_slots]
-    if free:
-        return min(free, key=busy.__getitem__)
-    # Only ranks that hold the expert have room. A full rank has something that they lack.
-    (taker, *_) = (rank for rank, experts in enumerate(held) if len(experts) < num_slots)
+    """Return the least busy rank that can take the expert; move another expert if none can."""
+    lacking = [rank for rank, experts in enumerate(placed) if expert not in experts]
+    with_room = [rank for rank in lacking if len(placed[rank]) < num_slots]
+    if with_room:
+        return min(with_room, key=busy.__getitem__)
+    # Only ranks that hold the expert already have room. A full rank gives one of them an expert
+    # that it lacks, and takes this expert into the slot that became free.
+    (taker, *_) = (rank for rank, experts in enumerate(placed) if len(experts) < num_slots)
     giver = min(lacking, key=busy.__getitem__)
-    moved = min(set(held[giver]) - set(held[taker]), key=lambda each: (shares[each], each))
-    held[giver].remove(moved)
-    held[taker].append(moved)
-    busy[giver] -= shares[moved]
-    busy[taker] += shares[moved]
+    candidates = set(placed[giver]) - set(placed[taker])
+    moved = min(candidates, key=lambda each: (tokens_per_copy[each], each))
+    placed[giver].remove(moved)
+    placed[taker].append(moved)
+    busy[giver] -= tokens_per_copy[moved]
+    busy[taker] += tokens_per_copy[moved]
     return giver

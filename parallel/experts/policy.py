@@ -1,10 +1,10 @@
-"""Which dispatcher a step uses, and why; without torch, since drivers ask too.
+"""Which dispatcher a step uses, and why. This module does not import torch: drivers use it too.
 
-| `--dispatch` | |
+| `--dispatch` | dispatcher |
 |---|---|
-| `all_to_all` | always |
-| `all_gather` | always |
-| `auto` | see `choose` |
+| `all_to_all` | always all-to-all |
+| `all_gather` | always all-gather |
+| `auto` | depends on the step; see `choose` |
 """
 
 from dataclasses import dataclass
@@ -19,22 +19,23 @@ class Exchange:
     """How the ranks of a group pass tokens to each other."""
 
     dispatch: DispatchChoice = "auto"
-    wire_dtype: WireDtype = "auto"  # of rows on their way; see `parallel.experts.permute`
+    wire_dtype: WireDtype = "auto"  # of rows between ranks; see `parallel.experts.permute`
 
 
-# Up to so many ranks a decode's bytes by all-gather are near those of the all-to-all, which has one
-# exchange and one wait for the device more. Counted, not measured: nobody has run
-# `jobs.bench.dispatch --device cuda` yet (BENCHMARKS.md).
+# With so few ranks, an all-gather moves about as many bytes in a decode as the all-to-all does, and
+# it saves one exchange and one wait for the device. This limit is counted, not measured: nobody has
+# run `jobs.bench.dispatch --device cuda` yet (BENCHMARKS.md).
 _MAX_GATHERING_RANKS = 4
 
 
 def choose(
     choice: DispatchChoice, *, is_decode: bool, num_ranks: int, device: str
 ) -> DispatchChoice:
-    """`all_to_all` or `all_gather` for a step.
+    """Return `all_to_all` or `all_gather` for a step.
 
-    `auto` takes all_gather for decodes of few ranks on GPUs, where a wait for the device costs more
-    than bytes; on CPUs, where gloo's all-to-all is the faster collective, never.
+    `auto` takes the all-gather for decodes of few ranks on GPUs, where waiting for the device costs
+    more than the bytes. It never takes it on CPUs, where gloo's all-to-all is the faster
+    collective.
     """
     if choice != "auto":
         return choice
@@ -43,7 +44,7 @@ def choose(
 
 
 def explain(exchange: Exchange, num_ranks: int, device: str) -> str:
-    """In words, what `choose` will do, and what travels."""
+    """Describe in words what `choose` will do, and in which dtype rows cross ranks."""
     if num_ranks == 1:
         return "dispatch local: one rank holds all experts"
     wire = "" if exchange.wire_dtype == "auto" else f"; rows travel as {exchange.wire_dtype}"

@@ -1,11 +1,11 @@
-"""`Groups`: the groups of a run, seen from the driver that owns them and the clients they serve.
+"""`Groups`: the groups of a run, for the driver that owns them and for the clients that use them.
 
     groups = Groups.start(spec, num_groups=4, max_group_failures=16)      # driver
     async with groups.lease(num_tokens) as lease:                         # any process
         answers = await lease.generate([requests])
     groups.close()                                                        # driver
 
-Prompts and completions travel between client and rank; the supervisor sees leases only.
+Prompts and completions travel directly between client and rank; the supervisor sees only leases.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import starmap
 from typing import Any, Self
 
 import ray
@@ -24,10 +24,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from parallel.experts.load import ExpertLoad
 from parallel.groups.errors import GONE, DeadGroupError, GroupError
 from parallel.groups.group import EngineGroup
+from parallel.groups.leases import Client
 from parallel.groups.spec import GroupSpec
 from parallel.groups.start import MAX_CONCURRENCY
-from parallel.groups.supervisor import Client, GroupsStatus, Supervisor
-from parallel.ranks.worker import Outcome, Request
+from parallel.groups.supervisor import GroupsStatus, Supervisor
+from parallel.ranks.requests import Outcome, Request
 
 _CLOSE_TIMEOUT_S = 30.0
 
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to use a group until the end of its `with`."""
+    """The right to use a group until its `with` ends."""
 
     groups: "Groups"
     group: EngineGroup
@@ -44,32 +45,32 @@ class Lease:
     async def generate(
         self, sets: Sequence[Sequence[Request]]
     ) -> list[list[Outcome | DeadGroupError]]:
-        """Answer requests, those of a set on the same rank, with one call of each rank.
+        """Answer sets of requests; each set goes to one rank, and each rank is called once.
 
         Returns:
-            The answers in their order; in place of those that a dead rank took along its death,
-            which the supervisor knows of: lease again.
+            The answers, in the order of the requests. Requests whose rank died have the
+            `DeadGroupError` instead. The supervisor knows of the death: lease a group again.
 
         Raises:
             GroupError: the job must stop.
         """
-        sets_of: dict[int, list[int]] = {}
         with ExitStack() as loads:
-            for number, requests in enumerate(sets):
+            ranks: list[int] = []  # of each set
+            for requests in sets:
                 num_tokens = sum(request.num_tokens for request in requests)
                 load = self.groups.least_loaded_rank(self.group, num_tokens)
-                sets_of.setdefault(loads.enter_context(load), []).append(number)
-            answers = await asyncio.gather(
-                *(
-                    self._ask(rank, [request for number in numbers for request in sets[number]])
-                    for rank, numbers in sets_of.items()
-                )
-            )
-        answered: dict[int, list[Outcome | DeadGroupError]] = {}
-        for numbers, of_rank in zip(sets_of.values(), map(iter, answers), strict=True):
-            for number in numbers:
-                answered[number] = list(islice(of_rank, len(sets[number])))
-        return [answered[number] for number in range(len(sets))]
+                ranks.append(loads.enter_context(load))
+            requests_of: dict[int, list[Request]] = {rank: [] for rank in ranks}
+            for rank, requests in zip(ranks, sets, strict=True):
+                requests_of[rank].extend(requests)
+            answers = await asyncio.gather(*starmap(self._ask, requests_of.items()))
+        # A rank answers in the order in which it was asked. So if the sets are taken in order, the
+        # next answers of the rank of a set are the answers of this set.
+        answers_of = dict(zip(requests_of, map(iter, answers), strict=True))
+        return [
+            [next(answers_of[rank]) for _ in requests]
+            for rank, requests in zip(ranks, sets, strict=True)
+        ]
 
     async def _ask(self, rank: int, requests: Sequence[Request]) -> list[Outcome | DeadGroupError]:
         try:
@@ -80,29 +81,31 @@ class Lease:
 
 
 class Groups:
-    """A picklable handle; every process that unpickles it is a client of its own."""
+    """A picklable handle of all groups. Every process that unpickles it is a client of its own."""
 
     def __init__(self, supervisor: Any) -> None:
         context = ray.get_runtime_context()
         self.client = Client(context.get_worker_id(), context.get_actor_id())
         self._supervisor = supervisor
-        self._tokens: Counter[tuple[int, int, int]] = Counter()  # group, generation, rank
+        # (group, generation, rank) -> tokens that this client has there.
+        self._tokens: Counter[tuple[int, int, int]] = Counter()
 
     def __reduce__(self) -> tuple[type["Groups"], tuple[Any]]:
         return Groups, (self._supervisor,)
 
     @classmethod
     def start(cls, spec: GroupSpec, *, num_groups: int, max_group_failures: int) -> Self:
-        """Start the groups of a run from its driver; returns when the first is ready.
+        """Start the groups of a run from its driver; return when the first is ready.
 
         Raises:
-            ValueError: there must be at least one group.
+            ValueError: `num_groups` is below 1.
             GroupError: no group could be started; nothing is left behind.
         """
         if num_groups < 1:
             raise ValueError(f"num_groups must be at least 1, got {num_groups}")
+        # On the driver's node, so that the loss of another node does not end the supervisor.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(Supervisor)  # Any: its methods get their `.remote` at run time
+        actor: Any = ray.remote(Supervisor)  # Any: Ray adds `.remote` to the methods at run time
         options = actor.options(
             num_cpus=0, max_concurrency=MAX_CONCURRENCY, scheduling_strategy=here
         )
@@ -114,43 +117,47 @@ class Groups:
         return groups
 
     def status(self, *, fresh: bool = False) -> GroupsStatus:
-        """What runs and what has failed so far; as `Supervisor.status`."""
+        """Return what runs and what has failed so far; see `Supervisor.status`."""
         with _plain_errors():
             return ray.get(self._supervisor.status.remote(fresh=fresh))
 
     def expert_load(self) -> ExpertLoad:
-        """Tokens that each expert has computed so far, as `Supervisor.expert_load`."""
+        """Return the tokens that each expert has computed so far; see `Supervisor.expert_load`."""
         with _plain_errors():
             return ray.get(self._supervisor.expert_load.remote())
 
     def close(self) -> None:
         """Stop all groups and remove their placement groups; closing twice is no error.
 
-        A supervisor that does not answer is killed, and the ranks with it; what they had reserved
-        is then free when this driver ends, and a warning says so.
+        A supervisor that does not answer is killed, and its ranks with it. Then their resources
+        become free only when this driver ends, and a warning says so.
         """
         try:
             ray.get(self._supervisor.close.remote(), timeout=_CLOSE_TIMEOUT_S)
         except GONE:
-            pass  # it is gone
+            pass  # the supervisor is gone, and its ranks with it
         except GetTimeoutError:
             logger.warning(
-                "the supervisor of the groups did not close them in %g s and is killed; what they "
-                "had reserved stays so until this driver ends",
+                "the supervisor of the groups did not close them in %g s and is killed; their "
+                "resources stay reserved until this driver ends",
                 _CLOSE_TIMEOUT_S,
             )
         ray.kill(self._supervisor)
 
     @asynccontextmanager
-    async def lease(self, num_tokens: int, *, alone: bool = False) -> AsyncIterator[Lease]:
-        """Lease the least-loaded group for `num_tokens` of work, or a group of one's own.
+    async def lease(self, num_tokens: int, *, exclusive: bool = False) -> AsyncIterator[Lease]:
+        """Lease the least-loaded group until the `with` ends.
+
+        Args:
+            num_tokens: the work that is meant for the group.
+            exclusive: wait for a group that nobody else uses, and keep others out of it.
 
         Raises:
             GroupError: the job must stop.
         """
         with _plain_errors():
             number, group = await self._supervisor.acquire.remote(
-                self.client, num_tokens, alone=alone
+                self.client, num_tokens, exclusive=exclusive
             )
         try:
             yield Lease(self, group)
@@ -159,9 +166,10 @@ class Groups:
 
     @contextmanager
     def least_loaded_rank(self, group: EngineGroup, num_tokens: int) -> Iterator[int]:
-        """The rank with the fewest of this client's tokens; it has `num_tokens` more meanwhile.
+        """Choose the rank with the fewest of this client's tokens, and add `num_tokens` to it.
 
-        Every client keeps the ranks level with its own requests, so together they are level too.
+        The tokens count until the `with` ends. Every client keeps the ranks level with its own
+        requests, so all clients together keep them level too, and no client has to ask others.
         """
         keys = [(group.group_id, group.generation, rank) for rank in range(len(group.ranks))]
         key = min(keys, key=self._tokens.__getitem__)
@@ -174,7 +182,7 @@ class Groups:
                 del self._tokens[key]
 
     async def report_failure(self, group: EngineGroup, reason: str) -> None:
-        """Have the supervisor replace a dead generation.
+        """Ask the supervisor to replace a dead generation.
 
         Raises:
             GroupError: the supervisor is gone.

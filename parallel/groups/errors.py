@@ -1,8 +1,8 @@
 """What ends a group, and what ends the job.
 
-GroupError        the job cannot go on; the message says what to do
-NoRoomError     nothing was free for a group in time
-DeadGroupError    this generation of one group is gone; its supervisor rebuilds it
+GroupError          the job cannot go on; the message says what to do
+  NoRoomError       no node had room for a group in time
+DeadGroupError      this generation of one group is gone; its supervisor rebuilds it
 """
 
 from ray.exceptions import (
@@ -15,12 +15,13 @@ from ray.exceptions import (
 
 from parallel.ranks.worker import DeadEngineError
 
-# A process (also killed by Ray, which then says no RayActorError), its node, or an answer on it.
+# What Ray raises for a call of a process that is gone, of one that its memory monitor killed (this
+# is no RayActorError), of one on a dead node, and for an answer that was stored on a dead node.
 GONE = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 
 
 class GroupError(RuntimeError):
-    """The machines, not a row, are the problem; the message says what to do."""
+    """The cluster, not a row, is the problem; the message says what to do."""
 
 
 class NoRoomError(GroupError):
@@ -28,11 +29,11 @@ class NoRoomError(GroupError):
 
 
 class DeadGroupError(RuntimeError):
-    """This generation of the group is gone, and with it what it had not answered."""
+    """This generation of the group is gone, together with the requests that it had not answered."""
 
 
 def reason_of(error: BaseException) -> str:
-    """What happened on the rank, without Ray's remote traceback around it."""
+    """Say what happened on a rank, without Ray's remote traceback and advice around it."""
     if isinstance(error, RayTaskError):
         cause = error.cause
         kind = "" if isinstance(cause, DeadEngineError) else f"{type(cause).__name__}: "

@@ -1,10 +1,10 @@
-"""Golden prompts: the same few questions to every rank, at its start and again and again.
+"""Golden prompts: the same few prompts for every rank, at its start and repeatedly afterwards.
 
-A rank with a corrupt shard or a bad card answers like the others, only wrongly, and would quietly
-spoil captions. So all ranks of a run are asked the same, and the first answers are what all later
-ones are held against. A prompt is shorter than a block of the cache, so it is computed anew each
-time; only its first token is asked for, whose log-probability moves smoothly where later tokens
-could turn on a tie.
+A rank with a corrupt shard or a faulty card answers like the others, only wrongly, and would spoil
+captions without a sign. So all ranks of a run answer the same prompts, and the first answers of the
+run are the reference for all later ones. A prompt is shorter than a block of the cache, so nothing
+of it is shared, and every answer is computed anew. Only the log-probability of the first token is
+compared: it changes smoothly, while later tokens may differ after a near tie.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt
 from parallel.groups.errors import DeadGroupError
 from parallel.groups.group import EngineGroup
-from parallel.ranks.worker import Outcome, Request
+from parallel.ranks.requests import Outcome, Request
 
 _NUM_PROMPTS = 8
 
 
 def golden_requests(num_token_ids: int, seed: int = 0) -> list[Request]:
-    """Prompts of random tokens below `num_token_ids`, which must all be ordinary ones."""
-    chance = np.random.default_rng(seed)
+    """Make prompts of random ids below `num_token_ids`, all of which must be ordinary text."""
+    generator = np.random.default_rng(seed)
     shape = (_NUM_PROMPTS, BLOCK_SIZE - 1)
     return [
         Request(
@@ -37,17 +37,17 @@ def golden_requests(num_token_ids: int, seed: int = 0) -> list[Request]:
             ),
             params=SamplingParams(max_tokens=1),
         )
-        for token_ids in chance.integers(0, num_token_ids, shape)
+        for token_ids in generator.integers(0, num_token_ids, shape)
     ]
 
 
 class GoldenPrompts:
-    """What all ranks of a run are asked, and what the first answered.
+    """Compares the answers of every rank with the first answers of the run.
 
     Args:
-        requests: none turns the check off.
+        requests: the golden prompts; without any the check is off.
         tolerance: nats by which the log-probability of an answer may differ.
-        timeout_s: for the answers of a rank.
+        timeout_s: how long one rank may take for all its answers.
     """
 
     def __init__(self, requests: Sequence[Request], tolerance: float, timeout_s: float) -> None:
@@ -60,7 +60,7 @@ class GoldenPrompts:
         """Ask every rank of a group.
 
         Raises:
-            DeadGroupError: a rank does not answer, or otherwise than the first of the run.
+            DeadGroupError: a rank does not answer, or its answers differ from the first of the run.
         """
         if self._requests:
             await asyncio.gather(*(self._ask(group, rank) for rank in range(len(group.ranks))))
@@ -77,12 +77,14 @@ class GoldenPrompts:
         answers = [_logprob(outcome) for outcome in outcomes]
         expected = self._expected = self._expected or answers
         drifts = [abs(got - wanted) for got, wanted in zip(answers, expected, strict=True)]
-        if not all(drift <= self._tolerance for drift in drifts):  # nan is no answer either
+        # Written as `not all(... <= ...)`, because every comparison with nan is false: a rank whose
+        # answer is nan drifts too.
+        if not all(drift <= self._tolerance for drift in drifts):
             worst = max(drifts, key=lambda drift: math.inf if math.isnan(drift) else drift)
             raise DeadGroupError(
                 f"{who}: the golden prompts drift by {worst:.3g} nats from the first answers of "
-                f"this run, more than {self._tolerance:g}; a corrupt file or a bad card? (if every "
-                "group says so, the first was the sick one)"
+                f"this run, more than {self._tolerance:g}; a corrupt file or a faulty card? (if "
+                "every group says so, the first one was at fault)"
             )
 
 

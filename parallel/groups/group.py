@@ -1,8 +1,8 @@
 """`EngineGroup`: one copy of the model on reserved resources, over one or more ranks.
 
-A group starts whole or raises with nothing left behind, and it is the unit of failure: when a rank
-dies all are killed, and the next generation takes their place, on the same reservation so that
-nobody else can grab it meanwhile.
+A group starts whole, or raises and leaves nothing behind. It is also the unit of failure: when one
+rank dies, all are killed, and the next generation starts in their place. It uses the same
+reservation, so that nobody else can take the resources meanwhile.
 """
 
 import asyncio
@@ -20,12 +20,13 @@ from parallel.groups.errors import GONE, DeadGroupError, reason_of
 from parallel.groups.spec import GroupSpec
 from parallel.groups.start import has_lost_a_node, reserve, start_ranks
 from parallel.ranks.rank_spec import Address
-from parallel.ranks.worker import DeadEngineError, Outcome, Request, Vitals
+from parallel.ranks.requests import Outcome, Request
+from parallel.ranks.worker import DeadEngineError, RankHealth
 
 
 @dataclass(frozen=True)
 class EngineGroup:
-    """A running group; picklable, so that clients talk to the ranks without a detour.
+    """A running group. It is picklable, so clients call the ranks directly.
 
     placement group --> R Rank actors --> joined in a process group --> loaded engines
     """
@@ -40,12 +41,12 @@ class EngineGroup:
         """Reserve, start, join and load the first generation.
 
         Args:
-            spec: what to start.
-            group_id: of the new group.
-            address: of the meeting, where there are several ranks.
+            spec: what every group is made of.
+            group_id: the number of the new group.
+            address: the address of the rendezvous store; None if every rank is alone.
 
         Raises:
-            NoRoomError: nothing was free in time.
+            NoRoomError: no node had room in time.
             GroupError: a rank died or did not load; nothing is left of the group.
         """
         with ExitStack() as undo:
@@ -56,10 +57,10 @@ class EngineGroup:
         return cls(group_id, 0, reservation, ranks)
 
     async def rebuild(self, spec: GroupSpec, address: Address | None) -> Self:
-        """Kill this generation and start the next one in its place, or elsewhere without its node.
+        """Kill this generation and start the next one, elsewhere if one of its nodes is gone.
 
         Raises:
-            NoRoomError: a node is gone and no other had room in time.
+            NoRoomError: a node is gone, and no other had room in time.
             GroupError: a rank died or did not load.
         """
         generation = self.generation + 1
@@ -77,44 +78,44 @@ class EngineGroup:
     async def generate(
         self, client_id: str, requests: Sequence[Request], rank: int = 0
     ) -> list[Outcome]:
-        """Answer `requests` on one rank, in their order.
+        """Answer `requests` on one rank, in their order. Cancelling the call cancels its requests.
 
         Raises:
-            DeadGroupError: report it to the supervisor and ask for another group.
+            DeadGroupError: report it to the supervisor and lease a group again.
         """
         answer = self.ranks[rank].generate.remote(client_id, requests)
         try:
             return await answer
         except asyncio.CancelledError:
-            ray.cancel(answer)
+            ray.cancel(answer)  # Ray does not cancel the remote call by itself
             raise
         except (DeadEngineError, *GONE) as error:
             raise DeadGroupError(self._death(rank, reason_of(error))) from error
 
-    async def check(self, spec: GroupSpec) -> list[Vitals]:
-        """Ask every rank how it is.
+    async def check(self, spec: GroupSpec) -> list[RankHealth]:
+        """Ask every rank for its health.
 
         Raises:
-            DeadGroupError: one is dead, silent, or in one step for too long.
+            DeadGroupError: a rank is dead, does not answer, or is in one step for too long.
         """
-        answers = [rank.vitals.remote() for rank in self.ranks]
-        vitals: list[Vitals] = []
+        answers = [rank.health.remote() for rank in self.ranks]
+        health: list[RankHealth] = []
         for rank, answer in enumerate(answers):
             try:
                 async with asyncio.timeout(spec.heartbeat_timeout_s):
-                    vitals.append(await answer)
+                    health.append(await answer)
             except TimeoutError:
                 silence = f"silent for {spec.heartbeat_timeout_s:g} s; its process hangs"
                 raise DeadGroupError(self._death(rank, silence)) from None
             except (DeadEngineError, RayError) as error:
                 raise DeadGroupError(self._death(rank, reason_of(error))) from error
-            if vitals[-1].busy_s > spec.stall_timeout_s:
-                stall = f"in one step for {vitals[-1].busy_s:.0f} s"
+            if health[-1].busy_s > spec.stall_timeout_s:
+                stall = f"in one step for {health[-1].busy_s:.0f} s"
                 raise DeadGroupError(self._death(rank, stall))
-        return vitals
+        return health
 
     async def expert_load(self) -> ExpertLoad:
-        """Tokens that each expert of this generation has computed, on all ranks.
+        """Return the tokens that each expert of this generation has computed, on all ranks.
 
         Raises:
             DeadGroupError: a rank is dead.
@@ -129,7 +130,7 @@ class EngineGroup:
         return add(loads)
 
     def cancel_client(self, client_id: str) -> None:
-        """Forget all requests of a client that is gone, without waiting for it."""
+        """Forget all requests of a client that is gone; return without waiting for the ranks."""
         for rank in self.ranks:
             rank.cancel_client.remote(client_id)
 

@@ -1,20 +1,20 @@
-"""`GroupSpec`: what every group of a run is made of, its patience, and the seats of its ranks."""
+"""`GroupSpec`: what every group of a run is made of, and how long it may take for what."""
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import ray
 
-from parallel.experts.topology import Topology
+from parallel.experts.topology import Topologies
+from parallel.ranks.admission import AdmissionPolicy
 from parallel.ranks.rank_spec import Address, RankSpec
-from parallel.ranks.worker import AdmissionPolicy, Engine, Request
+from parallel.ranks.rendezvous_store import RendezvousStore
+from parallel.ranks.requests import Request
+from parallel.ranks.worker import Engine
 
-if TYPE_CHECKING:
-    from parallel.ranks.rendezvous import RendezvousStore
-
-Placement = Literal["STRICT_PACK", "PACK", "SPREAD"]
+Placement = Literal["STRICT_PACK", "PACK", "SPREAD"]  # Ray's names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +25,24 @@ class GroupSpec:
         ValueError: a number is out of its range; the message names it.
     """
 
-    # Picklable; runs in each rank's process, with the rank's seat where there are several.
+    # Makes the engine, in the process of each rank, so it must be picklable. It gets None where a
+    # rank is alone.
     engine_factory: Callable[[RankSpec | None], Engine]
     num_ranks: int = 1
     num_cpus_per_rank: float = 1.0
     num_gpus_per_rank: float = 0.0
     placement: Placement = "STRICT_PACK"  # all ranks on one node
-    company: AdmissionPolicy = field(default_factory=AdmissionPolicy)  # as for `Rank`
-    resources_timeout_s: float = 120.0  # for nodes with room
-    start_timeout_s: float = 1800.0  # for the engines to load
-    exchange_timeout_s: float = 120.0  # for the slowest rank, in every exchange; for GPUs
-    heartbeat_s: float = 1.0  # between two looks at a rank
-    heartbeat_timeout_s: float = 15.0  # for a rank to answer
-    stall_timeout_s: float = 900.0  # for one step
-    topologies: Mapping[int, Topology] | None = None  # as in `RankSpec`, for `num_ranks`
-    golden: tuple[Request, ...] = ()  # as `parallel.groups.golden`; none turns the check off
+    admission: AdmissionPolicy = field(default_factory=AdmissionPolicy)  # of each rank
+    resources_timeout_s: float = 120.0  # until there are nodes with room
+    start_timeout_s: float = 1800.0  # until the engines are loaded
+    exchange_timeout_s: float = 120.0  # for the slowest rank in every exchange; meant for GPUs
+    heartbeat_s: float = 1.0  # between two health checks of a rank
+    heartbeat_timeout_s: float = 15.0  # until a rank answers one
+    stall_timeout_s: float = 900.0  # of one step
+    topologies: Topologies | None = None  # as in `RankSpec`, for `num_ranks`
+    golden: tuple[Request, ...] = ()  # see `parallel.groups.golden`; none turns the check off
     golden_tolerance: float = 0.25  # nats
-    golden_every_steps: int = 2000  # of a group, between two askings
+    golden_every_steps: int = 2000  # of a group, between two checks
 
     def __post_init__(self) -> None:
         if self.num_ranks < 1:
@@ -60,24 +61,29 @@ class GroupSpec:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What one rank reserves, in Ray's words."""
+        """What one rank reserves, by Ray's names of resources."""
         wanted = {"GPU": self.num_gpus_per_rank, "CPU": self.num_cpus_per_rank}
+        # Ray refuses a bundle with a resource of amount 0.
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
-    def open_store(self) -> "RendezvousStore | None":
-        """Where the ranks of all groups find each other; must live as long as the groups."""
-        if self.num_ranks == 1:
-            return None
-        from parallel.ranks.rendezvous import (
-            RendezvousStore,  # torch, which a run of single ranks needs not
-        )
+    def open_store(self) -> RendezvousStore | None:
+        """Open the store at which the ranks of all groups meet; it must live as long as they do.
 
-        return RendezvousStore(ray.util.get_node_ip_address())
+        Returns:
+            None where every rank is alone.
+        """
+        return None if self.num_ranks == 1 else RendezvousStore(ray.util.get_node_ip_address())
 
-    def seats(
+    def rank_specs(
         self, group_id: int, generation: int, address: Address | None
     ) -> list[RankSpec | None]:
-        """The place of each rank, for one try to start; None for a rank that is alone."""
+        """Describe each rank for one attempt to start a generation; None for a rank that is alone.
+
+        Args:
+            group_id: the number of the group.
+            generation: the number of the generation.
+            address: the address of the store; None if every rank is alone.
+        """
         if address is None:
             assert self.num_ranks == 1
             return [None]

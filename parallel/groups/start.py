@@ -17,12 +17,14 @@ from parallel.groups.spec import GroupSpec
 from parallel.ranks.rank_spec import Address
 from parallel.ranks.worker import Rank
 
-MAX_CONCURRENCY = 10_000  # calls that may wait in one actor: one for each row in flight
-_LOOK_AT_NODES_S = 5.0
+# Calls that may wait in one async actor. Ray's default is 1,000; a rank has one for each row in
+# flight, and the health checks must not queue behind them.
+MAX_CONCURRENCY = 10_000
+_NODE_CHECK_INTERVAL_S = 5.0
 
 
 def reserve(spec: GroupSpec) -> PlacementGroup:
-    """Ask for a bundle of each rank; granted or not, it is there until somebody removes it."""
+    """Ask for one bundle per rank; granted or not, the request stays until somebody removes it."""
     return placement_group([spec.bundle] * spec.num_ranks, strategy=spec.placement)
 
 
@@ -33,22 +35,30 @@ async def start_ranks(
     reservation: PlacementGroup,
     address: Address | None,
 ) -> tuple[Any, ...]:
-    """All ranks of a generation, ready; or none."""
+    """Start all ranks of a generation and wait until they are ready.
+
+    Returns:
+        The handles of the `Rank` actors, by rank.
+
+    Raises:
+        NoRoomError: the reservation was not granted in time.
+        GroupError: a rank died or did not load. No rank is left.
+    """
     if not await _is_granted(reservation, spec.resources_timeout_s):
         raise NoRoomError(_no_room(spec, group_id))
-    actor: Any = ray.remote(Rank)  # Any: its methods get their `.remote` at run time
+    actor: Any = ray.remote(Rank)  # Any: Ray adds `.remote` to the methods at run time
     with ExitStack() as undo:
         ranks: list[Any] = []
-        for number, seat in enumerate(spec.seats(group_id, generation, address)):
-            place = PlacementGroupSchedulingStrategy(
+        for number, rank_spec in enumerate(spec.rank_specs(group_id, generation, address)):
+            bundle = PlacementGroupSchedulingStrategy(
                 reservation, placement_group_bundle_index=number
             )
             rank = actor.options(
                 num_cpus=spec.num_cpus_per_rank,
                 num_gpus=spec.num_gpus_per_rank,
                 max_concurrency=MAX_CONCURRENCY,
-                scheduling_strategy=place,
-            ).remote(partial(spec.engine_factory, seat), spec.company)
+                scheduling_strategy=bundle,
+            ).remote(partial(spec.engine_factory, rank_spec), spec.admission)
             undo.callback(ray.kill, rank)
             ranks.append(rank)
         await _until_ready(spec, group_id, ranks, reservation)
@@ -59,11 +69,11 @@ async def start_ranks(
 async def _until_ready(
     spec: GroupSpec, group_id: int, ranks: Sequence[Any], reservation: PlacementGroup
 ) -> None:
-    """Wait for all ranks, no longer than for the first that fails."""
+    """Wait until all ranks are ready, or until the first one fails."""
     deadline = time.monotonic() + spec.start_timeout_s
     left = {asyncio.ensure_future(rank.ready.remote()) for rank in ranks}
     while left:
-        wait_s = min(_LOOK_AT_NODES_S, max(0.0, deadline - time.monotonic()))
+        wait_s = min(_NODE_CHECK_INTERVAL_S, max(0.0, deadline - time.monotonic()))
         done, left = await asyncio.wait(left, timeout=wait_s, return_when=asyncio.FIRST_EXCEPTION)
         errors = [error for error in (one.exception() for one in done) if error is not None]
         for error in errors:
@@ -80,17 +90,21 @@ async def _until_ready(
 
 
 async def _is_granted(reservation: PlacementGroup, timeout_s: float) -> bool:
-    """Wait in a thread, since `reservation.ready()` would start a process for it."""
+    """Wait for a reservation in a thread: `reservation.ready()` would start a process to wait."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        # In short turns, because all groups that wait share a few threads.
+        # One second at a time, because all groups that wait share the few threads of the loop.
         if await asyncio.to_thread(reservation.wait, 1):
             return True
     return False
 
 
 def has_lost_a_node(reservation: PlacementGroup) -> bool:
-    """Whether a bundle has no living node; Ray itself would wait for another one for ever."""
+    """Say whether a bundle is on no living node.
+
+    Ray would wait forever for another node that can take the bundle, so the caller must reserve
+    anew.
+    """
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     table = placement_group_table(reservation)
     places = table["bundles_to_node_id"].values()

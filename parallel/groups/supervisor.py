@@ -1,69 +1,64 @@
 """`Supervisor`: the actor that owns all groups of a run.
 
-Groups live outside Ray Data, so a restarted map actor never touches them. The supervisor belongs
-to the driver and dies with it; Ray then removes the ranks and their placement groups.
+Groups live outside Ray Data, so a restarted map actor never touches them. The supervisor belongs to
+the driver and dies with it; then Ray removes the ranks and their placement groups.
 
-It leases the least-loaded group to whoever asks, and rebuilds a group that is reported dead under a
-new generation number; after too many failures everybody gets a `GroupError`, which stops the job.
-Drivers and clients reach it through `parallel.groups.client`.
+The supervisor leases the least-loaded group to whoever asks. It rebuilds a group that is reported
+dead, under a new generation number. After too many failures everybody gets a `GroupError`, which
+stops the job. Drivers and clients reach the supervisor through `parallel.groups.client`.
 """
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parallel.experts.load import ExpertLoad, add
 from parallel.groups.errors import DeadGroupError, GroupError, NoRoomError, reason_of
 from parallel.groups.golden import GoldenPrompts
 from parallel.groups.group import EngineGroup
+from parallel.groups.leases import Client, Grant, Leases
+from parallel.groups.monitor import GroupMonitor
 from parallel.groups.spec import GroupSpec
-from parallel.ranks.worker import Vitals
+from parallel.ranks.rendezvous_store import RendezvousStore
 
-if TYPE_CHECKING:
-    from parallel.ranks.rendezvous import RendezvousStore
-
-_RETRY_AFTER_S = 2.0  # a start that failed
-_LOOK_AT_LOAD_S = 30.0  # what a group counted since the last look dies with it
+_RETRY_AFTER_S = 2.0  # after a start that failed
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Client:
-    """A process that leases groups; a restarted map actor is the same actor in a new process."""
-
-    process_id: str
-    actor_id: str | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class GroupsStatus:
-    """For progress lines and people."""
+    """The state of all groups, for progress lines and reports."""
 
     num_groups: int
     num_ready: int
-    failures: tuple[str, ...]  # every one so far, oldest first
-    rank_stats: Mapping[int, tuple[Mapping[str, float], ...]]  # by group, of each rank, latest
-
-
-@dataclass(frozen=True)
-class _Grant:
-    client: Client
-    group: EngineGroup
-    num_tokens: int
-    alone: bool
+    failures: tuple[str, ...]  # all so far, oldest first
+    # Group -> the latest numbers of each of its ranks.
+    rank_stats: Mapping[int, tuple[Mapping[str, float], ...]]
 
 
 @dataclass
 class _Slot:
+    """The place of one group; generations come and go in it."""
+
     group_id: int
-    group: EngineGroup | None = None  # None while there is no running generation
-    is_reserved: bool = False  # by a client that wants the group alone
-    is_given_up: bool = False  # there was no room for it
+    monitor: GroupMonitor | None = None  # None while there is no running generation
+    is_reserved: bool = False  # for a client that wants the group exclusively
+    is_given_up: bool = False  # because no node had room for it
+
+    @property
+    def group(self) -> EngineGroup | None:
+        """The running generation."""
+        return None if self.monitor is None else self.monitor.group
+
+    def clear(self) -> None:
+        """Stop watching the generation that ran here."""
+        if self.monitor is not None:
+            self.monitor.stop()
+        self.monitor = None
 
 
 class Supervisor:
@@ -75,47 +70,49 @@ class Supervisor:
 
     Everything runs on one event loop, so state changes only between awaits and needs no locks.
 
-    Time limits are `asyncio.timeout`s: `asyncio.wait_for` of Python 3.11 forgets that its task was
-    cancelled when the answer comes at the same moment, and `close` would then wait for ever.
+    Time limits use `asyncio.timeout`. `asyncio.wait_for` of Python 3.11 may lose a cancellation
+    that comes at the same moment as the answer, and `close` would then wait forever.
+
+    Args:
+        spec: what every group is made of.
+        num_groups: the number of groups to start.
+        max_group_failures: more failures of groups than this stop the job.
     """
 
     def __init__(self, spec: GroupSpec, num_groups: int, max_group_failures: int) -> None:
         self._spec = spec
         self._max_failures = max_group_failures
         self._slots = [_Slot(group_id) for group_id in range(num_groups)]
-        self._grants: dict[int, _Grant] = {}
-        self._grant_numbers = itertools.count()
-        self._clients: dict[str, Client] = {}  # the latest process of each actor
+        self._leases = Leases()
         self._failures: list[str] = []
         self._error: str | None = None  # why the job must stop
-        self._has_worked = False  # some group was ready at some time
+        self._has_worked = False  # whether any group was ever ready
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._meeting: RendezvousStore | None = None
+        self._store: RendezvousStore | None = None
         self._golden = GoldenPrompts(spec.golden, spec.golden_tolerance, spec.start_timeout_s)
-        self._vitals: dict[int, list[Vitals]] = {}  # the latest, by group
-        self._loads: dict[tuple[int, int], ExpertLoad] = {}  # by group and generation
+        self._monitors: list[GroupMonitor] = []  # of all generations, dead ones too
 
     async def start(self) -> None:
-        """Start all groups and return when the first is ready; the others join as they come.
+        """Start all groups and return when the first is ready; others serve as soon as they are.
 
         Raises:
-            GroupError: a group failed before any was ready, or there was room for none.
+            GroupError: a group failed before any was ready, or no group found room.
         """
-        self._meeting = self._spec.open_store()
+        self._store = self._spec.open_store()
         for slot in self._slots:
-            self._soon(self._build(slot, None))
+            self._in_background(self._build(slot, None))
         await self._until(lambda: self._num_ready > 0)
 
     async def acquire(
-        self, client: Client, num_tokens: int, *, alone: bool
+        self, client: Client, num_tokens: int, *, exclusive: bool
     ) -> tuple[int, EngineGroup]:
         """Lease the group with the fewest tokens on lease; wait while there is none.
 
         Args:
-            client: who asks; a new process of a known actor takes over from the old one.
+            client: who asks. A new process of a known actor takes over from the earlier one.
             num_tokens: the work that is meant for the group.
-            alone: wait until nobody else has the group, and let nobody in before `release`.
+            exclusive: wait until nobody else has the group, and let nobody in before `release`.
 
         Returns:
             The number of the lease, and its group.
@@ -123,55 +120,56 @@ class Supervisor:
         Raises:
             GroupError: the job must stop.
         """
-        self._take_over(client)
-        group = await (self._idle_group() if alone else self._best_group())
-        number = next(self._grant_numbers)
-        self._grants[number] = _Grant(client, group, num_tokens, alone)
-        if self._is_replaced(client):  # it died while it waited
+        self._end_leases_of_earlier_process(client)
+        group = await (self._idle_group() if exclusive else self._best_group())
+        number = self._leases.add(Grant(client, group, num_tokens, exclusive))
+        if self._leases.is_replaced(client):  # its process died while it waited here
             await self.release(number)
             raise GroupError("this client has a successor")
         return number, group
 
     async def release(self, number: int) -> None:
-        """End a lease; one that has ended is no error."""
+        """End a lease; a lease that has already ended is no error."""
         self._end(number)
         await self._notify()
 
     async def report_failure(self, group_id: int, generation: int, reason: str) -> None:
-        """Replace a generation that is dead; later reports of the same one change nothing."""
+        """Replace a dead generation of a group; repeated reports of it change nothing."""
         slot = self._slots[group_id]
         dead = slot.group
         if dead is None or dead.generation != generation:
             return
-        slot.group = None
-        self._vitals.pop(group_id, None)
+        slot.clear()
         self._count_failure(reason)
-        self._soon(self._build(slot, dead))
+        self._in_background(self._build(slot, dead))
         await self._notify()
 
     async def status(self, *, fresh: bool = False) -> GroupsStatus:
-        """What runs and what has failed so far; `fresh` asks the ranks in place of remembering."""
+        """Return what runs and what has failed so far.
+
+        Args:
+            fresh: ask the ranks now instead of returning their last numbers.
+        """
         if fresh:
-            running = [(slot, slot.group) for slot in self._slots if slot.group is not None]
-            await asyncio.gather(*(self._look(slot, group) for slot, group in running))
+            await asyncio.gather(*(monitor.check_health() for monitor in self._running()))
         return GroupsStatus(
             num_groups=len(self._slots),
             num_ready=self._num_ready,
             failures=tuple(self._failures),
             rank_stats={
-                group_id: tuple(rank.stats for rank in ranks)
-                for group_id, ranks in self._vitals.items()
+                monitor.group.group_id: tuple(rank.stats for rank in monitor.health)
+                for monitor in self._running()
+                if monitor.health
             },
         )
 
     async def expert_load(self) -> ExpertLoad:
-        """Tokens that each expert computed for all groups; of dead ones up to the last look."""
-        running = [slot.group for slot in self._slots if slot.group is not None]
-        await asyncio.gather(*map(self._look_at_load, running))
-        return add(self._loads.values())
+        """Sum the tokens that each expert has computed; dead groups count as last read."""
+        await asyncio.gather(*(monitor.read_load() for monitor in self._running()))
+        return add(monitor.load for monitor in self._monitors)
 
     async def close(self) -> None:
-        """Stop all groups and give back what they had reserved; closing twice is no error."""
+        """Stop all groups and give their resources back; closing twice is no error."""
         self._stop("the groups were closed")
         tasks = list(self._tasks)
         for task in tasks:
@@ -180,108 +178,75 @@ class Supervisor:
         for slot in self._slots:
             if slot.group is not None:
                 slot.group.close()
-                slot.group = None
+                slot.clear()
         await self._notify()
 
     @property
     def _num_ready(self) -> int:
-        return sum(slot.group is not None for slot in self._slots)
+        return len(self._running())
 
-    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+    def _running(self) -> list[GroupMonitor]:
+        return [slot.monitor for slot in self._slots if slot.monitor is not None]
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)  # the loop itself keeps only weak references
+        self._tasks.add(task)  # the loop keeps only weak references, so a task could vanish
         task.add_done_callback(self._end_task)
 
     def _end_task(self, task: asyncio.Task[None]) -> None:
-        """Stop the job when a task broke: whoever waits for what it would have done must know."""
+        """Stop the job if a task failed: somebody may wait for what it would have done."""
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             logger.error("the supervisor of the groups failed", exc_info=error)
             self._stop(f"{type(error).__name__}: {reason_of(error)}")
-            self._soon(self._notify())
+            self._in_background(self._notify())
 
     async def _build(self, slot: _Slot, dead: EngineGroup | None) -> None:
-        """Bring `slot` a running group, the successor of `dead` if there is one."""
+        """Start a group in `slot`: the next generation of `dead`, or the first one."""
         with ExitStack() as undo:
             if dead is not None:
                 undo.callback(dead.close)
             while self._error is None and slot.group is None:
                 try:
-                    slot.group = await self._start(slot.group_id, dead)
+                    group = await self._start(slot.group_id, dead)
                     undo.pop_all()
-                    self._soon(self._watch(slot, slot.group))
-                    self._soon(self._watch_load(slot, slot.group))
-                    if self._spec.golden:
-                        self._soon(self._ask_golden(slot, slot.group))
+                    self._watch(slot, group)
                 except GroupError as error:
                     if self._gives_up(slot, error):
                         break
                     await asyncio.sleep(_RETRY_AFTER_S)
         await self._notify()
 
-    async def _watch(self, slot: _Slot, group: EngineGroup) -> None:
-        """Look at the ranks again and again; nobody else may notice that one hangs."""
-        while slot.group is group:
-            await asyncio.sleep(self._spec.heartbeat_s)
-            await self._look(slot, group)
+    def _watch(self, slot: _Slot, group: EngineGroup) -> None:
+        slot.monitor = GroupMonitor(group, self._spec, self._golden, self._report_death)
+        self._monitors.append(slot.monitor)
+        for loop in slot.monitor.loops():
+            self._in_background(loop)
 
-    async def _look(self, slot: _Slot, group: EngineGroup) -> None:
-        try:
-            vitals = await group.check(self._spec)
-        except DeadGroupError as death:
-            await self.report_failure(group.group_id, group.generation, str(death))
-        else:
-            if slot.group is group:
-                self._vitals[slot.group_id] = vitals
-
-    async def _watch_load(self, slot: _Slot, group: EngineGroup) -> None:
-        while slot.group is group:
-            await asyncio.sleep(_LOOK_AT_LOAD_S)
-            await self._look_at_load(group)
-
-    async def _look_at_load(self, group: EngineGroup) -> None:
-        """Note what the experts of a group have computed so far, if it answers."""
-        with suppress(DeadGroupError, TimeoutError):
-            async with asyncio.timeout(self._spec.heartbeat_timeout_s):
-                load = await group.expert_load()
-            self._loads[group.group_id, group.generation] = load
-
-    async def _ask_golden(self, slot: _Slot, group: EngineGroup) -> None:
-        """See every so many steps that the answers are still right."""
-        asked_at = 0
-        while slot.group is group:
-            await asyncio.sleep(self._spec.heartbeat_s)
-            vitals = self._vitals.get(slot.group_id, ())
-            num_steps = max((rank.stats["steps"] for rank in vitals), default=0)
-            if num_steps < asked_at + self._spec.golden_every_steps:
-                continue
-            asked_at = num_steps
-            try:
-                await self._golden.check(group)
-            except DeadGroupError as death:
-                await self.report_failure(group.group_id, group.generation, str(death))
+    async def _report_death(self, group: EngineGroup, reason: str) -> None:
+        await self.report_failure(group.group_id, group.generation, reason)
 
     def _gives_up(self, slot: _Slot, error: GroupError) -> bool:
-        """Take note of a start that failed; the answer is whether to leave it at that."""
+        """Note a start that failed; say whether to leave the slot empty instead of retrying."""
         if isinstance(error, NoRoomError) and self._can_do_without(slot):
             slot.is_given_up = True
             self._failures.append(f"{error} (the other groups go on)")
         elif not self._has_worked:
-            self._stop(str(error))  # another try would most likely only hide the reason
+            self._stop(str(error))  # another attempt would most likely fail alike, later
         else:
             self._count_failure(str(error))
             return False
         return True
 
     def _can_do_without(self, slot: _Slot) -> bool:
-        """Whether other groups work or, before any has worked, still load."""
+        """Say whether other groups work, or still load if none has worked yet."""
         if self._has_worked:
             return self._num_ready > 0
         return any(not other.is_given_up for other in self._slots if other is not slot)
 
     async def _start(self, group_id: int, dead: EngineGroup | None) -> EngineGroup:
-        address = None if self._meeting is None else self._meeting.address
+        address = None if self._store is None else self._store.address
         if dead is None:
             group = await EngineGroup.start(self._spec, group_id, address)
         else:
@@ -302,22 +267,22 @@ class Supervisor:
             self._stop(
                 f"groups failed {len(self._failures)} times, more than the allowed "
                 f"{self._max_failures}; the last failure: {reason}. What is committed is safe. "
-                "Find the cause (memory? then fewer sequences at a time), and run the same "
+                "Find the cause (if it is memory, run fewer sequences at a time), and run the same "
                 "command again to continue"
             )
 
     def _stop(self, reason: str) -> None:
-        self._error = self._error or reason  # the first is the one to know
+        self._error = self._error or reason  # the first reason is the cause of later ones
 
     async def _best_group(self) -> EngineGroup:
-        """The group with the fewest tokens on lease, once there is one to have."""
+        """Return the group with the fewest tokens on lease; wait until there is any."""
         await self._until(lambda: bool(self._free_slots()))
         slot = min(self._free_slots(), key=self._num_tokens)
         assert slot.group is not None
         return slot.group
 
     async def _idle_group(self) -> EngineGroup:
-        """A group that nobody else has, kept from everybody else."""
+        """Reserve a group, wait until nobody else has it, and return it still reserved."""
         while True:
             await self._until(lambda: bool(self._free_slots()))
             slot = min(self._free_slots(), key=self._num_tokens)
@@ -333,33 +298,32 @@ class Supervisor:
         return [slot for slot in self._slots if slot.group and not slot.is_reserved]
 
     def _num_tokens(self, slot: _Slot) -> int:
-        """Tokens on lease at the running generation; those of a dead one are to be done again."""
-        return sum(grant.num_tokens for grant in self._grants.values() if grant.group is slot.group)
+        return self._leases.num_tokens(slot.group)
 
     def _end(self, number: int) -> None:
-        grant = self._grants.pop(number, None)
-        if grant is not None and grant.alone:
+        grant = self._leases.end(number)
+        if grant is not None and grant.is_exclusive:
             self._slots[grant.group.group_id].is_reserved = False
 
-    def _take_over(self, client: Client) -> None:
-        """Forget what an earlier process of the same actor had: it is dead."""
-        if client.actor_id is None:
+    def _end_leases_of_earlier_process(self, client: Client) -> None:
+        """End the leases and requests of an earlier process of the same actor: it is dead."""
+        earlier = self._leases.register(client)
+        if earlier is None:
             return
-        earlier = self._clients.get(client.actor_id)
-        self._clients[client.actor_id] = client
-        if earlier is None or earlier == client:
-            return
-        for number in [n for n, grant in self._grants.items() if grant.client == earlier]:
+        for number in self._leases.numbers_of(earlier):
             self._end(number)
         for slot in self._slots:
             if slot.group is not None:
                 slot.group.cancel_client(earlier.process_id)
 
-    def _is_replaced(self, client: Client) -> bool:
-        return client.actor_id is not None and self._clients[client.actor_id] != client
-
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition; no other coroutine runs between its truth and the return."""
+        """Wait until a condition holds; it still does when this returns.
+
+        No other coroutine runs between the last test of the condition and the return.
+
+        Raises:
+            GroupError: the job must stop.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: self._error is not None or condition())
         if self._error is not None:

@@ -1,7 +1,7 @@
-"""`ExpertParallelEngine`: an engine as one rank of a group, with the methods of an engine alone.
+"""`ExpertParallelEngine`: an engine that is one rank of a group.
 
-It holds its share of the experts, steps in lock-step with the others, and steps also when it has
-nothing to do, because the others need its experts.
+It holds its shard of the experts and steps together with the other ranks, also when it has no work
+of its own, because the others need its experts. It has the methods of an engine that is alone.
 """
 
 import time
@@ -19,19 +19,19 @@ from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from parallel.experts.load import ExpertLoad
 from parallel.experts.policy import Exchange
-from parallel.experts.shards import Topologies, even_topologies, num_held, shards_of
+from parallel.experts.topology import Topologies, even_topologies
 from parallel.ranks.lockstep import Lockstep
 from parallel.ranks.rank_spec import RankSpec
 from parallel.ranks.rendezvous import JoinedGroup
 from parallel.ranks.step_dispatcher import StepDispatcher
 
-_NAP_S = 0.01  # between two looks whether any rank has work, when none had
+_IDLE_SLEEP_S = 0.01  # after a step in which no rank had work, before they ask each other again
 
 
 def load_ep_engine(
-    checkpoint: Path, config: EngineConfig, seat: RankSpec, exchange: Exchange
+    checkpoint: Path, config: EngineConfig, rank_spec: RankSpec, exchange: Exchange
 ) -> "ExpertParallelEngine":
-    """Join the group, load this rank's share of the checkpoint, and wait for the other ranks.
+    """Join the group, load this rank's shard of the checkpoint, and wait for the other ranks.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -42,18 +42,20 @@ def load_ep_engine(
     text = KimiVLConfig.from_checkpoint(checkpoint).text
     if not text.n_routed_experts:
         raise ValueError(f"{checkpoint} has no routed experts to divide; use one rank")
-    topologies = seat.topologies or even_topologies(text, seat.num_ranks)
-    membership = JoinedGroup(seat, device)
-    member = load_shard(checkpoint, config, topologies, membership.group, exchange)
-    membership.wait_until_all_loaded()
-    return member
+    topologies = rank_spec.topologies or even_topologies(text, rank_spec.num_ranks)
+    joined = JoinedGroup(rank_spec, device)
+    engine = load_shard(checkpoint, config, topologies, joined.group, exchange)
+    # A rank that is ready early would wait in its first exchange, and `exchange_timeout_s` is
+    # short against the time that the slowest rank may need to load.
+    joined.wait_until_all_loaded()
+    return engine
 
 
 def _own_device(config: EngineConfig) -> torch.device:
-    """The device of this process; a GPU with its number, which NCCL asks for."""
+    """Return the device of this process, a GPU with its number: NCCL asks for it."""
     device = torch.device(config.device)
     if device.type == "cuda":
-        if device.index is None:  # Ray shows a rank its own GPU alone
+        if device.index is None:  # Ray hides all GPUs but the rank's own
             device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)
     return device
@@ -66,16 +68,17 @@ def load_shard(
     group: dist.ProcessGroup,
     exchange: Exchange,
 ) -> "ExpertParallelEngine":
-    """Load what this rank of a joined group holds."""
-    device = torch.device(config.device)
-    dispatcher = StepDispatcher(num_held(topologies), group, device, exchange)
-    shares = shards_of(topologies, group.rank(), dispatcher, device)
-    engine = Engine.from_checkpoint(checkpoint, config, shares.__getitem__)
+    """Load the weights of this rank of a group that it has already joined."""
+    dispatcher = StepDispatcher(topologies, group, torch.device(config.device), exchange)
+    engine = Engine.from_checkpoint(checkpoint, config, dispatcher.shards().__getitem__)
     return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin))
 
 
 class ExpertParallelEngine:
-    """As `parallel.ranks.worker.Engine`; always has work, since the others may."""
+    """An engine for `parallel.ranks.worker.Rank` that steps in lockstep with other ranks.
+
+    It always has work, because the other ranks may have some.
+    """
 
     has_work = True
 
@@ -84,16 +87,16 @@ class ExpertParallelEngine:
         self._lockstep = lockstep
 
     def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
-        """As `Engine.add`."""
+        """Queue a prompt; see `Engine.add`."""
         with self._lockstep.announced(PromptError):
             self._engine.add(request_id, prompt, params)
 
     def cancel(self, request_id: str) -> None:
-        """As `Engine.cancel`."""
+        """Forget a request; see `Engine.cancel`."""
         self._engine.cancel(request_id)
 
     def step(self) -> Sequence[tuple[str, Completion | PromptError]]:
-        """One step with all ranks; a nap if none of them had anything to do.
+        """Do one step together with all ranks; sleep shortly if none of them had work.
 
         Raises:
             LockstepError: another rank stopped or failed.
@@ -102,23 +105,23 @@ class ExpertParallelEngine:
         with self._lockstep.announced():
             finished = self._engine.step(self._turn, self._lockstep.pace.limit)
         if self._lockstep.stats.num_steps == num_steps and not self._lockstep.pace.limit:
-            time.sleep(_NAP_S)
+            time.sleep(_IDLE_SLEEP_S)
         return finished
 
     def _turn(self, num_tokens: int, is_decode: bool) -> AbstractContextManager[bool]:
-        """As `model.engine.engine.Turn`."""
+        """Run the layers of a step with all ranks; a `model.engine.engine.Turn`."""
         waiting = self._engine.scheduler.num_waiting_tokens
         return self._lockstep.turn(num_tokens, is_decode, waiting)
 
     def stats(self) -> dict[str, float]:
-        """Those of the engine, and how well this rank keeps together with the others."""
+        """Return the numbers of the engine, and how well this rank keeps step with the others."""
         return self._engine.stats() | self._lockstep.stats.numbers()
 
     def expert_load(self) -> ExpertLoad:
-        """As `Engine.expert_load`, of the experts that this rank holds."""
+        """Return the tokens that each expert of this rank has computed."""
         return self._engine.expert_load()
 
     def close(self) -> None:
-        """Leave the group, which ends it."""
+        """Leave the group, which ends the other ranks too."""
         self._lockstep.stop()
         self._engine.close()

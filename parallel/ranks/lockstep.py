@@ -1,13 +1,13 @@
-"""`Lockstep`: the ranks of a group step together, by one plan that all of them know.
+"""`Lockstep`: the ranks of a group step together, by a plan that all of them know.
 
-Before the layers of a step every rank tells every other what it brings, in one small exchange. Then
-all compute, also those that bring nothing, or none does. What can fail on one rank alone (images,
-tokenising, grammars, allocation) comes before the exchange, and is told in the next one, so that
-nobody waits in a collective for a rank that has given up.
+Before the layers of a step, every rank tells every other rank what it brings, in one small
+exchange. Then either all ranks compute, even those that bring nothing, or none does. What can fail
+on one rank alone (images, tokenising, grammars, memory) comes before the exchange, and a failure is
+told in the next exchange, so that no rank waits in a collective for one that has given up.
 
-    plan, encode images --> exchange: tokens, phase, waiting, stop, error --> layers --> sample
+    plan, encode images --> exchange: tokens, phase, waiting, end --> layers --> sample
 
-What waits on each rank is told too, and decides what prompts the next step begins (`pace`).
+The exchange also says how many tokens wait on each rank, which decides when prompts begin (`pace`).
 """
 
 import time
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from parallel.ranks.pace import Pace
 
-_REASON_BYTES = 256  # of a failure, for the others' logs
+_REASON_BYTES = 256  # of the reason for an end; all ranks must send equally many bytes
 
 
 class LockstepError(RuntimeError):
@@ -29,32 +30,36 @@ class LockstepError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What all ranks know of the step to come."""
+    """What all ranks know of the next step."""
 
     tokens: tuple[int, ...]  # of each rank
-    is_decode: bool  # no rank computes prompts
-    waiting: tuple[int, ...]  # tokens of prompts that each rank could begin in the next step
+    is_decode: bool  # whether no rank computes a prompt
+    waiting: tuple[int, ...]  # tokens of prompts that each rank could begin one step later
 
     @property
     def max_tokens(self) -> int:
-        """Of the busiest rank: 0 means that nobody has work."""
+        """Tokens of the busiest rank; 0 means that no rank has work."""
         return max(self.tokens)
 
 
 @dataclass
 class LockstepStats:
-    """How well the ranks keep together, as one of them sees it."""
+    """How well the ranks keep step, as one of them sees it."""
 
-    num_steps: int = 0
-    sum_mean_tokens: float = 0.0  # over steps: tokens of the average rank
-    sum_max_tokens: int = 0  # over steps: tokens of the busiest rank
+    num_steps: int = 0  # in which any rank had tokens, as all below
+    sum_mean_tokens: float = 0.0  # over steps, tokens of the average rank
+    sum_max_tokens: int = 0  # over steps, tokens of the busiest rank
     own_tokens: int = 0
-    wait_s: float = 0.0  # for slower ranks, in the exchanges of steps with work
-    own_wait_s: float = 0.0  # of these, where this rank had tokens of its own
-    work_s: float = 0.0  # in steps with work, waits included
+    wait_s: float = 0.0  # for slower ranks, in the exchanges
+    own_wait_s: float = 0.0  # the part of it in which this rank had tokens of its own
+    work_s: float = 0.0  # in steps, waits included
 
     def numbers(self) -> dict[str, float]:
-        """For reports; `level` is 1 where ranks always had equally many tokens."""
+        """Return numbers for reports.
+
+        `level` is the mean number of tokens of a rank divided by the largest; 1 is best.
+        `wait_share` is the part of the time of steps in which this rank waited for others.
+        """
         level = self.sum_mean_tokens / self.sum_max_tokens if self.sum_max_tokens else 1.0
         return {
             "steps": self.num_steps,
@@ -69,7 +74,7 @@ class Lockstep:
     """One rank's side of the agreement.
 
     Args:
-        group: of all ranks, able to exchange tensors on the CPU.
+        group: the process group of all ranks. It must be able to exchange tensors on the CPU.
         on_plan: called with each plan before its layers run.
     """
 
@@ -84,12 +89,18 @@ class Lockstep:
 
     @contextmanager
     def turn(self, num_tokens: int, is_decode: bool, num_waiting: int = 0) -> Iterator[bool]:
-        """As `engine.Turn`: agree, then run the layers in the `with`, if there are tokens.
+        """Agree on a step with all ranks; run its layers in the `with` if the value is true.
 
-        `num_waiting` are tokens of prompts that this rank could begin in the next step.
+        Args:
+            num_tokens: the tokens that this rank brings.
+            is_decode: whether all of them are decodes.
+            num_waiting: the tokens of prompts that this rank could begin in the next step.
+
+        Yields:
+            Whether any rank has tokens, so that all must run the layers.
 
         Raises:
-            LockstepError: a rank has stopped or failed; so must this one.
+            LockstepError: another rank stopped or failed, so this one must stop too.
         """
         began = time.monotonic()
         plan = self._agree(num_tokens, is_decode, num_waiting)
@@ -99,7 +110,8 @@ class Lockstep:
         try:
             yield plan.max_tokens > 0
         except BaseException:
-            # The others are inside collectives, where nothing can be told; free what can be freed.
+            # The other ranks may wait in a collective of the layers, so this rank cannot tell them
+            # its reason by an exchange. Aborting its side makes their collective fail.
             self._has_left = True
             self._group.abort()
             raise
@@ -108,7 +120,7 @@ class Lockstep:
 
     @contextmanager
     def announced(self, *harmless: type[Exception]) -> Iterator[None]:
-        """Tell the others when something else than `harmless` is raised on this rank."""
+        """Tell the other ranks if this rank raises anything but a `harmless` exception."""
         try:
             yield
         except harmless:
@@ -118,7 +130,7 @@ class Lockstep:
             raise
 
     def stop(self) -> None:
-        """Tell the others that this rank ends, which ends them too; twice is no error."""
+        """Tell the other ranks that this one ends, which ends them too; twice is no error."""
         self._leave("it was closed", is_failure=False)
 
     def _leave(self, reason: str, *, is_failure: bool) -> None:
@@ -126,34 +138,39 @@ class Lockstep:
             return
         self._has_left = True
         self._exchange(0, True, 0, 1 + is_failure)
-        self._tell(reason)
+        self._gather_reasons(reason)
 
     def _agree(self, num_tokens: int, is_decode: bool, num_waiting: int) -> StepPlan:
-        """One exchange of four numbers with every rank."""
-        told = self._exchange(num_tokens, is_decode, num_waiting, 0)
-        tokens, decodes, waiting, has_ended = zip(*told, strict=True)
+        """Exchange four numbers with every rank; raise if one of them has ended."""
+        gathered = self._exchange(num_tokens, is_decode, num_waiting, 0)
+        tokens, decodes, waiting, has_ended = zip(*gathered, strict=True)
         ends = [rank for rank, end in enumerate(has_ended) if end]
         if ends:
             self._has_left = True
-            reason = self._tell("")[ends[0]]
+            # A rank that ends sends its reason in a second exchange, in which all take part.
+            reason = self._gather_reasons("")[ends[0]]
             verb = "failed" if has_ended[ends[0]] > 1 else "stopped"
             raise LockstepError(f"rank {ends[0]} of the group {verb}: {reason}")
         return StepPlan(tokens, all(decodes), waiting)
 
     def _exchange(self, *numbers: int) -> list[list[int]]:
-        """Numbers of each rank; an all-to-all, which is gloo's fastest way to do it."""
-        own = torch.tensor([numbers])
-        told = torch.empty(self._group.size(), own.shape[1], dtype=torch.int64)
-        dist.all_to_all_single(told, own.expand_as(told).contiguous(), group=self._group)
-        return told.tolist()
+        """Gather the numbers of each rank."""
+        return self._gather(torch.tensor(numbers)).tolist()
 
-    def _tell(self, reason: str) -> list[str]:
-        """What each rank has to say; called by all after one ended."""
+    def _gather_reasons(self, reason: str) -> list[str]:
+        """Gather what each rank says of its end; all ranks call this after one of them ended."""
         text = reason.encode()[:_REASON_BYTES].ljust(_REASON_BYTES)
-        own = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        told = torch.empty(self._group.size(), _REASON_BYTES, dtype=torch.uint8)
-        dist.all_to_all_single(told, own.expand_as(told).contiguous(), group=self._group)
-        return [bytes(row).decode(errors="replace").strip() for row in told.tolist()]
+        rows = self._gather(torch.frombuffer(bytearray(text), dtype=torch.uint8)).tolist()
+        return [bytes(row).decode(errors="replace").strip() for row in rows]
+
+    def _gather(self, own: Tensor) -> Tensor:
+        """Gather a tensor [n] of every rank: [R, n].
+
+        An all-to-all that sends the same to every rank is faster over gloo than its all-gather.
+        """
+        gathered = own.new_empty(self._group.size(), len(own))
+        dist.all_to_all_single(gathered, own.expand_as(gathered).contiguous(), group=self._group)
+        return gathered
 
     def _note(self, plan: StepPlan, num_tokens: int, wait_s: float, step_s: float) -> None:
         stats = self.stats

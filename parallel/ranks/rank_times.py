@@ -1,4 +1,4 @@
-"""`RankTimes`: where the time of a rank goes."""
+"""`RankTimes`: how much of its life a rank spends in steps, and how much it waits for requests."""
 
 import time
 from collections.abc import Iterator
@@ -8,14 +8,17 @@ from dataclasses import dataclass
 
 @dataclass
 class RankTimes:
-    """From the moment when the engine was loaded; written by its thread, read by any."""
+    """Times since the engine was loaded. The engine's thread writes them, any thread may read."""
 
-    ready_at: float | None = None  # on the monotonic clock
-    stepping_s: float = 0.0  # in steps with requests of its own
-    stepping_since: float | None = None  # the step that runs now, if it is such a one
+    ready_at: float | None = None  # monotonic clock; None until the engine is loaded
+    stepping_s: float = 0.0  # in finished steps with requests of this rank
+    stepping_since: float | None = None  # monotonic clock: when such a step began, if one runs now
 
     def numbers(self) -> dict[str, float]:
-        """`ready_s`, and of it `stepping_s`; the rest it waited for requests."""
+        """Return `ready_s`, the seconds since loading, and the part `stepping_s` of them.
+
+        In the rest, the rank waited for requests.
+        """
         now = time.monotonic()
         since = self.stepping_since
         running_s = 0.0 if since is None else now - since
@@ -26,10 +29,11 @@ class RankTimes:
 
     @contextmanager
     def step(self, *, has_requests: bool) -> Iterator[None]:
-        """Time a step."""
+        """Time one step; steps without requests of this rank count as waiting."""
         began = time.monotonic()
         self.stepping_since = began if has_requests else None
         yield
         if has_requests:
+            # A reader between these two lines misses this step; the next reading has it.
             self.stepping_since = None
             self.stepping_s += time.monotonic() - began

@@ -1,8 +1,8 @@
-"""How the ranks of a group find each other: a store at an address that travels through Ray.
+"""`JoinedGroup`: how a rank finds the other ranks of its group.
 
-The store belongs to whoever starts groups and outlives them. Each try to start a generation of a
-group has a prefix of its own in it, so that a rank of a dead generation, or of a try that failed,
-can never join the living.
+All ranks meet at the store of `parallel.ranks.rendezvous_store`. Each attempt to start a generation
+of a group uses a prefix of its own there. So a rank of a dead generation, or of an attempt that
+failed, can never join the living ranks.
 """
 
 from datetime import timedelta
@@ -10,40 +10,40 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from parallel.ranks.rank_spec import Address, RankSpec
-
-
-class RendezvousStore:
-    """The store's side: listens from construction to the end of the process."""
-
-    def __init__(self, host: str) -> None:
-        self._store = dist.TCPStore(host, 0, None, is_master=True, wait_for_workers=False)
-        self.address = Address(host, self._store.port)
+from parallel.ranks.rank_spec import RankSpec
 
 
 class JoinedGroup:
-    """A rank that has joined its group.
+    """A rank that has joined the process group of its group.
 
     Args:
-        seat: which place to take.
-        device: of the tensors that will be exchanged; those on the CPU always can be.
+        rank_spec: which rank of which group this process is.
+        device: of the tensors that ranks exchange. Tensors on the CPU can be exchanged as well.
+
+    Raises:
+        DistError: another rank did not come within `join_timeout_s`.
     """
 
-    def __init__(self, seat: RankSpec, device: torch.device) -> None:
-        self._seat = seat
-        address = seat.address
-        patience = timedelta(seconds=seat.join_timeout_s)
-        # The time-out here too: without it a rank that dies while others join holds them for long.
-        store = dist.TCPStore(address.host, address.port, None, is_master=False, timeout=patience)
-        self._store = dist.PrefixStore(f"{seat.generation}-{seat.attempt}", store)
+    def __init__(self, rank_spec: RankSpec, device: torch.device) -> None:
+        self._rank_spec = rank_spec
+        address = rank_spec.address
+        timeout = timedelta(seconds=rank_spec.join_timeout_s)
+        # The client takes the timeout too. With torch's default, the other ranks would wait long
+        # for a rank that dies while they join.
+        store = dist.TCPStore(address.host, address.port, None, is_master=False, timeout=timeout)
+        self._store = dist.PrefixStore(f"{rank_spec.generation}-{rank_spec.attempt}", store)
         on_gpu = device.type == "cuda"
-        self._meet("started")
+        # Starting may take as long as `join_timeout_s` allows, but `init_process_group` waits only
+        # for `exchange_timeout_s`. So all ranks are known to be here before it is called.
+        self._wait_for_all("started")
         dist.init_process_group(
+            # The plan of a step is exchanged on the CPU (`lockstep`), hence gloo beside NCCL.
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=dist.PrefixStore("exchange", self._store),
-            rank=seat.rank,
-            world_size=seat.num_ranks,
-            timeout=timedelta(seconds=seat.exchange_timeout_s),
+            rank=rank_spec.rank,
+            world_size=rank_spec.num_ranks,
+            timeout=timedelta(seconds=rank_spec.exchange_timeout_s),
+            # Binds the group to this GPU: NCCL would otherwise guess it from the rank's number.
             device_id=device if on_gpu else None,
         )
         assert dist.group.WORLD is not None
@@ -51,10 +51,10 @@ class JoinedGroup:
 
     def wait_until_all_loaded(self) -> None:
         """Return when every rank has called this; loading may take much longer than an exchange."""
-        self._meet("loaded")
+        self._wait_for_all("loaded")
 
-    def _meet(self, place: str) -> None:
-        ranks = range(self._seat.num_ranks)
-        self._store.set(f"{place}-{self._seat.rank}", "here")
-        patience = timedelta(seconds=self._seat.join_timeout_s)
-        self._store.wait([f"{place}-{rank}" for rank in ranks], patience)
+    def _wait_for_all(self, stage: str) -> None:
+        ranks = range(self._rank_spec.num_ranks)
+        self._store.set(f"{stage}-{self._rank_spec.rank}", "here")
+        timeout = timedelta(seconds=self._rank_spec.join_timeout_s)
+        self._store.wait([f"{stage}-{rank}" for rank in ranks], timeout)

@@ -1,31 +1,58 @@
-"""`StepDispatcher`: one dispatcher for each step, as all ranks agreed, so that all use the same."""
+"""`StepDispatcher`: the dispatcher of each step, chosen by the plan that all ranks agreed on.
+
+Letters: E routed experts, T tokens, K experts per token.
+"""
+
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.network.moe import Dispatch
+from model.network.moe import Dispatch, ExpertShard
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.experts.policy import DispatchChoice, Exchange, choose
+from parallel.experts.topology import Topologies, Topology
 from parallel.ranks.lockstep import StepPlan
 
 
 class StepDispatcher:
-    """A dispatcher to slots for whole steps; `begin` each with its plan."""
+    """Chooses a dispatcher for whole steps: call `begin` with the plan of each.
+
+    All layers share it, because all have equally many slots per rank; `for_layer` adds what
+    differs between layers.
+
+    Args:
+        topologies: the topology of every layer with routed experts.
+        group: the ranks.
+        device: the device of the tokens.
+        exchange: which dispatcher to use, and the dtype of rows between ranks.
+    """
 
     def __init__(
-        self, num_held: int, group: dist.ProcessGroup, device: torch.device, exchange: Exchange
+        self,
+        topologies: Topologies,
+        group: dist.ProcessGroup,
+        device: torch.device,
+        exchange: Exchange,
     ) -> None:
+        (num_local_experts,) = {each.num_local_experts for each in topologies.values()}
+        self._topologies = topologies
+        self._rank = group.rank()
         self._device = device
         self._choice: DispatchChoice = exchange.dispatch
-        wire = exchange.wire_dtype
-        self._all_to_all = AllToAllDispatcher(num_held, group, wire)
-        self._all_gather = AllGatherDispatcher(num_held, group, bucket=1, wire=wire)
-        self._now: AllToAllDispatcher | AllGatherDispatcher = self._all_to_all
+        wire_dtype = exchange.wire_dtype
+        self._all_to_all = AllToAllDispatcher(num_local_experts, group, wire_dtype)
+        self._all_gather = AllGatherDispatcher(num_local_experts, group, 1, wire_dtype)
+        self.current: AllToAllDispatcher | AllGatherDispatcher = self._all_to_all
 
     def begin(self, plan: StepPlan) -> None:
-        """Use for the layers to come what the plan calls for."""
-        self._now = self._all_to_all
+        """Choose the dispatcher for the layers of the step of this plan.
+
+        The choice depends on the plan alone, so all ranks make the same one. Different collectives
+        on different ranks would hang.
+        """
+        self.current = self._all_to_all
         chosen = choose(
             self._choice,
             is_decode=plan.is_decode,
@@ -34,8 +61,27 @@ class StepDispatcher:
         )
         if chosen == "all_gather":
             self._all_gather.bucket = plan.max_tokens
-            self._now = self._all_gather
+            self.current = self._all_gather
 
-    def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> Dispatch:
-        """As `model.network.moe.Dispatcher.dispatch`, for slots."""
-        return self._now.dispatch(x, slots, weights)
+    def shards(self) -> dict[int, ExpertShard]:
+        """Return this rank's shard of each layer with routed experts."""
+        return {
+            layer: ExpertShard(topology.local_experts[self._rank], self.for_layer(topology))
+            for layer, topology in self._topologies.items()
+        }
+
+    def for_layer(self, topology: Topology) -> "LayerDispatcher":
+        """Return the dispatcher of a layer whose experts are placed like this."""
+        return LayerDispatcher(self, torch.tensor(topology.slots(self._rank), device=self._device))
+
+
+@dataclass(frozen=True)
+class LayerDispatcher:
+    """Sends the tokens of one layer to its experts; a `model.network.moe.Dispatcher`."""
+
+    step: StepDispatcher
+    slots: Tensor  # [E] int64, the slot of each expert
+
+    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatch:
+        """Send each token to each of its experts; see `model.network.moe.Dispatcher.dispatch`."""
+        return self.step.current.dispatch(x, self.slots[expert_ids], weights)

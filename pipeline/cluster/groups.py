@@ -17,8 +17,9 @@ from parallel.groups.errors import GroupError
 from parallel.groups.golden import golden_requests
 from parallel.groups.spec import GroupSpec
 from parallel.groups.supervisor import GroupsStatus
+from parallel.ranks.admission import AdmissionPolicy
 from parallel.ranks.rank_spec import RankSpec
-from parallel.ranks.worker import AdmissionPolicy, Engine
+from parallel.ranks.worker import Engine
 from pipeline.cluster.deployment import Deployment
 from pipeline.cluster.nodes import require_checkpoint
 from pipeline.config import PipelineConfig
@@ -83,7 +84,7 @@ def start_groups(
         num_cpus_per_rank=0.25,  # what Ray accounts for; torch uses the engine's `num_threads`
         num_gpus_per_rank=1.0 if deployment.device == "cuda" else 0.0,
         placement=config.placement,
-        company=admission,
+        admission=admission,
         topologies=topologies,
         golden=tuple(golden_requests(tokenizer.num_ordinary)),
     )

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.engine.sequence import SamplingParams
-from parallel.ranks.worker import Failure, Outcome
+from parallel.ranks.requests import Failure, Outcome
 from pipeline.schema import (
     CHOICE_LOGPROBS_FIELD,
     NAMED_PROMPT_FIELD,

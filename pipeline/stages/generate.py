@@ -17,7 +17,7 @@ import pyarrow as pa
 from model.engine.sequence import SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from parallel.groups.errors import DeadGroupError
-from parallel.ranks.worker import Failure, Outcome, Request
+from parallel.ranks.requests import Failure, Outcome, Request
 from pipeline.media.windows import Windows
 from pipeline.output.poison import GROUPS, KILLED_GROUPS
 from pipeline.prompts.fan_in import extra_fields, result_of
@@ -44,8 +44,10 @@ class Lease(Protocol):
 class EngineGroups(Protocol):
     """As `parallel.groups.client.Groups`."""
 
-    def lease(self, num_tokens: int, *, alone: bool = False) -> AbstractAsyncContextManager[Lease]:
-        """Lease a group; `alone` keeps all other requests out of it."""
+    def lease(
+        self, num_tokens: int, *, exclusive: bool = False
+    ) -> AbstractAsyncContextManager[Lease]:
+        """Lease a group; `exclusive` keeps all other requests out of it."""
         ...
 
 
@@ -156,7 +158,7 @@ class Generate:
     ) -> dict[int, Outcome | DeadGroupError]:
         num_tokens = sum(request.num_tokens for request in requests.values())
         sets = _with_same_pixels(requests)
-        async with self._groups.lease(num_tokens, alone=alone) as lease:
+        async with self._groups.lease(num_tokens, exclusive=alone) as lease:
             answers = await lease.generate([[requests[row] for row in rows] for rows in sets])
         return {
             row: answer

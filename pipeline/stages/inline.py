@@ -21,7 +21,8 @@ from parallel.experts.load import ExpertLoad
 from parallel.experts.policy import explain
 from parallel.groups.errors import DeadGroupError, GroupError
 from parallel.groups.supervisor import GroupsStatus
-from parallel.ranks.worker import DeadEngineError, Outcome, Rank, Request
+from parallel.ranks.requests import Outcome, Request
+from parallel.ranks.worker import DeadEngineError, Rank
 from pipeline.cluster.deployment import Deployment
 from pipeline.cluster.groups import EngineFactory
 from pipeline.config import PipelineConfig
@@ -58,7 +59,9 @@ class InlineGroup:
         self._runner = runner
 
     @asynccontextmanager
-    async def lease(self, num_tokens: int, *, alone: bool = False) -> AsyncIterator["InlineGroup"]:
+    async def lease(
+        self, num_tokens: int, *, exclusive: bool = False
+    ) -> AsyncIterator["InlineGroup"]:
         """Yield this group; nobody else can have it, and what it dies of ends the run."""
         yield self
 
@@ -80,7 +83,7 @@ class InlineGroup:
     def status(self, *, fresh: bool = False) -> GroupsStatus:
         """The numbers of the rank; called in any thread without an event loop."""
         try:
-            stats = asyncio.run(self._rank.vitals()).stats
+            stats = asyncio.run(self._rank.health()).stats
         except DeadEngineError as error:
             raise GroupError(str(error)) from error
         return GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: (stats,)})
@@ -160,7 +163,7 @@ class InlineBackend:
         engine = replace(config.engine, device=self.deployment.device)
         rank = Rank(
             partial(self._engine_factory, config.checkpoint, engine, config.exchange, None),
-            self.sizing.company,
+            self.sizing.admission,
         )
         group = InlineGroup(rank, self._runner)
         try:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from model.engine.sequence import SamplingParams
 from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError
-from parallel.ranks.worker import Failure, Outcome, Request
+from parallel.ranks.requests import Failure, Outcome, Request
 from pipeline.prompts.fan_in import result_of, worst
 from pipeline.prompts.prompt_columns import row_seed
 from pipeline.prompts.window_answers import TIMELINE_FIELD, labelled

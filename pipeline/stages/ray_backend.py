@@ -62,7 +62,7 @@ class RayBackend:
             self.deployment,
             self._plan.expert_load,
             self._engine_factory,
-            self.sizing.company,
+            self.sizing.admission,
         )
 
     @contextmanager

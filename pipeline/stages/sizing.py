@@ -9,7 +9,7 @@ rows where each costs much. The rows alone decide what a batch is (`batching.Bat
 import math
 from dataclasses import dataclass, replace
 
-from parallel.ranks.worker import AdmissionPolicy
+from parallel.ranks.admission import AdmissionPolicy
 from pipeline.cluster.deployment import Deployment
 from pipeline.config import PipelineConfig
 from pipeline.media.windows import PageWindows
@@ -28,7 +28,7 @@ _BATCHES_AHEAD = 16
 # pixels; `jobs.plan` expects of a GPU some 20 rows a second.
 _ENGINES_PER_CLIENT = 2
 # On CPUs an engine that answers rows one by one takes them from what prepares the next.
-_COMPANY = AdmissionPolicy(num_sequences=16, max_wait_s=1.0)
+_ADMISSION = AdmissionPolicy(min_batch=16, max_wait_s=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Sizing:
     rows_in_flight: int  # at all engines together
     max_queued_bytes: int  # of rows between the stages
     batches_ahead: int  # that one worker may have made before anybody takes them
-    company: AdmissionPolicy  # of each rank
+    admission: AdmissionPolicy  # of each rank
 
     @property
     def rows_per_client(self) -> int:
@@ -89,7 +89,7 @@ def choose_sizing(
         batches_ahead=max(
             2, min(_BATCHES_AHEAD, max_queued_bytes // (8 * num_preparers * batch_bytes))
         ),
-        company=_company(config, machines, rows_in_flight // num_engines),
+        admission=_admission(config, machines, rows_in_flight // num_engines),
     )
 
 
@@ -121,10 +121,12 @@ def _wanted_rows(config: PipelineConfig, num_engines: int) -> int:
     return 2 * config.engine.max_batch_size * num_engines
 
 
-def _company(config: PipelineConfig, machines: Deployment, rows_per_engine: int) -> AdmissionPolicy:
+def _admission(
+    config: PipelineConfig, machines: Deployment, rows_per_engine: int
+) -> AdmissionPolicy:
     """Half of what an engine can have at most, or requests would wait for what never comes."""
     if machines.device != "cpu":
         return AdmissionPolicy()
     given = rows_per_engine * config.sampling.n
     most = max(1, min(given, config.engine.max_batch_size) // 2)
-    return replace(_COMPANY, num_sequences=min(_COMPANY.num_sequences, most))
+    return replace(_ADMISSION, min_batch=min(_ADMISSION.min_batch, most))

@@ -13,7 +13,7 @@ import yaml
 
 from jobs.cli.checkpoint import DEMO
 from model.inputs.processor import Processor
-from parallel.ranks.worker import Request
+from parallel.ranks.requests import Request
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.plan import plan

@@ -11,13 +11,13 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def fake_gpu() -> Iterator[None]:
-    """Tensors that are made in here may say `device="cuda"`; nothing is computed."""
+    """Let tensors that are made in the `with` have `device="cuda"`; nothing is computed."""
     with FakeTensorMode(allow_non_fake_inputs=True), Detours():
         yield
 
 
 class Detours(TorchFunctionMode):
-    """Around what asks for CUDA itself, which a build of torch without it has not."""
+    """Replace what asks for CUDA itself, which torch without CUDA does not have."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.__getitem__:
@@ -28,7 +28,7 @@ class Detours(TorchFunctionMode):
 
 
 def indexed(x: Tensor, index: object) -> Tensor:
-    """`x[index]` of numbers, slices, None, an ellipsis and tensors."""
+    """Compute `x[index]` for an index of numbers, slices, None, an ellipsis and tensors."""
     items = list(index) if isinstance(index, tuple) else [index]
     if any(item is Ellipsis for item in items):
         place = next(number for number, item in enumerate(items) if item is Ellipsis)

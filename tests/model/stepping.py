@@ -13,10 +13,10 @@ from model.network.kv_cache import LatentCache
 def greedy_with_cache(
     model: KimiVL, prompt: list[int], num_tokens: int
 ) -> tuple[torch.Tensor, list[int]]:
-    """Prefill, then decode greedily: logits of all positions but the last, and the new tokens."""
+    """Prefill, then decode greedily; return all logits but the last, and the new tokens."""
     num_blocks = blocks_for(len(prompt) + num_tokens)
     cache = LatentCache(model.config.text, num_blocks, model.dtype, model.device)
-    blocks = BlockPool(num_blocks).take(num_blocks)
+    blocks = BlockPool(num_blocks).allocate(num_blocks)
     hidden = model(cached_step(prompt, 0, blocks), cache)
     logits = [model.logits(hidden)]
     tokens = [int(logits[-1][-1].argmax())]
@@ -28,7 +28,7 @@ def greedy_with_cache(
 
 
 def cached_step(token_ids: list[int], start: int, blocks: list[int]) -> TokenBatch:
-    """New tokens of one sequence, from position `start` on."""
+    """Make a batch of new tokens of one sequence, from position `start` on."""
     places = range(start, start + len(token_ids))
     slots = [blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in places]
     return TokenBatch(

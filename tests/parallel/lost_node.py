@@ -1,4 +1,4 @@
-"""Program of `test_nodes`: a group over two nodes of a simulated cluster loses one of them."""
+"""The program of `test_nodes`: a group over two nodes of a simulated cluster loses one of them."""
 
 import asyncio
 import json
@@ -18,11 +18,11 @@ from tests.parallel.groups.test_group import SlowEngine, answer, num_placement_g
 
 
 class PlacedEngine(SlowEngine):
-    """Tells on which node it is."""
+    """Says on which node it is."""
 
-    def __init__(self, seat: RankSpec | None) -> None:
+    def __init__(self, rank_spec: RankSpec | None) -> None:
         super().__init__()
-        assert seat is not None
+        assert rank_spec is not None
         self.node = number(ray.get_runtime_context().get_node_id())
 
     def stats(self):
@@ -30,12 +30,12 @@ class PlacedEngine(SlowEngine):
 
 
 def number(node_id: str) -> int:
-    """Of a node, small enough for any float."""
+    """Return a number for a node, small enough for any float."""
     return int(node_id[:12], 16)
 
 
 def nodes_of(groups: Groups, lost: int | None = None) -> Sequence[int]:
-    """Where the ranks are, once none of them is on the node that was lost."""
+    """Wait until no rank is on the lost node; return the nodes of the ranks."""
     while True:
         status = groups.status()
         if status.num_ready and status.rank_stats:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def run_ranks(
     num_ranks: int, on_rank: Callable[[dist.ProcessGroup], T], timeout_s: float = 20
 ) -> list[T]:
-    """Call `on_rank(group)` once per rank, all at the same time; what they return, by rank."""
+    """Call `on_rank(group)` once per rank, all at the same time; return the results by rank."""
     store = dist.HashStore()
 
     def enter(rank: int) -> T:

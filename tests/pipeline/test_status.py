@@ -9,7 +9,7 @@ import pytest
 
 from model.inputs.processor import Processor
 from parallel.groups.errors import DeadGroupError
-from parallel.ranks.worker import Failure
+from parallel.ranks.requests import Failure
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.media.sandbox import SandboxedDecoder

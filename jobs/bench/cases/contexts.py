@@ -22,7 +22,7 @@ from model.config import TextConfig
 from model.engine.engine import Engine
 from model.malloc import keep_freed_memory
 from model.network.kimi_vl import KimiVL
-from model.network.onednn import pack
+from model.network.onednn import prepack
 
 _OWN_TOKENS = 16  # of each sequence, after the context that all share
 _DECODE_STEPS = 8
@@ -31,7 +31,7 @@ _DECODE_STEPS = 8
 def measure_contexts(bench: Workbench) -> dict[str, object]:
     """Measure tokens/s of prefill and decode by the length of the context."""
     model = random_model(bench.long_config)
-    pack(model)
+    prepack(model)
     keep_freed_memory()
     prompts = RandomPrompts(bench.long_config)
     prefills: dict[int, float] = {}

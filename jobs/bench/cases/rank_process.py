@@ -18,7 +18,7 @@ from model.engine.engine import Engine
 from model.network.kimi_vl import KimiVL
 from model.network.moe import Dispatch, Dispatcher, Experts, MoE
 from parallel.experts.policy import Exchange
-from parallel.experts.topology import Topology
+from parallel.experts.topology import Topology, even_topologies
 from parallel.ranks.ep_engine import ExpertParallelEngine
 from parallel.ranks.lockstep import Lockstep
 from parallel.ranks.rank_spec import RankSpec
@@ -116,13 +116,14 @@ class Process:
         model = self._engine.model
         device = torch.device("cpu")
         self._group = JoinedGroup(spec, device).group
-        topology = Topology.even(model.config.text.n_routed_experts, spec.num_ranks)
-        dispatcher = StepDispatcher(topology.num_held, self._group, device, Exchange())
-        timed = TimedDispatcher(dispatcher)
+        topologies = even_topologies(model.config.text, spec.num_ranks)
+        topology = next(iter(topologies.values()))  # the same in every layer
+        dispatcher = StepDispatcher(topologies, self._group, device, Exchange())
+        timed = TimedDispatcher(dispatcher.for_layer(topology))
         for layer, experts in zip(moe_layers(model), shard, strict=True):
             layer.dispatcher = timed
-            layer.rows_computed = layer.rows_computed[: topology.num_held].clone()
-            setattr(layer, "experts", experts)  # noqa: B010  prepacked ones have another class
+            layer.rows_computed = layer.rows_computed[: topology.num_local_experts].clone()
+            setattr(layer, "experts", experts)  # noqa: B010  prepacked ones are of another class
         lockstep = Lockstep(self._group, dispatcher.begin)
         self._step = ExpertParallelEngine(self._engine, lockstep).step
         self._exchange_s = lambda: timed.seconds + lockstep.stats.wait_s
@@ -182,8 +183,8 @@ def shards_of(model: KimiVL, num_ranks: int) -> list[nn.ModuleList]:
     """Return the experts of each rank in each layer, as views of weights as they are stored."""
     topology = Topology.even(model.config.text.n_routed_experts, num_ranks)
     return [
-        nn.ModuleList(_slice(layer.experts, held) for layer in moe_layers(model))
-        for held in topology.held
+        nn.ModuleList(_slice(layer.experts, local_experts) for layer in moe_layers(model))
+        for local_experts in topology.local_experts
     ]
 
 

@@ -25,9 +25,9 @@ from jobs.bench.measure.shapes import engine_for, random_model
 from jobs.bench.measure.turns import Turns
 from model.config import KimiVLConfig
 from model.malloc import keep_freed_memory
-from model.network.onednn import pack
+from model.network.onednn import prepack
 from parallel.ranks.rank_spec import Address
-from parallel.ranks.rendezvous import RendezvousStore
+from parallel.ranks.rendezvous_store import RendezvousStore
 
 _CACHE_GIB = 0.25
 
@@ -78,8 +78,8 @@ def _host(
     model = random_model(config)
     shards = shards_of(model, num_ranks)
     for shard in shards:
-        pack(shard)
-    pack(model)
+        prepack(shard)
+    prepack(model)
     keep_freed_memory()
     most_sequences = max(*sizes.num_sequences, sizes.prefill_prompts)
     engine = engine_for(model, most_sequences, num_threads=1, cache_gib=_CACHE_GIB)

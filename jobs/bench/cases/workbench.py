@@ -9,7 +9,7 @@ from jobs.bench.measure.shapes import RandomPrompts, random_model
 from model.config import KimiVLConfig
 from model.malloc import keep_freed_memory
 from model.network.kimi_vl import KimiVL
-from model.network.onednn import pack
+from model.network.onednn import prepack
 from model.network.vision import Grid
 
 
@@ -62,7 +62,7 @@ class Workbench:
     def _networks(self) -> tuple[KimiVL, Reference | None]:
         model = random_model(self.config)
         reference = Reference(model) if self.compares else None  # keeps the plain weights
-        pack(model)
+        prepack(model)
         keep_freed_memory()
         return model, reference
 

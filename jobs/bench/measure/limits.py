@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jobs.bench.measure.turns import timed
 from jobs.planning.products import Product
-from model.network.onednn import PrepackedMatrix, is_packable
+from model.network.onednn import PrepackedMatrix, is_prepackable
 
 # Matrices are used in turn; this many exceed the cache of a processor.
 _MOST_MATRICES = 64
@@ -49,7 +49,7 @@ def _operands(product: Product) -> tuple[Tensor, list[Callable[[Tensor], Tensor]
     rows = torch.full((product.rows, product.inputs), 0.5, dtype=torch.bfloat16)
     plain = torch.full((product.outputs, product.inputs), 0.5, dtype=torch.bfloat16)
     number = min(ceil(product.count), _MOST_MATRICES)
-    if is_packable(plain):
+    if is_prepackable(plain):
         return rows, [PrepackedMatrix(plain).product for _ in range(number)]
     return rows, [partial(F.linear, weight=plain.clone()) for _ in range(number)]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parallel.ranks.rank_spec import Address, RankSpec
-from parallel.ranks.rendezvous import RendezvousStore
+from parallel.ranks.rendezvous_store import RendezvousStore
 
 _JOIN_TIMEOUT_S = 600.0
 _EXCHANGE_TIMEOUT_S = 300.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jobs.bench import kernels
-from model.network.onednn import is_packable
+from model.network.onednn import is_prepackable
 
 
 @pytest.mark.slow
@@ -12,7 +12,7 @@ def test_the_last_line_is_a_json_object_with_every_choice(monkeypatch, capsys):
     monkeypatch.setattr(kernels, "NUM_MATRICES", 2)
     monkeypatch.setattr(kernels, "keep_freed_memory", lambda: None)
     code = kernels.main(["--tries", "1", "--threads", str(torch.get_num_threads())])
-    if not is_packable(torch.zeros(1, 1, dtype=torch.bfloat16)):
+    if not is_prepackable(torch.zeros(1, 1, dtype=torch.bfloat16)):
         assert code == 1
         return
     assert code == 0

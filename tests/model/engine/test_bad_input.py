@@ -1,4 +1,4 @@
-"""Odd and broken input: it works or says why not, and its neighbours never notice."""
+"""Odd and broken input works or is refused with a reason, and never affects its neighbours."""
 
 import json
 from dataclasses import replace
@@ -51,7 +51,7 @@ def neighbours(processor):
 
 
 def answers(engine, requests):
-    """Answer all together; a refusal is an answer."""
+    """Answer all prompts together; a refusal counts as an answer."""
     done = {}
     for name, (prompt, params) in requests.items():
         try:
@@ -65,7 +65,7 @@ def answers(engine, requests):
 
 
 def beside_neighbours(engine, processor, prompt, params):
-    """What becomes of a prompt between two others, which must be as without it."""
+    """Return the outcome of a prompt between two others, whose answers must not change."""
     good = neighbours(processor)
     alone = answers(engine, good)
     together = answers(engine, {"text": good["text"], "odd": (prompt, params), **good})
@@ -207,7 +207,7 @@ def test_a_damaged_vision_tower_fails_prompts_with_images_alone(engine, processo
     good = neighbours(processor)
     alone = answers(engine, {"text": good["text"]})
     engine.model.vision_tower.patch_embed.proj.bias[0] = float("inf")
-    engine._features._kept.clear()
+    engine._features._cached.clear()
     picture_of_its_own = processor.prompt([picture(28, 28, seed=9), "what?"])
     odd = (picture_of_its_own, SamplingParams(max_tokens=2))
     done = answers(engine, {"odd": odd, "text": good["text"]})

@@ -24,7 +24,7 @@ MULTI_HEAD = {"kv_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 3
 
 
 def decodes(lens=LENS, first_block=1):
-    """One new token behind each of random contexts."""
+    """Make a batch of one new token behind each of several random contexts."""
     counts = [-(-length // 16) for length in lens]
     tables = torch.zeros(len(lens), max(counts), dtype=torch.int64)
     for number, blocks in enumerate(torch.arange(first_block, 9999)[: sum(counts)].split(counts)):
@@ -87,7 +87,7 @@ def test_on_a_gpu_the_step_keeps_its_shapes_and_waits_for_nothing(shape):
 
 
 def fake_model(config):
-    """With fake parameters on a GPU; torch cannot move or initialise fake ones."""
+    """Give a model fake parameters on a GPU; torch cannot move or initialise fake ones."""
     with torch.device("meta"):
         model = KimiVL(config)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""What holds over thousands of sequences: the same bytes again, and no growth."""
+"""Over thousands of sequences, answers are the same bytes again, and memory does not grow."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ SCHEMA = '{"type": "array", "items": {"enum": ["red", 5]}}'
 
 
 def private_bytes() -> int:
-    """Memory of this process that is not the pages of files."""
+    """Return the memory of this process without the pages of files."""
     status = Path("/proc/self/status").read_text()
     return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024
 

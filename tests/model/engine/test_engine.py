@@ -41,7 +41,7 @@ def answer(engine, prompt, params):
 
 
 def greedy_without_cache(engine, prompt, num_tokens):
-    """The obvious twin: the whole sequence again for every token."""
+    """Generate in the simplest way: compute the whole sequence again for every token."""
     model = engine.model
     features = None
     if len(prompt.patches):
@@ -162,7 +162,7 @@ def test_a_prompt_that_cannot_be_run_is_refused_alone(checkpoint, processor):
     engine = Engine.from_checkpoint(checkpoint, EngineConfig(max_model_len=80))
     good = text_prompt(processor, "a")
     engine.add("good", good, SamplingParams(max_tokens=4))
-    with pytest.raises(PromptError, match="engine holds 80") as error:
+    with pytest.raises(PromptError, match="room for 80") as error:
         engine.add("long", processor.prompt(["red circle " * 40]), SamplingParams())
     assert error.value.code == "prompt_too_long"
     vocab_size = engine.model.config.text.vocab_size
@@ -208,7 +208,8 @@ def test_the_cache_takes_its_fraction_of_what_is_free(checkpoint, monkeypatch):
     monkeypatch.setattr("model.engine.engine.free_bytes", lambda device: 21 * per_block)
     half = Engine.from_checkpoint(checkpoint, EngineConfig(cache_fraction=0.5))
     assert half.pool.num_blocks == 10
-    with pytest.raises(ValueError, match=r"cache_fraction=0.01 of 0.00 GiB free holds no block"):
+    message = r"cache_fraction=0.01 of 0.00 GiB free is too small for one block"
+    with pytest.raises(ValueError, match=message):
         Engine.from_checkpoint(checkpoint, EngineConfig(cache_fraction=0.01))
 
 
@@ -216,7 +217,8 @@ def test_a_cache_that_the_machine_has_no_room_for_is_refused(checkpoint):
     config = EngineConfig(cache_gib=1e7, max_batch_size=1 << 40)
     with pytest.raises(ValueError, match=r"cache_gib=1e\+07 cannot be reserved on cpu: "):
         Engine.from_checkpoint(checkpoint, config)
-    with pytest.raises(ValueError, match=r"cache_gib=1e-09 holds no block of \d+ bytes"):
+    message = r"cache_gib=1e-09 is too small for one block of \d+ bytes"
+    with pytest.raises(ValueError, match=message):
         Engine.from_checkpoint(checkpoint, EngineConfig(cache_gib=1e-9))
 
 

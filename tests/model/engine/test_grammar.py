@@ -1,4 +1,4 @@
-"""Whatever the network says, what ends by itself follows the schema."""
+"""Whatever the network prefers, a text that ends by itself follows the schema."""
 
 import json
 import re
@@ -134,12 +134,12 @@ def test_a_stop_token_comes_only_where_the_text_may_end(grammars, processor):
 
     (minus,), (seven,), (letter,) = (processor.tokenizer.encode(text) for text in "-7a")
     assert [is_allowed(each) for each in (stop, minus, seven, letter)] == [False, True, True, False]
-    constraint.take(minus)
+    constraint.advance(minus)
     assert [is_allowed(each) for each in (stop, minus, seven)] == [False, False, True]
-    constraint.take(seven)
+    constraint.advance(seven)
     assert [is_allowed(each) for each in (stop, minus, seven)] == [True, False, True]
     assert not constraint.is_complete
-    constraint.take(stop)
+    constraint.advance(stop)
     assert constraint.is_complete
     assert constraint.error is None
 
@@ -151,7 +151,7 @@ def test_reasoning_is_free_and_the_answer_is_not(checkpoint, processor, grammars
         bits = np.unpackbits(constraint.allowed_bits(), bitorder="little")
         assert bits[token]
         assert not bits[list(processor.config.stop_token_ids)].any()
-        constraint.take(token)
+        constraint.advance(token)
     assert constraint.is_complete
     engine = Engine.from_checkpoint(checkpoint, EngineConfig())
     engine.add("x", processor.prompt(["a"]), sampled({"const": 1}, max_tokens=9, thinking=True))
@@ -223,9 +223,9 @@ def test_a_checkpoint_whose_texts_end_with_a_word_has_no_schemas(processor):
 
 
 def test_a_schema_leaves_no_room_for_stops():
-    with pytest.raises(ValueError, match="a schema says where the answer ends"):
+    with pytest.raises(ValueError, match="a schema decides where the answer ends"):
         SamplingParams(schema="{}", stop=("x",))
-    with pytest.raises(ValueError, match="a schema says where the answer ends"):
+    with pytest.raises(ValueError, match="a schema decides where the answer ends"):
         SamplingParams(schema="{}", stop_token_ids=(5,))
 
 
@@ -274,5 +274,5 @@ def test_characters_of_several_tokens_are_written_whole(checkpoint):
     while not constraint.is_complete:
         bits = np.unpackbits(constraint.allowed_bits(), bitorder="little")
         written.append(int(np.flatnonzero(bits)[-1]))
-        constraint.take(written[-1])
+        constraint.advance(written[-1])
     assert json.loads(tokenizer.decode(written)) == "é月🙂"

@@ -34,7 +34,7 @@ DECODE, FEW, MANY = 1, 4, 40
 
 
 def planted(config, context_len, num_new):
-    """A cache in reversed blocks with a random past, and a batch that ends at `context_len`."""
+    """Make a cache of reversed blocks with a random past, and a batch that ends at its end."""
     num_blocks = context_len // BLOCK_SIZE
     cache = LatentCache(config.text, num_blocks, torch.float32, torch.device("cpu"))
     for number, layer in enumerate(cache.layers):
@@ -54,7 +54,7 @@ def planted(config, context_len, num_new):
 
 
 def plain_attention(attention: LatentAttention, x, rotation, context):
-    """The formula: every key and value of every head, one mask, one softmax."""
+    """Compute the formula: all keys and values of all heads, one mask, one softmax."""
     widths = attention.widths
     query = attention.q_proj(x).unflatten(-1, (widths.num_heads, -1))
     q_nope, q_rope = query.split((widths.nope, widths.rope), dim=-1)
@@ -99,7 +99,7 @@ def test_the_last_of_128k_positions_have_the_numbers_of_the_formula(num_new):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the bytes of the largest tensor that an operator made; views make none."""
+    """Records the bytes of the largest tensor that an operator makes; views do not count."""
 
     nbytes = 0
 

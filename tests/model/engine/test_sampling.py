@@ -127,7 +127,7 @@ def test_settings_out_of_range_are_refused(change):
 
 
 def allowed_by_sorting(probs, params):
-    """The obvious twin: sort all tokens, and keep them one by one."""
+    """Sample in the simplest way: sort all tokens, and keep them one by one."""
     kept, mass = set(), 0.0
     for token in sorted(range(len(probs)), key=lambda token: -probs[token]):
         is_over = mass >= params.top_p or probs[token] < params.min_p * max(probs)

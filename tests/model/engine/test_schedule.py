@@ -1,4 +1,4 @@
-"""Whatever the schedule, the tokens are those of the whole-sequence forward."""
+"""For every schedule, the tokens are those of a forward pass over whole sequences."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def run(engine):
 
 
 def count_tokens(monkeypatch):
-    """The number of tokens of every step, and of patches of every vision call, from now on."""
+    """Record the number of tokens of every step, and of patches of every vision call."""
     tokens, patches = [], []
     forward, encode = KimiVL.forward, KimiVL.encode_images
 
@@ -59,7 +59,7 @@ def count_tokens(monkeypatch):
 
 
 def greedy_without_cache(model, prompt, num_tokens):
-    """The obvious twin: the whole sequence again for every token."""
+    """Generate in the simplest way: compute the whole sequence again for every token."""
     grid_hw = [(int(h), int(w)) for h, w in prompt.grid_hw]
     features = model.encode_images(torch.from_numpy(prompt.patches), grid_hw)
     num_prompt = len(prompt.token_ids)
@@ -76,7 +76,7 @@ def greedy_without_cache(model, prompt, num_tokens):
 
 @pytest.fixture(scope="module")
 def questions(checkpoint, processor):
-    """Prompts, some of which begin alike, with the tokens that answer them."""
+    """Prompts, some with the same beginning, and the tokens that answer them."""
     contents = [
         ["a"],
         ["red circle " * 12],
@@ -199,32 +199,32 @@ def test_keys_tell_prompts_apart_where_they_differ(processor):
 
 def test_a_pool_keeps_named_blocks_until_room_is_needed():
     pool = BlockPool(3)
-    first = pool.take(2)
+    first = pool.allocate(2)
     for block, key in zip(first, (b"a", b"b"), strict=True):
-        pool.name(block, key)
-    pool.give_back(first)
+        pool.register(block, key)
+    pool.release(first)
     assert pool.num_available == 3
     assert pool.find([b"a", b"b", b"c"]) == first
     assert pool.find([b"x", b"a"]) == []
-    pool.share(first[:1])
+    pool.add_owner(first[:1])
     assert pool.num_available == 2
     assert pool.num_available_beside(first) == 1
-    taken = pool.take(2)  # the free one, then the named one that nobody owns
+    taken = pool.allocate(2)  # the free one, then the registered one that nobody owns
     assert first[0] not in taken
     assert pool.find([b"a", b"b"]) == first[:1]
-    pool.give_back(taken)
-    pool.give_back(first[:1])
+    pool.release(taken)
+    pool.release(first[:1])
     assert pool.num_available == 3
 
 
 def test_a_shared_block_is_free_when_its_last_owner_goes():
     pool = BlockPool(1)
-    (block,) = pool.take(1)
-    pool.name(block, b"a")
-    pool.share([block])
-    pool.give_back([block])
+    (block,) = pool.allocate(1)
+    pool.register(block, b"a")
+    pool.add_owner([block])
+    pool.release([block])
     assert pool.num_available == 0
-    pool.give_back([block])
+    pool.release([block])
     assert pool.num_available == 1
 
 

@@ -16,7 +16,7 @@ def sequence(**settings):
 
 
 def write(seq, tokens):
-    """Append tokens, each of whose text is its number and a space, until the sequence ends."""
+    """Append tokens until the sequence ends; the text of each is its number and a space."""
     for token in tokens:
         seq.append(token, -1.0, b"%d " % token, is_stop_token=False)
         if seq.finish_reason is not None:

@@ -15,7 +15,7 @@ def decode(spent, num_tokens, times=1, *, is_full=False):
 
 
 def test_half_empty_steps_need_what_their_tokens_cost_in_full_ones():
-    spent = EngineTime(num_seats=32)
+    spent = EngineTime(max_batch_size=32)
     decode(spent, 1, times=64)
     decode(spent, 8, times=8)
 
@@ -24,7 +24,7 @@ def test_half_empty_steps_need_what_their_tokens_cost_in_full_ones():
 
 
 def test_full_steps_and_prompts_need_what_they_took():
-    spent = EngineTime(num_seats=4)
+    spent = EngineTime(max_batch_size=4)
     decode(spent, 4, times=10)
     decode(spent, 2, times=10, is_full=True)  # for lack of memory, say
     spent.note(500, 0.7, only_decodes=False, is_full=False)
@@ -33,11 +33,11 @@ def test_full_steps_and_prompts_need_what_they_took():
 
 
 def test_no_step_needs_nothing():
-    assert EngineTime(num_seats=4).needed_s == 0.0
+    assert EngineTime(max_batch_size=4).needed_s == 0.0
 
 
 def test_steps_of_one_size_are_taken_to_cost_the_same_at_any_size():
-    spent = EngineTime(num_seats=10)
+    spent = EngineTime(max_batch_size=10)
     decode(spent, 2, times=5)
 
     assert spent.needed_s == pytest.approx(spent.step_s * 2 / 10)
@@ -45,7 +45,7 @@ def test_steps_of_one_size_are_taken_to_cost_the_same_at_any_size():
 
 @pytest.mark.parametrize("slope", [-0.001, 0.5])
 def test_noise_never_makes_the_need_negative_or_more_than_it_took(slope):
-    spent = EngineTime(num_seats=8)
+    spent = EngineTime(max_batch_size=8)
     for num_tokens in (1, 2, 3):
         seconds = 0.1 + slope * (num_tokens - 1)
         spent.note(num_tokens, seconds, only_decodes=True, is_full=False)

@@ -131,7 +131,7 @@ def test_max_tokens_is_kept_after_padding(max_tokens):
 
 
 def test_max_tokens_takes_the_largest_size_of_the_shape():
-    """Against the obvious twin: try every length of the longer side."""
+    """Compare with the simplest way, which tries every length of the longer side."""
     for width, height, max_tokens in [(640, 360, 144), (360, 641, 50), (333, 500, 7), (700, 9, 3)]:
         longest = max(width, height)
         fitting = [

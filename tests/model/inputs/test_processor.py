@@ -81,7 +81,7 @@ def with_template(processor, template):
 
 
 def rendered(processor, content, **options):
-    """The prompt as text with names of control tokens, and each run of pads as one."""
+    """Write the prompt as text with names of control tokens, and each run of pads as one."""
     ids = processor.prompt(content, **options).token_ids.tolist()
     pieces = [
         PUBLISHED_NAMES.get(token_id, "").encode() or processor.tokenizer.decode_bytes([token_id])

@@ -36,7 +36,7 @@ BYTES = [bytes([byte]) for byte in range(256)]
 
 
 def write_published_tokenizer(directory: Path) -> None:
-    """163,584 ranks of which few are words; the others are bytes that no text contains."""
+    """Make 163,584 ranks. Few are words; the others are bytes that no text contains."""
     tokens = [*BYTES, *(word.encode() for word in WORDS)]
     tokens += [b"\xff\xfe" + rank.to_bytes(3, "big") for rank in range(len(tokens), NUM_BASE)]
     tokens[4017] = b"image"
@@ -76,7 +76,7 @@ def trained(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def plain() -> Tokenizer:
-    """Bytes, five merges with `b"ab"` first, and three control tokens."""
+    """Make a tokenizer of bytes, five merges with `b"ab"` first, and three control tokens."""
     tokens = [*BYTES, b"ab", b"bc", b"abc", b"aa", b"  "]
     return Tokenizer({token: rank for rank, token in enumerate(tokens)}, {}, vocab_size=264)
 
@@ -199,7 +199,7 @@ def test_the_pair_with_the_lowest_rank_merges_first(plain, text, tokens):
 
 
 def slow_encode(ranks: dict[bytes, int], text: str) -> list[int]:
-    """The definition: split, then merge the neighbours of lowest rank, the left ones first."""
+    """Encode by the definition: split, then merge neighbours of lowest rank, left ones first."""
     ids = []
     for word in regex.findall(PAT_STR, text, flags=regex.VERSION1):
         whole = word.encode()
@@ -289,7 +289,7 @@ def test_a_tokenizer_survives_pickling(trained):
         pytest.param(b"YW?I= 256", "257: expected base64", id="not base64"),
         pytest.param(b"YWI 256", "257: expected base64", id="base64 without its padding"),
         pytest.param(b" 256", "257: expected base64", id="an empty token"),
-        pytest.param(b"YQ== 256", "b'a' stands there twice", id="a token twice"),
+        pytest.param(b"YQ== 256", "b'a' occurs twice", id="a token twice"),
         pytest.param(b"YWI= 255", "256 is missing", id="a rank twice"),
         pytest.param(b"YWI= 257", "256 is missing", id="a rank left out"),
     ],

@@ -6,10 +6,10 @@ from model.config import BLOCK_SIZE
 from model.network import attend as attend_module
 from model.network.attend import (
     attend,
-    attend_packed,
     attend_past,
     attend_pieces,
     attend_plainly,
+    attend_varlen,
 )
 from model.network.kv_pieces import PIECE_LEN, pieces_of, slots_of
 
@@ -21,14 +21,14 @@ def random(*shape, dtype=torch.float64, seed=0):
 
 
 def by_hand(query, key, value, mask):
-    """The obvious twin: [n, H, width] queries, [L, H, width] keys, [n, L] what is seen."""
+    """Attend in the simplest way: queries [n, H, width], keys [L, H, width], seen keys [n, L]."""
     scores = torch.einsum("nhw,lhw->hnl", query, key) * SCALE
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
     return torch.einsum("hnl,lhw->nhw", weights, value)
 
 
-def one_head(memory):
-    return memory[..., None, :], memory[..., None, :]
+def one_head(kv):
+    return kv[..., None, :], kv[..., None, :]
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
@@ -60,7 +60,7 @@ def test_plain_products_cut_into_pieces_equal_the_whole(monkeypatch, most, is_ca
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most elements that any tensor has which is made within it."""
+    """Records the number of elements of the largest tensor that is made in its `with`."""
 
     num_elements = 0
 
@@ -80,20 +80,20 @@ def test_a_chunk_and_a_tile_of_its_past_make_a_bounded_number_of_scores_at_once(
     assert largest.num_elements == 1 << 25
 
 
-def test_two_parts_of_a_context_join_to_the_whole():
+def test_two_parts_of_a_context_merge_to_the_whole():
     query, key, value = (random(1, 3, n, 8, seed=n) for n in (5, 30, 30))
     first = attend(query, key[:, :, :11], value[:, :, :11], SCALE)
     rest = attend(query, key[:, :, 11:], value[:, :, 11:], SCALE)
     whole = attend(query, key, value, SCALE)
-    torch.testing.assert_close(first.joined(rest).output, whole.output)
-    torch.testing.assert_close(rest.joined(first).lse, whole.lse)
+    torch.testing.assert_close(first.merge_partial(rest).output, whole.output)
+    torch.testing.assert_close(rest.merge_partial(first).lse, whole.lse)
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("lens", [[7], [4, 4, 9, 1, 1], []], ids=["one", "runs", "none"])
-def test_packed_sequences_see_themselves_alone(lens, is_causal):
+def test_sequences_side_by_side_see_themselves_alone(lens, is_causal):
     query, key, value = (random(sum(lens), 2, 8, seed=seed) for seed in range(3))
-    found = attend_packed(query, key, value, lens, SCALE, is_causal=is_causal)
+    found = attend_varlen(query, key, value, lens, SCALE, is_causal=is_causal)
     sequence = torch.arange(len(lens)).repeat_interleave(torch.tensor(lens, dtype=torch.int64))
     mask = sequence[:, None] == sequence
     expected = by_hand(query, key, value, mask.tril() if is_causal else mask)
@@ -102,7 +102,7 @@ def test_packed_sequences_see_themselves_alone(lens, is_causal):
 
 
 def scattered(lens, width):
-    """A cache full of nan but for contexts of `lens` in scattered blocks, and their tables."""
+    """Make a cache of nan, except for contexts of `lens` in scattered blocks, and their tables."""
     counts = [-(-length // BLOCK_SIZE) for length in lens]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)) + 1
     cache = torch.full(((sum(counts) + 1) * BLOCK_SIZE, width), torch.nan, dtype=torch.float64)
@@ -153,7 +153,7 @@ def test_a_past_is_read_tile_by_tile():
 def test_attention_learns():
     query, key, value = (random(6, 2, 8, seed=seed).requires_grad_() for seed in range(3))
     inputs = (query, key, value)
-    found = attend_packed(query, key, value, [2, 4], SCALE, is_causal=True).output
+    found = attend_varlen(query, key, value, [2, 4], SCALE, is_causal=True).output
     mask = torch.block_diag(torch.ones(2, 2), torch.ones(4, 4)).bool().tril()
     expected = by_hand(*inputs, mask)
     for mine, theirs in zip(

@@ -15,7 +15,7 @@ LOW_RANK_QUERY = {"q_lora_rank": 24}
 
 
 def cached_batch(token_ids, starts, tables):
-    """New tokens of each sequence from its position `start` on."""
+    """Make a batch of new tokens of each sequence, from its position `start` on."""
     ends = [start + len(ids) for ids, start in zip(token_ids, starts, strict=True)]
     places = [range(start, end) for start, end in zip(starts, ends, strict=True)]
     slots = [
@@ -81,9 +81,9 @@ def test_the_costs_are_those_of_the_products():
     for num_queries, context_len in ((1, 2), (7, 900), (150, 900), (151, 9000), (300, 9000)):
         expand = context_len * latent * heads * (nope + value)
         scores_and_sums = num_queries * context_len * heads * 2 * (nope + rope)  # values padded
-        absorb_and_free = num_queries * heads * latent * (nope + value)
+        absorb_and_up_project = num_queries * heads * latent * (nope + value)
         over_latents = num_queries * context_len * heads * 2 * (latent + rope)
-        is_cheaper = absorb_and_free + over_latents < expand + scores_and_sums
+        is_cheaper = absorb_and_up_project + over_latents < expand + scores_and_sums
         assert PUBLISHED.absorbed_is_cheaper(num_queries, context_len) == is_cheaper
 
 

@@ -7,7 +7,7 @@ from tests.tiny import tiny_config
 
 
 def one_by_one(moe, x):
-    """The obvious twin: every token visits its experts alone."""
+    """Compute in the simplest way: every token visits its experts by itself."""
     expert_ids, weights = moe.gate(x)
     y = torch.zeros_like(x)
     for token in range(len(x)):

@@ -6,34 +6,34 @@ from torch import nn
 from model.network.batch import whole_sequences
 from model.network.mlp import LinearGelu
 from model.network.moe import Experts
-from model.network.onednn import is_packable, pack, rounded_up
+from model.network.onednn import is_prepackable, prepack, rounded_up
 from tests.tiny import tiny_config, tiny_model
 
 
-def packed(module):
-    """What `pack` makes of a module: itself where this processor has no bfloat16 products."""
+def prepacked(module):
+    """Prepack a module; it stays itself if this processor has no bfloat16 products."""
     holder = nn.Sequential(module)
-    pack(holder)
+    prepack(holder)
     return holder[0]
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 7, 130])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_linear_map_equals_the_plain_one(num_rows, bias):
+def test_a_prepacked_linear_map_equals_the_plain_one(num_rows, bias):
     torch.manual_seed(0)
     linear = nn.Linear(96, 200, bias=bias).bfloat16().requires_grad_(requires_grad=False)
     x = torch.randn(num_rows, 96).bfloat16()
-    torch.testing.assert_close(packed(linear)(x), linear(x), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(prepacked(linear)(x), linear(x), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_a_packed_linear_map_ends_with_its_gelu(approximate):
+def test_a_prepacked_linear_map_ends_with_its_gelu(approximate):
     torch.manual_seed(0)
     linear = LinearGelu(96, 200, approximate=approximate).requires_grad_(requires_grad=False)
     x = torch.randn(7, 96)
     expected = F.gelu(F.linear(x, linear.weight, linear.bias), approximate=approximate)
     assert torch.equal(linear(x), expected)
-    actual = packed(linear.bfloat16())(x.bfloat16()).float()
+    actual = prepacked(linear.bfloat16())(x.bfloat16()).float()
     torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
 
 
@@ -47,12 +47,12 @@ def test_a_packed_linear_map_ends_with_its_gelu(approximate):
         pytest.param([150, 9, 131, 17], id="many rows"),
     ],
 )
-def test_packed_experts_equal_the_grouped_products(counts):
+def test_prepacked_experts_equal_the_grouped_products(counts):
     torch.manual_seed(0)
     experts = Experts(4, 64, 32).bfloat16().requires_grad_(requires_grad=False)
     rows = torch.randn(sum(counts), 64).bfloat16()
     expected = experts(rows, torch.tensor(counts))
-    actual = packed(experts)(rows, torch.tensor(counts))
+    actual = prepacked(experts)(rows, torch.tensor(counts))
     torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
 
 
@@ -67,14 +67,14 @@ def num_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_a_packed_model_keeps_no_plain_copy_and_gives_the_same_numbers():
+def test_a_prepacked_model_keeps_no_plain_copy_and_gives_the_same_numbers():
     model = tiny_model(tiny_config()).bfloat16()
     batch = whole_sequences([list(range(5, 60)), [7]])
     expected = model.logits(model(batch))
     num_before = num_parameters(model)
-    pack(model)
-    is_packed = is_packable(model.language_model.model.embed_tokens.weight)
-    assert (num_parameters(model) < num_before / 2) == is_packed
+    prepack(model)
+    is_prepacked = is_prepackable(model.language_model.model.embed_tokens.weight)
+    assert (num_parameters(model) < num_before / 2) == is_prepacked
     actual = model.logits(model(batch))
     # bfloat16 keeps 8 bits, and one token in a hundred may choose another expert.
     error = (actual - expected).norm(dim=-1) / expected.norm(dim=-1)
@@ -86,5 +86,5 @@ def test_a_packed_model_keeps_no_plain_copy_and_gives_the_same_numbers():
 def test_other_dtypes_stay_as_they_are(dtype):
     model = tiny_model(tiny_config()).to(dtype)
     names = [name for name, _ in model.named_parameters()]
-    pack(model)
+    prepack(model)
     assert [name for name, _ in model.named_parameters()] == names

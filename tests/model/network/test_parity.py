@@ -69,7 +69,7 @@ def copy_language_model(model: KimiVL, reference: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def reference_greedy(reference, prompt: list[int]) -> tuple[torch.Tensor, list[int]]:
-    """Logits [PROMPT_LEN + NEW_TOKENS - 1, vocabulary] and the tokens that follow the prompt."""
+    """Return logits [PROMPT_LEN + NEW_TOKENS - 1, vocabulary] and the tokens after the prompt."""
     output = reference(torch.tensor([prompt]), use_cache=True)
     logits, tokens = [output.logits[0]], [int(output.logits[0, -1].argmax())]
     for _ in range(NEW_TOKENS - 1):
@@ -195,6 +195,6 @@ def load_moonvit(reference, state: dict[str, torch.Tensor], num_heads: int) -> N
 
 
 def pairs_to_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Within each head: pairs (0, 1), (2, 3), ... -> all even rows, then all odd rows."""
+    """Reorder the rows of each head: pairs (0, 1), (2, 3), ... -> all even rows, then all odd."""
     heads = rows.unflatten(0, (num_heads, -1, 2))
     return heads.transpose(1, 2).flatten(0, 2)

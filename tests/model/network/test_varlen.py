@@ -1,19 +1,19 @@
-"""Without a GPU: that the shapes and dtypes fit, under fake CUDA tensors."""
+"""Shapes and dtypes fit under fake CUDA tensors; this needs no GPU."""
 
 import pytest
 import torch
 
 from model.network import varlen
-from model.network.attend import attend_packed
+from model.network.attend import attend_varlen
 from tests.model.fake_gpu import fake_gpu
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_packed_sequences_on_a_gpu_keep_shape_and_dtype(dtype):
+def test_sequences_side_by_side_on_a_gpu_keep_shape_and_dtype(dtype):
     with fake_gpu():
         x = torch.empty(11, 16, 192, dtype=dtype, device="cuda")
         assert varlen.runs_on(x)
-        found = attend_packed(x, x, x, [4, 4, 3], 0.1, is_causal=True)
+        found = attend_varlen(x, x, x, [4, 4, 3], 0.1, is_causal=True)
     assert found.output.shape == (11, 16, 192)
     assert found.output.dtype == dtype
     assert found.lse.shape == (11, 16)
@@ -25,7 +25,7 @@ def test_float32_on_a_gpu_takes_plain_products():
     with fake_gpu():
         x = torch.empty(11, 16, 192, device="cuda")
         assert not varlen.runs_on(x)
-        found = attend_packed(x, x, x, [4, 4, 3], 0.1, is_causal=True)
+        found = attend_varlen(x, x, x, [4, 4, 3], 0.1, is_causal=True)
     assert found.output.shape == (11, 16, 192)
     assert found.output.device.type == "cuda"
 
@@ -37,8 +37,8 @@ def test_a_cpu_never_takes_the_kernel_of_gpus():
 @pytest.mark.gpu
 def test_the_kernel_equals_plain_products():
     x = torch.randn(11, 4, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    expected = attend_packed(x, x, x, [4, 4, 3], 0.1, is_causal=True)
+    expected = attend_varlen(x, x, x, [4, 4, 3], 0.1, is_causal=True)
     there = x.cuda()
-    found = attend_packed(there, there, there, [4, 4, 3], 0.1, is_causal=True)
+    found = attend_varlen(there, there, there, [4, 4, 3], 0.1, is_causal=True)
     torch.testing.assert_close(found.output.cpu(), expected.output, rtol=0, atol=0.02)
     torch.testing.assert_close(found.lse.cpu(), expected.lse, rtol=0, atol=0.02)

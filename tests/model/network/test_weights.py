@@ -19,7 +19,7 @@ PUBLISHED_PARAMETERS = 16_407_656_048
 
 
 def edit_shard(directory: Path, change) -> str:
-    """Apply `change` to the tensors of the first shard; returns the shard's name."""
+    """Apply `change` to the tensors of the first file; return the name of the file."""
     shard = sorted(directory.glob("*.safetensors"))[0]
     tensors = load_file(shard)
     change(tensors)
@@ -86,10 +86,10 @@ def test_every_parameter_is_the_tensor_of_its_name(tmp_path, num_shards):
         assert torch.equal(down, stored[f"{experts}.{expert}.down_proj.weight"])
 
 
-def test_only_the_held_experts_are_loaded(tmp_path):
+def test_only_the_local_experts_are_loaded(tmp_path):
     tiny_checkpoint(tmp_path)
-    share = ExpertShard(range(4, 10), LocalDispatcher(16))
-    whole, part = load_model(tmp_path), load_model(tmp_path, shares=lambda _: share)
+    shard = ExpertShard(range(4, 10), LocalDispatcher(16))
+    whole, part = load_model(tmp_path), load_model(tmp_path, shards=lambda _: shard)
     wanted = dict(part.named_parameters())
     for name, parameter in whole.named_parameters():
         expected = parameter[4:10] if ".mlp.experts." in name else parameter
@@ -98,13 +98,15 @@ def test_only_the_held_experts_are_loaded(tmp_path):
 
 def test_layers_may_hold_different_experts_in_any_order(tmp_path):
     tiny_checkpoint(tmp_path)
-    held = {1: (3, 1), 2: (15, 0)}
+    local_experts = {1: (3, 1), 2: (15, 0)}
     whole = dict(load_model(tmp_path).named_parameters())
-    part = load_model(tmp_path, shares=lambda layer: ExpertShard(held[layer], LocalDispatcher(16)))
+    part = load_model(
+        tmp_path, shards=lambda layer: ExpertShard(local_experts[layer], LocalDispatcher(16))
+    )
     for name, parameter in part.named_parameters():
         if ".mlp.experts." in name:
             layer = int(name.split(".layers.")[1].split(".")[0])
-            assert torch.equal(parameter, whole[name][list(held[layer])]), name
+            assert torch.equal(parameter, whole[name][list(local_experts[layer])]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -214,7 +216,7 @@ def test_a_directory_without_weights_is_refused(tmp_path):
 
 
 def private_memory() -> int:
-    """Bytes of this process that are not pages of files, which the system can drop at any time."""
+    """Return the bytes of this process without pages of files, which the system can drop."""
     status = Path("/proc/self/status").read_text()
     return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024
 

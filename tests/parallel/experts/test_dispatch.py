@@ -1,14 +1,13 @@
-"""Dispatchers over real gloo, against the local one and against what a token must get."""
+"""Dispatchers over real gloo, compared with the local one and with what a token must get."""
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from model.config import TextConfig
-from model.network.moe import ExpertShard, LocalDispatcher, MoE
+from model.network.moe import Dispatch, Dispatcher, ExpertShard, LocalDispatcher, MoE
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.experts.policy import WireDtype
-from parallel.experts.shards import ByExpert
 from parallel.experts.topology import Topology
 from tests.parallel.rank_threads import run_ranks
 from tests.tiny import tiny_config
@@ -30,23 +29,34 @@ CASES = [
 
 def all_to_all(
     topology: Topology, group: dist.ProcessGroup, *, bucket: int, wire: WireDtype = "auto"
-) -> ByExpert:
-    dispatcher = AllToAllDispatcher(topology.num_held, group, wire)
-    return ByExpert(dispatcher, topology.slots(group.rank()))
+) -> "OfExperts":
+    dispatcher = AllToAllDispatcher(topology.num_local_experts, group, wire)
+    return OfExperts(dispatcher, topology, group)
 
 
 def all_gather(
     topology: Topology, group: dist.ProcessGroup, *, bucket: int, wire: WireDtype = "auto"
-) -> ByExpert:
-    dispatcher = AllGatherDispatcher(topology.num_held, group, bucket, wire)
-    return ByExpert(dispatcher, topology.slots(group.rank()))
+) -> "OfExperts":
+    dispatcher = AllGatherDispatcher(topology.num_local_experts, group, bucket, wire)
+    return OfExperts(dispatcher, topology, group)
+
+
+class OfExperts:
+    """A dispatcher to slots, called with experts, as `LayerDispatcher` does for whole steps."""
+
+    def __init__(self, dispatcher: Dispatcher, topology: Topology, group: dist.ProcessGroup):
+        self.dispatcher = dispatcher
+        self.slots = torch.tensor(topology.slots(group.rank()))
+
+    def dispatch(self, x, expert_ids, weights) -> Dispatch:
+        return self.dispatcher.dispatch(x, self.slots[expert_ids], weights)
 
 
 MAKERS = [all_to_all, all_gather]
 
 
 def routed(rank: int, num_tokens: int, num_experts: int, top_k: int, favourite: int | None):
-    """Tokens and a routing of them, the same whenever it is asked for."""
+    """Make tokens and their routing, the same for the same arguments."""
     generator = torch.Generator().manual_seed(rank)
     x = torch.randint(-8, 8, (num_tokens, HIDDEN), generator=generator).float()
     scores = torch.rand(num_tokens, num_experts, generator=generator)
@@ -70,7 +80,9 @@ def test_each_token_gets_exactly_what_its_experts_give(
         dispatcher = make(topology, group, bucket=max(tokens))
         dispatch = dispatcher.dispatch(x, expert_ids, weights)
         assert int(dispatch.rows_per_expert.sum()) == len(dispatch.rows)
-        expert = torch.tensor(topology.held[rank]).repeat_interleave(dispatch.rows_per_expert)
+        expert = torch.tensor(topology.local_experts[rank]).repeat_interleave(
+            dispatch.rows_per_expert
+        )
         home = dispatch.combine(dispatch.rows + expert[:, None])
         expected = (x[:, None] + expert_ids[..., None]) * weights[..., None]
         assert torch.equal(home, expected.sum(1))
@@ -79,7 +91,7 @@ def test_each_token_gets_exactly_what_its_experts_give(
 
 
 def networks(num_ranks: int, **text: object):
-    """A MoE layer with all experts, and its parts on ranks with the same weights."""
+    """Make a MoE layer with all experts, and its shards on ranks with the same weights."""
     config: TextConfig = tiny_config(text).text
     torch.manual_seed(0)
     num_experts = config.n_routed_experts
@@ -87,10 +99,10 @@ def networks(num_ranks: int, **text: object):
     topology = Topology.even(config.n_routed_experts, num_ranks)
 
     def part(rank: int, dispatcher) -> MoE:
-        moe = MoE(config, ExpertShard(topology.held[rank], dispatcher))
+        moe = MoE(config, ExpertShard(topology.local_experts[rank], dispatcher))
         weights = dict(whole.state_dict())
         for name in [name for name in weights if name.startswith("experts.")]:
-            weights[name] = weights[name][list(topology.held[rank])]
+            weights[name] = weights[name][list(topology.local_experts[rank])]
         moe.load_state_dict(weights)
         return moe
 
@@ -131,7 +143,7 @@ def test_a_layer_over_ranks_equals_the_layer_in_one_process(make, tokens, dtype,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("wire", "tolerance"), [("bfloat16", 2**-8), ("float8", 2**-4)])
 def test_a_narrow_wire_rounds_rows_to_it(make, dtype, wire, tolerance):
-    """An expert gives back what it gets; rows of very different sizes keep their precision."""
+    """Experts return their input; rows of very different sizes keep their precision."""
     topology = Topology.even(8, 2)
 
     def on_rank(group: dist.ProcessGroup) -> None:
@@ -173,7 +185,9 @@ def test_experts_may_live_on_several_ranks_in_any_order(make):
         rank = group.rank()
         x, expert_ids, weights = routed(rank, 5 + rank, 6, 3, None)
         dispatch = make(topology, group, bucket=6).dispatch(x, expert_ids, weights)
-        expert = torch.tensor(topology.held[rank]).repeat_interleave(dispatch.rows_per_expert)
+        expert = torch.tensor(topology.local_experts[rank]).repeat_interleave(
+            dispatch.rows_per_expert
+        )
         home = dispatch.combine(dispatch.rows * expert[:, None])
         expected = (x[:, None] * expert_ids[..., None] * weights[..., None]).sum(1)
         assert torch.equal(home, expected)
@@ -183,11 +197,11 @@ def test_experts_may_live_on_several_ranks_in_any_order(make):
 
 def test_a_copy_at_home_is_preferred_and_others_take_turns():
     topology = Topology(3, ((0, 1), (1, 2), (0, 2)))
-    assert topology.slots(0).tolist() == [0, 1, 3]  # expert 2 lives on ranks 1 and 2
-    assert topology.slots(1).tolist() == [0, 2, 3]
-    assert topology.slots(2).tolist() == [4, 2, 5]
+    assert topology.slots(0) == [0, 1, 3]  # expert 2 lives on ranks 1 and 2
+    assert topology.slots(1) == [0, 2, 3]
+    assert topology.slots(2) == [4, 2, 5]
     apart = Topology(4, ((0, 1), (0, 2), (3, 1), (2, 3)))  # each copy answers one other rank
-    owners = [(apart.slots(rank) // 2).tolist() for rank in range(4)]
+    owners = [[slot // 2 for slot in apart.slots(rank)] for rank in range(4)]
     assert [owners[rank][0] for rank in range(4)] == [0, 1, 0, 1]
     assert [owners[rank][1] for rank in range(4)] == [0, 2, 2, 0]
 
@@ -196,7 +210,7 @@ def test_a_copy_at_home_is_preferred_and_others_take_turns():
     ("make", "message"),
     [
         pytest.param(lambda: Topology.even(7, 2), "7 experts do not divide over 2", id="uneven"),
-        pytest.param(lambda: Topology(2, ((0,), (0,))), r"without a place.*\[1\]", id="homeless"),
+        pytest.param(lambda: Topology(2, ((0,), (0,))), r"have no place.*\[1\]", id="homeless"),
         pytest.param(lambda: Topology(2, ((0, 1), (1, 1))), "rank 1 holds .* twice", id="twice"),
         pytest.param(lambda: Topology(3, ((0, 1), (2,))), r"equally many.*\[2, 1\]", id="lopsided"),
     ],

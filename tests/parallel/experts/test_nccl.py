@@ -1,4 +1,4 @@
-"""Dispatchers over NCCL, one process a GPU; run where there are two or more."""
+"""Dispatchers over NCCL, one process per GPU; this needs two GPUs or more."""
 
 import multiprocessing
 
@@ -7,22 +7,22 @@ import torch
 
 from model.network.moe import LocalDispatcher
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
-from parallel.experts.shards import ByExpert
 from parallel.experts.topology import Topology
 from parallel.ranks.rank_spec import RankSpec
-from parallel.ranks.rendezvous import JoinedGroup, RendezvousStore
+from parallel.ranks.rendezvous import JoinedGroup
+from parallel.ranks.rendezvous_store import RendezvousStore
 
 NUM_EXPERTS, TOP_K, HIDDEN = 64, 6, 256
 pytestmark = pytest.mark.gpu
 
 
-def on_rank(seat: RankSpec) -> None:
-    device = torch.device(f"cuda:{seat.rank}")
+def on_rank(rank_spec: RankSpec) -> None:
+    device = torch.device(f"cuda:{rank_spec.rank}")
     torch.cuda.set_device(device)
-    group = JoinedGroup(seat, device).group
-    topology = Topology.even(NUM_EXPERTS, seat.num_ranks)
-    generator = torch.Generator().manual_seed(seat.rank)
-    num_tokens = 5 * seat.rank  # rank 0 is idle
+    group = JoinedGroup(rank_spec, device).group
+    topology = Topology.even(NUM_EXPERTS, rank_spec.num_ranks)
+    generator = torch.Generator().manual_seed(rank_spec.rank)
+    num_tokens = 5 * rank_spec.rank  # rank 0 is idle
     x = torch.randn(num_tokens, HIDDEN, generator=generator).to(device)
     expert_ids = torch.rand(num_tokens, NUM_EXPERTS, generator=generator).topk(TOP_K).indices
     tokens = (x, expert_ids.to(device), torch.rand(num_tokens, TOP_K).to(device))
@@ -30,13 +30,14 @@ def on_rank(seat: RankSpec) -> None:
     number = torch.arange(NUM_EXPERTS, device=device).repeat_interleave(local.rows_per_expert)
     expected = local.combine(local.rows + number[:, None])
     for dispatcher in (
-        AllToAllDispatcher(topology.num_held, group),
-        AllGatherDispatcher(topology.num_held, group, bucket=5 * seat.num_ranks),
+        AllToAllDispatcher(topology.num_local_experts, group),
+        AllGatherDispatcher(topology.num_local_experts, group, bucket=5 * rank_spec.num_ranks),
     ):
-        by_expert = ByExpert(dispatcher, topology.slots(seat.rank).to(device))
-        dispatch = by_expert.dispatch(*tokens)
-        held = torch.tensor(topology.held[seat.rank], device=device)
-        number = held.repeat_interleave(dispatch.rows_per_expert)
+        x, expert_ids, weights = tokens
+        slots = torch.tensor(topology.slots(rank_spec.rank), device=device)
+        dispatch = dispatcher.dispatch(x, slots[expert_ids], weights)
+        local = torch.tensor(topology.local_experts[rank_spec.rank], device=device)
+        number = local.repeat_interleave(dispatch.rows_per_expert)
         y = dispatch.rows.clone()
         y[: len(number)] += number[:, None]
         torch.testing.assert_close(dispatch.combine(y), expected)
@@ -44,10 +45,10 @@ def on_rank(seat: RankSpec) -> None:
 
 def test_dispatchers_over_nccl_equal_the_local_one():
     num_ranks = 2 if torch.cuda.device_count() < 4 else 4
-    meeting = RendezvousStore("127.0.0.1")
-    seats = [
+    store = RendezvousStore("127.0.0.1")
+    rank_specs = [
         RankSpec(
-            address=meeting.address,
+            address=store.address,
             generation="test",
             rank=rank,
             num_ranks=num_ranks,
@@ -57,7 +58,7 @@ def test_dispatchers_over_nccl_equal_the_local_one():
         for rank in range(num_ranks)
     ]
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=on_rank, args=(seat,)) for seat in seats]
+    processes = [context.Process(target=on_rank, args=(rank_spec,)) for rank_spec in rank_specs]
     for process in processes:
         process.start()
     for process in processes:

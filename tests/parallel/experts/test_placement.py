@@ -1,4 +1,4 @@
-"""Experts placed by what they had to do."""
+"""Experts are placed by the tokens that they computed before."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,13 @@ from parallel.experts.topology import Topology
 
 
 def level(topology: Topology, tokens) -> float:
-    """Mean by greatest tokens of a rank, when every rank has equally many tokens of its own."""
+    """Divide the mean by the largest tokens of a rank; every rank has equally many of its own."""
     busy = np.zeros(topology.num_ranks)
     for rank in range(topology.num_ranks):
-        slots = topology.slots(rank).numpy()
-        np.add.at(busy, slots // topology.num_held, np.asarray(tokens) / topology.num_ranks)
+        slots = np.array(topology.slots(rank))
+        np.add.at(
+            busy, slots // topology.num_local_experts, np.asarray(tokens) / topology.num_ranks
+        )
     return busy.mean() / busy.max()
 
 
@@ -23,12 +25,12 @@ def skewed(num_experts: int, seed: int = 0):
 
 def test_the_busiest_experts_are_kept_apart():
     topology = place_layer([9, 8, 7, 1, 1, 2], num_ranks=3, num_copies=0)
-    assert topology.held == ((0, 4), (1, 3), (2, 5))
+    assert topology.local_experts == ((0, 4), (1, 3), (2, 5))
 
 
 def test_the_busiest_expert_gets_the_copies():
     topology = place_layer([90, 1, 1, 1], num_ranks=2, num_copies=1)
-    assert all(0 in experts for experts in topology.held)
+    assert all(0 in experts for experts in topology.local_experts)
     assert level(topology, [90, 1, 1, 1]) > 0.98
 
 
@@ -47,14 +49,14 @@ def test_placing_levels_the_ranks_and_copies_level_them_further(num_ranks):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_the_load_every_rank_has_its_slots_full(seed):
-    """`Topology` checks the rest: every expert has a place, none twice on a rank."""
+    """`Topology` checks the rest: every expert has a slot, and no rank holds one twice."""
     chance = np.random.default_rng(seed)
     num_ranks = int(chance.choice([1, 2, 3, 4, 8]))
     num_experts = num_ranks * int(chance.integers(1, 5))
     num_copies = int(chance.integers(0, num_experts - num_experts // num_ranks + 1))
     tokens = (chance.pareto(0.3, num_experts) * chance.integers(0, 2, num_experts)).astype(int)
     topology = place_layer(tokens.tolist(), num_ranks, num_copies)
-    assert topology.num_held == num_experts // num_ranks + num_copies
+    assert topology.num_local_experts == num_experts // num_ranks + num_copies
 
 
 def test_layers_are_placed_one_by_one():

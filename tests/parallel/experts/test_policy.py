@@ -1,4 +1,4 @@
-"""Which dispatcher a step uses, and that what is said of it is what happens."""
+"""Which dispatcher a step uses, and that the explanation says the same."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What each rank reads and holds: its experts and the shared part, for every number of ranks."""
+"""What each rank reads and holds: its experts and all other weights, for every number of ranks."""
 
 import pytest
 import torch
@@ -37,10 +37,10 @@ def test_ranks_read_the_shared_part_and_each_expert_once(checkpoint, monkeypatch
     whole = sum(p.nbytes for p in load_model(checkpoint).parameters())
     in_experts = sum(_nbytes(stored[name]) for name in of_experts)
     seen: list[str] = []
-    for held in topology.held:
+    for local_experts in topology.local_experts:
         read.clear()
-        share = ExpertShard(held, LocalDispatcher(NUM_EXPERTS))
-        model = load_model(checkpoint, shares=lambda _, share=share: share)
+        shard = ExpertShard(local_experts, LocalDispatcher(NUM_EXPERTS))
+        model = load_model(checkpoint, shards=lambda _, shard=shard: shard)
         assert len(set(read)) == len(read)
         shared = {name for name in stored if not IGNORED.fullmatch(name)} - of_experts
         assert shared <= set(read)

@@ -1,4 +1,4 @@
-"""Ranks that answer wrongly are found; groups are fakes, no Ray runs."""
+"""Ranks that answer wrongly are found. Groups are fakes, and no Ray runs."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -8,14 +8,14 @@ import pytest
 from model.engine.sequence import Completion
 from parallel.groups.errors import DeadGroupError
 from parallel.groups.golden import GoldenPrompts, golden_requests
-from parallel.ranks.worker import Failure
+from parallel.ranks.requests import Failure
 
 REQUESTS = golden_requests(100)
 
 
 @dataclass
 class Group:
-    """Each rank is off by so many nats; None never answers, nan cannot."""
+    """Each rank is wrong by so many nats. A rank with None never answers, one with nan fails."""
 
     offs: list[float | None]
     generation: int = 0

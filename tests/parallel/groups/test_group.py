@@ -20,7 +20,7 @@ from parallel.groups import client
 from parallel.groups.client import Groups
 from parallel.groups.errors import DeadGroupError, GroupError
 from parallel.groups.spec import GroupSpec
-from parallel.ranks.worker import Request
+from parallel.ranks.requests import Request
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -90,7 +90,7 @@ def spec(factory: Callable[[], Any] = SlowEngine, **changes) -> GroupSpec:
 
 
 async def answer(groups: Groups, num_tokens: int = 1, token_id: int = 1) -> int:
-    """The id of the process that answered, after as many groups as it took."""
+    """Return the id of the process that answered, leasing again after each death."""
     while True:
         async with groups.lease(num_tokens) as lease:
             ((outcome,),) = await lease.generate([[request(num_tokens, token_id)]])

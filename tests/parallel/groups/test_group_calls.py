@@ -1,4 +1,4 @@
-"""Calls of ranks that are gone, in whatever way Ray says so; ranks are fakes, no Ray runs."""
+"""Calls of ranks that are gone, by each exception of Ray. Ranks are fakes, and no Ray runs."""
 
 import asyncio
 from types import SimpleNamespace
@@ -17,11 +17,11 @@ from ray.exceptions import (
 from parallel.groups.errors import DeadGroupError
 from parallel.groups.group import EngineGroup
 from parallel.groups.spec import GroupSpec
-from parallel.ranks.worker import DeadEngineError, Vitals
+from parallel.ranks.worker import DeadEngineError, RankHealth
 
 
 class Answer:
-    """Of a call that fails, for whoever awaits it."""
+    """The answer of a call that fails."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -68,12 +68,12 @@ def test_the_load_of_a_group_that_is_gone_cannot_be_had():
 def test_a_look_that_is_cancelled_at_the_moment_of_the_answer_ends():
     async def main():
         answer = asyncio.get_running_loop().create_future()
-        rank = SimpleNamespace(vitals=SimpleNamespace(remote=lambda: answer))
+        rank = SimpleNamespace(health=SimpleNamespace(remote=lambda: answer))
         group = EngineGroup(3, 1, cast("Any", None), (rank,))
         spec = GroupSpec(engine_factory=lambda _: pytest.fail("nobody loads an engine here"))
         look = asyncio.ensure_future(group.check(spec))
         await asyncio.sleep(0)
-        answer.set_result(Vitals(busy_s=0.0, stats={}))
+        answer.set_result(RankHealth(busy_s=0.0, stats={}))
         look.cancel()
         with pytest.raises(asyncio.CancelledError):
             await look

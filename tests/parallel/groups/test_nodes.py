@@ -1,4 +1,4 @@
-"""A group over several nodes, of which one goes."""
+"""A group over several nodes loses one of them."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 @pytest.mark.ray
 def test_a_group_spreads_over_nodes_survives_the_loss_of_one_and_leaves_nothing():
-    """In a process of its own, since a simulated cluster cannot share one with a private Ray."""
+    """Run in another process, because this one may have a private Ray, not a simulated cluster."""
     program = subprocess.run(
         [sys.executable, "-m", "tests.parallel.lost_node"],
         check=False,

@@ -1,4 +1,4 @@
-"""Who gets which group, and what happens after failures; groups are fakes, no Ray runs."""
+"""Which client gets which group, and what follows failures. Groups are fakes, and no Ray runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,9 +12,10 @@ from ray.exceptions import RaySystemError
 from parallel.groups import supervisor as module
 from parallel.groups.errors import DeadGroupError, GroupError, NoRoomError
 from parallel.groups.golden import golden_requests
+from parallel.groups.leases import Client
 from parallel.groups.spec import GroupSpec
-from parallel.groups.supervisor import Client, Supervisor
-from parallel.ranks.worker import Vitals
+from parallel.groups.supervisor import Supervisor
+from parallel.ranks.worker import RankHealth
 
 SPEC = GroupSpec(
     heartbeat_s=0.005, engine_factory=lambda _: pytest.fail("nobody loads an engine here")
@@ -24,15 +25,15 @@ ONE, OTHER = Client("process 1", "actor 1"), Client("process 2", "actor 2")
 
 @dataclass(eq=False)
 class Groups:
-    """Makes the fake groups; `starts` are errors to raise, in order, None for a good start."""
+    """Makes the fake groups. `starts` holds the errors to raise, in order; None is a good start."""
 
     starts: list[Exception | None] = field(default_factory=list)
     closed: list[tuple[int, int]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
-    sick: set[int] = field(default_factory=set)  # generations that do not answer
+    hanging: set[int] = field(default_factory=set)  # generations that do not answer
     gates: dict[int, asyncio.Event] = field(default_factory=dict)  # of groups that start late
     num_steps: int = 7  # of any group
-    pace: int = 0  # steps between two looks
+    pace: int = 0  # steps between two health checks
 
     async def start(self, spec, group_id, address):
         return await self.build(group_id, 0)
@@ -54,10 +55,10 @@ class Group:
     generation: int
 
     async def check(self, spec):
-        if self.generation in self.groups.sick:
+        if self.generation in self.groups.hanging:
             raise DeadGroupError(f"rank 1 of generation {self.generation} hangs")
         self.groups.num_steps += self.groups.pace
-        return [Vitals(busy_s=0.0, stats={"steps": self.groups.num_steps})]
+        return [RankHealth(busy_s=0.0, stats={"steps": self.groups.num_steps})]
 
     async def expert_load(self):
         return {1: np.array([self.generation, 10])}
@@ -101,10 +102,10 @@ async def settle() -> None:
 def test_the_group_with_the_fewest_tokens_on_lease_is_next(groups):
     async def use(supervisor):
         await settle()
-        leases = [await supervisor.acquire(ONE, tokens, alone=False) for tokens in (50, 20, 20)]
+        leases = [await supervisor.acquire(ONE, tokens, exclusive=False) for tokens in (50, 20, 20)]
         assert [group.group_id for _, group in leases] == [0, 1, 1]
         await supervisor.release(leases[0][0])
-        _, group = await supervisor.acquire(ONE, 1, alone=False)
+        _, group = await supervisor.acquire(ONE, 1, exclusive=False)
         assert group.group_id == 0
 
     supervise(use, num_groups=2)
@@ -115,28 +116,28 @@ def test_work_begins_with_the_first_group_and_others_join_as_they_come(groups):
 
     async def use(supervisor):
         assert (await supervisor.status()).num_ready == 1
-        leases = [await supervisor.acquire(ONE, 10, alone=False) for _ in range(2)]
+        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(2)]
         assert [group.group_id for _, group in leases] == [0, 0]
         groups.gates[1].set()
         await settle()
         assert (await supervisor.status()).num_ready == 2
-        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
         assert group.group_id == 1
 
     supervise(use, num_groups=2)
 
 
-def test_a_client_alone_waits_for_an_empty_group_and_keeps_others_out(groups):
+def test_an_exclusive_lease_waits_for_an_empty_group_and_keeps_others_out(groups):
     async def use(supervisor):
-        shared, _ = await supervisor.acquire(ONE, 10, alone=False)
-        alone = asyncio.ensure_future(supervisor.acquire(OTHER, 10, alone=True))
+        shared, _ = await supervisor.acquire(ONE, 10, exclusive=False)
+        exclusive = asyncio.ensure_future(supervisor.acquire(OTHER, 10, exclusive=True))
         await settle()
-        late = asyncio.ensure_future(supervisor.acquire(ONE, 10, alone=False))
+        late = asyncio.ensure_future(supervisor.acquire(ONE, 10, exclusive=False))
         await settle()
-        assert not alone.done()
+        assert not exclusive.done()
         assert not late.done()
         await supervisor.release(shared)
-        number, _ = await alone
+        number, _ = await exclusive
         await settle()
         assert not late.done()
         await supervisor.release(number)
@@ -145,24 +146,24 @@ def test_a_client_alone_waits_for_an_empty_group_and_keeps_others_out(groups):
     supervise(use)
 
 
-def test_a_cancelled_wait_to_be_alone_lets_others_in_again(groups):
+def test_a_cancelled_wait_for_an_exclusive_lease_lets_others_in_again(groups):
     async def use(supervisor):
-        await supervisor.acquire(ONE, 10, alone=False)
-        alone = asyncio.ensure_future(supervisor.acquire(OTHER, 10, alone=True))
+        await supervisor.acquire(ONE, 10, exclusive=False)
+        exclusive = asyncio.ensure_future(supervisor.acquire(OTHER, 10, exclusive=True))
         await settle()
-        alone.cancel()
+        exclusive.cancel()
         await settle()
-        await supervisor.acquire(ONE, 10, alone=False)
+        await supervisor.acquire(ONE, 10, exclusive=False)
 
     supervise(use)
 
 
 def test_a_reported_group_comes_back_as_the_next_generation_once(groups):
     async def use(supervisor):
-        _, dead = await supervisor.acquire(ONE, 10, alone=False)
+        _, dead = await supervisor.acquire(ONE, 10, exclusive=False)
         for _ in range(3):
             await supervisor.report_failure(dead.group_id, dead.generation, "killed")
-        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
         await supervisor.report_failure(dead.group_id, dead.generation, "a late report")
         assert group.generation == 1
         status = await supervisor.status()
@@ -175,10 +176,10 @@ def test_leases_of_a_dead_generation_do_not_weigh_on_the_next(groups):
     async def use(supervisor):
         await settle()
         for _ in range(2):
-            await supervisor.acquire(ONE, 10, alone=False)
+            await supervisor.acquire(ONE, 10, exclusive=False)
         await supervisor.report_failure(0, 0, "killed")
         await settle()
-        _, group = await supervisor.acquire(ONE, 1, alone=True)
+        _, group = await supervisor.acquire(ONE, 1, exclusive=True)
         assert (group.group_id, group.generation) == (0, 1)
 
     supervise(use, num_groups=2)
@@ -187,15 +188,15 @@ def test_leases_of_a_dead_generation_do_not_weigh_on_the_next(groups):
 def test_too_many_failures_stop_everybody_with_the_last_reason(groups):
     async def use(supervisor):
         for generation in range(3):
-            await supervisor.acquire(ONE, 10, alone=False)
+            await supervisor.acquire(ONE, 10, exclusive=False)
             await supervisor.report_failure(0, generation, f"death {generation}")
             await settle()
-        await supervisor.acquire(ONE, 10, alone=False)
-        waiting = asyncio.ensure_future(supervisor.acquire(ONE, 10, alone=True))
+        await supervisor.acquire(ONE, 10, exclusive=False)
+        waiting = asyncio.ensure_future(supervisor.acquire(ONE, 10, exclusive=True))
         await settle()
         await supervisor.report_failure(0, 3, "the last straw")
         with pytest.raises(GroupError, match=r"4 times.*the last straw.*same command again"):
-            await supervisor.acquire(ONE, 10, alone=False)
+            await supervisor.acquire(ONE, 10, exclusive=False)
         with pytest.raises(GroupError, match="4 times"):
             await waiting
 
@@ -227,7 +228,7 @@ def test_a_rebuild_that_breaks_in_an_unforeseen_way_leaves_nobody_waiting(groups
         groups.starts = [OSError("too many open files")]
         await supervisor.report_failure(0, 0, "killed")
         with pytest.raises(GroupError, match="OSError: too many open files"):
-            await supervisor.acquire(ONE, 10, alone=False)
+            await supervisor.acquire(ONE, 10, exclusive=False)
 
     supervise(use)
 
@@ -236,7 +237,7 @@ def test_a_rebuild_is_tried_again_and_each_failure_counts(groups):
     async def use(supervisor):
         groups.starts = [GroupError("died while loading"), None]
         await supervisor.report_failure(0, 0, "killed")
-        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
         assert group.generation == 1
         assert (await supervisor.status()).failures == ("killed", "died while loading")
 
@@ -253,7 +254,7 @@ def test_a_group_without_a_place_is_given_up_while_others_work(groups):
         assert (status.num_ready, status.num_groups) == (1, 2)
         assert "its node is gone" in status.failures[-1]
         assert groups.closed == [(0, 0)]
-        assert (await supervisor.acquire(ONE, 10, alone=True))[1].group_id == 1
+        assert (await supervisor.acquire(ONE, 10, exclusive=True))[1].group_id == 1
 
     supervise(use, num_groups=2)
 
@@ -270,7 +271,7 @@ def test_a_group_without_a_place_is_given_up_while_others_load(groups):
         groups.gates[1].set()
         async with asyncio.timeout(5):
             await start
-            assert (await supervisor.acquire(ONE, 10, alone=False))[1].group_id == 1
+            assert (await supervisor.acquire(ONE, 10, exclusive=False))[1].group_id == 1
         status = await supervisor.status()
         assert status.num_ready == 1
         assert status.failures == ("no room for one more (the other groups go on)",)
@@ -291,8 +292,8 @@ def test_groups_of_which_none_has_a_place_do_not_start(groups):
 
 def test_a_restarted_client_takes_over_what_its_dead_process_had(groups):
     async def use(supervisor):
-        await supervisor.acquire(ONE, 10, alone=True)
-        await supervisor.acquire(Client("a later process", "actor 1"), 10, alone=True)
+        await supervisor.acquire(ONE, 10, exclusive=True)
+        await supervisor.acquire(Client("a later process", "actor 1"), 10, exclusive=True)
         assert groups.cancelled == ["process 1"]
 
     supervise(use)
@@ -300,11 +301,11 @@ def test_a_restarted_client_takes_over_what_its_dead_process_had(groups):
 
 def test_a_client_that_died_while_it_waited_gets_no_lease(groups):
     async def use(supervisor):
-        number, _ = await supervisor.acquire(OTHER, 10, alone=True)
-        dead = asyncio.ensure_future(supervisor.acquire(ONE, 10, alone=True))
+        number, _ = await supervisor.acquire(OTHER, 10, exclusive=True)
+        dead = asyncio.ensure_future(supervisor.acquire(ONE, 10, exclusive=True))
         await settle()
         later = Client("a later process", "actor 1")
-        successor = asyncio.ensure_future(supervisor.acquire(later, 10, alone=True))
+        successor = asyncio.ensure_future(supervisor.acquire(later, 10, exclusive=True))
         await settle()
         await supervisor.release(number)
         with pytest.raises(GroupError, match="successor"):
@@ -320,18 +321,18 @@ def test_closing_closes_every_group_and_refuses_leases(groups):
         await supervisor.close()
         assert sorted(groups.closed) == [(0, 0), (1, 0)]
         with pytest.raises(GroupError, match="closed"):
-            await supervisor.acquire(ONE, 10, alone=False)
+            await supervisor.acquire(ONE, 10, exclusive=False)
 
     supervise(use, num_groups=2)
 
 
 def test_a_group_that_hangs_is_replaced_though_no_client_complains(groups):
-    groups.sick = {0}
+    groups.hanging = {0}
 
     async def use(supervisor):
         while (await supervisor.status()).failures != ("rank 1 of generation 0 hangs",):
             await asyncio.sleep(0.001)
-        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
         assert group.generation == 1
         while not (status := await supervisor.status()).rank_stats:
             await asyncio.sleep(0.001)
@@ -340,15 +341,15 @@ def test_a_group_that_hangs_is_replaced_though_no_client_complains(groups):
     supervise(use)
 
 
-def test_the_load_of_dead_generations_counts_up_to_the_last_look_at_them(groups, monkeypatch):
-    monkeypatch.setattr(module, "_LOOK_AT_LOAD_S", 0.001)
+def test_the_load_of_dead_generations_counts_up_to_its_last_reading(groups, monkeypatch):
+    monkeypatch.setattr("parallel.groups.monitor._LOAD_INTERVAL_S", 0.001)
 
     async def use(supervisor):
         for generation in range(3):
-            await supervisor.acquire(ONE, 10, alone=False)
+            await supervisor.acquire(ONE, 10, exclusive=False)
             await asyncio.sleep(0.05)
             await supervisor.report_failure(0, generation, "killed")
-        await supervisor.acquire(ONE, 10, alone=False)
+        await supervisor.acquire(ONE, 10, exclusive=False)
         load = await supervisor.expert_load()
         assert {layer: tokens.tolist() for layer, tokens in load.items()} == {1: [6, 40]}
 
@@ -375,7 +376,7 @@ def test_a_group_that_drifts_is_replaced(groups, monkeypatch):
             await asyncio.sleep(0.001)
         assert status.failures == ("the golden prompts drift",)
         assert groups.num_steps >= 100
-        _, group = await supervisor.acquire(ONE, 10, alone=False)
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
         assert group.generation == 1
 
     supervise(use)

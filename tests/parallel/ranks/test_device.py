@@ -1,4 +1,4 @@
-"""What a GPU would run, on tensors without numbers: every look at one from the host shows."""
+"""What a GPU would run, on meta tensors: they have no numbers, so every read by the host shows."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
-from parallel.experts.permute import HeldRows
+from parallel.experts.permute import RowsByExpert
 from parallel.experts.topology import Topology
 from tests.parallel.rank_threads import run_ranks
 
@@ -19,7 +19,7 @@ TOPOLOGY = Topology.even(64, NUM_RANKS)
 
 @pytest.fixture
 def fake_group() -> Iterator[dist.ProcessGroup]:
-    """Torch's process group whose collectives do nothing."""
+    """A process group of torch whose collectives do nothing."""
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=NUM_RANKS)
     assert dist.group.WORLD is not None
     yield dist.group.WORLD
@@ -34,7 +34,9 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("wire", ["auto", "float8"])
 def test_all_gather_never_waits_for_the_device(fake_group, wire):
-    dispatcher = AllGatherDispatcher(TOPOLOGY.num_held, fake_group, bucket=16, wire=wire)
+    dispatcher = AllGatherDispatcher(
+        TOPOLOGY.num_local_experts, fake_group, bucket=16, wire_dtype=wire
+    )
     with torch.device(META):
         dispatch = dispatcher.dispatch(*tokens())
         assert dispatch.rows.shape == (NUM_RANKS * 16 * TOP_K, HIDDEN)
@@ -51,7 +53,7 @@ def test_all_to_all_waits_for_the_device_once(fake_group, monkeypatch, wire):
         return [2, 3, 4, 1, 5, 0, 2, 1, 20]  # rows sent, rows that arrive, copies
 
     monkeypatch.setattr(torch.Tensor, "tolist", tolist)
-    dispatcher = AllToAllDispatcher(TOPOLOGY.num_held, fake_group, wire)
+    dispatcher = AllToAllDispatcher(TOPOLOGY.num_local_experts, fake_group, wire)
     with torch.device(META):
         dispatch = dispatcher.dispatch(*tokens())
         assert dispatch.rows.shape == (20, HIDDEN)
@@ -59,22 +61,22 @@ def test_all_to_all_waits_for_the_device_once(fake_group, monkeypatch, wire):
     assert len(waits) == 1
 
 
-def test_rows_beyond_the_last_expert_mean_nothing():
+def test_rows_beyond_the_last_expert_are_never_read():
     x = torch.arange(8.0).view(4, 2)
-    places = torch.tensor([[1, -1], [-1, -1], [0, 1], [-1, 0]])
+    local_ids = torch.tensor([[1, -1], [-1, -1], [0, 1], [-1, 0]])
     weights = torch.tensor([[0.5, 9.0], [9.0, 9.0], [1.0, 2.0], [9.0, 4.0]])
-    held = HeldRows(x, places, weights, num_held=2, num_copies=8)
-    assert held.rows[:4].tolist() == [[4, 5], [6, 7], [0, 1], [4, 5]]
-    y = held.rows.clone()
+    by_expert = RowsByExpert(x, local_ids, weights, num_local_experts=2, num_copies=8)
+    assert by_expert.rows[:4].tolist() == [[4, 5], [6, 7], [0, 1], [4, 5]]
+    y = by_expert.rows.clone()
     y[4:] = torch.nan
-    assert held.partial_sums(y).tolist() == [[0, 0.5], [0, 0], [12, 15], [24, 28]]
+    assert by_expert.partial_sums(y).tolist() == [[0, 0.5], [0, 0], [12, 15], [24, 28]]
 
 
 def test_a_row_crosses_to_a_rank_at_most_once():
     def on_rank(group: dist.ProcessGroup) -> None:
         generator = torch.Generator().manual_seed(group.rank())
         expert_ids = torch.rand(50, 64, generator=generator).topk(TOP_K).indices
-        dispatcher = AllToAllDispatcher(TOPOLOGY.num_held, group)
+        dispatcher = AllToAllDispatcher(TOPOLOGY.num_local_experts, group)
         dispatch = dispatcher.dispatch(torch.ones(50, 4), expert_ids, torch.ones(50, TOP_K))
         owners = [{expert // 16 for expert in token} for token in expert_ids.tolist()]
         to_rank = [sum(rank in ranks for ranks in owners) for rank in range(NUM_RANKS)]

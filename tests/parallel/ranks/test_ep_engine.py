@@ -12,7 +12,7 @@ from parallel.ranks.ep_engine import load_ep_engine
 from parallel.ranks.rank_spec import Address, RankSpec
 from tests.tiny import tiny_checkpoint
 
-SEAT = RankSpec(
+RANK_SPEC = RankSpec(
     address=Address("127.0.0.1", 1),
     generation="test",
     rank=1,
@@ -36,7 +36,7 @@ def test_a_rank_joins_with_the_number_of_its_gpu(
     tiny_checkpoint(tmp_path)
     current, used = [], []
 
-    def join(seat, device):
+    def join(rank_spec, device):
         used.append(device)
         return SimpleNamespace(group=None, wait_until_all_loaded=lambda: None)
 
@@ -48,7 +48,7 @@ def test_a_rank_joins_with_the_number_of_its_gpu(
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setattr(module, "JoinedGroup", join)
     monkeypatch.setattr(module, "load_shard", lambda *_: "the engine")
-    engine = load_ep_engine(tmp_path, EngineConfig(device=asked), SEAT, Exchange())
+    engine = load_ep_engine(tmp_path, EngineConfig(device=asked), RANK_SPEC, Exchange())
     assert engine == "the engine"
     assert [str(device) for device in used] == [joined]
     assert [str(device) for device in current] == made_current

@@ -1,4 +1,4 @@
-"""Ranks as threads that serve together, on the tiny network: who ends when, who fails how."""
+"""Ranks as threads that answer together, on the tiny network: how each of them ends and fails."""
 
 import math
 import threading
@@ -20,7 +20,7 @@ from model.inputs.prompt import Prompt, PromptError
 from parallel.experts.load import ExpertLoad, add
 from parallel.experts.placement import place
 from parallel.experts.policy import DispatchChoice, Exchange
-from parallel.experts.shards import even_topologies
+from parallel.experts.topology import even_topologies
 from parallel.ranks.ep_engine import ExpertParallelEngine, load_shard
 from parallel.ranks.lockstep import Lockstep, LockstepError, StepPlan
 from tests.parallel.rank_threads import run_ranks
@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def work(checkpoint) -> Work:
-    """Prompts of all kinds: short, with an image, of several chunks; and their answers' lengths."""
+    """Prompts of all kinds (short, with an image, of several chunks) and the lengths of answers."""
     processor = Processor.from_checkpoint(checkpoint)
     image = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
     return {
@@ -66,10 +66,10 @@ def tokens_of(finished) -> dict[str, tuple[int, ...]]:
     return {name: done.token_ids for name, done in finished if isinstance(done, Completion)}
 
 
-def member(
+def load_rank(
     checkpoint, group: dist.ProcessGroup, choice: DispatchChoice, load: ExpertLoad | None = None
 ) -> ExpertParallelEngine:
-    """As `load_ep_engine`, on a group of threads; with a load, one copy more is on each rank."""
+    """Do as `load_ep_engine` on a group of threads; with a load, each rank has one more copy."""
     text = KimiVLConfig.from_checkpoint(checkpoint).text
     topologies = even_topologies(text, group.size())
     if load is not None:
@@ -84,12 +84,12 @@ def answer_together(
     choice: DispatchChoice = "auto",
     load: ExpertLoad | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """Each rank answers its share; rank 0 ends the group when all have."""
+    """Let each rank answer its part; rank 0 ends the group when all have."""
     answers: dict[str, tuple[int, ...]] = {}
     torch.set_num_threads(1)
 
     def on_rank(group: dist.ProcessGroup) -> None:
-        engine = member(checkpoint, group, choice, load)
+        engine = load_rank(checkpoint, group, choice, load)
         for name in shares[group.rank()]:
             prompt, num_tokens = work[name]
             engine.add(name, prompt, SamplingParams(max_tokens=num_tokens))
@@ -127,8 +127,8 @@ def test_placed_experts_and_their_copies_write_the_same(checkpoint, work, choice
     load = {layer: chance.permutation(np.arange(1, 17) ** 3) for layer in (1, 2)}
     shares = [["long", "two"], ["image", "chunks", "same", "short"]]
     topologies = place(load, 2, num_copies=1)
-    assert topologies[1].held != topologies[2].held
-    assert [len(experts) for experts in topologies[1].held] == [9, 9]
+    assert topologies[1].local_experts != topologies[2].local_experts
+    assert [len(experts) for experts in topologies[1].local_experts] == [9, 9]
     answers = answer_together(checkpoint, work, shares, choice, load)
     assert answers == answer_alone(checkpoint, work)
 
@@ -138,7 +138,7 @@ def test_ranks_count_each_token_of_each_expert_once(checkpoint, work):
     num_tokens: list[float] = []
 
     def on_rank(group: dist.ProcessGroup) -> None:
-        engine = member(checkpoint, group, "auto", {1: np.arange(16), 2: np.ones(16, int)})
+        engine = load_rank(checkpoint, group, "auto", {1: np.arange(16), 2: np.ones(16, int)})
         prompt, length = work["image" if group.rank() else "chunks"]
         engine.add("", prompt, SamplingParams(max_tokens=length))
         for _ in range(30):
@@ -157,7 +157,7 @@ def test_work_that_arrives_after_all_were_idle_is_done(checkpoint, work):
     answers = {}
 
     def on_rank(group: dist.ProcessGroup) -> None:
-        engine = member(checkpoint, group, "auto")
+        engine = load_rank(checkpoint, group, "auto")
         if group.rank() == 1:
             for _ in range(3):
                 assert engine.step() == []
@@ -181,10 +181,10 @@ def test_work_that_arrives_after_all_were_idle_is_done(checkpoint, work):
 
 
 def fail_on_rank_1(checkpoint, break_engine: Callable[[ExpertParallelEngine], None]) -> list[str]:
-    """What each rank raises after rank 1's engine was broken; nobody may hang."""
+    """Break the engine of rank 1 and return what each rank raises; no rank may hang."""
 
     def on_rank(group: dist.ProcessGroup) -> str:
-        engine = member(checkpoint, group, "all_to_all")
+        engine = load_rank(checkpoint, group, "all_to_all")
         engine.step()
         if group.rank() == 1:
             break_engine(engine)
@@ -198,7 +198,7 @@ def fail_on_rank_1(checkpoint, break_engine: Callable[[ExpertParallelEngine], No
     return run_ranks(4, on_rank, timeout_s=10)
 
 
-def test_what_fails_on_one_rank_alone_is_told_to_all(checkpoint):
+def test_what_fails_on_one_rank_alone_reaches_all_ranks(checkpoint):
     def break_plan(engine: ExpertParallelEngine) -> None:
         def plan(max_new_tokens: float = math.inf) -> NoReturn:
             raise MemoryError("no room for the images")
@@ -207,13 +207,13 @@ def test_what_fails_on_one_rank_alone_is_told_to_all(checkpoint):
 
     raised = fail_on_rank_1(checkpoint, break_plan)
     assert raised[1] == "MemoryError: no room for the images"
-    told = "LockstepError: rank 1 of the group failed: MemoryError: no room for the images"
-    assert [raised[0], *raised[2:]] == [told] * 3
+    message = "LockstepError: rank 1 of the group failed: MemoryError: no room for the images"
+    assert [raised[0], *raised[2:]] == [message] * 3
 
 
 def test_a_bad_prompt_fails_alone_and_ends_nobody(checkpoint, work):
     def on_rank(group: dist.ProcessGroup) -> None:
-        engine = member(checkpoint, group, "auto")
+        engine = load_rank(checkpoint, group, "auto")
         if group.rank() == 1:
             prompt, _ = work["short"]
             bad = Prompt(
@@ -229,8 +229,8 @@ def test_a_bad_prompt_fails_alone_and_ends_nobody(checkpoint, work):
 def test_ranks_that_end_at_the_same_time_do_not_wait_for_each_other():
     def on_rank(group: dist.ProcessGroup) -> None:
         lockstep = Lockstep(group)
-        with lockstep.turn(3, True) as goes:
-            assert goes
+        with lockstep.turn(3, True) as runs:
+            assert runs
         lockstep.stop()
         lockstep.stop()
 
@@ -242,10 +242,10 @@ def test_every_rank_knows_the_same_plan():
 
     def on_rank(group: dist.ProcessGroup) -> None:
         lockstep = Lockstep(group, plans.append)
-        with lockstep.turn(group.rank() * 2, group.rank() != 1, 3 - group.rank()) as goes:
-            assert goes
-        with lockstep.turn(0, True) as goes:
-            assert not goes
+        with lockstep.turn(group.rank() * 2, group.rank() != 1, 3 - group.rank()) as runs:
+            assert runs
+        with lockstep.turn(0, True) as runs:
+            assert not runs
 
     run_ranks(3, on_rank)
     assert sorted(plans, key=lambda plan: plan.max_tokens) == [
@@ -275,7 +275,7 @@ def test_prompts_that_come_at_different_times_are_begun_in_the_same_step(checkpo
     plans: list[StepPlan] = []
 
     def on_rank(group: dist.ProcessGroup) -> None:
-        engine = member(checkpoint, group, "all_to_all")
+        engine = load_rank(checkpoint, group, "all_to_all")
         if group.rank() == 0:
             engine._lockstep._on_plan = plans.append  # all_to_all needs no plan
         params = SamplingParams(max_tokens=30)

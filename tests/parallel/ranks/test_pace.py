@@ -1,12 +1,12 @@
-"""When ranks begin prompts."""
+"""When the ranks of a group begin prompts."""
 
 import pytest
 
-from parallel.ranks.pace import PATIENCE_STEPS, Pace
+from parallel.ranks.pace import MAX_HELD_STEPS, Pace
 
 
 def after(*steps: tuple[int, ...], is_idle: bool = False) -> int:
-    """The limit after steps in which ranks had so much waiting."""
+    """Return the limit after steps in which ranks had so many waiting tokens."""
     pace = Pace()
     for waiting in steps:
         pace.follow(waiting, is_idle=is_idle)
@@ -28,17 +28,17 @@ def test_prompts_begin_when_every_rank_has_some(waiting, limit):
 
 def test_prompts_are_not_held_for_ever():
     waiting = (100, 0, 300)
-    assert after(*[waiting] * PATIENCE_STEPS) == 0
-    assert after(*[waiting] * (PATIENCE_STEPS + 1)) == 100
-    assert after(*[waiting] * (PATIENCE_STEPS + 2)) == 0  # the next ones wait as long
+    assert after(*[waiting] * MAX_HELD_STEPS) == 0
+    assert after(*[waiting] * (MAX_HELD_STEPS + 1)) == 100
+    assert after(*[waiting] * (MAX_HELD_STEPS + 2)) == 0  # the next ones wait as long
 
 
 def test_nothing_waits_for_a_group_that_has_nothing_else_to_do():
     assert after((0, 0, 50), is_idle=True) == 50
 
 
-def test_patience_begins_anew_once_all_have_prompts():
-    held = [(100, 0)] * PATIENCE_STEPS
+def test_the_count_of_held_steps_begins_anew_once_all_have_prompts():
+    held = [(100, 0)] * MAX_HELD_STEPS
     assert after(*held, (100, 20)) == 20
     assert after(*held, (100, 20), (80, 0)) == 0
     assert after(*held, (0, 0), (80, 0)) == 0

@@ -22,7 +22,7 @@ from parallel.groups.golden import golden_requests
 from parallel.groups.spec import GroupSpec
 from parallel.ranks.ep_engine import load_ep_engine
 from parallel.ranks.rank_spec import RankSpec
-from parallel.ranks.worker import Request
+from parallel.ranks.requests import Request
 from tests.tiny import tiny_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -33,12 +33,12 @@ NUM_TOKENS = 24
 
 
 class MarkedEngine:
-    """An engine that says which process and rank it is, for tests that hurt it."""
+    """An engine that says which process and rank it is, so that tests can kill it."""
 
-    def __init__(self, checkpoint, seat: RankSpec | None) -> None:
-        assert seat is not None
-        self._engine = load_ep_engine(checkpoint, CONFIG, seat, Exchange())
-        self._who = {"pid": os.getpid(), "rank": seat.rank}
+    def __init__(self, checkpoint, rank_spec: RankSpec | None) -> None:
+        assert rank_spec is not None
+        self._engine = load_ep_engine(checkpoint, CONFIG, rank_spec, Exchange())
+        self._who = {"pid": os.getpid(), "rank": rank_spec.rank}
         self.add, self.step = self._engine.add, self._engine.step
         self.cancel, self.close = self._engine.cancel, self._engine.close
         self.expert_load = self._engine.expert_load
@@ -78,16 +78,16 @@ def expected(checkpoint, requests):
 
 
 def spec(checkpoint, **changes) -> GroupSpec:
-    patience = {"heartbeat_s": 0.3, "heartbeat_timeout_s": 3.0, "start_timeout_s": 300.0}
+    timeouts = {"heartbeat_s": 0.3, "heartbeat_timeout_s": 3.0, "start_timeout_s": 300.0}
     return GroupSpec(
         engine_factory=partial(MarkedEngine, checkpoint),
         golden=tuple(golden_requests(256)),
-        **{"num_ranks": 2, "num_cpus_per_rank": 0.25, **patience, **changes},
+        **{"num_ranks": 2, "num_cpus_per_rank": 0.25, **timeouts, **changes},
     )
 
 
 def rank_stats(groups: Groups, num_groups: int = 1):
-    """What the ranks of the first group said last, once all groups are ready and have spoken."""
+    """Wait until all groups are ready and checked; return the numbers of the first one's ranks."""
     while True:
         status = groups.status()
         if status.num_ready == num_groups and len(status.rank_stats) == num_groups:
@@ -105,12 +105,12 @@ async def answer(groups: Groups, request: Request) -> tuple[int, ...]:
         return outcome.token_ids
 
 
-async def answer_all(groups: Groups, requests, pid=0, hurt=signal.SIGKILL) -> list[tuple[int, ...]]:
-    """Answer all; hurt a process meanwhile, if one is named."""
+async def answer_all(groups: Groups, requests, pid=0, how=signal.SIGKILL) -> list[tuple[int, ...]]:
+    """Answer all requests; send a signal to a process meanwhile, if one is given."""
     answers = [asyncio.ensure_future(answer(groups, request)) for request in requests]
     if pid:
         await asyncio.sleep(0.2)
-        os.kill(pid, hurt)
+        os.kill(pid, how)
     return await asyncio.gather(*answers)
 
 
@@ -127,16 +127,16 @@ def num_before() -> int:
 def test_ranks_share_work_and_experts_and_lose_nothing_when_one_is_killed_or_stopped(
     checkpoint, requests, expected, num_before
 ):
-    """One test, since starting four processes takes the longest."""
+    """This is one test, because starting four processes takes the longest."""
     groups = Groups.start(spec(checkpoint), num_groups=2, max_group_failures=3)
     try:
         ranks = rank_stats(groups, num_groups=2)
         assert [rank["rank"] for rank in ranks] == [0, 1]
-        assert [rank["bytes"] for rank in ranks] == [share_of(checkpoint, 2)] * 2
+        assert [rank["bytes"] for rank in ranks] == [shard_bytes(checkpoint, 2)] * 2
         assert asyncio.run(answer_all(groups, requests)) == expected
         for number, how in enumerate((signal.SIGKILL, signal.SIGSTOP)):
-            hurt = int(rank_stats(groups, num_groups=2)[1]["pid"])
-            answers = asyncio.run(answer_all(groups, requests * 4, hurt, how))
+            victim = int(rank_stats(groups, num_groups=2)[1]["pid"])
+            answers = asyncio.run(answer_all(groups, requests * 4, victim, how))
             assert answers == expected * 4
             while len(groups.status().failures) == number:
                 time.sleep(0.05)
@@ -149,8 +149,8 @@ def test_ranks_share_work_and_experts_and_lose_nothing_when_one_is_killed_or_sto
     assert num_placement_groups() == num_before
 
 
-def share_of(checkpoint, num_ranks: int) -> float:
-    """Bytes of a rank's parameters: all of the shared ones, its share of the experts."""
+def shard_bytes(checkpoint, num_ranks: int) -> float:
+    """Return the bytes of a rank's parameters: all that are no experts, and its experts."""
     parameters = dict(Engine.from_checkpoint(checkpoint, CONFIG).model.named_parameters())
     whole = sum(p.nbytes for p in parameters.values())
     in_experts = sum(p.nbytes for name, p in parameters.items() if ".experts." in name)
@@ -158,10 +158,10 @@ def share_of(checkpoint, num_ranks: int) -> float:
 
 
 def test_a_group_of_which_one_rank_cannot_load_does_not_start(checkpoint, num_before):
-    def factory(seat):
-        if seat.rank == 1:
+    def factory(rank_spec):
+        if rank_spec.rank == 1:
             raise ValueError("this disk has no such file")
-        return MarkedEngine(checkpoint, seat)
+        return MarkedEngine(checkpoint, rank_spec)
 
     wanted = GroupSpec(engine_factory=factory, num_ranks=2, num_cpus_per_rank=0.25)
     with pytest.raises(GroupError, match="this disk has no such file"):

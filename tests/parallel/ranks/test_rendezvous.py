@@ -1,4 +1,4 @@
-"""Who meets whom in a real store; the process group that would be next is left out."""
+"""Which ranks meet in a real store; no process group is made."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from parallel.groups.spec import GroupSpec
 from parallel.ranks.rank_spec import RankSpec
-from parallel.ranks.rendezvous import JoinedGroup, RendezvousStore
+from parallel.ranks.rendezvous import JoinedGroup
+from parallel.ranks.rendezvous_store import RendezvousStore
 
 SPEC = GroupSpec(
     engine_factory=lambda _: pytest.fail("nobody loads an engine here"),
@@ -18,13 +19,13 @@ SPEC = GroupSpec(
 
 
 class MetError(Exception):
-    """All ranks have come, and the process group is next."""
+    """All ranks have met, and the process group would be made next."""
 
 
-def meets(seat: RankSpec | None) -> bool:
-    assert seat is not None
+def meets(rank_spec: RankSpec | None) -> bool:
+    assert rank_spec is not None
     try:
-        JoinedGroup(seat, torch.device("cpu"))
+        JoinedGroup(rank_spec, torch.device("cpu"))
     except MetError:
         return True
     except dist.DistStoreError:
@@ -32,13 +33,13 @@ def meets(seat: RankSpec | None) -> bool:
     raise AssertionError("there is no process group to join")
 
 
-def test_a_second_try_to_start_a_generation_never_meets_the_ranks_of_the_first(monkeypatch):
+def test_a_second_attempt_to_start_a_generation_never_meets_the_ranks_of_the_first(monkeypatch):
     def init_process_group(*_, **__):
         raise MetError
 
     monkeypatch.setattr(dist, "init_process_group", init_process_group)
-    meeting = RendezvousStore("127.0.0.1")
-    first, second = (SPEC.seats(0, 1, meeting.address) for _ in range(2))
+    store = RendezvousStore("127.0.0.1")
+    first, second = (SPEC.rank_specs(0, 1, store.address) for _ in range(2))
     with ThreadPoolExecutor(SPEC.num_ranks) as pool:
         assert all(pool.map(meets, first))
     assert not meets(second[0])

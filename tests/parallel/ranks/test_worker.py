@@ -10,18 +10,13 @@ import pytest
 
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
-from parallel.ranks.worker import (
-    ENGINE_THREAD,
-    AdmissionPolicy,
-    DeadEngineError,
-    Failure,
-    Rank,
-    Request,
-)
+from parallel.ranks.admission import AdmissionPolicy
+from parallel.ranks.requests import Failure, Request
+from parallel.ranks.worker import ENGINE_THREAD, DeadEngineError, Rank
 
 
 class CountingEngine:
-    """Brings each request one token further per step; `gate` holds the steps up."""
+    """Generates one token for each request per step; a step waits for `gate`."""
 
     def __init__(self, gate: threading.Event, break_at_step: int | None = None) -> None:
         self.gate = gate
@@ -94,16 +89,16 @@ def on_rank(
     *,
     gate_is_open: bool = True,
     break_at_step: int | None = None,
-    company: AdmissionPolicy | None = None,
+    admission: AdmissionPolicy | None = None,
 ) -> None:
-    """Call `use(rank, engine)` in an event loop; close the rank whatever happens."""
+    """Call `use(rank, engine)` in an event loop, and close the rank whatever happens."""
     gate = threading.Event()
     engine = CountingEngine(gate, break_at_step)
     if gate_is_open:
         gate.set()
 
     async def main() -> None:
-        rank = Rank(lambda: engine, company or AdmissionPolicy())
+        rank = Rank(lambda: engine, admission or AdmissionPolicy())
         try:
             await rank.ready()
             await asyncio.wait_for(use(rank, engine), 10)
@@ -147,10 +142,10 @@ def test_requests_are_held_until_enough_are_unanswered():
         assert [answer.text for (answer,) in answers] == ["1", "1", "30", "4", "5", "6"]
         assert engine.batch_sizes == [3, *[1] * 29, 3, 3, 3, 3, 2, 1]
 
-    on_rank(use, gate_is_open=False, company=AdmissionPolicy(num_sequences=3, max_wait_s=60.0))
+    on_rank(use, gate_is_open=False, admission=AdmissionPolicy(min_batch=3, max_wait_s=60.0))
 
 
-def test_a_request_joins_what_is_company_enough():
+def test_a_request_begins_at_once_where_enough_are_running():
     async def use(rank, engine):
         calls = [asyncio.ensure_future(rank.generate("client", [request(n)])) for n in (2, 30)]
         await until(lambda: len(engine.left) == 2)  # and the step waits at the gate
@@ -160,46 +155,46 @@ def test_a_request_joins_what_is_company_enough():
         await asyncio.gather(*calls)
         assert engine.batch_sizes == [2, 3, 2, 2, 2, *[1] * 25]
 
-    on_rank(use, gate_is_open=False, company=AdmissionPolicy(num_sequences=2, max_wait_s=60.0))
+    on_rank(use, gate_is_open=False, admission=AdmissionPolicy(min_batch=2, max_wait_s=60.0))
 
 
-def test_a_request_for_several_samples_is_company_enough():
+def test_each_sample_of_a_request_counts_for_the_batch():
     async def use(rank, engine):
         await rank.generate("client", [request(1, num_samples=2)])
         assert engine.batch_sizes == [1]
 
-    on_rank(use, company=AdmissionPolicy(num_sequences=2, max_wait_s=60.0))
+    on_rank(use, admission=AdmissionPolicy(min_batch=2, max_wait_s=60.0))
 
 
-def test_a_request_without_company_begins_alone_in_the_end():
+def test_a_lone_request_begins_after_the_longest_wait():
     async def use(rank, engine):
         await rank.generate("client", [request(2)])
         assert engine.batch_sizes == [1, 1]
 
-    on_rank(use, company=AdmissionPolicy(num_sequences=2, max_wait_s=0.05))
+    on_rank(use, admission=AdmissionPolicy(min_batch=2, max_wait_s=0.05))
 
 
 def test_a_call_that_is_cancelled_while_it_is_held_never_gets_to_the_engine():
     async def use(rank, engine):
         call = asyncio.ensure_future(rank.generate("client", [request(1000)]))
-        await until(lambda: rank._held)
+        await until(lambda: rank._waiting)
         call.cancel()
-        await until(lambda: not rank._held)
+        await until(lambda: not rank._waiting)
         await rank.generate("client", [request(1)] * 2)
         assert engine.batch_sizes == [2]
 
-    on_rank(use, company=AdmissionPolicy(num_sequences=2, max_wait_s=60.0))
+    on_rank(use, admission=AdmissionPolicy(min_batch=2, max_wait_s=60.0))
 
 
 def test_closing_fails_what_is_held():
     async def use(rank, engine):
         call = asyncio.ensure_future(rank.generate("client", [request(1)]))
-        await until(lambda: rank._held)
+        await until(lambda: rank._waiting)
         await rank.close()
         with pytest.raises(DeadEngineError, match="the rank was closed"):
             await call
 
-    on_rank(use, company=AdmissionPolicy(num_sequences=2, max_wait_s=60.0))
+    on_rank(use, admission=AdmissionPolicy(min_batch=2, max_wait_s=60.0))
 
 
 def test_a_bad_prompt_fails_alone():
@@ -307,13 +302,13 @@ def test_the_time_of_a_rank_is_stepping_with_requests_or_not():
         call = asyncio.ensure_future(rank.generate("client", [request(2)]))
         await until(lambda: len(engine.left) == 1)  # and the step waits at the gate
         await asyncio.sleep(0.05)
-        during = (await rank.vitals()).stats
+        during = (await rank.health()).stats
         engine.gate.set()
         await call
         await until(lambda: rank._busy_since is None)
-        after = (await rank.vitals()).stats
+        after = (await rank.health()).stats
         await asyncio.sleep(0.02)
-        later = (await rank.vitals()).stats
+        later = (await rank.health()).stats
 
         assert during["stepping_s"] >= 0.045
         assert during["ready_s"] - during["stepping_s"] >= 0.045

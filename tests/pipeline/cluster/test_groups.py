@@ -15,7 +15,7 @@ from model.json_values import CheckpointError
 from parallel.experts.policy import Exchange
 from parallel.groups.errors import GroupError
 from parallel.groups.supervisor import GroupsStatus
-from parallel.ranks.worker import AdmissionPolicy
+from parallel.ranks.admission import AdmissionPolicy
 from pipeline.cluster import groups as module
 from pipeline.cluster.deployment import choose_deployment
 from pipeline.cluster.groups import load_engine, rank_numbers, rank_stats, start_groups

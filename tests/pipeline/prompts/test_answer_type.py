@@ -217,7 +217,7 @@ def test_what_the_grammar_of_the_schema_lets_end_is_read(tmp_path):
         while not constraint.is_complete and len(tokens) < 300:
             bits = np.unpackbits(constraint.allowed_bits(), bitorder="little")
             tokens.append(int(random.choice(bits.nonzero()[0])))
-            constraint.take(tokens[-1])
+            constraint.advance(tokens[-1])
         if constraint.is_complete:
             texts.append(processor.tokenizer.decode([each for each in tokens if each not in stops]))
 

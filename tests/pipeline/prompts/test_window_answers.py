@@ -9,7 +9,7 @@ import pytest
 
 from model.engine.sequence import Completion, FinishReason, SamplingParams
 from model.inputs.processor import Processor
-from parallel.ranks.worker import Failure
+from parallel.ranks.requests import Failure
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import MediaError, MediaLimits

@@ -12,7 +12,7 @@ import pytest
 from model.engine.sequence import Completion, FinishReason, SamplingParams
 from model.inputs.prompt import Prompt
 from parallel.groups.errors import DeadGroupError, GroupError
-from parallel.ranks.worker import Failure, Outcome, Request
+from parallel.ranks.requests import Failure, Outcome, Request
 from pipeline.output.poison import GROUPS
 from pipeline.prompts.named_answers import named_answer_fields
 from pipeline.prompts.named_prompts import NamedPrompt
@@ -33,13 +33,13 @@ class Groups:
         self.is_exclusive = False
 
     @asynccontextmanager
-    async def lease(self, num_tokens, *, alone=False):
+    async def lease(self, num_tokens, *, exclusive=False):
         assert not self.is_exclusive
-        self.is_exclusive = alone
+        self.is_exclusive = exclusive
         lease = Lease(self)
         yield lease
         self.is_exclusive = False
-        self.leases.append((lease.rows, num_tokens, alone))
+        self.leases.append((lease.rows, num_tokens, exclusive))
 
 
 class Lease:
@@ -309,7 +309,7 @@ def test_a_row_whose_group_dies_of_something_else_while_it_is_alone_is_not_poiso
 
 def test_a_group_error_stops_the_stage():
     class Closed(Groups):
-        def lease(self, num_tokens, *, alone=False):
+        def lease(self, num_tokens, *, exclusive=False):
             raise GroupError("groups failed 9 times")
 
     with pytest.raises(GroupError, match="9 times"):
