@@ -50,7 +50,7 @@ def main() -> int:
         *(sys.executable, "-m", "jobs.caption_videos"),
         *("--input", str(arguments.output / "clips.parquet"), "--output", str(captions)),
         *("--model", "demo", "--id-column", "id", "--frames", str(NUM_FRAMES)),
-        *("--temperature", "0", "--max-tokens", "48"),
+        *("--temperature", "0", "--max-tokens", "48", "--inline"),
     ]
     print("$", " ".join(["python", *command[1:]]), flush=True)
     exit_code = subprocess.run(command, check=False).returncode
