@@ -26,17 +26,13 @@ from http.client import (
 )
 from typing import IO, Any, cast
 from urllib.error import HTTPError, URLError
-from urllib.request import (
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    Request,
-    build_opener,
-)
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from pipeline.media.limits import MediaError
 from pipeline.status import ErrorCode
 
+_NUM_ATTEMPTS = 4
+_BACKOFF_S = 1.0  # before the second attempt; doubles with each further one
 _TIMEOUT_S = 60.0  # of each connection and each read
 _MAX_WAIT_S = 30.0  # between two attempts
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -50,11 +46,7 @@ class Deadline:
         self._end_s = time.monotonic() + limit_s
 
     def left_s(self) -> float:
-        """The seconds that are left.
-
-        Raises:
-            OSError: the time is over.
-        """
+        """The seconds that are left; raises an OSError once there are none."""
         left_s = self._end_s - time.monotonic()
         if left_s <= 0:
             raise OSError(f"it takes longer than {self._limit_s:g} s")
@@ -63,31 +55,20 @@ class Deadline:
 
 @contextmanager
 def download(
-    uri: str,
-    check: Callable[[str], object],
-    deadline: Deadline,
-    *,
-    num_attempts: int,
-    backoff_s: float,
+    uri: str, check: Callable[[str], object], deadline: Deadline
 ) -> Iterator[HTTPResponse]:
     """Open the response of a server as a stream, which is closed at the end of the `with`.
 
     Trouble that may pass (a time-out, a broken connection, a busy server) leads to another attempt.
-    Each wait is twice as long as the one before, or as long as the server asks for.
-
-    Args:
-        uri: where the object is.
-        check: raises a `MediaError` for an address that is not allowed.
-        deadline: holds until the last byte of the stream is read.
-        num_attempts: the most attempts.
-        backoff_s: the wait before the second attempt.
+    Each wait is twice as long as the one before, or as long as the server asks for. The deadline
+    holds until the last byte of the stream is read.
 
     Raises:
-        MediaError: a redirect leads to a place that is not allowed.
+        MediaError: a redirect leads to a place that `check` does not allow.
         OSError, HTTPException, ValueError: the last attempt failed, or the time is over.
     """
     try:
-        with closing(_open_with_retries(uri, check, deadline, num_attempts, backoff_s)) as response:
+        with closing(_open_with_retries(uri, check, deadline)) as response:
             yield response
     except (TimeoutError, URLError):
         deadline.left_s()  # if the deadline was the cause, its own error says so better
@@ -95,19 +76,15 @@ def download(
 
 
 def _open_with_retries(
-    uri: str,
-    check: Callable[[str], object],
-    deadline: Deadline,
-    num_attempts: int,
-    backoff_s: float,
+    uri: str, check: Callable[[str], object], deadline: Deadline
 ) -> HTTPResponse:
-    for attempt in range(num_attempts - 1):
+    for attempt in range(_NUM_ATTEMPTS - 1):
         try:
             return _open(uri, check, deadline)
         except (OSError, HTTPException) as error:
             if (asked_s := _retry_after_s(error)) is None:
                 raise
-            wait_s = min(max(backoff_s * 2**attempt, asked_s), _MAX_WAIT_S)
+            wait_s = min(max(_BACKOFF_S * 2**attempt, asked_s), _MAX_WAIT_S)
             time.sleep(min(wait_s, deadline.left_s()))
     return _open(uri, check, deadline)
 
@@ -125,7 +102,7 @@ def _retry_after_s(error: OSError | HTTPException) -> float | None:
 
 def _open(uri: str, check: Callable[[str], object], deadline: Deadline) -> HTTPResponse:
     guard = _Guard(deadline)
-    opener = build_opener(_Http(guard), _Https(guard), _Redirects(check))
+    opener = build_opener(_GuardedHandler(guard), _Redirects(check))
     return opener.open(Request(uri, headers={"User-Agent": "moonsweep"}), timeout=_TIMEOUT_S)
 
 
@@ -137,19 +114,11 @@ class _Guard:
         self._may_be_private: bool | None = None  # None before the first connection
 
     def timeout_s(self) -> float:
-        """How long to wait for the server now.
-
-        Raises:
-            OSError: the time of the object is over.
-        """
+        """How long to wait for the server now; raises an OSError once the time is over."""
         return min(_TIMEOUT_S, self._deadline.left_s())
 
     def check(self, connected: socket.socket) -> None:
-        """Close a new connection that leads from a public host into a private network.
-
-        Raises:
-            MediaError: it did.
-        """
+        """Refuse and close a connection that leads from a public host into a private network."""
         host = str(connected.getpeername()[0])
         is_private = not ipaddress.ip_address(host.partition("%")[0]).is_global
         if self._may_be_private is None:  # the first host is the one that the user allowed
@@ -161,19 +130,15 @@ class _Guard:
             )
 
 
-class _Http(HTTPHandler):
+class _GuardedHandler(HTTPSHandler, HTTPHandler):
+    """Takes the place of both handlers of urllib, and connects under the eyes of a guard."""
+
     def __init__(self, guard: _Guard) -> None:
         super().__init__()
         self._guard = guard
 
     def http_open(self, req: Request) -> HTTPResponse:
         return self.do_open(partial(_GuardedConnection, guard=self._guard), req)
-
-
-class _Https(HTTPSHandler):
-    def __init__(self, guard: _Guard) -> None:
-        super().__init__()
-        self._guard = guard
 
     def https_open(self, req: Request) -> HTTPResponse:
         return self.do_open(partial(_GuardedTlsConnection, guard=self._guard), req)

@@ -38,6 +38,7 @@ _CROOKED = re.compile(r"[/\\]\.\.?([/\\;?#]|$)|[\x00-\x1f\x7f]")
 _HTTP = ("http://", "https://")
 _SPOOL_BYTES = 64 << 20  # a larger object, or one of unknown size, is copied to disk
 _CHUNK_BYTES = 4 << 20
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 # Errors of this machine, with which every other row would fail too: its disk or memory is full, or
 # too many files are open.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -47,28 +48,15 @@ _open_filesystem = lru_cache(maxsize=64)(open_filesystem)  # keeps the connectio
 
 @dataclass(frozen=True, kw_only=True)
 class MediaAccess:
-    """Where media may come from.
+    """Where media may come from; a malformed prefix or remote base is a ValueError."""
 
-    Args:
-        base: the folder, local or remote, that relative paths start from. All that lies below it is
-            allowed.
-        allowed_folders: further local folders whose files a row may name.
-        allowed_prefixes: URIs of remote folders, such as `s3://bucket/clips`; a query chooses
-            settings of the filesystem, such as `s3://bucket/clips?region=eu-west-1`.
-        max_bytes: the largest size of one object.
-        num_attempts: the most attempts for an object over HTTP.
-        backoff_s: the wait before the second attempt; it doubles with each further one.
-
-    Raises:
-        ValueError: a prefix or a remote base is not such a URI; the message names it.
-    """
-
+    # The folder, local or remote, that relative paths start from. All below it is allowed.
     base: str = "."
-    allowed_folders: tuple[str, ...] = ()
+    allowed_folders: tuple[str, ...] = ()  # further local folders whose files a row may name
+    # URIs of remote folders; a query chooses settings of the filesystem, such as
+    # `s3://bucket/clips?region=eu-west-1`.
     allowed_prefixes: tuple[str, ...] = ()
-    max_bytes: int = DEFAULT_LIMITS.max_bytes
-    num_attempts: int = 4
-    backoff_s: float = 1.0
+    max_bytes: int = DEFAULT_LIMITS.max_bytes  # of one object
 
     def __post_init__(self) -> None:
         for prefix in self._prefixes:
@@ -154,8 +142,7 @@ class MediaAccess:
         prefix = self._prefix_of(uri)
         deadline = Deadline(_MAX_COPY_S)
         if uri.startswith(_HTTP):
-            attempts = {"num_attempts": self.num_attempts, "backoff_s": self.backoff_s}
-            with download(uri, self._prefix_of, deadline, **attempts) as response:
+            with download(uri, self._prefix_of, deadline) as response:
                 return self._copy(cast(BinaryIO, response), response.length, uri, deadline)
         filesystem, folder = _open_filesystem(prefix)
         path = folder.rstrip("/") + uri[len(_folder(prefix)) :]
@@ -168,11 +155,7 @@ class MediaAccess:
             return self._copy(cast(BinaryIO, stream), info.size, uri, deadline)
 
     def _prefix_of(self, uri: str) -> str:
-        """The allowed prefix that a URI lies below.
-
-        Raises:
-            MediaError: there is none.
-        """
+        """The allowed prefix that a URI lies below; a MediaError if there is none."""
         for prefix in self._prefixes:
             folder = _folder(prefix)
             if uri.startswith(f"{folder}/") and not _is_crooked(uri[len(folder) :]):
@@ -198,7 +181,7 @@ class MediaAccess:
         self._check_size(num_bytes or 0, name)
         is_small = num_bytes is not None and num_bytes <= _SPOOL_BYTES
         with ExitStack() as on_error:
-            file = on_error.enter_context(_in_memory() if is_small else _on_disk())
+            file = on_error.enter_context(_in_memory() if is_small else tempfile.TemporaryFile())
             while chunk := stream.read(_CHUNK_BYTES):
                 file.write(chunk)
                 self._check_size(file.tell(), name)
@@ -213,10 +196,6 @@ class MediaAccess:
         if num_bytes > self.max_bytes:
             what = f"{self._without_secrets(name):.200} has {num_bytes} bytes or more"
             refuse(what, self.max_bytes, "--max-media-bytes")
-
-
-def _on_disk() -> BinaryIO:
-    return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 def _in_memory() -> BinaryIO:
@@ -248,16 +227,13 @@ def _as_media_errors(path: str) -> Iterator[None]:
         yield
     except MediaError:
         raise
-    except HTTPError as error:
-        error.close()
-        is_missing = error.code in (404, 410)
-        code = ErrorCode.MEDIA_MISSING if is_missing else ErrorCode.MEDIA_UNREADABLE
-        raise MediaError(code, f"{path:.200}: {error}") from error
     except OSError as error:
         if error.errno in _OF_THE_MACHINE:
             raise
-        is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-        is_missing = is_missing or isinstance(error, FileNotFoundError)
+        is_missing = error.errno in _MISSING or isinstance(error, FileNotFoundError)
+        if isinstance(error, HTTPError):
+            error.close()
+            is_missing = error.code in (404, 410)
         code = ErrorCode.MEDIA_MISSING if is_missing else ErrorCode.MEDIA_UNREADABLE
         raise MediaError(code, f"{path:.200}: {error.strerror or error}") from error
     except (ValueError, HTTPException, HubError) as error:  # ArrowInvalid is a ValueError

@@ -38,19 +38,12 @@ class Reader:
 
     def __init__(self, source: bytes | BinaryIO) -> None:
         self._file = io.BytesIO(source) if isinstance(source, bytes) else source
+        self.seek, self.tell = self._file.seek, self._file.tell
 
     def read(self, num_bytes: int) -> bytes:
         """Read at most `num_bytes` bytes."""
         # PyAV copies what it is given without a check, and a faulty file could give more.
         return self._file.read(num_bytes)[:num_bytes]
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to an offset; return the new position."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._file.tell()
 
 
 @contextmanager
@@ -60,9 +53,11 @@ def open_video(reader: Reader, limits: MediaLimits) -> Iterator[tuple[InputConta
     Raises:
         MediaError: the file cannot be used. Errors of FFmpeg or of the file inside the `with` block
             become a `MediaError` too.
-        MemoryError: there is not enough memory.
     """
     try:
+        num_bytes = reader.seek(0, io.SEEK_END)
+        limits.check_num_bytes(num_bytes)
+        _check_sample_counts(reader, num_bytes)
         with _open(reader) as container:
             stream = _video_stream(container)
             context = stream.codec_context
@@ -76,9 +71,8 @@ def open_video(reader: Reader, limits: MediaLimits) -> Iterator[tuple[InputConta
     except MemoryError:  # first, for FFmpeg's own MemoryError is an FFmpegError too
         raise
     except av.FFmpegError as error:
-        code = ErrorCode.MEDIA_CORRUPT
-        if isinstance(error, _UNSUPPORTED):
-            code = ErrorCode.MEDIA_UNSUPPORTED
+        is_whole = isinstance(error, _UNSUPPORTED)
+        code = ErrorCode.MEDIA_UNSUPPORTED if is_whole else ErrorCode.MEDIA_CORRUPT
         raise MediaError(code, f"the video cannot be read: {error.strerror}") from error
     except OSError as error:
         raise MediaError(ErrorCode.MEDIA_UNREADABLE, f"reading failed: {error}") from error
@@ -139,13 +133,10 @@ _COUNT_AT = {b"stsz": 8, b"stz2": 8, b"trun": 4}  # offset of the sample count, 
 _MAX_DEPTH = 8
 
 
-def check_sample_counts(reader: Reader, num_bytes: int) -> None:
+def _check_sample_counts(reader: Reader, num_bytes: int) -> None:
     """Refuse an MP4 file that claims more samples than it has bytes; other files pass.
 
     FFmpeg would make tables of that many samples, whatever the file holds.
-
-    Raises:
-        MediaError: `media_corrupt`.
     """
     reader.seek(0)
     if reader.read(8)[4:] in _TOP_LEVEL:

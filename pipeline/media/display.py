@@ -46,11 +46,7 @@ class DisplayTransform:
     displayed_height_px: int
 
     def render(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-        """Convert and resize a frame in one pass of swscale.
-
-        Returns:
-            [H, W, 3] RGB; it may be a view with other strides.
-        """
+        """Convert and resize a frame in one pass of swscale; [H, W, 3], maybe a strided view."""
         size = (self.width_px, self.height_px)
         width_px, height_px = size[::-1] if self.num_turns % 2 else size
         format_name = "rgb48le" if is_hdr(frame) else "rgb24"

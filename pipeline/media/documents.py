@@ -39,16 +39,11 @@ def decode_document(
 ) -> list[Window]:
     """Draw each page of a PDF as a window of its own; a page that cannot be drawn has an error.
 
-    The facts of a page give its width and height in points (1/72 inch), not in pixels.
-
-    Args:
-        source: the document's bytes, or a seekable file; its OSErrors mean `media_unreadable`.
-        fit: the final size of a page from its size at 200 dpi; None keeps that.
-        limits: what to refuse.
+    `fit` gets the size of a page at 200 dpi. The facts of a page give its width and height in
+    points (1/72 inch), not in pixels.
 
     Raises:
         MediaError: the document cannot be used; `code` says why.
-        MemoryError: there is not enough memory.
     """
     file = _File(source)
     limits.check_num_bytes(file.num_bytes)
@@ -69,9 +64,8 @@ def _open(file: "_File") -> PdfDocument:
     handle = raw.FPDF_LoadCustomDocument(file.access, None)
     if not handle:
         file.check()
-        code = raw.FPDF_GetLastError()
         unknown = (ErrorCode.MEDIA_CORRUPT, "the document cannot be read")
-        raise MediaError(*_CODES.get(code, unknown))
+        raise MediaError(*_CODES.get(raw.FPDF_GetLastError(), unknown))
     document = PdfDocument(handle)
     if len(document) == 0:
         document.close()
@@ -95,19 +89,14 @@ def _page_sizes(
 
 
 def _page_size(size_pt: tuple[float, float], fit: Fit | None, limits: MediaLimits) -> _Size:
-    if not all(0.0 < side < math.inf for side in size_pt):
-        raise MediaError(
-            ErrorCode.MEDIA_CORRUPT, f"the page measures {size_pt[0]} x {size_pt[1]} points"
-        )
-    if math.prod(max(1.0, side) for side in size_pt) > limits.max_pixels:
-        what = (
-            f"the page measures {size_pt[0]:.0f} x {size_pt[1]:.0f} points, each a pixel at least"
-        )
+    width, height = size_pt
+    if not (0.0 < width < math.inf and 0.0 < height < math.inf):
+        raise MediaError(ErrorCode.MEDIA_CORRUPT, f"the page measures {width} x {height} points")
+    if max(1.0, width) * max(1.0, height) > limits.max_pixels:
+        what = f"the page measures {width:.0f} x {height:.0f} points, each a pixel at least"
         refuse(what, limits.max_pixels, "--max-pixels")
     width_px, height_px = (max(1, round(side * _DPI / _POINTS_PER_INCH)) for side in size_pt)
-    if fit is not None:
-        width_px, height_px = fit(width_px, height_px, 1)
-    return width_px, height_px
+    return (width_px, height_px) if fit is None else fit(width_px, height_px, 1)
 
 
 def _page(document: PdfDocument, index: int, size_px: _Size | MediaError) -> Window:
@@ -128,15 +117,10 @@ def _draw(page: PdfPage, size_px: _Size) -> Frames:
         rgb = bitmap.to_numpy().copy()  # [H, W, 3]; the bitmap's own memory is freed on leaving
     width_pt, height_pt = page.get_size()
     facts = MediaFacts(
-        duration_s=0.0,
-        fps=0.0,
         width_px=round(width_pt),
         height_px=round(height_pt),
         codec="pdf",
         rotation=page.get_rotation(),
-        is_vfr=False,
-        is_interlaced=False,
-        num_decode_errors=0,
     )
     return Frames(rgb=rgb[np.newaxis], timestamps_s=np.zeros(1), facts=facts)
 

@@ -28,13 +28,7 @@ class _RequestBuffer:
 
 
 class FrameBuffer:
-    """Holds the wanted frames of one video.
-
-    Args:
-        stream: the stream that the frames come from.
-        requests: for each request the pts of its frames, and how they are fitted.
-        limits: what to refuse.
-    """
+    """Holds the wanted frames of one video; a request is the pts of its frames, and their fit."""
 
     def __init__(
         self,
@@ -57,14 +51,10 @@ class FrameBuffer:
         return not any(buffer.times_s for buffer in self._buffers)
 
     def add(self, frame: VideoFrame, time_s: float, stands_for: Collection[int]) -> None:
-        """Add a frame to each request that wants one of some pts.
+        """Add a frame to each request that wants one of the pts that it stands for.
 
         The frame is converted and resized once for each size, however many requests take it.
-
-        Args:
-            frame: the decoded frame.
-            time_s: when it appears, in seconds from the first frame of the stream.
-            stands_for: the wanted pts at which it is on display.
+        `time_s` is when it appears, in seconds from the first frame of the stream.
 
         Raises:
             MediaError: the frame, or all frames together, are over a limit.

@@ -1,9 +1,8 @@
 """When the frames of a stream appear, and how to reach some of them with little decoding.
 
-The index is made from the packets, and reading packets decodes nothing. What a header claims about
-the duration or the number of frames is not used. A plan then cuts the stream into runs of packets.
-Reading on to the next wanted frame and seeking to the keyframe before it are both exact; the plan
-takes the one that costs less.
+The index is made from the packets, without decoding and without what a header claims. A plan then
+cuts the stream into runs of packets. Reading on to the next wanted frame and seeking to the
+keyframe before it are both exact; the plan takes the one that costs less.
 
 Time 0 is the first frame that the stream shows. Letters: N frames that are shown, M packets.
 """
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from av import Packet
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -57,7 +55,7 @@ class FrameIndex:
     @property
     def end_s(self) -> float:
         """The duration in seconds, from the first frame to the end of the last."""
-        return float((self.end_pts - int(self.pts[0])) * self.time_base)
+        return self.seconds(self.end_pts)
 
     @property
     def times_s(self) -> NDArray[np.float64]:
@@ -79,10 +77,9 @@ class FrameIndex:
     @property
     def is_vfr(self) -> bool:
         """Whether the rate varies: some frame lasts a quarter longer or shorter than usual."""
-        steps = np.diff(self.pts)
         usual = self.frame_ticks
         # Times of a constant rate, rounded to the time base, differ by up to 2 units.
-        return bool((np.abs(steps - usual) > max(usual / 4, 2)).any())
+        return bool((np.abs(np.diff(self.pts) - usual) > max(usual / 4, 2)).any())
 
     def seconds(self, pts: int) -> float:
         """When the frame with these pts appears, in seconds."""
@@ -97,13 +94,10 @@ def index_frames(
     num_damaged: int = 0,
     num_untimed: int = 0,
 ) -> FrameIndex | None:
-    """Make the index of a stream from its packets; the arguments are fields of `FrameIndex`.
+    """Make the index of a stream from its packets, or None if no frame is shown.
 
     Packets before the first keyframe cannot be decoded, and hidden ones are not shown; neither
     counts as a frame.
-
-    Returns:
-        The index, or None if no frame is shown.
     """
     pts, is_shown = packets.pts, ~packets.is_hidden
     if packets.is_keyframe.any():
@@ -137,7 +131,8 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
     if not stream.time_base:
         raise MediaError(ErrorCode.MEDIA_CORRUPT, "the video stream has no time base")
     stores_pts = container.format.name != "avi"
-    collected = _PacketColumns()
+    # Compact columns, for a stream may have millions of packets.
+    ticks, flags = array("q"), bytearray()
     num_damaged = num_untimed = 0
     for packet in read_packets(container, stream):
         if packet is None:
@@ -147,11 +142,21 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
         if time is None:
             num_untimed += 1
             continue
-        collected.append(packet, time)
-        limits.check_num_frames(len(collected.pts))
+        position = -1 if packet.pos is None else packet.pos
+        ticks.extend((time, packet.duration or 0, position))
+        flags.extend((packet.is_keyframe, packet.is_discard))
+        limits.check_num_frames(len(flags) // 2)
         num_damaged += packet.is_corrupt
+    pts, durations, positions = np.array(ticks, dtype=np.int64).reshape(-1, 3).T
+    is_keyframe, is_hidden = np.frombuffer(flags, dtype=np.bool_).reshape(-1, 2).T
     index = index_frames(
-        collected.as_packets(),
+        Packets(
+            pts=pts,
+            durations=durations,
+            positions=positions,
+            is_keyframe=is_keyframe,
+            is_hidden=is_hidden,
+        ),
         time_base=stream.time_base,
         stores_pts=stores_pts,
         num_damaged=num_damaged,
@@ -161,32 +166,6 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
         raise MediaError(ErrorCode.NO_FRAMES, "the video stream holds no frames")
     limits.check_duration(index.end_s)
     return index
-
-
-class _PacketColumns:
-    """Collects `Packets` one by one, in compact arrays: a stream may have millions of them."""
-
-    def __init__(self) -> None:
-        self.pts, self.durations, self.positions = array("q"), array("q"), array("q")
-        self.is_keyframe, self.is_hidden = bytearray(), bytearray()
-
-    def append(self, packet: Packet, time: int) -> None:
-        """Add a packet that appears at `time`, in units of the time base."""
-        self.pts.append(time)
-        self.durations.append(packet.duration or 0)
-        self.positions.append(-1 if packet.pos is None else packet.pos)
-        self.is_keyframe.append(packet.is_keyframe)
-        self.is_hidden.append(packet.is_discard)
-
-    def as_packets(self) -> Packets:
-        """Turn what was collected into arrays."""
-        return Packets(
-            pts=np.array(self.pts, dtype=np.int64),
-            durations=np.array(self.durations, dtype=np.int64),
-            positions=np.array(self.positions, dtype=np.int64),
-            is_keyframe=np.frombuffer(self.is_keyframe, dtype=np.bool_),
-            is_hidden=np.frombuffer(self.is_hidden, dtype=np.bool_),
-        )
 
 
 @dataclass(frozen=True)

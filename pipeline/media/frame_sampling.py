@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 class FrameSampling:
     """Takes a number of frames, a number per second, or the frames at given seconds.
 
-    Raises:
-        ValueError: not exactly one of `num_frames`, `fps` and `at_s` is set, or a value is out of
-            range.
+    A ValueError says which value is out of range, or that not exactly one of the three is set.
     """
 
     num_frames: int | None = 8
@@ -75,18 +73,13 @@ def choose_frames(
     sampling: FrameSampling,
     is_keyframe: NDArray[np.bool_],
 ) -> NDArray[np.intp]:
-    """Choose the frames on display at the target times of a span.
+    """Choose the frames on display at the target times of a span, each once.
 
-    Args:
-        times_s: [N] when each frame of the stream appears, rising, N >= 1.
-        start_s: where the span starts.
-        end_s: where the span ends; the last frame stays on display until then.
-        sampling: which frames to take.
-        is_keyframe: [N] whether a frame can be decoded by itself, for `keyframes_only`.
+    The N >= 1 frames of the stream appear at `times_s` [N], which rises; `is_keyframe` [N] tells
+    which of them can be decoded alone. The last frame of the span stays on display until its end.
 
     Returns:
-        Positions in `times_s`, strictly rising. A frame that is on display at two target times is
-        taken once.
+        Positions in `times_s`, strictly rising.
     """
     candidates = np.arange(len(times_s))
     if sampling.keyframes_only and is_keyframe.any():

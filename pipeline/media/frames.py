@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 class MediaFacts:
     """What is true of a video or picture as a whole."""
 
-    duration_s: float  # from the first frame to the end of the last
-    fps: float  # the mean rate; 0 if the duration is 0
+    duration_s: float = 0.0  # from the first frame to the end of the last
+    fps: float = 0.0  # the mean rate; 0 if the duration is 0
     width_px: int  # as displayed: upright, with square pixels
     height_px: int
     codec: str
-    rotation: int  # degrees by which players turn the stored picture, clockwise
-    is_vfr: bool
-    is_interlaced: bool
-    num_decode_errors: int  # damaged packets and frames, of those that were read or decoded
+    rotation: int = 0  # degrees by which players turn the stored picture, clockwise
+    is_vfr: bool = False
+    is_interlaced: bool = False
+    num_decode_errors: int = 0  # damaged packets and frames, of those that were read or decoded
 
 
 @dataclass(frozen=True, kw_only=True)

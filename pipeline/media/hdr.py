@@ -31,14 +31,9 @@ def is_hdr(frame: VideoFrame) -> bool:
 
 
 def to_sdr(rgb: NDArray[np.uint16], transfer: int) -> NDArray[np.uint8]:
-    """Turn BT.2020 code values into sRGB code values.
+    """Turn BT.2020 code values of 16 bits into sRGB code values of 8 bits, both [H, W, 3].
 
-    Args:
-        rgb: [H, W, 3] code values of 16 bits.
-        transfer: the transfer function, PQ or HLG, as FFmpeg numbers them.
-
-    Returns:
-        [H, W, 3] code values of 8 bits.
+    The transfer function, PQ or HLG, is numbered as FFmpeg does.
     """
     light = _light_of(transfer)[rgb]  # [H, W, 3]
     brightest = light.max(axis=-1, keepdims=True)  # [H, W, 1]

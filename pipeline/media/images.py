@@ -44,23 +44,14 @@ def decode_picture(
     """Take frames out of a picture; a picture that is not animated is one frame without duration.
 
     Frames are turned as the EXIF data say, resized as the checkpoint's processor does, and lose
-    their alpha channel. Arguments and result are those of `pipeline.media.video.decode_video`.
-
-    Raises:
-        MediaError: the picture cannot be used; `code` says why.
-        MemoryError: there is not enough memory.
+    their alpha channel. Arguments, result and errors are those of `decode_video`.
     """
     with _open(source, limits) as picture:
         ends_s = _ends(picture, limits)
         times_s = np.append(0.0, ends_s[:-1])
+        can_begin = np.ones(len(times_s), dtype=np.bool_)
         choices = choose_by_window(
-            times_s,
-            float(ends_s[-1]),
-            np.ones(len(times_s), dtype=np.bool_),
-            requests,
-            windows=windows,
-            span_s=span_s,
-            limits=limits,
+            times_s, float(ends_s[-1]), can_begin, requests, windows, span_s, limits.max_windows
         )
         pages = [(choice.positions.tolist(), choice.fit) for choice in choices]
         facts = _facts(picture, ends_s)
@@ -76,14 +67,8 @@ def decode_picture(
 def decode_pages(source: bytes | BinaryIO, *, fit: Fit | None, limits: MediaLimits) -> list[Window]:
     """Decode each page of a TIFF as a window; of any other file, the first picture is its one page.
 
-    Args:
-        source: the picture's bytes, or a seekable file.
-        fit: the final size of a page from its own; None keeps it.
-        limits: what to refuse.
-
     Raises:
         MediaError: the picture cannot be used; `code` says why.
-        MemoryError: there is not enough memory.
     """
     with _open(source, limits) as picture:
         windows: list[Window] = []
@@ -127,17 +112,10 @@ def _draw(
     limits: MediaLimits,
     num_bytes: int = 0,
 ) -> list[NDArray[np.uint8]]:
-    """Draw pages at their final size, each decoded once.
+    """Draw the pages of each choice at their final size, [I, H, W, 3]; decode each page once.
 
-    Args:
-        picture: the open picture.
-        facts: the facts of the picture, with the displayed size.
-        chosen: page numbers, and how the pages are fitted, for each array of the result.
-        limits: what to refuse.
-        num_bytes: what other frames of the row take already.
-
-    Returns:
-        For each of `chosen` an array [I, H, W, 3].
+    A choice is page numbers and how they are fitted. `num_bytes` is what other frames of the row
+    take already.
     """
     pixels: list[NDArray[np.uint8]] = []
     for pages, fit in chosen:
@@ -157,9 +135,7 @@ def _draw(
 
 def _facts(picture: Image.Image, ends_s: NDArray[np.float64]) -> MediaFacts:
     orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    width_px, height_px = picture.size
-    if orientation in (5, 6, 7, 8):
-        width_px, height_px = height_px, width_px
+    width_px, height_px = picture.size[::-1] if orientation in (5, 6, 7, 8) else picture.size
     return MediaFacts(
         duration_s=float(ends_s[-1]),
         fps=len(ends_s) / ends_s[-1] if ends_s[-1] > 0 else 0.0,
@@ -168,8 +144,6 @@ def _facts(picture: Image.Image, ends_s: NDArray[np.float64]) -> MediaFacts:
         codec=str(picture.format).lower(),
         rotation={3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(orientation, 0),
         is_vfr=bool((np.diff(np.append(0.0, ends_s[:-1]), n=2) != 0).any()),
-        is_interlaced=False,
-        num_decode_errors=0,
     )
 
 

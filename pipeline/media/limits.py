@@ -8,12 +8,7 @@ from pipeline.status import ErrorCode
 
 
 class MediaError(Exception):
-    """The media of one row cannot be used. Other rows are not affected.
-
-    Args:
-        code: goes to the output's `error_code` column.
-        message: what is wrong, with the offending value; goes to the `error` column.
-    """
+    """The media of one row cannot be used; the row's output gets the code and the message."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -77,16 +72,8 @@ class MediaLimits:
             what = f"the video lasts {duration_s:.0f} s"
             refuse(what, f"{self.max_duration_s:.0f} s", "--max-duration-s")
 
-    def check_rgb(
-        self, num_frames: int, width_px: int, height_px: int, other_bytes: int = 0
-    ) -> int:
-        """Refuse frames of one size that take too much memory together with others.
-
-        Args:
-            num_frames: how many frames.
-            width_px: the width of each.
-            height_px: the height of each.
-            other_bytes: what other frames of the row take already.
+    def check_rgb(self, num_frames: int, width_px: int, height_px: int, other_bytes: int) -> int:
+        """Refuse frames of one size that take too much memory, `other_bytes` of the row included.
 
         Returns:
             The bytes of all frames, the others included.

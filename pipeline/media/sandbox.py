@@ -51,9 +51,7 @@ _MAX_TEXT_BYTES = 16 << 20  # of an answer without its pixels
 class SandboxedDecoder:
     """Decodes the media of one row after the other; if a row kills the process, that row fails.
 
-    Args:
-        limits: what to refuse.
-        max_rows: replace the process after this many rows, because decoders leak memory.
+    The process is replaced after `max_rows` rows, because decoders leak memory.
     """
 
     def __init__(self, limits: MediaLimits = DEFAULT_LIMITS, max_rows: int = 1000) -> None:
@@ -83,16 +81,8 @@ class SandboxedDecoder:
         """Decode the frames of each request in each window, within limits on memory and time too.
 
         If the process dies, the row is tried once more in a fresh process. So is a row for which
-        memory was short, unless the process was fresh already.
-
-        Args:
-            source: the bytes of the media, or a file with a descriptor.
-            requests: which frames to take, and at which size; they are pickled.
-            windows: how to cut the media into windows.
-            span_s: which part of the media to look at.
-
-        Returns:
-            The windows, as `pipeline.media.decode.decode_media` returns them.
+        memory was short, unless the process was fresh already. Arguments and result are those of
+        `pipeline.media.decode.decode_media`; a file needs a descriptor, and requests are pickled.
 
         Raises:
             MediaError: the media cannot be used, takes too long, or kills processes.
@@ -125,7 +115,7 @@ class SandboxedDecoder:
     @property
     def peak_bytes(self) -> int:
         """The most resident memory that the process has had so far; 0 if none is running."""
-        return 0 if self._process is None else self._process.peak_bytes
+        return 0 if self._process is None else peak_bytes_of(self._process.pid)
 
     def close(self) -> None:
         """End the process; the next row starts another."""
@@ -160,11 +150,7 @@ class _DeathError(Exception):
 
 
 def _started() -> "_Process":
-    """Start a process and wait until it is ready.
-
-    Raises:
-        RuntimeError: no process gets ready.
-    """
+    """Start a process and wait until it is ready."""
     try:
         for _ in range(_MAX_STARTS - 1):
             with suppress(_DeathError):
@@ -197,6 +183,7 @@ class _Process:
                 cwd="/",
                 env={"PYTHONPATH": path, **_ONE_THREAD, **kept},
             )
+        self.pid = self._popen.pid
         self._finalizer = weakref.finalize(self, _end, self._popen, self._socket)
         try:
             self._receive_length(time.monotonic() + _START_TIMEOUT_S)
@@ -204,20 +191,10 @@ class _Process:
             self.close()
             raise
 
-    @property
-    def peak_bytes(self) -> int:
-        """The most resident memory that the process has had; 0 when it has ended."""
-        return peak_bytes_of(self._popen.pid)
-
     def decode(
         self, task: bytes, descriptor: int, limits: MediaLimits
     ) -> list[Window] | MediaError:
-        """Let the process decode the media of one row.
-
-        Args:
-            task: the pickled arguments of `decode_media`.
-            descriptor: the open media.
-            limits: the limits on time and on the size of the answer.
+        """Let the process decode the media of one row, by pickled arguments of `decode_media`.
 
         Raises:
             MediaError: decoding took too long; the process cannot be used any more.
@@ -226,8 +203,7 @@ class _Process:
         limit_s = _CPU_TO_WALL * limits.max_decode_s + _WAIT_S
         deadline = time.monotonic() + limit_s
         try:
-            header = LENGTH.pack(len(task))
-            socket.send_fds(self._socket, [header], [descriptor])
+            socket.send_fds(self._socket, [LENGTH.pack(len(task))], [descriptor])
             self._socket.sendall(task)
             return self._receive_answer(deadline, limits)
         except TimeoutError:
@@ -251,7 +227,7 @@ class _Process:
         try:
             answer = json.loads(text)
             if "windows" not in answer:
-                return self._error(answer)
+                return _media_error(answer)
             shapes = [
                 [int(side) for side in frames["shape"]]
                 for window in answer["windows"]
@@ -274,15 +250,10 @@ class _Process:
             )
             for frames in answer["media"]
         )
-        error = None if answer["error"] is None else self._error(answer["error"])
+        error = None if answer["error"] is None else _media_error(answer["error"])
         if not media and error is None:
             raise _DeathError("answered with an empty window")
         return Window(start=answer["start"], end=answer["end"], media=media, error=error)
-
-    def _error(self, answer: Mapping[str, Any]) -> MediaError:
-        if answer["code"] == NO_MEMORY:
-            raise _DeathError("has no more memory", is_memory=True)
-        return MediaError(ErrorCode(answer["code"]), str(answer["message"]))
 
     def _receive_length(self, deadline: float) -> int:
         header = self._receive(np.empty(LENGTH.size, np.uint8), deadline)
@@ -319,6 +290,12 @@ class _Process:
         return _DeathError(f"ended with exit code {code}")
 
 
+def _media_error(answer: Mapping[str, Any]) -> MediaError:
+    if answer["code"] == NO_MEMORY:
+        raise _DeathError("has no more memory", is_memory=True)
+    return MediaError(ErrorCode(answer["code"]), str(answer["message"]))
+
+
 def _refuse_time(what: str, limits: MediaLimits) -> NoReturn:
     limit = f"{limits.max_decode_s:g} s"
     refuse(f"decoding {what}", limit, "--max-decode-s", ErrorCode.DECODE_TIMEOUT)
@@ -337,8 +314,7 @@ def _descriptor_of(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[in
         yield source.fileno()
         return
     limits.check_num_bytes(len(source))
-    with os.fdopen(os.memfd_create("media"), "w+b", buffering=0) as file:
-        rest = memoryview(source)
-        while rest:
-            rest = rest[file.write(rest) :]
+    with os.fdopen(os.memfd_create("media"), "w+b") as file:
+        file.write(source)
+        file.flush()
         yield file.fileno()

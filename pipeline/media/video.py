@@ -9,7 +9,6 @@ does not give every wanted frame undamaged, the video is decoded from its start,
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import SEEK_END
 from itertools import chain, islice
 from typing import BinaryIO
 
@@ -20,16 +19,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipeline.media.container import Reader, check_sample_counts, open_video, read_packets
+from pipeline.media.container import Reader, open_video, read_packets
 from pipeline.media.display import DisplayTransform, FrameRequest
 from pipeline.media.frame_buffer import FrameBuffer
-from pipeline.media.frame_index import (
-    FrameIndex,
-    PacketRun,
-    is_near,
-    plan_runs,
-    read_index,
-)
+from pipeline.media.frame_index import FrameIndex, PacketRun, is_near, plan_runs, read_index
 from pipeline.media.frames import Frames, MediaFacts
 from pipeline.media.limits import DEFAULT_LIMITS, MediaError, MediaLimits
 from pipeline.media.windows import FrameChoice, Span, TimeWindows, Window, choose_by_window
@@ -76,18 +69,10 @@ def decode_video(
         MemoryError: there is not enough memory.
     """
     reader = Reader(source)
-    _check_file(reader, limits)
     with open_video(reader, limits) as (container, stream):
         index = read_index(container, stream, limits)
-        choices = choose_by_window(
-            index.times_s,
-            index.end_s,
-            index.is_keyframe,
-            requests,
-            windows=windows,
-            span_s=span_s,
-            limits=limits,
-        )
+        frames = (index.times_s, index.end_s, index.is_keyframe)
+        choices = choose_by_window(*frames, requests, windows, span_s, limits.max_windows)
         chosen = [(index.pts[choice.positions].tolist(), choice.fit) for choice in choices]
         wanted = sorted({pts for each, _ in chosen for pts in each})
         decoding = _Decoding(container, stream, index, FrameBuffer(stream, chosen, limits))
@@ -104,15 +89,6 @@ def decode_video(
         return decoding.windows(choices, is_cut=windows is not None)
 
 
-def _check_file(reader: Reader, limits: MediaLimits) -> None:
-    try:
-        num_bytes = reader.seek(0, SEEK_END)
-        limits.check_num_bytes(num_bytes)
-        check_sample_counts(reader, num_bytes)
-    except OSError as error:
-        raise MediaError(ErrorCode.MEDIA_UNREADABLE, f"reading failed: {error}") from error
-
-
 class _UnexpectedError(Exception):
     """A run does not give the frames that the index promises."""
 
@@ -127,11 +103,7 @@ class _Decoding:
     buffer: FrameBuffer
 
     def decode_runs(self, runs: Sequence[PacketRun], wanted: Sequence[int]) -> bool:
-        """Decode runs of packets.
-
-        Args:
-            runs: as `plan_runs` planned them.
-            wanted: the pts of the frames to keep.
+        """Decode runs of packets; keep the frames of the wanted pts.
 
         Returns:
             False if a frame is missing or damaged, or anything is not as the index says.
@@ -194,11 +166,9 @@ class _Decoding:
                 raise _UnexpectedError
             if frame.pts < first_pts:
                 continue
-            if not is_sure and not (frame.pts == first_pts and frame.key_frame):
-                raise _UnexpectedError  # the container is wrong about its keyframes
-            if frame.is_corrupt:
+            is_sure = is_sure or (frame.pts == first_pts and frame.key_frame)
+            if frame.is_corrupt or not is_sure:  # or the container is wrong about its keyframes
                 raise _UnexpectedError
-            is_sure = True
             yield frame
 
     def _seek(self, run: PacketRun) -> Iterator[av.Packet | None]:
@@ -272,12 +242,9 @@ def _on_display(
 ) -> Iterator[tuple[int, VideoFrame, Sequence[int]]]:
     """Yield the frames on display at the wanted pts, each once, with the pts that it stands for.
 
-    A frame is on display until the next one appears, and the last one for ever. Where the beginning
-    of the video cannot be decoded, the first frame that can be stands for it.
-
-    Args:
-        frames: all frames of the video, with their pts, which rise.
-        wanted: the pts, which rise; nothing is decoded after the last of them is found.
+    The pts of all `frames` of the video rise, and so do the `wanted` ones. A frame is on display
+    until the next one appears, and the last one for ever. Where the beginning of the video cannot
+    be decoded, the first frame that can be stands for it. Decoding ends with the last wanted frame.
     """
     num_done = 0
     on_display: tuple[int, VideoFrame] | None = None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.media.display import Fit, FrameRequest
 from pipeline.media.frame_sampling import choose_frames
 from pipeline.media.frames import Frames
-from pipeline.media.limits import MediaError, MediaLimits, refuse
+from pipeline.media.limits import MediaError, refuse
 from pipeline.status import ErrorCode
 
 # Start and end in seconds; None is the start or the end of the video.
@@ -33,11 +33,7 @@ _ROUNDING_S = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class TimeWindows:
-    """Cuts a video into windows of so many seconds; each gets a caption.
-
-    Raises:
-        ValueError: the length or the overlap is out of range, or the merge prompt is empty.
-    """
+    """Cuts a video into windows, each with a caption; a value out of range is a ValueError."""
 
     length_s: float
     overlap_s: float = 0.0  # of a window with the one before it
@@ -47,40 +43,31 @@ class TimeWindows:
         if not 0.0 < self.length_s < math.inf:
             raise ValueError(f"a window must last a positive number of s, got {self.length_s}")
         if not 0.0 <= self.overlap_s <= self.length_s / 2:
-            raise ValueError(
-                f"windows of {self.length_s:g} s may overlap by 0 to {self.length_s / 2:g} s, got "
-                f"{self.overlap_s:g}"
-            )
+            allowed = f"{self.length_s:g} s may overlap by 0 to {self.length_s / 2:g} s"
+            raise ValueError(f"windows of {allowed}, got {self.overlap_s:g}")
         if self.merge is not None and not self.merge.strip():
             raise ValueError("the prompt that merges captions is empty; say what is wanted")
 
     def cut(self, start_s: float, end_s: float, max_windows: int) -> list[tuple[float, float]]:
-        """Cut a span into windows, as (start, end) in seconds; at least one.
+        """Cut a span into 1 to `max_windows` windows, as (start, end) in seconds.
 
         Raises:
-            MediaError: there would be more than `max_windows`.
+            MediaError: there would be more.
         """
         step_s = self.length_s - self.overlap_s
         # One window, and as many more as it takes until less than a rest is left over.
         left_s = end_s - start_s - (1 + _MIN_REST) * self.length_s
         num_windows = 1 + max(0, math.ceil(left_s / step_s - _ROUNDING_S))
         if num_windows > max_windows:
-            what = (
-                f"{end_s - start_s:.0f} s are {num_windows} windows of {self.length_s:g} s; "
-                "take longer ones (--window-s)"
-            )
-            refuse(what, max_windows, "--max-windows")
+            cut = f"{end_s - start_s:.0f} s are {num_windows} windows of {self.length_s:g} s"
+            refuse(f"{cut}; take longer ones (--window-s)", max_windows, "--max-windows")
         starts = [start_s + number * step_s for number in range(num_windows)]
         return [(start, start + self.length_s) for start in starts[:-1]] + [(starts[-1], end_s)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageWindows:
-    """Cuts a document into windows of one or more pages; the answers are the text of each page.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
+    """Cuts a document into windows of pages; a number below 1 is a ValueError."""
 
     pages_per_prompt: int | None = 1  # at most; None means as many as the context holds
     answer_tokens: int = 4096  # that the context must have room for
@@ -123,7 +110,7 @@ def clip_span(span_s: Span, end_s: float) -> tuple[float, float]:
     return start, end_s if end is None else min(end, end_s)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FrameChoice:
     """Which frames of a stream one request takes from one window."""
 
@@ -136,11 +123,8 @@ class FrameChoice:
         """Make the window of the frames that were decoded for this choice.
 
         Where a chosen frame is damaged, another one may stand in for it. If the window was cut out
-        of a longer video, frames from outside of the window are dropped.
-
-        Args:
-            frames: the decoded frames; None if there are none, and the window has an error.
-            is_cut: the window was cut out of a longer video.
+        of a longer video, frames from outside of the window are dropped. Without frames the window
+        has an error.
         """
         start_s, end_s = self.span_s
         if frames is not None and is_cut:
@@ -159,21 +143,13 @@ def choose_by_window(
     end_s: float,
     is_keyframe: NDArray[np.bool_],
     requests: Sequence[FrameRequest],
-    *,
     windows: TimeWindows | None,
     span_s: Span,
-    limits: MediaLimits,
+    max_windows: int,
 ) -> list[FrameChoice]:
-    """Choose the frames of each request in each window of a span.
+    """Choose the frames of each request in each window of a span; without windows it is one window.
 
-    Args:
-        times_s: [N] when each frame of the stream appears, rising, N >= 1.
-        end_s: when the stream ends.
-        is_keyframe: [N] whether a frame can be decoded by itself.
-        requests: which frames to take, and at which size.
-        windows: how to cut the span into windows; None takes it as one window.
-        span_s: the part of the stream to look at.
-        limits: what to refuse.
+    `times_s` [N >= 1] and `is_keyframe` [N] are as for `choose_frames`; the stream ends at `end_s`.
 
     Returns:
         The choices of all requests for the first window, then those for the second one, and so on.
@@ -183,15 +159,12 @@ def choose_by_window(
             there would be too many windows.
     """
     span = clip_span(span_s, end_s)
-    spans_s = [span] if windows is None else windows.cut(*span, limits.max_windows)
+    spans_s = [span] if windows is None else windows.cut(*span, max_windows)
     choices = []
     for span in spans_s:
         for request in requests:
             positions = choose_frames(times_s, *span, request.sampling, is_keyframe)
-            times = times_s[positions]
-            choices.append(
-                FrameChoice(span_s=span, positions=positions, times_s=times, fit=request.fit)
-            )
+            choices.append(FrameChoice(span, positions, times_s[positions], request.fit))
     # One empty window is an error of that window alone, so the row fails only if all are empty.
     are_empty = [len(choice.positions) == 0 for choice in choices]
     if all(are_empty) if windows is not None else any(are_empty):

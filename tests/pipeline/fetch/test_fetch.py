@@ -478,13 +478,15 @@ def test_http_troubles(path, code, server, url):
 def test_trouble_that_passes_is_met_by_further_attempts(path, server, url, monkeypatch):
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
-    access = MediaAccess(allowed_prefixes=(url,), num_attempts=3, backoff_s=0.5)
+    monkeypatch.setattr("pipeline.fetch.http._BACKOFF_S", 0.5)
+    monkeypatch.setattr("pipeline.fetch.http._NUM_ATTEMPTS", 3)
+    access = MediaAccess(allowed_prefixes=(url,))
     assert read(f"{url}/{path}", access) == CLIP
     assert waits == [0.5, 1.0]
     assert server.paths == [f"/in/{path}"] * 3
-    again = MediaAccess(allowed_prefixes=(url,), num_attempts=2, backoff_s=0.5)
+    monkeypatch.setattr("pipeline.fetch.http._NUM_ATTEMPTS", 2)
     server.paths.clear()
-    assert refusal(f"{url}/{path}", again).code == ErrorCode.MEDIA_UNREADABLE
+    assert refusal(f"{url}/{path}", access).code == ErrorCode.MEDIA_UNREADABLE
     assert len(server.paths) == 2
 
 
@@ -557,10 +559,11 @@ def test_no_wait_before_another_attempt_outlasts_the_deadline(url, monkeypatch):
     assert error.message == f"{url}/later: it takes longer than 0.25 s"
 
 
-def test_a_server_that_is_not_there_is_unreadable():
+def test_a_server_that_is_not_there_is_unreadable(monkeypatch):
+    monkeypatch.setattr("pipeline.fetch.http._NUM_ATTEMPTS", 1)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    access = MediaAccess(allowed_prefixes=(f"http://127.0.0.1:{port}",), num_attempts=1)
+    access = MediaAccess(allowed_prefixes=(f"http://127.0.0.1:{port}",))
     error = refusal(f"http://127.0.0.1:{port}/clip.mp4", access)
     assert error.code == ErrorCode.MEDIA_UNREADABLE
 
