@@ -180,8 +180,9 @@ class MediaAccess:
         """Copy a stream to a temporary file; `num_bytes` is None if its length is not known."""
         self._check_size(num_bytes or 0, name)
         is_small = num_bytes is not None and num_bytes <= _SPOOL_BYTES
+        make_file = _in_memory if is_small else tempfile.TemporaryFile
         with ExitStack() as on_error:
-            file = on_error.enter_context(_in_memory() if is_small else tempfile.TemporaryFile())
+            file = on_error.enter_context(make_file())
             while chunk := stream.read(_CHUNK_BYTES):
                 file.write(chunk)
                 self._check_size(file.tell(), name)

@@ -47,8 +47,7 @@ class AnswerType:
         """Read the value of a whole answer, for an array of `kind`.
 
         Raises:
-            ValueError: the text is not JSON of this type, or holds a number or a character that the
-                type cannot hold.
+            ValueError: the text is not JSON of this type, or the type cannot hold a value in it.
         """
         try:
             value = json.loads(text, parse_constant=_no_constant)
@@ -59,11 +58,10 @@ class AnswerType:
 
 @lru_cache(maxsize=64)
 def answer_type(schema: str) -> AnswerType:
-    """Derive the type of the answers that follow a schema.
+    """Derive the type of the answers that follow a JSON Schema, given as text.
 
-    Args:
-        schema: the text of a JSON Schema. Objects that do not set `additionalProperties` get it set
-            to false, because a column has no place for keys that it does not know.
+    Objects that do not set `additionalProperties` get it set to false, because a column has no
+    place for keys that it does not know.
 
     Raises:
         ValueError: no column can have that type; the message names the place in the schema.
@@ -77,23 +75,16 @@ def answer_type(schema: str) -> AnswerType:
 
 
 class _Derivation:
-    """One walk over a schema, which also sets `additionalProperties` of the objects that it meets.
-
-    Args:
-        root: the schema; references are resolved in it.
-    """
+    """One walk over a schema, which also sets `additionalProperties` of the objects on its way."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
         self._num_types = 0
 
     def column(self, node: Any, place: _Place, refs: Sequence[str]) -> pa.DataType:
-        """Derive the type of the values that follow a node of the schema.
+        """Derive the type of the values that follow a node, which is at a place in the schema.
 
-        Args:
-            node: the node.
-            place: the keys that lead to it from the root.
-            refs: the references that were followed on the way, to notice a circle.
+        `refs` are the references that were followed on the way, to notice a circle.
         """
         kind = self._kind(node, place, refs)
         if kind is None:

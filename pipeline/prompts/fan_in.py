@@ -32,7 +32,7 @@ Rule = Callable[[Sequence[PromptResult]], Any]  # the results of a row -> one va
 
 # The columns of each prompt that a row keeps in a list.
 DETAIL_FIELDS = tuple(
-    next(field for field in RESULT_FIELDS if field.name == name)
+    pa.schema(RESULT_FIELDS).field(name)
     for name in (
         "status error_code error finish_reason num_prompt_tokens num_generated_tokens "
         "mean_logprob min_logprob reasoning"
@@ -68,13 +68,9 @@ def fan_in(
 ) -> pa.Table:
     """Join the answered prompts of each row of the input into one row.
 
-    Args:
-        table: one row for each answered prompt; those of one row of the input stand together,
-            ordered by their number.
-        rules: how to join each result column; a column without a rule keeps the value of the first
-            prompt.
-        extra: further columns, each with its rule.
-        read: turns each result into what the rules get.
+    The table has a row for each answered prompt; those of one row of the input stand together,
+    ordered by their number. The rules, for result columns and for `extra` ones, get what `read`
+    makes of each result. A result column without a rule keeps the value of the first prompt.
     """
     own = [name for name in _OF_PROMPTS if name in table.column_names]
     rows: list[list[PromptResult]] = []
@@ -94,11 +90,6 @@ def fan_in(
     return merged.drop_columns(own)
 
 
-def worst_status(results: Sequence[PromptResult]) -> str:
-    """The rule for `status`: that of the prompt that went worst."""
-    return worst(result["status"] for result in results)
-
-
 def worst(statuses: Iterable[str]) -> str:
     """The worst of some statuses."""
     present = set(statuses)
@@ -109,10 +100,9 @@ def first_error(name_of: Callable[[PromptResult], str]) -> Rule:
     """The rule for `error`: the first one, after the prompt's name unless all have the same."""
 
     def rule(results: Sequence[PromptResult]) -> str | None:
-        errors = [result["error"] for result in results]
-        first = next((result for result in results if result["error"] is not None), None)
-        if first is None or len(set(errors)) == 1:
-            return errors[0]
+        if len({result["error"] for result in results}) == 1:
+            return results[0]["error"]
+        first = next(result for result in results if result["error"] is not None)
         return f"{name_of(first)}: {first['error']}"
 
     return rule
@@ -139,7 +129,7 @@ def null(results: Sequence[PromptResult]) -> None:
 
 RULES: Mapping[str, Rule] = {
     "reasoning": null,
-    "status": worst_status,
+    "status": lambda results: worst(result["status"] for result in results),
     "error_code": first_of("error_code"),
     "finish_reason": null,
     "num_prompt_tokens": total_of("num_prompt_tokens"),
@@ -152,9 +142,7 @@ RULES: Mapping[str, Rule] = {
 def result_of(outcome: Outcome, *, is_damaged: bool = False) -> dict[str, Any]:
     """The result columns of one answered prompt; a column that is missing here is null.
 
-    Args:
-        outcome: what the engine answered.
-        is_damaged: the media could be decoded only in part.
+    The media of a prompt are damaged if they could be decoded only in part.
     """
     if isinstance(outcome, Failure):
         known = outcome.code in set(ErrorCode)

@@ -1,6 +1,7 @@
 """`FrameLoader`: fetches and decodes the media of a row into the frames that the model sees."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, TypeVar
 
@@ -18,27 +19,14 @@ from pipeline.status import ErrorCode
 Decoded = TypeVar("Decoded")
 
 
+@dataclass(frozen=True)
 class FrameLoader:
-    """Loads the frames of one row after the other; opens and decodes each of its media once.
+    """Loads the frames of one row after the other; opens and decodes each of its media once."""
 
-    Args:
-        processor: the checkpoint's processor, which decides what size a frame may have.
-        fetch: opens one media value (a path, bytes or a mapping); raises `MediaError`.
-        decoder: decodes what `fetch` opened.
-        limits: the limits on the media of one row.
-    """
-
-    def __init__(
-        self,
-        processor: Processor,
-        fetch: Callable[[object], bytes | BinaryIO],
-        decoder: SandboxedDecoder,
-        limits: MediaLimits,
-    ) -> None:
-        self._processor = processor
-        self._fetch = fetch
-        self._decoder = decoder
-        self._limits = limits
+    processor: Processor  # decides what size a frame may have
+    fetch: Callable[[object], bytes | BinaryIO]  # opens one media value or raises a `MediaError`
+    decoder: SandboxedDecoder
+    limits: MediaLimits  # on the media of one row
 
     def frames(
         self, row: InputRow, views: Sequence[FrameView]
@@ -53,16 +41,22 @@ class FrameLoader:
             PromptError: the row has more media than any prompt can show; none of them is opened.
         """
         media = _as_list(row.media)
-        self._check_num_media(len(media))
+        # A list can be too long for a prompt even if each image is as small as can be.
+        if len(media) > (max_images := self.processor.max_images):
+            raise PromptError(
+                "prompt_too_long",
+                f"the row has {len(media)} media, and a prompt has room for at most {max_images} "
+                "images; give it fewer",
+            )
         request_of = {view: self._request(view, len(media)) for view in views}
         requests = list(dict.fromkeys(request_of.values()))
-        decode = partial(self._decoder.decode, requests=requests, span_s=row.span_s)
+        decode = partial(self.decoder.decode, requests=requests, span_s=row.span_s)
         of_media: list[list[Frames]] = []  # for each of the media, the frames of each request
         num_bytes = 0
         for number, value in enumerate(media, 1):
             of_media.append(self._load(value, decode))
             num_bytes += sum(frames.rgb.nbytes for frames in of_media[-1])
-            self._limits.check_rgb_of_row(num_bytes, f"the frames of {number} media")
+            self.limits.check_rgb_of_row(num_bytes, f"the frames of {number} media")
         of_request = dict(zip(requests, zip(*of_media, strict=True), strict=True))
         return {view: of_request[request] for view, request in request_of.items()}
 
@@ -72,9 +66,9 @@ class FrameLoader:
         Raises:
             MediaError: one of the media cannot be used, or there are too many pages.
         """
-        media, max_pages = _as_list(row.media), self._limits.max_pages
+        media, max_pages = _as_list(row.media), self.limits.max_pages
         decode = partial(
-            self._decoder.decode_windows,
+            self.decoder.decode_windows,
             requests=[self._request(view, 1)],
             windows=windows,
             span_s=row.span_s,
@@ -89,30 +83,16 @@ class FrameLoader:
             if len(media) > 1 and num_pages > max_pages:  # of one, the decoder keeps the limit
                 refuse(f"the row has {num_pages} pages", max_pages, "--max-pages")
             num_bytes += sum(frames.rgb.nbytes for window in new for frames in window.media)
-            self._limits.check_rgb_of_row(num_bytes, f"{num_pages} pages")
+            self.limits.check_rgb_of_row(num_bytes, f"{num_pages} pages")
             loaded += [window.moved(len(loaded)) for window in new]
         return loaded
-
-    def close(self) -> None:
-        """End the decoding process; loading another row would start a new one."""
-        self._decoder.close()
-
-    def _check_num_media(self, num_media: int) -> None:
-        """Refuse a list that is too long for a prompt even if each image is as small as can be."""
-        max_images = self._processor.max_images
-        if num_media > max_images:
-            raise PromptError(
-                "prompt_too_long",
-                f"the row has {num_media} media, and a prompt has room for at most {max_images} "
-                "images; give it fewer",
-            )
 
     def _request(self, view: FrameView, num_media: int) -> FrameRequest:
         max_row_tokens = view.max_row_tokens
         if max_row_tokens is not None:
             max_row_tokens = max(1, max_row_tokens // num_media)
         fit = FitFrames(
-            image=self._processor.config.image,
+            image=self.processor.config.image,
             max_frame_tokens=view.max_frame_tokens,
             max_row_tokens=max_row_tokens,
         )
@@ -120,7 +100,7 @@ class FrameLoader:
 
     def _load(self, value: object, decode: Callable[[bytes | BinaryIO], Decoded]) -> Decoded:
         """Open one of the media, decode it and close it."""
-        media = self._fetch(value)
+        media = self.fetch(value)
         try:
             return decode(media)
         finally:

@@ -19,8 +19,7 @@ Timestamps = Literal["none", "seconds", "mm:ss"]
 class FrameView:
     """Which frames of a row's media the model sees, how large, and how their times are written.
 
-    Raises:
-        ValueError: a value is out of range.
+    A value out of range is a ValueError.
     """
 
     frames: FrameSampling = field(default_factory=FrameSampling)
@@ -65,17 +64,11 @@ class FrameView:
 
 @dataclass(frozen=True, kw_only=True)
 class FitFrames:
-    """The `Fit` that keeps frames within budgets of visual tokens, for one checkpoint.
+    """The `Fit` that keeps frames within budgets of visual tokens, for one checkpoint."""
 
-    Args:
-        image: how the checkpoint cuts images into patches.
-        max_frame_tokens: the most tokens of one frame; None is the checkpoint's own limit.
-        max_row_tokens: the most tokens of all frames together; None is no limit.
-    """
-
-    image: ImageConfig
-    max_frame_tokens: int | None
-    max_row_tokens: int | None = None
+    image: ImageConfig  # how the checkpoint cuts images into patches
+    max_frame_tokens: int | None  # None is the checkpoint's own limit
+    max_row_tokens: int | None = None  # of all frames together; None is no limit
 
     def __call__(self, width_px: int, height_px: int, num_frames: int) -> tuple[int, int]:
         """Compute the final width and height of `num_frames` frames of one displayed size.

@@ -35,13 +35,7 @@ def read_row(
     """Read one row of a table that has a `row_id` and the columns of the input.
 
     Parquet does not check that text is UTF-8. A text that is not becomes None, and the row gets an
-    error that names the column.
-
-    Args:
-        rows: the table.
-        index: the row's position in it.
-        columns: the role of each column.
-        error: why the row must not be used, whatever it holds.
+    error that names the column; `error`, if there is one, comes before it.
     """
     named = (*columns.fields, *columns.lists)
     roles = (columns.video, columns.prompt, columns.start_s, columns.end_s)

@@ -19,6 +19,7 @@ from pipeline.prompts.fan_in import (
     fan_in,
     first_error,
     first_of,
+    null,
 )
 from pipeline.prompts.named_prompts import ANSWERS, NamedPrompt
 from pipeline.schema import MEDIA_FIELDS, NAMED_PROMPT_FIELD, ErrorCode, Status
@@ -35,19 +36,10 @@ def named_answer_fields(prompts: Sequence[NamedPrompt]) -> list[pa.Field]:
 
 
 def answers_in_rows(table: pa.Table, prompts: Sequence[NamedPrompt]) -> pa.Table:
-    """Join the answered prompts of each row of the input into one row.
-
-    Args:
-        table: one row for each answered prompt; those of one row of the input stand together,
-            ordered by their number.
-        prompts: the named prompts, in the order of their numbers.
-
-    Returns:
-        One row for each row of the input, with the `named_answer_fields`.
-    """
+    """Join the answered prompts of each row, as `fan_in` does, with `named_answer_fields`."""
     names = [each.name for each in prompts]
     rules = dict(RULES) | {
-        "caption": lambda results: None,
+        "caption": null,
         "error": first_error(lambda result: names[result[_NUMBER]]),
         "num_visual_tokens": first_of("num_visual_tokens"),
     }

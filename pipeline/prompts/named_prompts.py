@@ -33,29 +33,19 @@ class NamedPrompt:
 
     The recipe of an output stores these fields; `pipeline.config.recipe_of` names its keys.
 
-    Args:
-        name: the name of the output column.
-        text: the template.
-        sampling: how its answers are generated.
-        view: how the row is shown; None takes the view of the instructions. All views of a row are
-            decoded once, together.
-        over: a column that holds a list of texts. The prompt is asked once for each text, which
-            stands in for that column's value in `text`, and its output column holds the list of
-            answers.
-        is_typed: the answers become values of the type that the JSON Schema of `sampling`
-            describes, not texts.
-
     Raises:
         ValueError: the text is empty or not a template; or the answers are typed and there is no
             schema, or its type cannot be that of a column.
     """
 
-    name: str
-    text: str
+    name: str  # of the output column
+    text: str  # the template
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    view: FrameView | None = None
+    view: FrameView | None = None  # how the row is shown; None takes that of the instructions
+    # A column that holds a list of texts. The prompt is asked once for each text, which stands in
+    # for that column's value in `text`, and the output column holds the list of answers.
     over: str | None = None
-    is_typed: bool = False
+    is_typed: bool = False  # answers become values of the type that the schema of `sampling` gives
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -82,9 +72,6 @@ class NamedPrompt:
 
         A prompt over a list is asked once for each text of the row's list. If the list is empty or
         null it is asked once, with a null text, so that `fill` makes an error of it.
-
-        Args:
-            row: the row's values by column.
         """
         if self.over is None:
             return [row]
@@ -112,11 +99,7 @@ def template_fields(text: str) -> tuple[str, ...]:
 
 
 def fill(text: str, row: Mapping[str, Any]) -> str:
-    """Fill a template with the values of a row.
-
-    Raises:
-        PromptError: `bad_prompt` if a value is null.
-    """
+    """Fill a template with the values of a row; a null is a PromptError, `bad_prompt`."""
     values = {name: row[name] for name in template_fields(text)}
     if missing := [name for name, value in values.items() if value is None]:
         raise PromptError("bad_prompt", f"the prompt needs column {missing[0]!r}, which is null")
@@ -135,11 +118,7 @@ def list_columns(prompts: Sequence[NamedPrompt]) -> tuple[str, ...]:
 
 
 def check_names(prompts: Sequence[NamedPrompt]) -> None:
-    """Refuse names that are used twice or belong to other columns of the output.
-
-    Raises:
-        ValueError: the message names the prompt.
-    """
+    """Refuse names that are used twice or belong to other columns, with a ValueError."""
     taken = {each.name for each in (*RESULT_FIELDS, *PREPARED_FIELDS)}
     taken.update((ANSWERS, PROMPT_NUMBER_FIELD.name, NAMED_PROMPT_FIELD.name))
     taken.discard("caption")  # this result column may hold the answers of a prompt of that name

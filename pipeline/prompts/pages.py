@@ -13,10 +13,11 @@ from dataclasses import replace
 import numpy as np
 
 from model.inputs.images import image_size
-from model.inputs.processor import Item, Processor
+from model.inputs.processor import Item
 from pipeline.media.frames import Frames
 from pipeline.media.windows import PageWindows, Window
 from pipeline.prompts.frame_view import FrameView
+from pipeline.prompts.prompt_builder import PromptBuilder
 
 PAGES_REQUEST = (
     "\nWrite the pages in their order, and before the text of each the line that stands before its "
@@ -61,24 +62,17 @@ def pack_for_context(
     pages: Iterable[Window],
     windows: PageWindows,
     text: str,
-    *,
-    system: str | None,
     view: FrameView,
-    processor: Processor,
+    builder: PromptBuilder,
 ) -> Iterator[Window]:
-    """Join neighbouring pages into windows, as many as the model's context can hold.
+    """Join neighbouring pages, one a window so far, to windows that fit the model's context.
 
-    Args:
-        pages: one page a window, in order.
-        windows: how many pages a prompt may show, and how many tokens to leave for its answer.
-        text: what is asked about each window.
-        system: the system message; None keeps what the checkpoint's template says.
-        view: how the pages are shown.
-        processor: the checkpoint's processor.
+    `text` is what is asked about each window.
 
     Raises:
         PromptError: the text alone fills the context.
     """
+    processor, system = builder.processor, builder.system
     config = processor.config
     context_len = config.text.max_position_embeddings
     room = max(context_len - windows.answer_tokens, context_len // 2)
@@ -103,13 +97,10 @@ def pack_pages(
     num_tokens: Callable[[Frames], int],
     max_tokens: int,
 ) -> Iterator[Window]:
-    """Join neighbouring pages into windows within two limits.
+    """Join neighbouring pages, one a window so far, to windows within two limits.
 
-    Args:
-        pages: one page a window, in order. A page with an error stays a window by itself.
-        max_pages: the most pages of a window; None is no limit.
-        num_tokens: counts what a page takes in a prompt.
-        max_tokens: the most tokens of a window. A page that takes more is a window by itself.
+    `num_tokens` counts what a page takes. A page that takes more than `max_tokens`, or that has an
+    error, stays a window by itself.
     """
     window: Window | None = None  # the one that may still grow
     window_tokens = 0

@@ -18,7 +18,7 @@ from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.prompts.frame_loader import FrameLoader
 from pipeline.prompts.input_row import read_row
 from pipeline.prompts.instructions import Instructions
-from pipeline.prompts.prompt_builder import Columns
+from pipeline.prompts.prompt_builder import PromptBuilder
 from pipeline.prompts.row_prompts import row_prompts
 from pipeline.schema import (
     NAMED_PROMPT_FIELD,
@@ -32,13 +32,8 @@ from pipeline.schema import (
 class Prepare:
     """Makes prompts of the rows of one table after the other; a process needs one instance.
 
-    Args:
-        processor: the checkpoint's processor.
-        row_schema: the columns of the tables.
-        instructions: what to ask about each row, and how to show it.
-        fetch: opens one media value (a path, bytes or a mapping); raises `MediaError`.
-        seed: the run's seed, from which each prompt gets its own.
-        decoder: decodes media; None starts a decoding process with the limits of `instructions`.
+    `fetch` opens one media value or raises a `MediaError`. Each prompt gets a seed of its own from
+    that of the run. Without a decoder, a decoding process with the limits of `instructions` starts.
     """
 
     def __init__(
@@ -50,10 +45,11 @@ class Prepare:
         seed: int = 0,
         decoder: SandboxedDecoder | None = None,
     ) -> None:
-        limits = instructions.limits
         self._row_schema = row_schema
-        self._loader = FrameLoader(processor, fetch, decoder or SandboxedDecoder(limits), limits)
-        self._row_prompts = row_prompts(instructions, processor, self._loader, seed)
+        self._decoder = decoder or SandboxedDecoder(instructions.limits)
+        loader = FrameLoader(processor, fetch, self._decoder, instructions.limits)
+        builder = PromptBuilder(processor, instructions.system, seed)
+        self._row_prompts = row_prompts(instructions, loader, builder)
         self._row_fields: tuple[pa.Field, ...] = ()  # they tell the prompts of one row apart
         if instructions.named_prompts:
             self._row_fields = (PROMPT_NUMBER_FIELD, NAMED_PROMPT_FIELD)
@@ -63,9 +59,7 @@ class Prepare:
     def __call__(self, rows: pa.Table, error: MediaError | None = None) -> pa.Table:
         """Prepare a table of `row_id` and the row schema's `read` columns.
 
-        Args:
-            rows: the table.
-            error: if given, every row gets this error and no media are opened.
+        If there is an `error`, every row gets it and no media are opened.
 
         Returns:
             `row_id`, the carried columns and `PREPARED_FIELDS`, one row for each row of the input.
@@ -88,15 +82,9 @@ class Prepare:
         fields = (*PREPARED_FIELDS, *self._row_fields)
         prompts = [prompt for prompts in prepared for prompt in prompts]
         schema = pa.schema([rows.schema.field("row_id"), *carried.schema, *fields])
-        arrays = [ids, *carried.columns, *_arrays(prompts, fields)]
-        return pa.Table.from_arrays(arrays, schema=schema)
+        made = [pa.array([prompt.get(f.name) for prompt in prompts], f.type) for f in fields]
+        return pa.Table.from_arrays([ids, *carried.columns, *made], schema=schema)
 
     def close(self) -> None:
         """End the decoding process; preparing another table would start a new one."""
-        self._loader.close()
-
-
-def _arrays(prompts: list[Columns], fields: tuple[pa.Field, ...]) -> list[pa.Array]:
-    return [
-        pa.array([prompt.get(field.name) for prompt in prompts], field.type) for field in fields
-    ]
+        self._decoder.close()

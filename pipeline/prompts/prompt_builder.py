@@ -4,7 +4,7 @@ Letters: I images (frames), H and W rows and columns of pixels.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,13 @@ Columns = dict[str, Any]  # values by name, of the columns that the prepare stag
 _PATCHES_PER_TOKEN = 4  # the projector merges 2 x 2 patches into one visual token
 
 
+@dataclass(frozen=True)
 class PromptBuilder:
-    """Builds the prompts of a run.
+    """Builds the prompts of a run."""
 
-    Args:
-        processor: the checkpoint's processor.
-        system: the system message; None keeps what the checkpoint's template says.
-        seed: the run's seed, from which each prompt gets its own.
-    """
-
-    def __init__(self, processor: Processor, system: str | None, seed: int) -> None:
-        self._processor = processor
-        self._system = system
-        self._seed = seed
+    processor: Processor
+    system: str | None  # None keeps what the checkpoint's template says
+    seed: int  # of the run; each prompt gets its own from it
 
     def build(
         self,
@@ -44,26 +38,21 @@ class PromptBuilder:
         items: Iterable[Item],
         text: str,
     ) -> Columns:
-        """Build the columns of one prompt.
+        """Build the columns of one prompt: the items, which show the media, and then the text.
 
-        Args:
-            seed_id: names the prompt within the run; its seed follows from it.
-            view: how the media are shown.
-            media: the frames that the prompt shows, for the media columns.
-            items: those frames as images, with the texts between them.
-            text: what is asked, after the items.
+        The prompt's seed follows from `seed_id`, its name within the run.
 
         Raises:
             PromptError: the prompt does not fit the context.
         """
-        prompt = self._processor.prompt(
-            [*items, text], system=self._system, max_frame_tokens=view.max_frame_tokens
+        prompt = self.processor.prompt(
+            [*items, text], system=self.system, max_frame_tokens=view.max_frame_tokens
         )
         return {
             **encode_prompt(prompt),
             **media_columns(media),
             "num_visual_tokens": prompt.num_patches // _PATCHES_PER_TOKEN,
-            "seed": row_seed(self._seed, seed_id),
+            "seed": row_seed(self.seed, seed_id),
         }
 
 

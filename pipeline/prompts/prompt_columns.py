@@ -29,19 +29,11 @@ def encode_prompt(prompt: Prompt) -> dict[str, object]:
 
 
 def decode_prompt(table: pa.Table, row: int, before: Prompt | None = None) -> Prompt | None:
-    """Read the prompt of one row without copying its patches.
+    """Read the prompt of one row, if it has one; its patches are a view of the table's memory.
 
     A row whose `prompt_patches` are null shows the same pixels as the nearest earlier row that has
-    some.
-
-    Args:
-        table: a table with `PROMPT_COLUMNS`.
-        row: the row's position in the table.
-        before: the prompt decoded last. If the row has no patches of its own, the result holds the
-            very same array as `before`, so that a caller can tell shared pixels by identity.
-
-    Returns:
-        The prompt, or None if the row has none. Its patches are a view of the table's memory.
+    some. If the prompt `before`, the one decoded last, is given, the result then holds the very
+    same array, so that a caller can tell shared pixels by identity.
 
     Raises:
         PromptError: the columns do not fit each other.

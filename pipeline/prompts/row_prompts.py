@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError
 from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError
@@ -36,31 +35,41 @@ RowPrompts = Callable[[InputRow], list[Columns]]
 
 
 def row_prompts(
-    instructions: Instructions, processor: Processor, loader: FrameLoader, seed: int
+    instructions: Instructions, loader: FrameLoader, builder: PromptBuilder
 ) -> RowPrompts:
     """Choose the way in which the instructions make prompts of a row."""
-    builder = PromptBuilder(processor, instructions.system, seed)
     if instructions.named_prompts:
         return NamedPrompts(instructions, loader, builder)
     if instructions.windows is not None:
-        return WindowPrompts(instructions, instructions.windows, loader, builder, processor)
+        return WindowPrompts(instructions, loader, builder, instructions.windows)
     return OnePrompt(instructions, loader, builder)
 
 
 @dataclass(frozen=True)
-class OnePrompt:
-    """Makes one prompt of a row, which shows all its media."""
+class _PromptMaker:
+    """The parts that the three ways have in common."""
 
     instructions: Instructions
     loader: FrameLoader
     builder: PromptBuilder
+
+    def _text(self, row: InputRow) -> str:
+        """The row's own prompt, or that of the run; a PromptError if its own is empty."""
+        text = self.instructions.prompt if row.prompt is None else row.prompt
+        if not text.strip():
+            raise PromptError("bad_prompt", "the row's prompt is empty")
+        return text
+
+
+class OnePrompt(_PromptMaker):
+    """Makes one prompt of a row, which shows all its media."""
 
     def __call__(self, row: InputRow) -> list[Columns]:
         """Make the prompt of the row."""
         view = self.instructions.view
         try:
             row.require_usable()
-            text = _text(row, self.instructions)
+            text = self._text(row)
             media = self.loader.frames(row, [view])[view]
             items = frame_items(media, view.timestamps)
             return [self.builder.build(row.row_id, view, media, items, text)]
@@ -68,13 +77,8 @@ class OnePrompt:
             return [failure_columns(error)]
 
 
-@dataclass(frozen=True)
-class NamedPrompts:
+class NamedPrompts(_PromptMaker):
     """Makes all named prompts of a row, over one decoding of its media."""
-
-    instructions: Instructions
-    loader: FrameLoader
-    builder: PromptBuilder
 
     def __call__(self, row: InputRow) -> list[Columns]:
         """Make the prompts of the row, with their number and that of their `NamedPrompt`."""
@@ -129,20 +133,16 @@ class _Use:
 
 
 @dataclass(frozen=True)
-class WindowPrompts:
+class WindowPrompts(_PromptMaker):
     """Makes one prompt for each window of a row."""
 
-    instructions: Instructions
     windows: Windows
-    loader: FrameLoader
-    builder: PromptBuilder
-    processor: Processor
 
     def __call__(self, row: InputRow) -> list[Columns]:
         """Make the prompts of the row, with their number and the window that each shows."""
         try:
             row.require_usable()
-            text = _text(row, self.instructions)
+            text = self._text(row)
             windows = list(self._windows(row, text))
         except (MediaError, PromptError) as error:
             return [failure_columns(error) | {PROMPT_NUMBER_FIELD.name: 0}]
@@ -154,13 +154,11 @@ class WindowPrompts:
         return prompts
 
     def _windows(self, row: InputRow, text: str) -> Iterable[Window]:
-        view, system = self.instructions.view, self.instructions.system
+        view = self.instructions.view
         found = self.loader.windows(row, view, self.windows)
         if not isinstance(self.windows, PageWindows):
             return found
-        return pack_for_context(
-            found, self.windows, text, system=system, view=view, processor=self.processor
-        )
+        return pack_for_context(found, self.windows, text, view, self.builder)
 
     def _prompt(self, seed_id: str, window: Window, text: str) -> Columns:
         if window.error is not None:
@@ -173,15 +171,3 @@ class WindowPrompts:
             return self.builder.build(seed_id, view, window.media, items, text)
         except PromptError as error:
             return failure_columns(error)
-
-
-def _text(row: InputRow, instructions: Instructions) -> str:
-    """The row's own prompt, or that of the run.
-
-    Raises:
-        PromptError: the row's own prompt is empty.
-    """
-    text = instructions.prompt if row.prompt is None else row.prompt
-    if not text.strip():
-        raise PromptError("bad_prompt", "the row's prompt is empty")
-    return text

@@ -23,39 +23,17 @@ from pipeline.prompts.fan_in import (
 from pipeline.prompts.pages import split_answer
 from pipeline.schema import RESULT_FIELDS, WINDOW_FIELD, Status
 
-_CAPTION, _TOKENS = (
-    next(field for field in RESULT_FIELDS if field.name == name)
-    for name in ("caption", "num_visual_tokens")
-)
+_CAPTION, _TOKENS = map(pa.schema(RESULT_FIELDS).field, ("caption", "num_visual_tokens"))
 _WINDOW_DETAILS = (*DETAIL_FIELDS, _TOKENS)
+_SECONDS = (pa.field("start_s", pa.float64()), pa.field("end_s", pa.float64()))
+_PAGE_NUMBERS = (pa.field("first_page", pa.int32()), pa.field("last_page", pa.int32()))
 
-TIMELINE_FIELD = pa.field(
-    "timeline",
-    pa.list_(
-        pa.struct(
-            [
-                pa.field("start_s", pa.float64()),
-                pa.field("end_s", pa.float64()),
-                _CAPTION,
-                *_WINDOW_DETAILS,
-            ]
-        )
-    ),
-)
+TIMELINE_FIELD = pa.field("timeline", pa.list_(pa.struct([*_SECONDS, _CAPTION, *_WINDOW_DETAILS])))
 PAGES_FIELD = pa.field("pages", pa.list_(pa.large_string()))  # null for a page that failed
 NUM_PAGES_FIELD = pa.field("num_pages", pa.int32())
 TRUNCATED_PAGES_FIELD = pa.field("truncated_pages", pa.list_(pa.int32()))  # numbers from 1 on
-PAGE_WINDOWS_FIELD = pa.field(
-    "page_windows",  # the pages of each prompt
-    pa.list_(
-        pa.struct(
-            [
-                pa.field("first_page", pa.int32()),
-                pa.field("last_page", pa.int32()),
-                *_WINDOW_DETAILS,
-            ]
-        )
-    ),
+PAGE_WINDOWS_FIELD = pa.field(  # the pages of each prompt
+    "page_windows", pa.list_(pa.struct([*_PAGE_NUMBERS, *_WINDOW_DETAILS]))
 )
 
 _Answered = tuple[PromptResult, float, float]  # a window's result, its start and its end
@@ -71,16 +49,7 @@ def window_fields(windows: Windows | None) -> list[pa.Field]:
 
 
 def windows_in_rows(table: pa.Table, windows: Windows) -> pa.Table:
-    """Join the answered windows of each row of the input into one row.
-
-    Args:
-        table: one row for each answered window; those of one row of the input stand together, in
-            order.
-        windows: how the rows were cut into windows.
-
-    Returns:
-        One row for each row of the input, with the `window_fields`.
-    """
+    """Join the answered windows of each row, as `fan_in` does, with the `window_fields`."""
     rules = dict(RULES) | {
         "error": first_error(lambda result: _name(result, windows)),
         "num_visual_tokens": total_of("num_visual_tokens"),
@@ -92,7 +61,7 @@ def windows_in_rows(table: pa.Table, windows: Windows) -> pa.Table:
         rules |= {"caption": _of_windows(_document), "frame_times_s": null}
         columns = [
             (PAGES_FIELD, _pages),
-            (NUM_PAGES_FIELD, _num_pages),
+            (NUM_PAGES_FIELD, lambda windows: int(windows[-1][2])),
             (TRUNCATED_PAGES_FIELD, _truncated_pages),
             (PAGE_WINDOWS_FIELD, _page_windows),
         ]
@@ -157,16 +126,7 @@ def _document(windows: Sequence[_Answered]) -> str | None:
 
 
 def _pages(windows: Sequence[_Answered]) -> list[str | None]:
-    return [text for window in windows for text in _page_texts(*window)]
-
-
-def _page_texts(result: PromptResult, start: float, end: float) -> list[str | None]:
-    return split_answer(result["caption"], start, end)
-
-
-def _num_pages(windows: Sequence[_Answered]) -> int:
-    *_, (_, _, end) = windows
-    return int(end)
+    return [text for result, *pages in windows for text in split_answer(result["caption"], *pages)]
 
 
 def _truncated_pages(windows: Sequence[_Answered]) -> list[int]:
@@ -174,7 +134,8 @@ def _truncated_pages(windows: Sequence[_Answered]) -> list[int]:
     cut: list[int] = []
     for result, start, end in windows:
         if result["status"] == Status.TRUNCATED:
-            num_begun = sum(text is not None for text in _page_texts(result, start, end))
+            texts = split_answer(result["caption"], start, end)
+            num_begun = sum(text is not None for text in texts)
             # The last page that was begun is the one that was cut: start + num_begun, from 1 on.
             cut += range(int(start) + num_begun, int(end) + 1)
     return cut
