@@ -49,9 +49,9 @@ def decode_picture(
     with _open(source, limits) as picture:
         ends_s = _ends(picture, limits)
         times_s = np.append(0.0, ends_s[:-1])
-        can_begin = np.ones(len(times_s), dtype=np.bool_)
+        is_keyframe = np.ones(len(times_s), dtype=np.bool_)
         choices = choose_by_window(
-            times_s, float(ends_s[-1]), can_begin, requests, windows, span_s, limits.max_windows
+            times_s, float(ends_s[-1]), is_keyframe, requests, windows, span_s, limits
         )
         pages = [(choice.positions.tolist(), choice.fit) for choice in choices]
         facts = _facts(picture, ends_s)

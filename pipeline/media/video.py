@@ -71,8 +71,9 @@ def decode_video(
     reader = Reader(source)
     with open_video(reader, limits) as (container, stream):
         index = read_index(container, stream, limits)
-        frames = (index.times_s, index.end_s, index.is_keyframe)
-        choices = choose_by_window(*frames, requests, windows, span_s, limits.max_windows)
+        choices = choose_by_window(
+            index.times_s, index.end_s, index.is_keyframe, requests, windows, span_s, limits
+        )
         chosen = [(index.pts[choice.positions].tolist(), choice.fit) for choice in choices]
         wanted = sorted({pts for each, _ in chosen for pts in each})
         decoding = _Decoding(container, stream, index, FrameBuffer(stream, chosen, limits))

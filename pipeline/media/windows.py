@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.media.display import Fit, FrameRequest
 from pipeline.media.frame_sampling import choose_frames
 from pipeline.media.frames import Frames
-from pipeline.media.limits import MediaError, refuse
+from pipeline.media.limits import MediaError, MediaLimits, refuse
 from pipeline.status import ErrorCode
 
 # Start and end in seconds; None is the start or the end of the video.
@@ -145,7 +145,7 @@ def choose_by_window(
     requests: Sequence[FrameRequest],
     windows: TimeWindows | None,
     span_s: Span,
-    max_windows: int,
+    limits: MediaLimits,
 ) -> list[FrameChoice]:
     """Choose the frames of each request in each window of a span; without windows it is one window.
 
@@ -159,7 +159,7 @@ def choose_by_window(
             there would be too many windows.
     """
     span = clip_span(span_s, end_s)
-    spans_s = [span] if windows is None else windows.cut(*span, max_windows)
+    spans_s = [span] if windows is None else windows.cut(*span, limits.max_windows)
     choices = []
     for span in spans_s:
         for request in requests:

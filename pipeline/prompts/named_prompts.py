@@ -41,7 +41,9 @@ class NamedPrompt:
     name: str  # of the output column
     text: str  # the template
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    view: FrameView | None = None  # how the row is shown; None takes that of the instructions
+    # How the row is shown; None takes the view of the instructions. All views of a row are decoded
+    # once, together.
+    view: FrameView | None = None
     # A column that holds a list of texts. The prompt is asked once for each text, which stands in
     # for that column's value in `text`, and the output column holds the list of answers.
     over: str | None = None

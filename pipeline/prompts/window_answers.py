@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.media.windows import PageWindows, TimeWindows, Windows
+from pipeline.media.windows import TimeWindows, Windows
 from pipeline.prompts.fan_in import (
     DETAIL_FIELDS,
     RULES,
@@ -41,11 +41,9 @@ _Answered = tuple[PromptResult, float, float]  # a window's result, its start an
 
 def window_fields(windows: Windows | None) -> list[pa.Field]:
     """The result columns that windows add."""
-    if isinstance(windows, TimeWindows):
-        return [TIMELINE_FIELD]
-    if isinstance(windows, PageWindows):
-        return [PAGES_FIELD, NUM_PAGES_FIELD, TRUNCATED_PAGES_FIELD, PAGE_WINDOWS_FIELD]
-    return []
+    if windows is None:
+        return []
+    return list(_TIME_COLUMNS if isinstance(windows, TimeWindows) else _PAGE_COLUMNS)
 
 
 def windows_in_rows(table: pa.Table, windows: Windows) -> pa.Table:
@@ -56,16 +54,11 @@ def windows_in_rows(table: pa.Table, windows: Windows) -> pa.Table:
     }
     if isinstance(windows, TimeWindows):
         rules |= {"caption": _of_windows(_captions), "frame_times_s": _of_windows(_frame_times)}
-        columns = [(TIMELINE_FIELD, _timeline)]
+        columns = _TIME_COLUMNS
     else:
         rules |= {"caption": _of_windows(_document), "frame_times_s": null}
-        columns = [
-            (PAGES_FIELD, _pages),
-            (NUM_PAGES_FIELD, lambda windows: int(windows[-1][2])),
-            (TRUNCATED_PAGES_FIELD, _truncated_pages),
-            (PAGE_WINDOWS_FIELD, _page_windows),
-        ]
-    return fan_in(table, rules, [(field, _of_windows(rule)) for field, rule in columns])
+        columns = _PAGE_COLUMNS
+    return fan_in(table, rules, [(field, _of_windows(rule)) for field, rule in columns.items()])
 
 
 def labelled(start_s: float, end_s: float, caption: str) -> str:
@@ -146,3 +139,13 @@ def _page_windows(windows: Sequence[_Answered]) -> list[dict[str, Any]]:
         {"first_page": int(start) + 1, "last_page": int(end), **_details(result)}
         for result, start, end in windows
     ]
+
+
+# The columns that windows add, each with the rule that joins the windows of a row.
+_TIME_COLUMNS = {TIMELINE_FIELD: _timeline}
+_PAGE_COLUMNS = {
+    PAGES_FIELD: _pages,
+    NUM_PAGES_FIELD: lambda windows: int(windows[-1][2]),
+    TRUNCATED_PAGES_FIELD: _truncated_pages,
+    PAGE_WINDOWS_FIELD: _page_windows,
+}
