@@ -1,8 +1,8 @@
 """When the frames of a stream appear, and how to reach some of them with little decoding.
 
-The index is made from the packets, without decoding and without what a header claims. A plan then
-cuts the stream into runs of packets. Reading on to the next wanted frame and seeking to the
-keyframe before it are both exact; the plan takes the one that costs less.
+The index is made from the packets, without decoding and without the duration and the number of
+frames that a header claims. A plan then cuts the stream into runs of packets. Reading on to the
+next wanted frame and seeking to the keyframe before it are both exact; the plan takes the cheaper.
 
 Time 0 is the first frame that the stream shows. Letters: N frames that are shown, M packets.
 """

@@ -33,7 +33,7 @@ def is_hdr(frame: VideoFrame) -> bool:
 def to_sdr(rgb: NDArray[np.uint16], transfer: int) -> NDArray[np.uint8]:
     """Turn BT.2020 code values of 16 bits into sRGB code values of 8 bits, both [H, W, 3].
 
-    The transfer function, PQ or HLG, is numbered as FFmpeg does.
+    `transfer` is FFmpeg's number of the transfer function, PQ or HLG.
     """
     light = _light_of(transfer)[rgb]  # [H, W, 3]
     brightest = light.max(axis=-1, keepdims=True)  # [H, W, 1]

@@ -67,7 +67,7 @@ class TimeWindows:
 
 @dataclass(frozen=True, kw_only=True)
 class PageWindows:
-    """Cuts a document into windows of pages; a number below 1 is a ValueError."""
+    """Cuts a document into windows of one or more pages; a number below 1 is a ValueError."""
 
     pages_per_prompt: int | None = 1  # at most; None means as many as the context holds
     answer_tokens: int = 4096  # that the context must have room for
