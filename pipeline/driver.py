@@ -24,27 +24,21 @@ from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import KILLED_RUNS
 from pipeline.output.writer import PartWriter
 from pipeline.run_plan import RunPlan
-from pipeline.schema import RESULT_FIELDS, ErrorCode, Status
+from pipeline.schema import RESULT_FIELDS
 from pipeline.stages.inline import InlineBackend, InlineGroup
 from pipeline.stages.journal import Journal
 from pipeline.stages.ray_backend import RayBackend
 from pipeline.stages.workers import CostedRows
+from pipeline.status import ErrorCode, Status
 
 Backend = RayBackend | InlineBackend
 RunningGroups = Groups | InlineGroup
 
 
 def drive(plan: RunPlan, writer: PartWriter, backend: Backend, *, show_progress: bool) -> Usage:
-    """Start the groups, let the rows flow and commit them.
+    """Start the groups, let the rows flow and commit them; return what it took.
 
-    Args:
-        plan: of the run; some row is to do.
-        writer: of its output.
-        backend: where it runs.
-        show_progress: show on standard error how the run goes.
-
-    Returns:
-        What it took.
+    Some row must be to do. `show_progress` shows on standard error how the run goes.
     """
     try:
         with backend.journal(plan.in_flight_counts) as journal:
@@ -52,7 +46,7 @@ def drive(plan: RunPlan, writer: PartWriter, backend: Backend, *, show_progress:
     finally:
         # Only a driver that is killed leaves counts of the rows that were in flight.
         with suppress(OSError):
-            write_journal(plan.store, writer.unfinished(plan.in_flight_counts))
+            write_journal(plan.store, plan.index.done.left_in(plan.in_flight_counts))
 
 
 def _drive(
@@ -63,7 +57,8 @@ def _drive(
     with closing(backend.start_groups()) as groups, _load_recorded(plan, groups):
         num_done = plan.rows.num_done + len(plan.rows.poisoned)
         monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.row_schema.columns)
-        reporters = (open_display(show=show_progress), *backend.reporters())
+        display = [open_display()] if show_progress else []
+        reporters = [*display, *backend.reporters()]
         costs = Costs()
         started = latest = time.monotonic()
         longest_pause_s = 0.0
@@ -131,18 +126,15 @@ def _load_recorded(plan: RunPlan, groups: RunningGroups) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(GroupError, OSError):  # the first error is the one to tell
-            record_load(plan.store, groups.expert_load(), checkpoint=checkpoint)
+            record_load(plan.store, groups.expert_load(), checkpoint)
         raise
-    record_load(plan.store, groups.expert_load(), checkpoint=checkpoint)
+    record_load(plan.store, groups.expert_load(), checkpoint)
 
 
 def poisoned_rows(source: Source, rows: Plan) -> Iterator[pa.Table]:
-    """The results of rows that runs were killed with too often to try them again."""
-    known = {
-        "status": Status.ERROR.value,
-        "error_code": ErrorCode.POISON_ROW.value,
-        "error": KILLED_RUNS,
-    }
+    """Yield the results of rows that runs were killed with too often to try them again."""
+    code = ErrorCode.POISON_ROW.value
+    known = {"status": Status.ERROR.value, "error_code": code, "error": KILLED_RUNS}
     for split in rows.poisoned:
         for table in read_split(source.filesystem, source.row_schema, split, max_rows=1):
             results = source.row_schema.carry(table).add_column(0, "row_id", table["row_id"])

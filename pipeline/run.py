@@ -134,7 +134,7 @@ def _report(plan: RunPlan, writer: PartWriter, usage: Usage) -> Report:
     rows = plan.rows
     num_out = rows.num_done + writer.num_rows
     output = OutputCounts(*ledger.count_results(plan.store, ledger.committed_parts(plan.store)))
-    if num_out != rows.num_rows or output.num_rows != writer.num_rows_of_output:
+    if num_out != rows.num_rows or output.num_rows != plan.index.num_rows:
         raise RunError(
             f"{rows.num_rows} rows in, {num_out} rows out ({output.num_rows} in the parts); run "
             "the same command again, and if this stays, the input changed meanwhile"

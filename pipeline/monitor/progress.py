@@ -60,20 +60,8 @@ class Lines:
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
-class Silence:
-    """Shows nothing, where no progress is wanted."""
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Do nothing."""
-
-    def close(self, snapshot: Snapshot) -> None:
-        """Do nothing."""
-
-
-def open_display(*, show: bool) -> Bar | Lines | Silence:
+def open_display() -> Bar | Lines:
     """Choose the reporter that fits standard error."""
-    if not show:
-        return Silence()
     return Bar() if sys.stderr.isatty() else Lines()
 
 
@@ -96,18 +84,14 @@ def rest_text(snapshot: Snapshot) -> str:
             left += f" and {duration_text(snapshot.video_seconds_left)} of video"
         eta = "?" if snapshot.eta_s is None else duration_text(snapshot.eta_s)
         parts.append(f"{eta} for {left}")
-    return "; ".join([", ".join(parts), *_errors(snapshot.error_codes), *_waits(snapshot.ranks)])
+    text = ", ".join(parts)
+    if snapshot.error_codes:
+        text += f"; errors: {counts_text(snapshot.error_codes)}"
+    return f"{text}; {_waits_text(snapshot.ranks)}" if snapshot.ranks else text
 
 
-def _errors(codes: Mapping[str, int]) -> list[str]:
-    found = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-    return [f"errors: {found}"] if found else []
-
-
-def _waits(ranks: Sequence[RankWaits]) -> list[str]:
+def _waits_text(ranks: Sequence[RankWaits]) -> str:
     """Say what ranks waited for on average and, if there are several, which one waited most."""
-    if not ranks:
-        return []
     shares = [
         f"{reason} {sum(getattr(rank, reason) for rank in ranks) / len(ranks):.0%}"
         for reason in ("data", "peers", "writer")
@@ -117,7 +101,12 @@ def _waits(ranks: Sequence[RankWaits]) -> list[str]:
         most = max(ranks, key=lambda rank: rank.data + rank.peers + rank.writer)
         share = most.data + most.peers + most.writer
         text += f", most {share:.0%} by group {most.group} rank {most.rank}"
-    return [text]
+    return text
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """List counts by name, such as `2 media_corrupt, 1 poison_row`."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
 def duration_text(seconds: float) -> str:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.output.ledger import IdSet, hash_ids
@@ -30,10 +29,7 @@ class InFlightJournal:
     """Keeps `_starts.json` up to date while a run lives; an actor on the driver's node.
 
     Its methods are coroutines, so that calls of many workers wait side by side in one actor.
-
-    Args:
-        store: the output.
-        counts_before: in how many killed runs a row was in flight, by the hash of its id.
+    `counts_before` tells in how many killed runs a row was in flight, by the hash of its id.
     """
 
     def __init__(self, store: Store, counts_before: Mapping[int, int]) -> None:
@@ -50,9 +46,7 @@ class InFlightJournal:
     async def start(self, ids: pa.Array, stage: Stage) -> int:
         """Note that a stage begins to work on rows; when this returns, that survives a crash.
 
-        Returns:
-            How many processes of the stage have died in this run while they worked on one of the
-            rows; the largest of these numbers.
+        Returns the most processes of the stage that died in this run while working on any one row.
 
         Raises:
             RuntimeError: the run has ended.
@@ -108,10 +102,9 @@ class InFlightJournal:
 
 
 def read_journal(store: Store, done: IdSet) -> dict[int, int]:
-    """Read in how many killed runs each row was in flight, without the rows that are done.
+    """Read in how many killed runs each row was in flight, by the hash of its id.
 
-    Returns:
-        The counts, by the hash of the row's id.
+    Rows that are done are left out.
 
     Raises:
         ValueError: the file is damaged.
@@ -124,10 +117,7 @@ def read_journal(store: Store, done: IdSet) -> dict[int, int]:
             f"{JOURNAL} of {store.uri} is damaged ({error}); delete it, and rows that killed "
             "earlier runs are tried again like all others"
         ) from error
-    is_done = done.contains_hashes(np.array(list(counts), np.uint64))
-    return {
-        key: count for (key, count), end in zip(counts.items(), is_done, strict=True) if not end
-    }
+    return done.left_in(counts)
 
 
 def write_journal(store: Store, counts: Mapping[int, int]) -> None:

@@ -5,8 +5,9 @@ are `_recipe.json`, `_report.json`, `_starts.json`, `_files.json` and `_lock`; r
 that begin with `_`.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -49,6 +50,11 @@ class IdSet:
             place = np.searchsorted(run, hashes)
             found |= run[np.minimum(place, len(run) - 1)] == hashes
         return found
+
+    def left_in(self, counts: Mapping[int, int]) -> dict[int, int]:
+        """Keep the counts, by hash, of rows that are not in the set."""
+        is_done = self.contains_hashes(np.array(list(counts), np.uint64))
+        return {row: counts[row] for row in itertools.compress(counts, ~is_done)}
 
     def add(self, ids: pa.Array) -> NDArray[np.bool_]:
         """Add `ids` and tell which were new; of equal ids in one call only the first is new."""
@@ -137,11 +143,7 @@ def read_index(
 ) -> OutputIndex:
     """Read the ids of all committed rows, and error codes only if rows are to be tried again.
 
-    Args:
-        store: the output.
-        parts: the names of its part files.
-        schema: the schema that every part file must have.
-        retry: rows that failed with one of these error codes are to be tried again.
+    Rows that failed with one of the codes `retry` may be replaced; all others are done.
 
     Raises:
         ValueError: a part file cannot be read or has other columns than `schema`.
@@ -164,15 +166,12 @@ def read_index(
 
 def count_results(store: Store, parts: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
     """Count the rows of an output by status, and the failed ones by error code."""
-    statuses: Counter[str] = Counter()
-    error_codes: Counter[str] = Counter()
+    totals: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        for part_statuses, part_codes in pool.map(
-            lambda name: _results_of_part(store, name), parts
-        ):
-            statuses.update(part_statuses)
-            error_codes.update(part_codes)
-    return dict(statuses), dict(error_codes)
+        for counts in pool.map(lambda name: _results_of_part(store, name), parts):
+            for total, count in zip(totals, counts, strict=True):
+                total.update(count)
+    return dict(totals[0]), dict(totals[1])
 
 
 def _results_of_part(store: Store, name: str) -> tuple[dict[str, int], dict[str, int]]:

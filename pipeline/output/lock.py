@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -45,19 +46,15 @@ class _KernelLock(Enum):
     UNSUPPORTED = auto()  # the store or its filesystem has no such locks
 
 
+@dataclass
 class Lock:
-    """The ownership of an output; `check` it before any step that only the owner may take.
+    """The ownership of an output; `check` it before any step that only the owner may take."""
 
-    Args:
-        store: the output.
-        owner: the content of the lock file; its `beat` is raised while the lock is held.
-        is_exclusive: whether the kernel keeps other drivers away, so that none can take over.
-    """
+    store: Store
+    owner: dict[str, Any]  # the content of the lock file; `beat` is raised while the lock is held
+    is_exclusive: bool  # the kernel keeps other drivers away, so that none can take over
 
-    def __init__(self, store: Store, owner: dict[str, Any], *, is_exclusive: bool) -> None:
-        self._store = store
-        self._owner = owner
-        self._is_exclusive = is_exclusive
+    def __post_init__(self) -> None:
         self._last_beat_s = _now_s()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
@@ -71,16 +68,16 @@ class Lock:
         owner = self._read_owner()
         if not owner:
             raise OSError(
-                f"{self._store.uri} was taken over by a job that has ended, since this one seemed "
+                f"{self.store.uri} was taken over by a job that has ended, since this one seemed "
                 "dead"
             )
-        if owner.get("token") != self._owner["token"]:
+        if owner.get("token") != self.owner["token"]:
             raise OSError(
-                f"{self._store.uri} was taken over by process {owner.get('pid')} on "
+                f"{self.store.uri} was taken over by process {owner.get('pid')} on "
                 f"{owner.get('host')}, since this one seemed dead; let that one finish"
             )
-        if not self._is_exclusive and _now_s() - self._last_beat_s > STALE_AFTER_S:
-            raise OSError(f"{self._store.uri} could not be written to for {STALE_AFTER_S:g} s")
+        if not self.is_exclusive and _now_s() - self._last_beat_s > STALE_AFTER_S:
+            raise OSError(f"{self.store.uri} could not be written to for {STALE_AFTER_S:g} s")
 
     def start(self) -> None:
         """Begin to raise the count in the lock file."""
@@ -97,19 +94,19 @@ class Lock:
         A beat writes in place, so for a moment nobody may seem to; then it is read again.
         """
         for _ in range(_NUM_READS - 1):
-            if owner := _parse(self._store.read(LOCK)):
+            if owner := _owner_of(self.store):
                 return owner
             time.sleep(_READ_AGAIN_S)
-        return _parse(self._store.read(LOCK))
+        return _owner_of(self.store)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
             # A failure is tried again at the next beat; `check` notices if that goes on too long.
             with suppress(*_STORE_ERRORS):
-                if _parse(self._store.read(LOCK)).get("token") != self._owner["token"]:
+                if _owner_of(self.store).get("token") != self.owner["token"]:
                     return
-                self._owner["beat"] += 1
-                _write(self._store, self._owner)
+                self.owner["beat"] += 1
+                _write(self.store, self.owner)
                 self._last_beat_s = _now_s()
 
 
@@ -132,7 +129,7 @@ def lock_output(store: Store) -> Iterator[Lock]:
         finally:
             lock.stop()
             with suppress(*_STORE_ERRORS):
-                if _parse(store.read(LOCK)).get("token") == owner["token"]:
+                if _owner_of(store).get("token") == owner["token"]:
                     _write(store, {})
     finally:
         if descriptor is not None:
@@ -140,11 +137,7 @@ def lock_output(store: Store) -> Iterator[Lock]:
 
 
 def _open_lock_file(store: Store) -> tuple[int | None, _KernelLock]:
-    """Open the lock file of a directory and ask for the kernel's lock on it.
-
-    Raises:
-        ValueError: the output cannot be written to.
-    """
+    """Open the lock file of a directory and ask for the kernel's lock on it."""
     try:
         store.prepare()
         if not isinstance(store, LocalStore):
@@ -166,7 +159,7 @@ def _claim(store: Store, owner: dict[str, Any], kernel_lock: _KernelLock) -> Non
         _write(store, owner)
         if kernel_lock is _KernelLock.UNSUPPORTED:
             time.sleep(_SETTLE_S)
-            other = _parse(store.read(LOCK))
+            other = _owner_of(store)
             if other.get("token") != owner["token"]:
                 raise ValueError(_refusal(store, other))
         store.clean()
@@ -189,12 +182,8 @@ def _write(store: Store, owner: dict[str, Any]) -> None:
 
 
 def _refuse_living_owner(store: Store, kernel_lock: _KernelLock) -> None:
-    """Find out whether the owner in the lock file is alive, by the surest sign that there is.
-
-    Raises:
-        ValueError: it is.
-    """
-    owner = _parse(store.read(LOCK))
+    """Raise a `ValueError` if the owner in the lock file is alive, by the surest sign of it."""
+    owner = _owner_of(store)
     if kernel_lock is _KernelLock.REFUSED:
         raise ValueError(_refusal(store, owner))
     if not owner:
@@ -211,8 +200,7 @@ def _refuse_living_owner(store: Store, kernel_lock: _KernelLock) -> None:
 def _refuse_beating_owner(store: Store, owner: dict[str, Any]) -> None:
     """Watch the count of an owner on another machine; return when it has rested for long enough.
 
-    Raises:
-        ValueError: the owner raised it, or another driver became the owner.
+    A `ValueError` says that the owner raised it, or that another driver became the owner.
     """
     logger.warning(
         "%s was last written by process %s on %s; watching for %g s whether it lives",
@@ -224,7 +212,7 @@ def _refuse_beating_owner(store: Store, owner: dict[str, Any]) -> None:
     deadline = time.monotonic() + STALE_AFTER_S
     while time.monotonic() < deadline:
         time.sleep(min(1.0, STALE_AFTER_S / 10))
-        now = _parse(store.read(LOCK))
+        now = _owner_of(store)
         if not now:
             return  # the owner has ended and released the lock
         if now != owner:
@@ -259,8 +247,9 @@ def _now_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _parse(content: bytes | None) -> dict[str, Any]:
-    """Return the owner in a lock file; nothing if it was released, or never written whole."""
+def _owner_of(store: Store) -> dict[str, Any]:
+    """Read the owner in a lock file; empty if it was released, or never written whole."""
+    content = store.read(LOCK)
     try:
         owner = json.loads(content or b"{}")
     except ValueError:
@@ -269,13 +258,8 @@ def _parse(content: bytes | None) -> dict[str, Any]:
 
 
 def _me() -> dict[str, Any]:
-    pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": pid,
-        "started": _started(pid),
-    }
+    host, pid = socket.gethostname(), os.getpid()
+    return {"host": host, "machine": _machine(), "pid": pid, "started": _started(pid)}
 
 
 def _machine() -> str:

@@ -1,77 +1,20 @@
 """The `Store` of an output: one flat folder in which every file is whole.
 
-Both kinds of store replace a file in one step, so readers never see half a file. `LocalStore`
-writes a hidden file, syncs it and renames it. `ObjectStore` (S3, GCS and others that pyarrow or
-fsspec knows) relies on PUT, which shows an object only when it is complete.
+Both kinds of store replace a file in one step, so readers never see half a file, and a file that is
+written survives a crash. `LocalStore` writes a hidden file, syncs it and renames it. `ObjectStore`
+(S3, GCS and others that pyarrow or fsspec knows) relies on PUT, which shows an object only when it
+is complete.
 """
 
 import os
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.filesystems import open_filesystem, without_secrets
-
-
-class Store(Protocol):
-    """A flat folder of files."""
-
-    @property
-    def uri(self) -> str:
-        """The name of the output in messages, without credentials."""
-        ...
-
-    def prepare(self) -> None:
-        """Make the folder if it does not exist."""
-        ...
-
-    def clean(self) -> None:
-        """Remove half-written files of a killed driver; only the owner of the lock may call it."""
-        ...
-
-    def names(self) -> Sequence[str]:
-        """List the names of the files, sorted, without hidden ones."""
-        ...
-
-    def path_of(self, name: str) -> tuple[pafs.FileSystem, str]:
-        """Return the filesystem and the path of a file, as pyarrow's readers take them."""
-        ...
-
-    def read(self, name: str) -> bytes | None:
-        """Read a small file; None if it does not exist."""
-        ...
-
-    def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write or replace a file in one step; when this returns, the file survives a crash."""
-        ...
-
-    def move(self, name: str, folder: str) -> None:
-        """Move a file into a folder below, which readers of the output skip."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Remove a file if it exists."""
-        ...
-
-
-def open_store(uri: str) -> Store:
-    """Open the store of an output.
-
-    Raises:
-        ValueError: no known filesystem has such a URI.
-    """
-    try:
-        filesystem, path = open_filesystem(uri)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"cannot write to the output {uri}: {error}") from error
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        return LocalStore(Path(path))
-    return ObjectStore(without_secrets(uri).partition("?")[0], filesystem, path.rstrip("/"))
 
 
 @dataclass(frozen=True)
@@ -82,7 +25,7 @@ class LocalStore:
 
     @property
     def uri(self) -> str:
-        """The path of the directory."""
+        """The name of the output in messages."""
         return str(self.directory)
 
     def prepare(self) -> None:
@@ -90,7 +33,7 @@ class LocalStore:
         _make_directory(self.directory)
 
     def clean(self) -> None:
-        """Remove half-written files."""
+        """Remove half-written files of a killed driver; only the owner of the lock may call it."""
         for path in self.directory.glob(".*.new"):
             path.unlink(missing_ok=True)
 
@@ -103,7 +46,7 @@ class LocalStore:
         return sorted(e.name for e in found if e.is_file() and not e.name.startswith("."))
 
     def path_of(self, name: str) -> tuple[pafs.FileSystem, str]:
-        """Return the path of a file on the local filesystem."""
+        """Return the filesystem and the path of a file, as pyarrow's readers take them."""
         return pafs.LocalFileSystem(), str(self.directory / name)
 
     def read(self, name: str) -> bytes | None:
@@ -129,7 +72,7 @@ class LocalStore:
         _sync_directory(self.directory)
 
     def move(self, name: str, folder: str) -> None:
-        """Rename a file into a folder below."""
+        """Rename a file into a folder below, which readers of the output skip."""
         target = self.directory / folder
         target.mkdir(exist_ok=True)
         (self.directory / name).rename(target / name)
@@ -145,7 +88,7 @@ class LocalStore:
 class ObjectStore:
     """An output below a prefix of an object store."""
 
-    uri: str
+    uri: str  # the name of the output in messages, without credentials
     filesystem: pafs.FileSystem
     prefix: str  # on the filesystem, without a last slash
 
@@ -180,17 +123,15 @@ class ObjectStore:
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write an object by one PUT, or by a multipart upload that appears at its end.
 
-        The size of the object is checked afterwards.
-
         Raises:
-            OSError: the object cannot be written, or has another size.
+            OSError: the object cannot be written, or has another size afterwards.
         """
-        path = f"{self.prefix}/{name}"
+        path, num_bytes = f"{self.prefix}/{name}", len(memoryview(content))
         with self.filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(content)
         size = self.filesystem.get_file_info(path).size
-        if size != len(memoryview(content)):
-            raise OSError(f"{path} has {size} bytes after {len(memoryview(content))} were written")
+        if size != num_bytes:
+            raise OSError(f"{path} has {size} bytes after {num_bytes} were written")
 
     def move(self, name: str, folder: str) -> None:
         """Copy an object to a key below a folder, then delete it."""
@@ -203,6 +144,24 @@ class ObjectStore:
         path = f"{self.prefix}/{name}"
         if self.filesystem.get_file_info(path).type == pafs.FileType.File:
             self.filesystem.delete_file(path)
+
+
+Store = LocalStore | ObjectStore
+
+
+def open_store(uri: str) -> Store:
+    """Open the store of an output.
+
+    Raises:
+        ValueError: no known filesystem has such a URI.
+    """
+    try:
+        filesystem, path = open_filesystem(uri)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"cannot write to the output {uri}: {error}") from error
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return LocalStore(Path(path))
+    return ObjectStore(without_secrets(uri).partition("?")[0], filesystem, path.rstrip("/"))
 
 
 def _named(error: OSError, path: Path) -> OSError:

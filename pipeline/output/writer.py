@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -29,67 +30,40 @@ _MAX_WAITING_BYTES = 256 << 20
 _CHECK_AGE_S = 1.0  # how often the age of waiting rows is checked
 
 
+@dataclass
 class PartWriter:
     """Gathers finished rows and commits them as part files of bounded size and age.
 
     No other code writes part files. Methods may be called from several threads.
-
-    Args:
-        store: the output; its lock is held.
-        run_id: a component of the names of the part files.
-        schema: the schema of the output.
-        index: the rows that the output holds; grows with each commit.
-        rows_per_part: commit when at least so many rows (or 256 MiB) wait.
-        max_part_age_s: commit when the oldest waiting row has waited so long.
-        in_flight_counts: in how many killed runs a row was in flight, by the hash of its id; added
-            to the column `attempts`.
-        check: called before each write; raises if another driver has taken the output over.
-        clock: returns seconds that never go back.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        run_id: str,
-        schema: pa.Schema,
-        index: OutputIndex,
-        *,
-        rows_per_part: int,
-        max_part_age_s: float,
-        in_flight_counts: Mapping[int, int] | None = None,
-        check: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store = store
-        self._run_id = run_id
-        self._schema = schema
-        self._index = index
-        self._rows_per_part = rows_per_part
-        self._max_part_age_s = max_part_age_s
-        self._in_flight_counts = in_flight_counts or {}
-        self._check = check
-        self._clock = clock
+    store: Store  # the output; its lock is held
+    run_id: str  # a component of the names of the part files
+    schema: pa.Schema  # of the output
+    index: OutputIndex  # the rows that the output holds; grows with each commit
+    rows_per_part: int  # commit when at least so many rows (or 256 MiB) wait
+    max_part_age_s: float  # commit when the oldest waiting row has waited so long
+    # In how many killed runs a row was in flight, by the hash of its id; added to `attempts`.
+    in_flight_counts: Mapping[int, int] = field(default_factory=dict)
+    # Called before each write; raises if another driver has taken the output over.
+    check: Callable[[], None] = lambda: None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         # Reentrant, since `add` commits. A second thread is that of `on_time`.
         self._lock = threading.RLock()
         self._waiting: list[pa.Table] = []
-        self._num_waiting = 0
-        self._waiting_bytes = 0
+        self._num_waiting = self._waiting_bytes = 0
         self._waiting_since = 0.0
-        self._next_part = 1 + max((_number(name) for name in index.parts), default=-1)
-        self.num_rows = 0  # committed by this object
-        self.num_generated_tokens = 0
-        self.num_prompt_tokens = 0
+        self._next_part = 1 + max((_number(name) for name in self.index.parts), default=-1)
+        # Of the rows that this object committed:
+        self.num_rows = self.num_generated_tokens = self.num_prompt_tokens = 0
         self.statuses: Counter[str] = Counter()
         self.error_codes: Counter[str] = Counter()
-        self.first_error: str | None = None  # of these rows: id and message
+        self.first_error: str | None = None  # id and message
         self.num_bytes = 0  # of the part files that this object wrote
         self._writing_s = 0.0
         self._writing_since: float | None = None
-
-    @property
-    def num_rows_of_output(self) -> int:
-        """The number of rows in the output, with those of earlier runs."""
-        return self._index.num_rows
 
     @property
     def writing_s(self) -> float:
@@ -98,14 +72,10 @@ class PartWriter:
         return self._writing_s + (0.0 if since is None else time.monotonic() - since)
 
     def add(self, rows: pa.Table) -> None:
-        """Take finished rows, and commit the waiting rows if they are many or old enough.
-
-        Args:
-            rows: a table with the columns of the output; `attempts` are filled in here.
-        """
+        """Take finished rows, fill in `attempts`, and commit if many or old rows wait."""
         with self._lock:
             if not self._waiting:
-                self._waiting_since = self._clock()
+                self._waiting_since = self.clock()
             self._waiting.append(self._with_attempts(rows))
             self._num_waiting += rows.num_rows
             self._waiting_bytes += self._waiting[-1].nbytes
@@ -115,9 +85,9 @@ class PartWriter:
         """Commit the waiting rows if they are many, large or old enough."""
         with self._lock:
             if self._waiting and (
-                self._num_waiting >= self._rows_per_part
+                self._num_waiting >= self.rows_per_part
                 or self._waiting_bytes >= _MAX_WAITING_BYTES
-                or self._clock() - self._waiting_since >= self._max_part_age_s
+                or self.clock() - self._waiting_since >= self.max_part_age_s
             ):
                 self.commit()
 
@@ -147,10 +117,9 @@ class PartWriter:
             OSError: a part file could not be written. Its rows and those after it still wait.
         """
         with self._lock:
-            if not self._waiting:
-                return
-            with self._writing():
-                self._commit_waiting()
+            if self._waiting:
+                with self._writing():
+                    self._commit_waiting()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -165,28 +134,28 @@ class PartWriter:
         rows = pa.concat_tables(self._waiting)
         hashes = hash_ids(rows["row_id"].combine_chunks())
         # A row may come twice, since Ray runs tasks again; the first result counts.
-        is_wanted = self._index.done.first_of_new(hashes)
+        is_wanted = self.index.done.first_of_new(hashes)
         rows, hashes = rows.filter(pa.array(is_wanted)), hashes[is_wanted]
-        part = self._index.part_of(hashes)
+        part = self.index.part_of(hashes)
         self._commit_new(rows.filter(pa.array(part == NO_PART)), hashes[part == NO_PART])
         for number in np.unique(part[part != NO_PART]):
             mine = part == number
-            self._replace(self._index.parts[number], rows.filter(pa.array(mine)), hashes[mine])
+            self._replace(self.index.parts[number], rows.filter(pa.array(mine)), hashes[mine])
         self._waiting = []
         self._num_waiting = self._waiting_bytes = 0
 
     def _commit_new(self, rows: pa.Table, hashes: NDArray[np.uint64]) -> None:
-        for start in range(0, rows.num_rows, self._rows_per_part):
-            part = rows.slice(start, self._rows_per_part)
-            self._write(f"part-{self._next_part:06d}-{self._run_id}.parquet", part)
+        for start in range(0, rows.num_rows, self.rows_per_part):
+            part = rows.slice(start, self.rows_per_part)
+            self._write(f"part-{self._next_part:06d}-{self.run_id}.parquet", part)
             self._next_part += 1
-            written = hashes[start : start + self._rows_per_part]
-            self._index.done.add_hashes(written)
+            written = hashes[start : start + self.rows_per_part]
+            self.index.done.add_hashes(written)
             self._count(part)
 
     def _replace(self, name: str, rows: pa.Table, hashes: NDArray[np.uint64]) -> None:
         """Write a part file again with other results for some rows, which keep their places."""
-        filesystem, path = self._store.path_of(name)
+        filesystem, path = self.store.path_of(name)
         old = pq.ParquetFile(path, filesystem=filesystem).read()
         # For each old row the number of the row that replaces it, or -1.
         place = pc.call_function("index_in", [old["row_id"]], pc.SetLookupOptions(rows["row_id"]))
@@ -198,41 +167,32 @@ class PartWriter:
         # Take from the old rows followed by the new ones: the new row if there is one.
         take = np.where(is_replaced, old.num_rows + place, np.arange(old.num_rows))
         self._write(name, pa.concat_tables([old, rows]).take(pa.array(take)))
-        self._index.note_replaced(hashes)
+        self.index.note_replaced(hashes)
         self._count(rows)
 
     def _write(self, name: str, rows: pa.Table) -> None:
         row_bytes = max(1, rows.nbytes // max(1, rows.num_rows))
         buffer = pa.BufferOutputStream()
         pq.write_table(
-            rows.replace_schema_metadata(self._schema.metadata),
+            rows.replace_schema_metadata(self.schema.metadata),
             buffer,
             compression="zstd",
             row_group_size=max(1, _ROW_GROUP_BYTES // row_bytes),
         )
-        self._check()
+        self.check()
         content = buffer.getvalue()
-        self._store.write(name, content)
+        self.store.write(name, content)
         self.num_bytes += content.size
 
     def _with_attempts(self, rows: pa.Table) -> pa.Table:
         """Fill in `attempts` and cast to the output's schema; this run counts as one attempt."""
         attempts = np.ones(rows.num_rows, np.int32)
-        if self._in_flight_counts:
+        if self.in_flight_counts:
             hashes = hash_ids(rows["row_id"].combine_chunks())
-            before = [self._in_flight_counts.get(int(each), 0) for each in hashes]
+            before = [self.in_flight_counts.get(int(each), 0) for each in hashes]
             attempts += np.array(before, np.int32)
         rows = _with_column(rows, "attempts", attempts)
-        return rows.select(self._schema.names).cast(self._schema)
-
-    def unfinished(self, counts: Mapping[int, int]) -> dict[int, int]:
-        """Keep the counts, by the hash of an id, of rows that the output does not hold."""
-        is_done = self._index.done.contains_hashes(np.array(list(counts), np.uint64))
-        return {
-            key: count
-            for (key, count), done in zip(counts.items(), is_done, strict=True)
-            if not done
-        }
+        return rows.select(self.schema.names).cast(self.schema)
 
     def _count(self, rows: pa.Table) -> None:
         self.num_rows += rows.num_rows

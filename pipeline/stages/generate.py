@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -25,8 +25,9 @@ from pipeline.prompts.named_answers import answers_in_rows
 from pipeline.prompts.named_prompts import NamedPrompt
 from pipeline.prompts.prompt_columns import PROMPT_COLUMNS, decode_prompt
 from pipeline.prompts.window_answers import windows_in_rows
-from pipeline.schema import MEDIA_FIELDS, NAMED_PROMPT_FIELD, RESULT_FIELDS, ErrorCode
+from pipeline.schema import MEDIA_FIELDS, NAMED_PROMPT_FIELD, RESULT_FIELDS
 from pipeline.stages.merge import Merger
+from pipeline.status import ErrorCode
 
 _MAX_BACKOFF_S = 30.0
 
@@ -51,40 +52,22 @@ class EngineGroups(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Generate:
-    """The stage between prepare and stage-write; stateless, so a retried batch is just redone.
+    """The stage between prepare and the writer; stateless, so a retried batch is just redone."""
 
-    Args:
-        groups: who answers.
-        sampling: of every row, with the seed of its own `seed` column.
-        questions: where each row has several, each with a sampling of its own.
-        windows: where each row has those.
-        merger: makes one caption of a row's windows; None lists them.
-        backoff_s: before the second try of a row; doubles with each further one.
-    """
-
-    def __init__(
-        self,
-        groups: EngineGroups,
-        sampling: SamplingParams,
-        questions: Sequence[NamedPrompt] = (),
-        windows: Windows | None = None,
-        merger: Merger | None = None,
-        backoff_s: float = 0.5,
-    ) -> None:
-        self._groups = groups
-        self._sampling = sampling
-        self._questions = questions
-        self._windows = windows
-        self._merger = merger
-        self._backoff_s = backoff_s
+    groups: EngineGroups  # they answer
+    sampling: SamplingParams  # of every row, with the seed of its own `seed` column
+    named_prompts: Sequence[NamedPrompt] = ()  # of each row, each with a sampling of its own
+    windows: Windows | None = None  # that each row has
+    merger: Merger | None = None  # makes one caption of a row's windows; None lists them
+    backoff_s: float = 0.5  # before the second try of a row; doubles with each further one
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Answer a table of `row_id`, `PREPARED_FIELDS` and whatever else.
 
-        Yields:
-            As many rows, or one for all questions or windows of a row: `RESULT_FIELDS`, the columns
-            that those add, `extra_fields` and whatever else, without prompt columns and `seed`.
+        Yields as many rows, or one for all named prompts or windows of a row: `RESULT_FIELDS`, the
+        columns that those add, `extra_fields` and whatever else, without prompt columns and `seed`.
 
         Raises:
             GroupError: the machines cannot go on; the job must stop.
@@ -102,14 +85,14 @@ class Generate:
                     requests[row] = request
                     shown = request.prompt
         outcomes.update(await self._answer(requests))
-        samplings = [each.sampling for each in self._questions] or [self._sampling]
+        samplings = [each.sampling for each in self.named_prompts] or [self.sampling]
         results = _with_results(batch, outcomes, [*RESULT_FIELDS, *extra_fields(samplings)])
-        if self._questions:
-            results = answers_in_rows(results, self._questions)
-        if self._windows is not None:
-            results = windows_in_rows(results, self._windows)
-        if self._merger is not None:
-            results = await self._merger.merge(results, self._answer)
+        if self.named_prompts:
+            results = answers_in_rows(results, self.named_prompts)
+        if self.windows is not None:
+            results = windows_in_rows(results, self.windows)
+        if self.merger is not None:
+            results = await self.merger.merge(results, self._answer)
         yield results
 
     def _request(self, batch: pa.Table, row: int, before: Prompt | None) -> Request | None:
@@ -123,9 +106,9 @@ class Generate:
         )
 
     def _sampling_of(self, batch: pa.Table, row: int) -> SamplingParams:
-        if not self._questions:
-            return self._sampling
-        return self._questions[batch[NAMED_PROMPT_FIELD.name][row].as_py()].sampling
+        if not self.named_prompts:
+            return self.sampling
+        return self.named_prompts[batch[NAMED_PROMPT_FIELD.name][row].as_py()].sampling
 
     async def _answer(self, requests: Mapping[int, Request]) -> dict[int, Outcome]:
         """Answer all: together as long as that works, each alone where it does not."""
@@ -138,7 +121,8 @@ class Generate:
             outcomes |= {row: a for row, a in answers.items() if not isinstance(a, DeadGroupError)}
             num_deaths.update(died)
             if died:
-                await self._back_off(max(num_deaths[row] for row in died))
+                backoff_s = self.backoff_s * 2 ** (max(num_deaths[row] for row in died) - 1)
+                await asyncio.sleep(min(_MAX_BACKOFF_S, backoff_s))
             together = [row for row in died if not GROUPS.is_quarantined(num_deaths[row])]
         for row in [row for row in requests if row not in outcomes]:
             outcomes[row] = await self._answer_alone(requests[row])
@@ -151,23 +135,20 @@ class Generate:
             if not isinstance(answer, DeadGroupError):
                 return answer
             deaths.append(answer)
-        return _poison(deaths[-1])
+        return Failure(code=ErrorCode.POISON_ROW, message=f"{KILLED_GROUPS}: {deaths[-1]}")
 
     async def _try(
         self, requests: Mapping[int, Request], *, alone: bool = False
     ) -> dict[int, Outcome | DeadGroupError]:
         num_tokens = sum(request.num_tokens for request in requests.values())
         sets = _with_same_pixels(requests)
-        async with self._groups.lease(num_tokens, exclusive=alone) as lease:
+        async with self.groups.lease(num_tokens, exclusive=alone) as lease:
             answers = await lease.generate([[requests[row] for row in rows] for rows in sets])
         return {
             row: answer
             for rows, of_set in zip(sets, answers, strict=True)
             for row, answer in zip(rows, of_set, strict=True)
         }
-
-    async def _back_off(self, num_tries: int) -> None:
-        await asyncio.sleep(min(_MAX_BACKOFF_S, self._backoff_s * 2 ** (num_tries - 1)))
 
 
 def _with_same_pixels(requests: Mapping[int, Request]) -> list[list[int]]:
@@ -185,13 +166,6 @@ def _with_same_pixels(requests: Mapping[int, Request]) -> list[list[int]]:
             groups.append([row])
         last = request
     return groups
-
-
-def _poison(death: DeadGroupError) -> Failure:
-    return Failure(
-        code=ErrorCode.POISON_ROW,
-        message=f"{KILLED_GROUPS}: {death}",
-    )
 
 
 def _with_results(

@@ -11,11 +11,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
-
-import pyarrow as pa
 
 from parallel.experts.load import ExpertLoad
 from parallel.experts.policy import explain
@@ -31,7 +29,7 @@ from pipeline.monitor.poll import Reporter
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
 from pipeline.stages.generate import EngineGroups
-from pipeline.stages.journal import Journal
+from pipeline.stages.journal import InlineJournal, Journal
 from pipeline.stages.sizing import choose_sizing
 from pipeline.stages.workers import (
     CostedRows,
@@ -46,17 +44,12 @@ T = TypeVar("T")
 _QUEUED_BYTES = 1 << 30  # of prepared rows, as if it were an object store
 
 
+@dataclass(frozen=True)
 class InlineGroup:
-    """One rank in a thread of this process, with the methods of `parallel.groups.client.Groups`.
+    """One rank in a thread of this process, with the methods of `parallel.groups.client.Groups`."""
 
-    Args:
-        rank: whose engine may still load.
-        runner: of the event loop in which requests are answered.
-    """
-
-    def __init__(self, rank: Rank, runner: asyncio.Runner) -> None:
-        self._rank = rank
-        self._runner = runner
+    rank: Rank  # its engine may still load
+    runner: asyncio.Runner  # of the event loop in which requests are answered
 
     @asynccontextmanager
     async def lease(
@@ -74,72 +67,38 @@ class InlineGroup:
             GroupError: the engine is dead.
         """
         requests = [request for each in sets for request in each]
-        try:
-            answers = iter(await self._rank.generate(_CLIENT, requests))
-        except DeadEngineError as error:
-            raise GroupError(str(error)) from error
+        with _death_as_group_error():
+            answers = iter(await self.rank.generate(_CLIENT, requests))
         return [[next(answers) for _ in each] for each in sets]
 
     def status(self, *, fresh: bool = False) -> GroupsStatus:
-        """The numbers of the rank; called in any thread without an event loop."""
-        try:
-            stats = asyncio.run(self._rank.health()).stats
-        except DeadEngineError as error:
-            raise GroupError(str(error)) from error
+        """Return the numbers of the rank; called in any thread without an event loop."""
+        with _death_as_group_error():
+            stats = asyncio.run(self.rank.health()).stats
         return GroupsStatus(num_groups=1, num_ready=1, failures=(), rank_stats={0: (stats,)})
 
     def expert_load(self) -> ExpertLoad:
-        """Tokens that each expert has computed."""
-        try:
-            return self._runner.run(self._rank.expert_load())
-        except DeadEngineError as error:
-            raise GroupError(str(error)) from error
+        """Return the tokens that each expert has computed."""
+        with _death_as_group_error():
+            return self.runner.run(self.rank.expert_load())
 
     def close(self) -> None:
         """Stop after the current step."""
-        self._runner.run(self._rank.close())
+        self.runner.run(self.rank.close())
 
 
-class InlineJournal:
-    """As `pipeline.stages.journal.Journal`, by an `InFlightJournal` in the event loop of a run."""
-
-    def __init__(self, journal: InFlightJournal, runner: asyncio.Runner) -> None:
-        self._journal = journal
-        self._runner = runner
-
-    def start_preparing(self, ids: pa.Array) -> int:
-        """Return once the rows are written down; called in the thread that prepares."""
-        loop = self._runner.get_loop()
-        start = self._journal.start(ids, "prepare")
-        return asyncio.run_coroutine_threadsafe(start, loop).result()
-
-    def end_preparing(self, ids: pa.Array) -> None:
-        """Return once they are forgotten; called in the thread that prepares."""
-        loop = self._runner.get_loop()
-        asyncio.run_coroutine_threadsafe(self._journal.end(ids, "prepare"), loop).result()
-
-    @asynccontextmanager
-    async def generating(self, ids: pa.Array) -> AsyncIterator[None]:
-        """Enter once the rows are written down."""
-        await self._journal.start(ids, "generate")
+@contextmanager
+def _death_as_group_error() -> Iterator[None]:
+    try:
         yield
-        await self._journal.end(ids, "generate")
-
-    def begin_quarantine(self) -> None:
-        """Return once it is so; called between two runs of the event loop."""
-        self._runner.run(self._journal.begin_quarantine())
+    except DeadEngineError as error:
+        raise GroupError(str(error)) from error
 
 
 class InlineBackend:
-    """As `pipeline.stages.ray_backend.RayBackend`, in this process.
+    """Carries out a run in this process, in the event loop of `runner`, which the caller closes.
 
-    Args:
-        plan: of the run.
-        engine_factory: makes the engine.
-        runner: of the event loop of the run, which the caller closes.
-
-    Raises:
-        ValueError: several ranks were asked for, or a GPU where there is none.
+    The constructor raises a `ValueError` if several ranks were asked for, or a GPU without any.
     """
 
     def __init__(
@@ -191,8 +150,8 @@ class InlineBackend:
         one_by_one: bool = False,
     ) -> Iterator[CostedRows]:
         """Run the stages; rows come out in the order of the input."""
-        sizing = replace(self.sizing, read_rows=1) if one_by_one else self.sizing
-        spec, loop = StageSpec.of(self._plan, sizing), self._runner.get_loop()
+        spec = StageSpec.of(self._plan, self.sizing, one_by_one=one_by_one)
+        loop = self._runner.get_loop()
         generate = GenerateWorker(spec, groups, journal)
         prepared = _prepared(spec, splits, journal)
         preparing: asyncio.Task[CostedRows | None] = loop.create_task(_next(prepared))
@@ -256,10 +215,8 @@ def _deployment(config: PipelineConfig) -> Deployment:
     """One rank on this machine's first GPU, or on its CPU."""
     import torch
 
-    for name, value in {
-        "--groups": config.num_groups,
-        "--expert-parallel": config.expert_parallel,
-    }.items():
+    asked = {"--groups": config.num_groups, "--expert-parallel": config.expert_parallel}
+    for name, value in asked.items():
         if value not in (None, 1):
             raise ValueError(
                 f"--inline runs one copy of the model in one process, got {name} {value}; leave "

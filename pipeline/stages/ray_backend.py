@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -20,8 +19,8 @@ from pipeline.monitor.poll import Reporter
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
 from pipeline.stages.generate import EngineGroups
-from pipeline.stages.journal import Journal
-from pipeline.stages.ray_data import RemoteJournal, run_stages
+from pipeline.stages.journal import Journal, RemoteJournal
+from pipeline.stages.ray_data import run_stages
 from pipeline.stages.sizing import choose_sizing
 from pipeline.stages.workers import CostedRows, StageSpec
 
@@ -29,14 +28,9 @@ _CLOSE_TIMEOUT_S = 30.0
 
 
 class RayBackend:
-    """Where a run is carried out: on the Ray that this process is connected to.
+    """Carries out a run on the Ray that this process is connected to.
 
-    Args:
-        plan: of the run.
-        engine_factory: makes the engine of each rank, in its process.
-
-    Raises:
-        ValueError: the cluster has no place for what was asked.
+    The constructor raises a `ValueError` if the cluster has no place for what was asked.
     """
 
     def __init__(self, plan: RunPlan, engine_factory: EngineFactory) -> None:
@@ -89,10 +83,8 @@ class RayBackend:
         one_by_one: bool = False,
     ) -> Iterator[CostedRows]:
         """Run the stages as a stream of Ray Data."""
-        sizing = replace(self.sizing, read_rows=1) if one_by_one else self.sizing
-        spec = StageSpec.of(self._plan, sizing)
-        keep_order = self._plan.config.keep_order
-        return run_stages(spec, splits, groups, journal, keep_order=keep_order)
+        spec = StageSpec.of(self._plan, self.sizing, one_by_one=one_by_one)
+        return run_stages(spec, splits, groups, journal)
 
     def reporters(self) -> list[Reporter]:
         """Prometheus; and on CPUs, what keeps processors free for the engines."""

@@ -14,10 +14,10 @@ import json
 import logging
 import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,21 +54,11 @@ def run_stages(
     splits: Sequence[RowGroupSplit],
     groups: EngineGroups,
     journal: Journal,
-    *,
-    keep_order: bool,
 ) -> Iterator[CostedRows]:
-    """Read, prepare and answer rows as one stream of Ray Data.
-
-    Args:
-        spec: of the stages.
-        splits: which rows.
-        groups: who answers.
-        journal: is told of rows before a stage works on them.
-        keep_order: yield rows in the order of the input.
-    """
+    """Read, prepare and answer rows as one stream of Ray Data."""
     sizing = spec.sizing
     reads = batched_splits(splits, _ROWS_PER_READ)
-    with _settings(sizing, keep_order=keep_order), _quiet():
+    with _settings(sizing, keep_order=spec.config.keep_order), _quiet():
         rows = ray.data.read_datasource(
             _Rows(spec, reads),
             num_cpus=_READ_CPUS,
@@ -183,32 +173,6 @@ def _read(spec: StageSpec, splits: Sequence[RowGroupSplit]) -> Iterator[pa.Table
     return (seal(*costed) for costed in read_splits(spec, splits))
 
 
-class RemoteJournal:
-    """As `pipeline.stages.journal.Journal`, by the handle of an `InFlightJournal` actor."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def start_preparing(self, ids: pa.Array) -> int:
-        """Return once the rows are written down."""
-        return cast(int, ray.get(self._actor.start.remote(ids, "prepare")))
-
-    def end_preparing(self, ids: pa.Array) -> None:
-        """Return at once; calls of one process reach the actor in their order."""
-        self._actor.end.remote(ids, "prepare")
-
-    @asynccontextmanager
-    async def generating(self, ids: pa.Array) -> AsyncIterator[None]:
-        """Enter once the rows are written down."""
-        await self._actor.start.remote(ids, "generate")
-        yield
-        self._actor.end.remote(ids, "generate")
-
-    def begin_quarantine(self) -> None:
-        """Return once it is so."""
-        ray.get(self._actor.begin_quarantine.remote())
-
-
 class _Preparer:
     """A `PrepareWorker` in an actor of Ray Data."""
 
@@ -234,16 +198,12 @@ class _Generator:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Ray Data's log out of the terminal; its file in the session's directory stays."""
-    consoles = [
-        handler
-        for handler in logging.getLogger("ray.data").handlers
-        if isinstance(handler, logging.StreamHandler)
-    ]
-    levels = [handler.level for handler in consoles]
+    handlers = logging.getLogger("ray.data").handlers
+    levels = {each: each.level for each in handlers if isinstance(each, logging.StreamHandler)}
     try:
-        for handler in consoles:
+        for handler in levels:
             handler.setLevel(logging.CRITICAL)
         yield
     finally:
-        for handler, level in zip(consoles, levels, strict=True):
+        for handler, level in levels.items():
             handler.setLevel(level)

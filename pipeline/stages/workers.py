@@ -5,16 +5,15 @@ a batch into results. Each measures what it took.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from model.engine.sequence import SamplingParams
 from model.inputs.processor import Processor
 from pipeline.cluster.nodes import require_checkpoint
+from pipeline.config import PipelineConfig
 from pipeline.input.plan import RowGroupSplit
 from pipeline.input.reader import read_split
 from pipeline.media.limits import MediaError
@@ -22,15 +21,15 @@ from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.media.windows import TimeWindows
 from pipeline.monitor.stage_costs import Cost, Counted, measured
 from pipeline.output.poison import KILLED_PREPARERS, PREPARERS
-from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prepare import Prepare
 from pipeline.run_plan import RunPlan
-from pipeline.schema import ErrorCode, RowSchema
+from pipeline.schema import RowSchema
 from pipeline.stages.batching import Room
 from pipeline.stages.generate import EngineGroups, Generate
 from pipeline.stages.journal import Journal
 from pipeline.stages.merge import Merger
 from pipeline.stages.sizing import Sizing
+from pipeline.status import ErrorCode
 
 CostedRows = tuple[pa.Table, list[Cost]]  # rows, and what the stages so far took for them
 
@@ -41,25 +40,21 @@ _POISON = MediaError(ErrorCode.POISON_ROW, KILLED_PREPARERS)
 class StageSpec:
     """What the stages of a run need, wherever they run; it travels to their workers."""
 
+    config: PipelineConfig
     filesystem: pafs.FileSystem  # of the input
     row_schema: RowSchema
-    checkpoint: Path
-    instructions: Instructions
-    sampling: SamplingParams
     open_media: Callable[[object], bytes | BinaryIO]
     sizing: Sizing
 
     @classmethod
-    def of(cls, plan: RunPlan, sizing: Sizing) -> "StageSpec":
-        """What the stages need of a run."""
+    def of(cls, plan: RunPlan, sizing: Sizing, *, one_by_one: bool) -> "StageSpec":
+        """Take what the stages need from the plan of a run."""
         return cls(
+            config=plan.config,
             filesystem=plan.source.filesystem,
             row_schema=plan.source.row_schema,
-            checkpoint=plan.config.checkpoint,
-            instructions=plan.config.instructions,
-            sampling=plan.config.sampling,
             open_media=plan.media.open,
-            sizing=sizing,
+            sizing=replace(sizing, read_rows=1) if one_by_one else sizing,
         )
 
 
@@ -80,18 +75,19 @@ class PrepareWorker:
     """Prepares rows, batch after batch, and tells the journal of them before."""
 
     def __init__(self, spec: StageSpec, journal: Journal) -> None:
-        require_checkpoint(spec.checkpoint)
+        config = spec.config
+        require_checkpoint(config.checkpoint)
         self._journal = journal
         self._batching = spec.sizing.batching
         self._media_column = spec.row_schema.columns.video
         self._open = Counted(spec.open_media)
-        self._decoder = SandboxedDecoder(spec.instructions.limits)
+        self._decoder = SandboxedDecoder(config.instructions.limits)
         self._prepare = Prepare(
-            Processor.from_checkpoint(spec.checkpoint),
+            Processor.from_checkpoint(config.checkpoint),
             spec.row_schema,
-            spec.instructions,
+            config.instructions,
             self._open,
-            spec.sampling.seed,
+            config.sampling.seed,
             self._decoder,
         )
 
@@ -141,13 +137,13 @@ class GenerateWorker:
     def __init__(self, spec: StageSpec, groups: EngineGroups, journal: Journal) -> None:
         self._journal = journal
         self._room = Room(spec.sizing.rows_per_client)
-        windows, merger = spec.instructions.windows, None
+        config, merger = spec.config, None
+        windows, prompts = config.instructions.windows, config.instructions.named_prompts
         if isinstance(windows, TimeWindows) and windows.merge is not None:
-            require_checkpoint(spec.checkpoint)
-            processor = Processor.from_checkpoint(spec.checkpoint)
-            merger = Merger(processor, windows.merge, spec.sampling)
-        named_prompts = spec.instructions.named_prompts
-        self._generate = Generate(groups, spec.sampling, named_prompts, windows, merger)
+            require_checkpoint(config.checkpoint)
+            processor = Processor.from_checkpoint(config.checkpoint)
+            merger = Merger(processor, windows.merge, config.sampling)
+        self._generate = Generate(groups, config.sampling, prompts, windows, merger)
 
     async def __call__(self, rows: pa.Table, costs: list[Cost]) -> CostedRows:
         """Answer a batch, once there is room for its rows."""

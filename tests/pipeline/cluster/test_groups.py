@@ -72,7 +72,7 @@ def test_ranks_wait_for_each_other_as_long_as_a_healthy_one_may_take(
 
 def test_a_node_without_the_checkpoint_is_named_by_what_begins_there(tmp_path):
     nothing: Any = None
-    spec: Any = SimpleNamespace(checkpoint=tmp_path)
+    spec: Any = SimpleNamespace(config=replace(config(), checkpoint=tmp_path))
     message = f"no checkpoint at {tmp_path} on the node {socket.gethostname()}; every node needs it"
 
     with pytest.raises(CheckpointError, match=re.escape(message)):

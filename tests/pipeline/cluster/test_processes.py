@@ -35,9 +35,7 @@ def test_a_preparer_gives_way_with_its_threads_and_processes(tmp_path):
     given = StageSpec(
         filesystem=source.filesystem,
         row_schema=source.row_schema,
-        checkpoint=config.checkpoint,
-        instructions=config.instructions,
-        sampling=config.sampling,
+        config=config,
         open_media=refuse,
         sizing=choose_sizing(config, deployment, num_rows=6, num_cpus=1, store_bytes=1 << 30),
     )

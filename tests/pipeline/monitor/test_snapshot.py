@@ -182,7 +182,7 @@ def test_a_run_of_which_nothing_is_known_yet_has_a_line_too(monitor):
 
 def test_on_a_terminal_a_bar_is_drawn_again(monitor, clock, monkeypatch, capsys):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
-    display = progress.open_display(show=True)
+    display = progress.open_display()
     for _ in range(2):
         clock.now += 10
         monitor.add(rows(10))

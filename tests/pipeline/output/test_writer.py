@@ -202,7 +202,7 @@ def test_a_failed_row_is_replaced_where_it_stands(tmp_path, writer):
     assert (rows["y"]["error_code"], rows["y"]["attempts"]) == ("media_corrupt", 2)
     assert (rows["z"]["error_code"], rows["z"]["attempts"]) == ("no_frames", 1)
     assert rows["a"]["attempts"] == 1
-    assert (again.num_rows, again.num_rows_of_output) == (2, 6)
+    assert (again.num_rows, again.index.num_rows) == (2, 6)
 
 
 def test_a_replaced_row_that_comes_again_is_dropped(tmp_path, writer):
