@@ -158,7 +158,7 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
 
 def _planned(plan: "DryRun") -> Finding:
     """Describe how many rows the job would process, and whether the recipe allows it."""
-    if plan.changes and not plan.new_recipe:
+    if plan.changes and not plan.config.new_recipe:
         changes = "; ".join(plan.changes)
         return Finding("BAD", "plan", f"the output was begun under another recipe: {changes}")
     counts = plan.counts

@@ -8,19 +8,19 @@ run would refuse, except for a changed recipe and too few GPUs, which it reports
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pipeline.cluster.deployment import choose_deployment, wanted_load
+from pipeline.cluster.deployment import choose_deployment
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import Plan, plan
 from pipeline.input.source import Source
+from pipeline.monitor.progress import counts_text
 from pipeline.output import ledger
 from pipeline.output.in_flight import read_journal
-from pipeline.output.recipe import differences, stored_fields
+from pipeline.output.recipe import Recipe, differences, stored_fields
 from pipeline.output.store import Store, open_store
-from pipeline.preflight import open_checkpoint, open_input
-from pipeline.schema import ErrorCode
+from pipeline.run_plan import check
+from pipeline.status import ErrorCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,51 +40,48 @@ class RowCounts:
 class DryRun:
     """What a run would do with the rows of its input, and on which groups and ranks."""
 
-    input: str
-    output: str
+    config: PipelineConfig
+    output: str  # its URI, without credentials
     num_files: int
     counts: RowCounts
     statuses: Mapping[str, int]  # rows of the output, by status
     failed_codes: Mapping[str, int]  # failed rows of the output, by error code
     changes: tuple[str, ...]  # of the recipe, each `name: old -> new`; empty if it is the same
-    new_recipe: bool
-    rows_per_part: int
-    max_part_age_s: float
     deployment: str
 
     @property
     def num_todo(self) -> int:
         """Rows that the run would work on; 0 if the run would be refused."""
         if self.changes:
-            return self.counts.all if self.new_recipe else 0
+            return self.counts.all if self.config.new_recipe else 0
         return self.counts.new + self.counts.retried
 
     def __str__(self) -> str:
         files = f"{self.num_files} file{'s' * (self.num_files > 1)}"
+        num_old = sum(self.statuses.values())
+        content = f"{num_old} rows, {counts_text(self.statuses)}" if num_old else "new"
         lines = [
-            f"input     {self.counts.all} rows in {files} of {self.input}",
-            f"output    {self.output}{self._content()}",
+            f"input     {self.counts.all} rows in {files} of {self.config.input}",
+            f"output    {self.output}: {content}",
             *(self._recipe_lines() if self.changes else self._row_lines()),
         ]
         if self.num_todo:
-            parts = math.ceil(self.num_todo / self.rows_per_part)
+            parts = math.ceil(self.num_todo / self.config.rows_per_part)
             lines += [
-                f"parts     {parts} or more, of at most {self.rows_per_part} rows, one at least "
-                f"every {self.max_part_age_s:g} s",
+                f"parts     {parts} or more, of at most {self.config.rows_per_part} rows, one at "
+                f"least every {self.config.max_part_age_s:g} s",
                 f"machines  {self.deployment}",
             ]
         return "\n".join([*lines, "nothing was started, nothing was written"])
-
-    def _content(self) -> str:
-        if not self.statuses:
-            return ": new"
-        return f": {sum(self.statuses.values())} rows, {_counts(self.statuses)}"
 
     def _row_lines(self) -> list[str]:
         counts = self.counts
         lines = [f"rows      {counts.new} new, {counts.done} done, {counts.failed} failed"]
         if self.failed_codes:
-            lines.append(f"failed    {_counts(self.failed_codes)}; {self._retries()}")
+            again = "they stay; --retry-failed would try them again, or only CODES of them"
+            if counts.retried:
+                again = f"--retry-failed tries {counts.retried} of them again and replaces them"
+            lines.append(f"failed    {counts_text(self.failed_codes)}; {again}")
         if counts.quarantined or counts.poisoned:
             lines.append(
                 f"in flight {counts.quarantined} rows were in flight in killed runs and come last, "
@@ -92,23 +89,14 @@ class DryRun:
             )
         return [*lines, f"to do     {self.num_todo} rows"]
 
-    def _retries(self) -> str:
-        if self.counts.retried:
-            return f"--retry-failed tries {self.counts.retried} of them again and replaces them"
-        return "they stay; --retry-failed would try them again, or only CODES of them"
-
     def _recipe_lines(self) -> list[str]:
-        num_old = sum(self.statuses.values())
-        if self.new_recipe:
-            consequence = (
-                f"--new-recipe moves the {num_old} rows to _old-<time>/ and does all "
-                f"{self.counts.all} rows anew"
-            )
-        else:
-            consequence = (
-                f"the run would be REFUSED; --new-recipe would move the {num_old} rows to "
-                f"_old-<time>/ and do all {self.counts.all} rows anew"
-            )
+        moves, does = "the run would be REFUSED; --new-recipe would move", "do"
+        if self.config.new_recipe:
+            moves, does = "--new-recipe moves", "does"
+        consequence = (
+            f"{moves} the {sum(self.statuses.values())} rows to _old-<time>/ and {does} all "
+            f"{self.counts.all} rows anew"
+        )
         return [
             "recipe    changed since the output was begun:",
             *(f"            {change}" for change in self.changes),
@@ -119,38 +107,30 @@ class DryRun:
 def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
     """Find out what `pipeline.run.run` would do.
 
-    Args:
-        config: the configuration of the run.
-        num_gpus: the GPUs that the run is assumed to have, all on one node.
-        where: a note for the reader on where that number comes from.
+    The run is assumed to have `num_gpus` GPUs, all on one node; `where` is a note for the reader on
+    where that number comes from.
 
     Raises:
         ValueError: the run would be refused.
     """
-    text = open_checkpoint(config)
-    wanted_load(config, text)
-    source = open_input(config)
-    store = open_store(config.output)
+    checked, store = check(config), open_store(config.output)
+    source, num_experts = checked.source, checked.text.n_routed_experts
     parts = ledger.committed_parts(store)
-    recipe = recipe_of(config, source.row_schema)
-    changes = tuple(_changes(store, recipe.plain_fields)) if parts else ()
+    changes = tuple(_changes(store, recipe_of(config, source.row_schema))) if parts else ()
     if not changes:
         source = in_known_order(source, store, parts)
     statuses, codes = ledger.count_results(store, parts)
     # Rows of another recipe do not count as done: --new-recipe would set them aside.
     counts = _count(config, source, store, [] if changes else parts, has_failed=bool(codes))
     return DryRun(
-        input=config.input,
+        config=config,
         output=store.uri,
         num_files=len(source.files),
         counts=counts,
         statuses=statuses,
         failed_codes=codes,
         changes=changes,
-        new_recipe=config.new_recipe,
-        rows_per_part=config.rows_per_part,
-        max_part_age_s=config.max_part_age_s,
-        deployment=f"{_deployment(config, num_gpus, text.n_routed_experts)} ({where})",
+        deployment=f"{_deployment(config, num_gpus, num_experts)} ({where})",
     )
 
 
@@ -162,22 +142,17 @@ def _deployment(config: PipelineConfig, num_gpus: int, num_experts: int) -> str:
         return f"REFUSED: {error}"
 
 
-def _changes(store: Store, fields: Any) -> Iterator[str]:
+def _changes(store: Store, recipe: Recipe) -> Iterator[str]:
     """Yield the differences from the recipe that an output with part files was begun with."""
     stored = stored_fields(store)
     if stored is None:
         yield "the output holds parts and no recipe"
     else:
-        yield from differences(stored, fields)
+        yield from differences(stored, recipe.plain_fields)
 
 
 def _count(
-    config: PipelineConfig,
-    source: Source,
-    store: Store,
-    parts: Sequence[str],
-    *,
-    has_failed: bool,
+    config: PipelineConfig, source: Source, store: Store, parts: Sequence[str], *, has_failed: bool
 ) -> RowCounts:
     """Plan as a run would, with and without the rows that failed, and count the difference."""
     schema = source.row_schema.output
@@ -199,7 +174,3 @@ def _count(
         quarantined=len(wanted.quarantined),
         poisoned=len(wanted.poisoned),
     )
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))

@@ -1,12 +1,11 @@
 """Checks the checkpoint, the grammars and the input of a run before anything is started."""
 
-import pyarrow as pa
-
 from model.config import TextConfig
 from model.engine.grammar import Grammars
 from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError
 from pipeline.cluster.deployment import check_ranks
+from pipeline.column_types import is_list
 from pipeline.config import PipelineConfig
 from pipeline.input.source import Source, open_source
 from pipeline.media.windows import TimeWindows
@@ -18,8 +17,7 @@ from pipeline.prompts.window_answers import window_fields
 def open_checkpoint(config: PipelineConfig) -> TextConfig:
     """Check every tensor's name and shape, and that every schema can be made a grammar.
 
-    Returns:
-        The configuration of the checkpoint's language model.
+    Returns the configuration of the checkpoint's language model.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -66,8 +64,7 @@ def open_input(config: PipelineConfig) -> Source:
         output=config.output,
     )
     kind = source.row_schema.read.field(config.columns.video).type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if is_list and isinstance(windows, TimeWindows):
+    if is_list(kind) and isinstance(windows, TimeWindows):
         raise ValueError(
             f"--window-s cuts one video a row, and column {config.columns.video!r} is {kind}; "
             "give each video a row of its own"

@@ -49,13 +49,9 @@ def run(
 
     check --> lock the output --> plan --> connect --> groups start --> rows flow --> report
 
-    Args:
-        config: what to do.
-        connect: is entered while rows flow, and not at all when no row is left to do; it connects
-            this process to Ray, unless the run is inline.
-        inline: run everything in this process, without Ray.
-        engine_factory: makes the engine of each rank.
-        show_progress: show on standard error how it goes.
+    `connect` connects this process to Ray, unless the run is `inline`, which runs everything in
+    this process, without Ray. It is entered while rows flow, and not at all when no row is left to
+    do. `show_progress` shows on standard error how it goes.
 
     Raises:
         ValueError: refused; nothing was done.

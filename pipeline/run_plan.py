@@ -51,11 +51,7 @@ class RunPlan:
     run_id: str
 
     def open_writer(self, check: Callable[[], None]) -> PartWriter:
-        """The writer of the output.
-
-        Args:
-            check: raises where the output is not this driver's any more.
-        """
+        """Open the writer of the output; `check` raises if another driver has taken it over."""
         return PartWriter(
             self.store,
             self.run_id,
@@ -79,12 +75,7 @@ def check(config: PipelineConfig) -> Checked:
 
 
 def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
-    """Claim the output for a recipe, and decide which rows are to do.
-
-    Args:
-        config: of the run.
-        checked: its checkpoint and input.
-        store: its output, whose lock is held.
+    """Claim the output, whose lock is held, for a recipe, and decide which rows are to do.
 
     Raises:
         ValueError: the output belongs to another recipe or input, or is damaged.

@@ -73,16 +73,8 @@ WINDOW_FIELD = pa.field(
     "prompt_window", pa.struct([("start", pa.float64()), ("end", pa.float64())])
 )
 
-_RESERVED = frozenset(
-    field.name
-    for field in (
-        *RESULT_FIELDS,
-        *PREPARED_FIELDS,
-        PROMPT_NUMBER_FIELD,
-        NAMED_PROMPT_FIELD,
-        WINDOW_FIELD,
-    )
-)
+_ADDED = (*RESULT_FIELDS, *PREPARED_FIELDS, PROMPT_NUMBER_FIELD, NAMED_PROMPT_FIELD, WINDOW_FIELD)
+_RESERVED = frozenset(field.name for field in _ADDED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +131,10 @@ def check_input(
     keep_media: bool = False,
     extra: Sequence[pa.Field] = (),
 ) -> RowSchema:
-    """Decide what to read and write for an input with `schema`.
+    """Decide what to read and write for an input with the merged `schema` of its files.
 
-    Args:
-        schema: the merged schema of the input's files.
-        columns: which columns hold the media, the id, the prompt and the time span.
-        carry: columns of the input to write beside the results; None means all.
-        keep_media: write the media bytes too, where the media column holds them.
-        extra: result columns beside `RESULT_FIELDS`.
+    `carry` are the columns of the input to write beside the results, None means all; `keep_media`
+    writes the media bytes too. `extra` are result columns beside `RESULT_FIELDS`.
 
     Raises:
         ValueError: a column is missing, has the wrong type, or cannot be written; the message
@@ -165,14 +153,11 @@ def check_input(
 
 def _check_roles(schema: pa.Schema, columns: InputColumns) -> None:
     """Refuse columns that are missing, or whose type does not fit their role."""
-    _check_type(
-        schema,
-        columns.video,
-        "media",
-        types.is_media,
+    media = (
         "string (a path or URI), binary (the media bytes), struct<bytes: binary, path: string>, or "
-        "a list of one of these",
+        "a list of one of these"
     )
+    _check_type(schema, columns.video, "media", types.is_media, media)
     _check_type(schema, columns.id, "id", types.is_id, "string or integer")
     _check_type(schema, columns.prompt, "prompt", types.is_text, "string")
     for role, name in (("start", columns.start_s), ("end", columns.end_s)):
@@ -188,58 +173,27 @@ def _carried_fields(
     keep_media: bool,
 ) -> Iterator[pa.Field]:
     """Yield the fields of the output that copy input columns; arguments as in `check_input`."""
-    repeated = {name for name in schema.names if schema.names.count(name) > 1}
     # `dict.fromkeys` keeps a name that --columns repeats once, at its first place.
     for name in dict.fromkeys(schema.names if carry is None else carry):
-        field = _carried_field(
-            schema,
-            name,
-            columns,
-            extra,
-            is_repeated=name in repeated,
-            is_chosen=carry is not None,
-            keep_media=keep_media,
-        )
-        if field is not None:
-            yield field
-
-
-def _carried_field(
-    schema: pa.Schema,
-    name: str,
-    columns: InputColumns,
-    extra: Sequence[pa.Field],
-    *,
-    is_repeated: bool,
-    is_chosen: bool,
-    keep_media: bool,
-) -> pa.Field | None:
-    """Return the field of the output that copies an input column; None if nothing is copied.
-
-    Raises:
-        ValueError: the column is missing or ambiguous, its name is taken, or its values cannot be
-            written although the user chose it.
-    """
-    field = _field(schema, name, "carried")
-    if is_repeated:
-        raise ValueError(f"the input has several columns named {name!r}; rename them")
-    if name == columns.id == "row_id":
-        return None  # the output's own row_id column has its values
-    if name in _RESERVED.union(field.name for field in extra):
-        raise ValueError(
-            f"the input column {name!r} has the name of a column that the output or the "
-            f"pipeline adds; rename it, or choose the columns to carry with "
-            f"--columns {_carriable_names(schema, columns)}"
-        )
-    written = types.written_type(field, is_media=name == columns.video, keep_media=keep_media)
-    if written is not None:
-        return pa.field(name, written, nullable=field.nullable)
-    if is_chosen:
-        raise ValueError(
-            f"column {name!r} holds the media bytes; add --keep-media to write them again, "
-            "or leave it out of --columns"
-        )
-    return None
+        field = _field(schema, name, "carried")
+        if schema.names.count(name) > 1:
+            raise ValueError(f"the input has several columns named {name!r}; rename them")
+        if name == columns.id == "row_id":
+            continue  # the output's own row_id column has its values
+        if name in _RESERVED.union(field.name for field in extra):
+            raise ValueError(
+                f"the input column {name!r} has the name of a column that the output or the "
+                f"pipeline adds; rename it, or choose the columns to carry with "
+                f"--columns {_carriable_names(schema, columns)}"
+            )
+        kind = types.written_type(field, is_media=name == columns.video, keep_media=keep_media)
+        if kind is not None:
+            yield pa.field(name, kind, nullable=field.nullable)
+        elif carry is not None:
+            raise ValueError(
+                f"column {name!r} holds the media bytes; add --keep-media to write them again, "
+                "or leave it out of --columns"
+            )
 
 
 def _check_template_columns(schema: pa.Schema, columns: InputColumns) -> None:
@@ -262,11 +216,9 @@ def _read_schema(
     """Return the columns that have a role, are named by prompts or are carried; others cost I/O."""
     wanted = {*columns.names, *columns.fields, *columns.lists} | {field.name for field in carried}
     return pa.schema(
-        [
-            pa.field(field.name, types.read_type(field, is_media=field.name == columns.video))
-            for field in schema
-            if field.name in wanted
-        ]
+        (field.name, types.read_type(field, is_media=field.name == columns.video))
+        for field in schema
+        if field.name in wanted
     )
 
 

@@ -75,7 +75,7 @@ def ceiling(folder: Path, options: argparse.Namespace) -> dict[str, object]:
             config = make_config(source, folder / f"{name}-{rows_per_batch}", num_frames=1)
             config = replace(config, rows_per_batch=rows_per_batch)
             report = run_with(config, rows_per_s=inf)
-            rates[f"{name}_batches_of_{rows_per_batch}"] = round(report.rows_per_s, 1)
+            rates[f"{name}_batches_of_{rows_per_batch}"] = round(report.rates["rows_per_s"], 1)
     return {"rows_per_s": rates}
 
 

@@ -9,6 +9,7 @@ that receive and answer requests. While the engines wait for rows, every thread 
 import os
 from collections.abc import Iterator, Set
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from parallel.ranks.worker import ENGINE_THREAD
@@ -18,19 +19,18 @@ from pipeline.monitor.snapshot import Snapshot
 _MAX_IDLE_SHARE = 0.1  # up to so much idle time of ranks, the engines are the slower half
 
 
+@dataclass
 class CpuAffinity:
     """A reporter that binds the other threads of a run to processors that engines do not use.
 
     It touches only the driver and its descendants, so a Ray that the driver did not start is left
     alone, and so is a thread that someone else has bound to processors. Engines may run on all
     processors. If they need all of them, nothing changes.
-
-    Args:
-        num_threads: the number of threads of each engine.
     """
 
-    def __init__(self, num_threads: int) -> None:
-        self._num_threads = num_threads
+    num_threads: int  # of each engine
+
+    def __post_init__(self) -> None:
         self._all = os.sched_getaffinity(0)
         self._rest = self._all  # processors of all threads but the engines'
 
@@ -49,7 +49,7 @@ class CpuAffinity:
     def _move(self, *, make_room: bool) -> None:
         processes = [os.getpid(), *descendants(os.getpid())]
         num_engines = sum(any(map(_computes, _threads(each))) for each in processes)
-        num_left = len(self._all) - self._num_threads * num_engines
+        num_left = len(self._all) - self.num_threads * num_engines
         rest = self._all
         if make_room and num_left > 0:
             # The engines get the last ones, since devices often interrupt the first.

@@ -30,11 +30,7 @@ class Deployment:
 
 
 def check_ranks(config: PipelineConfig, num_experts: int) -> None:
-    """Refuse a number of ranks over which the experts cannot be divided.
-
-    Raises:
-        ValueError: `expert_parallel` does not divide the number of experts.
-    """
+    """Raise a `ValueError` if `expert_parallel` does not divide the number of experts."""
     ranks = config.expert_parallel or 1
     if ranks > 1 and (num_experts == 0 or num_experts % ranks):
         raise ValueError(
@@ -63,42 +59,24 @@ def choose_deployment(
 ) -> Deployment:
     """Choose what the user left open. Every GPU is used; without GPUs one rank is.
 
-    Args:
-        config: what the user asked for.
-        gpus_of_nodes: the number of GPUs of each node of the cluster.
-        num_experts: routed experts of the checkpoint.
-
     Raises:
         ValueError: GPUs are asked for and there are none, or no group of so many ranks could ever
             be placed on them.
     """
     nodes = [num_gpus for num_gpus in gpus_of_nodes if num_gpus]
-    groups, ranks = config.num_groups, config.expert_parallel
-    if _choose_device(config, sum(nodes)) == "cpu":
-        why = "as asked" if ranks or groups else "auto takes one rank where there is no GPU"
-        return _deployment(config, "cpu", groups or 1, ranks or 1, why)
-    # A group must lie on one node unless the user allows otherwise, so the GPUs that are left over
-    # on several nodes do not make another group.
-    places = nodes if config.placement == "STRICT_PACK" else [sum(nodes)]
-    if ranks and groups:
-        return _deployment(config, "cuda", groups, ranks, "as asked")
-    if ranks:
-        return _groups_of(ranks, config, nodes, places)
-    if groups:
-        return _split_over(groups, config, nodes, places, num_experts)
-    why = (
-        f"one copy on each of {_gpus_text(nodes)} needs no exchange; where a copy does not fit, "
-        "choose --expert-parallel 2 or more"
-    )
-    return _deployment(config, "cuda", sum(nodes), 1, why)
+    device = _choose_device(config, sum(nodes))
+    if device == "cpu":
+        groups, ranks = config.num_groups or 1, config.expert_parallel or 1
+        is_asked = config.num_groups or config.expert_parallel
+        why = "as asked" if is_asked else "auto takes one rank where there is no GPU"
+    else:
+        groups, ranks, why = _share_gpus(config, nodes, num_experts)
+    dispatch = explain(config.exchange, ranks, device) + _explain_placement(config, ranks)
+    return Deployment(device=device, num_groups=groups, num_ranks=ranks, why=why, dispatch=dispatch)
 
 
 def _choose_device(config: PipelineConfig, num_gpus: int) -> str:
-    """Return "cpu" or "cuda".
-
-    Raises:
-        ValueError: GPUs are asked for and there are none.
-    """
+    """Return "cpu" or "cuda"; raise a `ValueError` if GPUs are asked for and there are none."""
     if config.device == "auto":
         return "cuda" if num_gpus else "cpu"
     # Groups of given number and size can wait for nodes that join the cluster later.
@@ -111,35 +89,39 @@ def _choose_device(config: PipelineConfig, num_gpus: int) -> str:
     return config.device
 
 
-def _groups_of(
-    ranks: int, config: PipelineConfig, nodes: Sequence[int], places: Sequence[int]
-) -> Deployment:
-    """Make as many groups of given size as there is room for.
+def _share_gpus(
+    config: PipelineConfig, nodes: Sequence[int], num_experts: int
+) -> tuple[int, int, str]:
+    """Choose the number of groups and of the ranks of each, and say why.
 
     Raises:
-        ValueError: there is no room for one.
+        ValueError: there is no room for a group of so many ranks.
     """
-    num_groups = _room(places, ranks)
-    if not num_groups:
-        raise ValueError(_no_place(config, ranks, nodes))
-    why = f"as many groups of {ranks} as {_gpus_text(nodes)} hold"
-    return _deployment(config, "cuda", num_groups, ranks, why)
-
-
-def _split_over(
-    groups: int,
-    config: PipelineConfig,
-    nodes: Sequence[int],
-    places: Sequence[int],
-    num_experts: int,
-) -> Deployment:
-    """Make groups of a given number as large as there is room for and the experts divide into."""
-    sizes = [size for size in range(2, sum(nodes) + 1) if num_experts and not num_experts % size]
-    ranks = max((size for size in sizes if _room(places, size) >= groups), default=1)
-    why = f"{_gpus_text(nodes)} shared by {groups} groups, {num_experts} experts by their ranks"
-    if len(places) > 1:
-        why += ", which lie on one node unless --placement lets them lie on several"
-    return _deployment(config, "cuda", groups, ranks, why)
+    # A group must lie on one node unless the user allows otherwise, so the GPUs that are left over
+    # on several nodes do not make another group.
+    places = nodes if config.placement == "STRICT_PACK" else [sum(nodes)]
+    groups, ranks, gpus = config.num_groups, config.expert_parallel, _gpus_text(nodes)
+    if ranks and groups:
+        return groups, ranks, "as asked"
+    if ranks:
+        groups = _room(places, ranks)
+        if not groups:
+            raise ValueError(_no_place(config, ranks, nodes))
+        return groups, ranks, f"as many groups of {ranks} as {gpus} hold"
+    if groups:
+        # As large as there is room for and the experts divide into.
+        sizes = range(2, sum(nodes) + 1) if num_experts else ()
+        fitting = [n for n in sizes if not num_experts % n and _room(places, n) >= groups]
+        ranks = max(fitting, default=1)
+        why = f"{gpus} shared by {groups} groups, {num_experts} experts by their ranks"
+        if len(places) > 1:
+            why += ", which lie on one node unless --placement lets them lie on several"
+        return groups, ranks, why
+    why = (
+        f"one copy on each of {gpus} needs no exchange; where a copy does not fit, choose "
+        "--expert-parallel 2 or more"
+    )
+    return sum(nodes), 1, why
 
 
 def _room(places: Sequence[int], num_ranks: int) -> int:
@@ -164,19 +146,6 @@ def _no_place(config: PipelineConfig, num_ranks: int, nodes: Sequence[int]) -> s
     return (
         f"expert_parallel={num_ranks} needs {num_ranks} GPUs {where}, and the cluster has "
         f"{_gpus_text(nodes)}; ask for at most {most}, or {or_else}"
-    )
-
-
-def _deployment(
-    config: PipelineConfig, device: str, num_groups: int, num_ranks: int, why: str
-) -> Deployment:
-    return Deployment(
-        device=device,
-        num_groups=num_groups,
-        num_ranks=num_ranks,
-        why=why,
-        dispatch=explain(config.exchange, num_ranks, device)
-        + _explain_placement(config, num_ranks),
     )
 
 

@@ -29,10 +29,8 @@ _ORIGIN = b"moonsweep.checkpoint"  # metadata key of the checkpoint's fingerprin
 def record_load(store: Store, load: ExpertLoad, checkpoint: str) -> None:
     """Add the tokens that a run's experts computed to the record of its output.
 
-    Args:
-        store: the output.
-        load: the tokens of each expert in this run; if there are none, nothing is written.
-        checkpoint: its fingerprint; a record with another fingerprint is replaced.
+    Without any tokens nothing is written. A record of another checkpoint, by its fingerprint, is
+    replaced.
     """
     if not any(tokens.any() for tokens in load.values()):
         return
@@ -51,11 +49,7 @@ def record_load(store: Store, load: ExpertLoad, checkpoint: str) -> None:
 
 
 def read_load(uri: str, text: TextConfig) -> ExpertLoad:
-    """Read the record of an earlier run with a network of the same experts.
-
-    Args:
-        uri: the path or URI of the record.
-        text: the configuration of the network for which it is wanted.
+    """Read the record of an earlier run, at a path or URI, for a network with the same experts.
 
     Raises:
         ValueError: the record cannot be read, or is of other layers or experts.
@@ -93,11 +87,7 @@ def _to_table(load: ExpertLoad, checkpoint: str) -> pa.Table:
 
 
 def _from_table(table: pa.Table) -> ExpertLoad:
-    """Read the tokens of each layer; its experts must be 0, 1, ... in any order.
-
-    Raises:
-        ValueError: an expert is missing or there twice, or a number of tokens is negative.
-    """
+    """Read the tokens of each layer; a `ValueError` says that its experts are not 0, 1, ..."""
     layers, experts, tokens = (table[name].to_numpy() for name in _SCHEMA.names)
     load: dict[int, np.ndarray] = {}
     for layer in np.unique(layers).tolist():

@@ -60,12 +60,7 @@ def start_groups(
 ) -> Groups:
     """Start the groups of a deployment; return when the first one is ready.
 
-    Args:
-        config: the configuration of the run.
-        deployment: how many groups and ranks, on which device.
-        load: the load by which experts are placed, from `wanted_load`.
-        engine_factory: makes the engine of each rank.
-        admission: how long each rank holds back new requests.
+    Experts are placed by `load`, from `wanted_load`.
 
     Raises:
         ValueError: ranks have no room for the copies of experts, or would reserve the same memory
@@ -103,9 +98,6 @@ def _check_cache(engine: EngineConfig, deployment: Deployment) -> None:
     Dividing the fraction by the ranks of a machine would not do. Ray places ranks anew after each
     failure, and memory that a rank finds free will be taken by weights that other ranks have yet to
     read and by cache blocks that they have yet to write.
-
-    Raises:
-        ValueError: several ranks on CPUs are to take a fraction of the memory.
     """
     num_ranks = deployment.num_groups * deployment.num_ranks
     if engine.cache_fraction is not None and deployment.device == "cpu" and num_ranks > 1:
@@ -120,10 +112,8 @@ def rank_stats(status: Callable[..., GroupsStatus], fresh: bool) -> RankStats | 
     """Return what the ranks tell of themselves, by group, for `polling`.
 
     None means that the supervisor is gone; the driver's own loop meets that too, and raises it.
-
-    Args:
-        status: the method `status` of the groups.
-        fresh: ask the ranks now, in place of what they last told.
+    `status` is that method of the groups; `fresh` asks the ranks now, in place of what they last
+    told.
     """
     try:
         return status(fresh=fresh).rank_stats
@@ -134,11 +124,10 @@ def rank_stats(status: Callable[..., GroupsStatus], fresh: bool) -> RankStats | 
 def rank_numbers(status: GroupsStatus) -> Mapping[str, float]:
     """Average how well ranks kept together, over all groups; empty if each rank was alone.
 
-    Returns:
-        `level`, the mean number of tokens of a rank in a step divided by the greatest one, so 1 is
-        best; `wait_share`, the share of the time of steps in which a rank waited for others to
-        begin them; `steps`, the number of steps with work. All of them since the last failure of a
-        group, as of the last time that ranks were asked.
+    `level` is the mean number of tokens of a rank in a step divided by the greatest one, so 1 is
+    best; `wait_share` the share of the time of steps in which a rank waited for others to begin
+    them; `steps` the number of steps with work. All of them count since the last failure of a
+    group, as of the last time that ranks were asked.
     """
     ranks = [rank for group in status.rank_stats.values() for rank in group if "level" in rank]
     if not ranks:

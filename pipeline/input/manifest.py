@@ -21,10 +21,7 @@ _MAX_NAMED = 3  # in an error message
 def in_known_order(source: Source, store: Store, parts: Sequence[str]) -> Source:
     """Reorder the files of an input, those that the output knows first, so that row ids stay.
 
-    Args:
-        source: the input.
-        store: the output.
-        parts: the part files of the output; without any, all files count as new.
+    If the output has no part files, all files count as new.
 
     Raises:
         ValueError: a known file is gone or has another number of rows, so that other rows could

@@ -55,12 +55,8 @@ def plan(
 ) -> Plan:
     """Decide which rows are still to do. Reads the id column if there is one, nothing else.
 
-    Args:
-        source: the input.
-        index: the rows that the output holds.
-        limit: ignore all but the first `limit` rows of the input; None ignores none.
-        only: do no other rows than these; None does all.
-        in_flight_counts: in how many killed runs a row was in flight, by the hash of its id.
+    `limit` ignores all but the first rows of the input, and `only` all but the rows of a set.
+    `in_flight_counts` tells in how many killed runs a row was in flight, by the hash of its id.
 
     Raises:
         ValueError: an id is null or not unique, or the output has rows that the input lacks.
@@ -98,6 +94,7 @@ class _RowGroup:
         return self.split(np.arange(len(self.is_renamed)) == row)
 
 
+@dataclass
 class _PlanBuilder:
     """Takes the row groups of an input in their order and says of each row what becomes of it.
 
@@ -107,22 +104,16 @@ class _PlanBuilder:
     else --> to do, in one split with the others of its row group
     """
 
-    def __init__(
-        self,
-        index: OutputIndex,
-        num_rows: int,
-        only: IdSet | None,
-        in_flight_counts: Mapping[int, int],
-    ) -> None:
-        self._index = index
-        self._num_rows = num_rows
-        self._only = only
-        self._in_flight_counts = in_flight_counts
-        too_many = [row for row, num in in_flight_counts.items() if RUNS.is_quarantined(num)]
+    index: OutputIndex
+    num_rows: int  # of the input, within the limit
+    only: IdSet | None
+    in_flight_counts: Mapping[int, int]
+
+    def __post_init__(self) -> None:
+        too_many = [row for row, num in self.in_flight_counts.items() if RUNS.is_quarantined(num)]
         self._set_apart = np.array(too_many, np.uint64)
         self._num_before = 0  # rows of the row groups added so far
-        self._num_todo = 0
-        self._num_in_output = 0
+        self._num_todo = self._num_in_output = 0
         self._splits: list[RowGroupSplit] = []
         self._quarantined: list[RowGroupSplit] = []
         self._poisoned: list[RowGroupSplit] = []
@@ -134,7 +125,7 @@ class _PlanBuilder:
         self._num_todo += int(todo.sum())
         is_set_apart = todo & np.isin(hashes, self._set_apart)
         for row in map(int, np.flatnonzero(is_set_apart)):
-            is_poison = RUNS.is_poison(self._in_flight_counts[int(hashes[row])])
+            is_poison = RUNS.is_poison(self.in_flight_counts[int(hashes[row])])
             rows = self._poisoned if is_poison else self._quarantined
             rows.append(row_group.split_of_row(row))
         todo &= ~is_set_apart
@@ -143,20 +134,16 @@ class _PlanBuilder:
 
     def _todo(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which rows are not done, within the limit and wanted."""
-        is_done = self._index.done.contains_hashes(hashes)
-        is_failed = self._index.part_of(hashes) != NO_PART
+        is_done = self.index.done.contains_hashes(hashes)
+        is_failed = self.index.part_of(hashes) != NO_PART
         self._num_in_output += int(is_done.sum()) + int(is_failed.sum())
-        todo = ~is_done if self._only is None else ~is_done & self._only.contains_hashes(hashes)
-        todo[max(0, self._num_rows - self._num_before) :] = False
+        todo = ~is_done if self.only is None else ~is_done & self.only.contains_hashes(hashes)
+        todo[max(0, self.num_rows - self._num_before) :] = False
         return todo
 
     def finish(self) -> Plan:
-        """Return the plan of all row groups.
-
-        Raises:
-            ValueError: the output has rows that the input lacks.
-        """
-        num_strange = self._index.num_rows - self._num_in_output
+        """Return the plan of all row groups; refuse an output with rows that the input lacks."""
+        num_strange = self.index.num_rows - self._num_in_output
         if num_strange > 0:
             raise ValueError(
                 f"the output holds {num_strange} rows that are not in this input; it "
@@ -164,8 +151,8 @@ class _PlanBuilder:
             )
         return Plan(
             tuple(self._splits),
-            self._num_rows,
-            self._num_rows - self._num_todo,
+            self.num_rows,
+            self.num_rows - self._num_todo,
             tuple(self._quarantined),
             tuple(self._poisoned),
         )

@@ -30,19 +30,12 @@ class InputFile:
 
 @dataclass(frozen=True)
 class RowNaming:
-    """How the rows of an input get their ids.
-
-    Args:
-        filesystem: where the files are.
-        files: the files of the input, in an order in which the first row of an id keeps it.
-        column: the column with the user's ids; None numbers the rows.
-        make_unique: rename null and repeated ids instead of refusing them.
-    """
+    """How the rows of an input get their ids."""
 
     filesystem: pafs.FileSystem
-    files: tuple[InputFile, ...]
-    column: str | None
-    make_unique: bool = False
+    files: tuple[InputFile, ...]  # in an order in which the first row of an id keeps it
+    column: str | None  # with the user's ids; None numbers the rows
+    make_unique: bool = False  # rename null and repeated ids instead of refusing them
 
     def ids_of_file(self, file: InputFile) -> Iterator[pa.Array]:
         """Yield the ids of each row group of a file, in order, as the file has them.
@@ -74,14 +67,8 @@ class RowNaming:
     ) -> tuple[pa.Array, NDArray[np.bool_]]:
         """Make sure that the ids of a row group are neither null nor in `seen`, and add them to it.
 
-        Args:
-            file: the file of the row group.
-            first_row: number of the row group's first row in the file.
-            ids: the ids as the file has them.
-            seen: the ids of all rows before; grows by those of this row group.
-
-        Returns:
-            The ids of the rows, and which of them were renamed.
+        `first_row` is the number of the row group's first row in the file, and `ids` are as the
+        file has them. Returns the ids of the rows, and which of them were renamed.
 
         Raises:
             ValueError: an id is null or repeated and may not be renamed, or a new name is taken.

@@ -24,12 +24,10 @@ def unify(
     wanted: Collection[str] | None,
     required: Collection[str] = (),
 ) -> pa.Schema:
-    """Merge schemas into one that holds the rows of all files.
+    """Merge the schemas of files, each given with its path, into one that holds all their rows.
 
-    Args:
-        schemas: the path and the schema of each file.
-        wanted: the columns that will be read; None means all. Others may differ freely.
-        required: columns that every file must have.
+    `wanted` are the columns that will be read; others may differ freely, and None means all. Every
+    file must have the `required` columns.
 
     Raises:
         ValueError: a column has types that cannot be merged, or a file lacks a column that is
@@ -59,7 +57,7 @@ def unify(
 def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Cast `rows` to the columns of `schema`; columns that `rows` lacks are null."""
     columns = [
-        _cast(rows[field.name], field.type)
+        rows[field.name].cast(field.type)
         if field.name in rows.column_names
         else pa.nulls(rows.num_rows, field.type)
         for field in schema
@@ -114,7 +112,3 @@ def _wider_nested(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
                 return None
             merged[member.name] = both
     return pa.struct(list(merged.items()))
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    return column if column.type == kind else column.cast(kind)

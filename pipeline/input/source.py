@@ -47,14 +47,8 @@ def open_source(
 ) -> Source:
     """Find the files of an input and merge their schemas.
 
-    Args:
-        uri: a path, pattern or URI, as for `list_files`.
-        columns: the roles of the columns.
-        carry: columns to write beside the results; None means all.
-        keep_media: write media bytes too.
-        extra: result columns beside `RESULT_FIELDS`.
-        make_ids_unique: rename null and repeated ids instead of refusing them.
-        output: where the results go, as for `list_files`.
+    `uri` and `output` are as for `list_files`, `carry`, `keep_media` and `extra` as for
+    `check_input`. `make_ids_unique` renames null and repeated ids instead of refusing them.
 
     Raises:
         ValueError: there is no such file, a file is not Parquet, there are no rows, or a column is

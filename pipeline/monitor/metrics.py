@@ -30,11 +30,9 @@ class Metrics:
     """The metrics of one run, each with the tag `output`."""
 
     def __init__(self, output: str) -> None:
-        def tags(name: str) -> tuple[str, ...]:
-            return ("output", *_TAGS.get(name, ()))
-
-        self._counters = {name: Counter(name, text, tags(name)) for name, text in COUNTERS.items()}
-        self._gauges = {name: Gauge(name, text, tags(name)) for name, text in GAUGES.items()}
+        tags = {name: ("output", *_TAGS.get(name, ())) for name in (*COUNTERS, *GAUGES)}
+        self._counters = {name: Counter(name, text, tags[name]) for name, text in COUNTERS.items()}
+        self._gauges = {name: Gauge(name, text, tags[name]) for name, text in GAUGES.items()}
         for metric in (*self._counters.values(), *self._gauges.values()):
             metric.set_default_tags({"output": output})
         self._exported: dict[tuple[str, ...], float] = {}
@@ -55,12 +53,12 @@ class Metrics:
             ("moonsweep_eta_seconds", snapshot.eta_s),
         ):
             if value is not None:
-                self._set(name, value)
+                self._gauges[name].set(value, tags={})
         for rank in snapshot.ranks:
             who = {"group": str(rank.group), "rank": str(rank.rank)}
             for reason in ("data", "peers", "writer"):
-                share = getattr(rank, reason)
-                self._set("moonsweep_rank_wait_share", share, **who, reason=reason)
+                tags = {**who, "reason": reason}
+                self._gauges["moonsweep_rank_wait_share"].set(getattr(rank, reason), tags=tags)
 
     def close(self, snapshot: Snapshot) -> None:
         """Set all metrics to their last values, which Ray exports until the driver ends."""
@@ -73,6 +71,3 @@ class Metrics:
         if more > 0:
             self._counters[name].inc(more, tags=tags)
             self._exported[key] = value
-
-    def _set(self, name: str, value: float, **tags: str) -> None:
-        self._gauges[name].set(value, tags=tags)

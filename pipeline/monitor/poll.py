@@ -36,13 +36,9 @@ def polling(
 ) -> Iterator[None]:
     """Poll the ranks and show snapshots until the context ends; then show the last one.
 
-    Args:
-        monitor: adds up what the polls find.
-        rank_stats: returns the numbers of the ranks, or None if they cannot be had. True asks the
-            ranks for new numbers; False takes those of their group's last question.
-        writing_s: returns the seconds spent on writing part files so far.
-        reporters: are shown each snapshot, and closed with the last one.
-        every_s: seconds between two polls.
+    `rank_stats` returns the numbers of the ranks, or None if they cannot be had. True asks the
+    ranks for new numbers; False takes those of their group's last question. `writing_s` returns
+    the seconds spent on writing part files so far.
     """
     ended = threading.Event()
 

@@ -9,7 +9,7 @@ The time of a rank, since its engine was loaded, has four parts that add up to 1
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +35,7 @@ class Reading:
     @classmethod
     def of(cls, stats: Mapping[str, float]) -> "Reading":
         """Take the seconds from the numbers that a rank tells of itself."""
-        return cls(
-            ready_s=stats["ready_s"],
-            stepping_s=stats["stepping_s"],
-            own_wait_s=stats.get("own_wait_s", 0.0),
-            needed_s=stats.get("needed_s"),
-        )
-
-    def since(self, before: "Reading") -> "Reading":
-        """Return the seconds spent since an earlier reading of the same process."""
-        needed_s = None if self.needed_s is None else self.needed_s - (before.needed_s or 0.0)
-        return Reading(
-            ready_s=self.ready_s - before.ready_s,
-            stepping_s=self.stepping_s - before.stepping_s,
-            own_wait_s=self.own_wait_s - before.own_wait_s,
-            needed_s=needed_s,
-        )
+        return cls(**{each.name: stats[each.name] for each in fields(cls) if each.name in stats})
 
 
 _NEW_PROCESS = Reading(ready_s=0.0)
@@ -79,28 +64,24 @@ class RankTime:
             return  # the group has not asked its ranks again
         elif reading.ready_s < before.ready_s:
             before = _NEW_PROCESS  # the rank was started again
+        ready_s = reading.ready_s - before.ready_s
+        idle_s = max(0.0, ready_s - (reading.stepping_s - before.stepping_s))
+        self.idle_share = idle_s / ready_s if ready_s else 1.0
+        # Idle time is the writer's as far as the driver wrote.
         writing_share = (written_s - self.written_s) / max(now_s - self.read_at_s, 1e-9)
-        self._share_out(reading.since(before), min(1.0, writing_share))
-        self.latest, self.read_at_s, self.written_s = reading, now_s, written_s
-
-    def _share_out(self, spent: Reading, writing_share: float) -> None:
-        """Add the parts of some time; idle time is the writer's as far as the driver wrote."""
-        idle_s = max(0.0, spent.ready_s - spent.stepping_s)
-        writer_s = idle_s * writing_share
-        self.idle_share = idle_s / spent.ready_s if spent.ready_s else 1.0
-        self.ready_s += spent.ready_s
+        writer_s = idle_s * min(1.0, writing_share)
+        self.ready_s += ready_s
         self.data_s += idle_s - writer_s
         self.writer_s += writer_s
-        self.peers_s += spent.own_wait_s
-        if spent.needed_s is not None:
-            self.needed_s = (self.needed_s or 0.0) + spent.needed_s
+        self.peers_s += reading.own_wait_s - before.own_wait_s
+        if reading.needed_s is not None:
+            needed_s = reading.needed_s - (before.needed_s or 0.0)
+            self.needed_s = (self.needed_s or 0.0) + needed_s
+        self.latest, self.read_at_s, self.written_s = reading, now_s, written_s
 
     def waits(self, group: int, rank: int) -> RankWaits:
         """Return the shares of a rank that has been ready for some time."""
-        return RankWaits(
-            group=group,
-            rank=rank,
-            data=self.data_s / self.ready_s,
-            peers=self.peers_s / self.ready_s,
-            writer=self.writer_s / self.ready_s,
+        data, peers, writer = (
+            seconds / self.ready_s for seconds in (self.data_s, self.peers_s, self.writer_s)
         )
+        return RankWaits(group=group, rank=rank, data=data, peers=peers, writer=writer)

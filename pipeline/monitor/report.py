@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from pipeline.monitor.progress import counts_text
 from pipeline.monitor.snapshot import Snapshot
 from pipeline.monitor.stage_costs import Costs, StageCost
 from pipeline.status import Status
@@ -97,44 +98,36 @@ class Report:
         return self.statuses.get(Status.ERROR, 0) / max(1, self.rows_written)
 
     @property
-    def rows_per_s(self) -> float:
-        """Rows that this run wrote per second."""
-        return self.rows_written / max(self.seconds, 1e-9)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens that this run generated per second."""
-        return self.num_generated_tokens / max(self.seconds, 1e-9)
-
-    @property
-    def video_seconds_per_s(self) -> float:
-        """Seconds of video that this run answered per second."""
+    def rates(self) -> dict[str, float]:
+        """Rows written, tokens generated and seconds of video answered, each per second."""
         snapshot = self.usage.snapshot
-        return 0.0 if snapshot is None else snapshot.video_seconds / max(self.seconds, 1e-9)
+        totals = {
+            "rows_per_s": self.rows_written,
+            "tokens_per_s": self.num_generated_tokens,
+            "video_seconds_per_s": 0.0 if snapshot is None else snapshot.video_seconds,
+        }
+        return {name: total / max(self.seconds, 1e-9) for name, total in totals.items()}
 
     def as_json(self) -> dict[str, object]:
         """Return the content of `_report.json`: flat, but for the costs of stages and processes."""
-        fields = asdict(self)
+        fields, usage = asdict(self), self.usage
         del fields["usage"], fields["first_error"]
-        snapshot = self.usage.snapshot
         return {
-            **({} if snapshot is None else snapshot.as_json()),
+            **({} if usage.snapshot is None else usage.snapshot.as_json()),
             **fields,
             "output": self.output.as_json(),
             "seconds": self.seconds,
-            "rows_per_s": self.rows_per_s,
-            "tokens_per_s": self.tokens_per_s,
-            "video_seconds_per_s": self.video_seconds_per_s,
-            "spilled_bytes": self.usage.spilled_bytes,
-            "machines": self.usage.deployment,
-            "ranks": dict(self.usage.ranks),
-            "group_failures": list(self.usage.group_failures),
-            "longest_pause_s": self.usage.longest_pause_s,
-            "prepare_busy": round(self.usage.prepare_busy, 3),
-            "mean_rows_at_engines": round(self.usage.mean_rows, 2),
-            "max_rows_at_engines": self.usage.max_rows,
-            "slower_stage": self.usage.slower_stage,
-            **self.usage.costs.as_json(),
+            **self.rates,
+            "spilled_bytes": usage.spilled_bytes,
+            "machines": usage.deployment,
+            "ranks": dict(usage.ranks),
+            "group_failures": list(usage.group_failures),
+            "longest_pause_s": usage.longest_pause_s,
+            "prepare_busy": round(usage.prepare_busy, 3),
+            "mean_rows_at_engines": round(usage.mean_rows, 2),
+            "max_rows_at_engines": usage.max_rows,
+            "slower_stage": usage.slower_stage,
+            **usage.costs.as_json(),
         }
 
     def __str__(self) -> str:
@@ -145,10 +138,12 @@ class Report:
         ]
         if not self.rows_written:
             return "\n".join([*lines, "nothing to do: all rows are done"])
+        used, rates = self.usage.snapshot and self.usage.snapshot.engine_time_used, self.rates
         lines.append(
-            f"{self._engine()}{self.seconds:.1f} s: {self.rows_per_s:.3g} rows/s, "
-            f"{self.video_seconds_per_s:.3g} video-s/s, {self.tokens_per_s:.4g} generated "
-            f"tokens/s, {self.num_prompt_tokens} prompt tokens"
+            f"{'' if used is None else f'engine time used {used:.0%}; '}{self.seconds:.1f} s: "
+            f"{rates['rows_per_s']:.3g} rows/s, {rates['video_seconds_per_s']:.3g} video-s/s, "
+            f"{rates['tokens_per_s']:.4g} generated tokens/s, {self.num_prompt_tokens} prompt "
+            "tokens"
         )
         lines += self._table()
         if self.error_share == 1:
@@ -157,10 +152,6 @@ class Report:
                 f"first is {self.first_error}"
             )
         return "\n".join(lines)
-
-    def _engine(self) -> str:
-        used = None if self.usage.snapshot is None else self.usage.snapshot.engine_time_used
-        return "" if used is None else f"engine time used {used:.0%}; "
 
     def _table(self) -> list[str]:
         """Return a line for each stage and kind of process."""
@@ -174,15 +165,15 @@ class Report:
                 f"{'' if stage is None or not stage.num_bytes else _mb(stage.num_bytes):>10}"
                 f"{'' if peak is None else _mb(peak):>10}"
             )
-        written, spilled = _mb(self.num_bytes_written), "an unknown number of"
-        if self.usage.spilled_bytes is not None:
-            spilled = _mb(self.usage.spilled_bytes)
+        usage, spilled = self.usage, "an unknown number of"
+        if usage.spilled_bytes is not None:
+            spilled = _mb(usage.spilled_bytes)
         return [
             *lines,
-            f"{written} MB written, {spilled} MB spilled by the object store",
-            f"{self.usage.slower_stage} was the slower stage: prepare was busy "
-            f"{self.usage.prepare_busy:.0%} of the time of {self.usage.num_preparers} workers, "
-            f"the engines had {self.usage.mean_rows:.1f} of {self.usage.max_rows} rows",
+            f"{_mb(self.num_bytes_written)} MB written, {spilled} MB spilled by the object store",
+            f"{usage.slower_stage} was the slower stage: prepare was busy "
+            f"{usage.prepare_busy:.0%} of the time of {usage.num_preparers} workers, "
+            f"the engines had {usage.mean_rows:.1f} of {usage.max_rows} rows",
         ]
 
 
@@ -191,5 +182,4 @@ def _mb(num_bytes: int) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    parts = [f"{count} {name}" for name, count in sorted(counts.items())]
-    return f": {', '.join(parts)}" if parts else ""
+    return f": {counts_text(counts)}" if counts else ""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -54,13 +54,7 @@ class Snapshot:
             "engine_time_used": None if used is None else round(used, 4),
             "video_seconds": round(self.video_seconds, 3),
             "rank_waits": [
-                {
-                    "group": rank.group,
-                    "rank": rank.rank,
-                    "data": round(rank.data, 4),
-                    "peers": round(rank.peers, 4),
-                    "writer": round(rank.writer, 4),
-                }
+                {name: round(value, 4) for name, value in asdict(rank).items()}
                 for rank in self.ranks
             ],
         }
@@ -75,31 +69,21 @@ class _Totals(NamedTuple):
     num_tokens: int = 0
 
 
+@dataclass
 class RunMonitor:
     """Adds up what the driver tells of a run.
 
     Its methods may be called from several threads: the driver adds rows, another thread polls.
-
-    Args:
-        num_rows: rows of the input.
-        num_done: rows among these that were done before the run.
-        columns: columns of the input; time spans count instead of whole videos if they are carried.
-        clock: returns seconds that never go back.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        num_done: int,
-        columns: InputColumns,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._num_rows = num_rows
-        self._num_done = num_done
-        self._columns = columns
-        self._clock = clock
+    num_rows: int  # of the input
+    num_done: int  # rows among these that were done before the run
+    columns: InputColumns  # time spans count instead of whole videos if they are carried
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._finished = _Totals(clock())
+        self._finished = _Totals(self.clock())
         self._marks: deque[_Totals] = deque([self._finished])  # by which rates are reckoned
         self._statuses: Counter[str] = Counter()
         self._codes: Counter[str] = Counter()
@@ -109,10 +93,10 @@ class RunMonitor:
     def add(self, rows: pa.Table) -> None:
         """Take note of finished rows, a table with the columns of the output."""
         num_tokens = sum(rows["num_generated_tokens"].drop_null().to_pylist())
-        video_s = video_seconds(rows, self._columns)
+        video_s = video_seconds(rows, self.columns)
         with self._lock:
             self._finished = _Totals(
-                self._clock(),
+                self.clock(),
                 self._finished.num_rows + rows.num_rows,
                 self._finished.video_s + video_s,
                 self._finished.num_tokens + num_tokens,
@@ -132,7 +116,7 @@ class RunMonitor:
                     self.rank_peak_bytes = max(self.rank_peak_bytes, peak_bytes)
                     if "ready_s" in numbers:  # its engine is loaded
                         known = self._ranks.setdefault((group, rank), RankTime())
-                        known.add(Reading.of(numbers), self._clock(), written_s)
+                        known.add(Reading.of(numbers), self.clock(), written_s)
 
     def snapshot(self) -> Snapshot:
         """Return what is known now."""
@@ -142,10 +126,11 @@ class RunMonitor:
     def _snapshot(self) -> Snapshot:
         rows_per_s, video_per_s, tokens_per_s = self._rates()
         finished = self._finished
-        num_left = self._num_rows - self._num_done - finished.num_rows
+        num_left = self.num_rows - self.num_done - finished.num_rows
+        idle_shares = [rank.idle_share for rank in self._ranks.values()]
         return Snapshot(
             engine_time_used=self._engine_time_used(),
-            rows_done=self._num_done + finished.num_rows,
+            rows_done=self.num_done + finished.num_rows,
             rows_left=num_left,
             rows_per_s=rows_per_s,
             video_seconds=finished.video_s,
@@ -159,12 +144,8 @@ class RunMonitor:
             ranks=tuple(
                 rank.waits(*place) for place, rank in sorted(self._ranks.items()) if rank.ready_s
             ),
-            idle_share=self._idle_share(),
+            idle_share=sum(idle_shares) / len(idle_shares) if idle_shares else None,
         )
-
-    def _idle_share(self) -> float | None:
-        shares = [rank.idle_share for rank in self._ranks.values()]
-        return sum(shares) / len(shares) if shares else None
 
     def _engine_time_used(self) -> float | None:
         known = [rank for rank in self._ranks.values() if rank.needed_s is not None]
@@ -173,7 +154,7 @@ class RunMonitor:
 
     def _rates(self) -> tuple[float, float, float]:
         """Return rows, seconds of video and tokens per second over the last minutes."""
-        now = self._finished._replace(at_s=self._clock())
+        now = self._finished._replace(at_s=self.clock())
         # Keep one mark that is at least so old, so that a slow run has rates too.
         while len(self._marks) > 1 and now.at_s - self._marks[1].at_s >= _RATE_OVER_S:
             self._marks.popleft()

@@ -48,11 +48,8 @@ class Recipe:
 def claim_output(store: Store, recipe: Recipe, *, new_recipe: bool = False) -> None:
     """Store `recipe` in a new output, or check that the stored one is the same.
 
-    Args:
-        store: the output.
-        recipe: the recipe of this run.
-        new_recipe: move part files of another recipe into a folder that readers skip, and begin
-            anew. If this is interrupted, the same call continues it.
+    `new_recipe` moves part files of another recipe into a folder that readers skip, and begins
+    anew. If this is interrupted, the same call continues it.
 
     Raises:
         ValueError: the output was begun with another recipe, or has part files and no recipe; the

@@ -20,15 +20,10 @@ _SMALL_BYTES = 1 << 20  # of the media of all rows of a batch
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How many rows a batch has at most.
+    """How many rows a batch has at most."""
 
-    Args:
-        num_rows: of any kind.
-        num_small_rows: whose media are in the table, and together have a mebibyte at most.
-    """
-
-    num_rows: int
-    num_small_rows: int
+    num_rows: int  # of any kind
+    num_small_rows: int  # whose media are in the table, and together have a mebibyte at most
 
     def cut(self, rows: pa.Table, media_column: str) -> Iterator[pa.Table]:
         """The batches of a table, in order."""

@@ -34,16 +34,14 @@ _ASKED = (
 ).split()
 _SUMS = ("num_prompt_tokens", "num_generated_tokens")
 _NO_TEXT = dict.fromkeys(("caption", "reasoning", "finish_reason", "mean_logprob", "min_logprob"))
-_MARGIN = 16  # tokens by which texts batched_splits may differ from the texts one by one
+_MARGIN = 16  # tokens by which texts in one prompt may differ from the texts one by one
 
 
 class Merger:
     """Merges the rows of one run.
 
-    Args:
-        processor: of the checkpoint.
-        prompt: what is wanted of the captions, which follow it.
-        sampling: of the run; a schema holds for the windows only.
+    The captions follow the prompt, which says what is wanted of them. A schema of `sampling` holds
+    for the windows only.
     """
 
     def __init__(self, processor: Processor, prompt: str, sampling: SamplingParams) -> None:
@@ -56,15 +54,10 @@ class Merger:
         self._room = room - len(processor.prompt([prompt]).token_ids) - _MARGIN
 
     async def merge(self, rows: pa.Table, answer: Answer) -> pa.Table:
-        """Put one caption in place of the list of captions.
+        """Put one caption in place of the list of captions, in rows with a `timeline`.
 
-        Args:
-            rows: with a `timeline`.
-            answer: answers numbered requests, all of them.
-
-        Returns:
-            The rows, with tokens and status of the merge added to those of the windows. Where the
-            merge fails, the row has its error, and the timeline stays.
+        Tokens and status of the merge are added to those of the windows. Where the merge fails, the
+        row has its error, and the timeline stays. `answer` must answer all requests.
         """
         names = ["row_id", TIMELINE_FIELD.name, *_ASKED]
         before = rows.select(names).to_pylist()
@@ -96,11 +89,7 @@ class Merger:
     async def _summaries(
         self, captions: Sequence[_Caption], seed_id: str, answer: Answer, merged: dict[str, Any]
     ) -> list[_Caption]:
-        """Fewer captions, of longer parts; adds what they cost to the columns of the row.
-
-        Raises:
-            PromptError: they cannot be had.
-        """
+        """Make fewer captions, of longer parts, and add what they cost to the row's columns."""
         groups = list(self._groups(captions))
         if len(groups) == len(captions):
             raise PromptError("prompt_too_long", "no two captions to merge fit into one prompt")

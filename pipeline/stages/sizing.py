@@ -63,14 +63,9 @@ def choose_sizing(
     num_cpus: float,
     store_bytes: int,
 ) -> Sizing:
-    """Fit the rows in flight to a run and its machines.
+    """Fit the rows in flight to a run with `num_rows` to do, and to its machines.
 
-    Args:
-        config: of the run.
-        machines: of the run.
-        num_rows: that are to do.
-        num_cpus: of the cluster.
-        store_bytes: of all its object stores.
+    `num_cpus` are those of the cluster, and `store_bytes` those of all its object stores.
     """
     num_engines = machines.num_groups * machines.num_ranks
     batching = choose_batching(config, num_engines)
