@@ -54,10 +54,8 @@ def read_type(field: pa.Field, *, is_media: bool) -> pa.DataType:
     if not pa.types.is_struct(kind):
         return kind
     return pa.struct(
-        [
-            member.with_type(pa.large_binary()) if is_bytes(member.type) else member
-            for member in members(kind)
-        ]
+        member.with_type(pa.large_binary()) if is_bytes(member.type) else member
+        for member in members(kind)
     )
 
 
@@ -137,8 +135,9 @@ def is_printable(kind: pa.DataType) -> bool:
 
 def _is_unsupported(kind: pa.DataType) -> bool:
     """Whether an extension or union type, or a dictionary that `plain` left, is in `kind`."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return True
-    if pa.types.is_union(kind) or pa.types.is_dictionary(kind):
-        return True
-    return any(_is_unsupported(member.type) for member in members(kind))
+    return (
+        isinstance(kind, pa.BaseExtensionType)
+        or pa.types.is_union(kind)
+        or pa.types.is_dictionary(kind)
+        or any(_is_unsupported(member.type) for member in members(kind))
+    )

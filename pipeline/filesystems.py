@@ -21,9 +21,8 @@ _SCHEMES_WITH_LOGIN = ("s3", "http", "https")
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Open the filesystem that a path or URI names, and return it with the path on it.
 
-    Args:
-        uri: a path, or a URI. A query at its end sets options of the filesystem, such as the
-            region in `s3://bucket/clips?region=eu-west-1`.
+    A query at the end of a URI sets options of the filesystem, such as the region in
+    `s3://bucket/clips?region=eu-west-1`.
 
     Raises:
         ValueError, OSError, ImportError: no known filesystem has such a URI, or its library is not

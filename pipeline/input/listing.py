@@ -28,12 +28,11 @@ class Listing:
 def list_files(uri: str, *, output: str | None = None) -> Listing:
     """Find the files of an input.
 
-    Args:
-        uri: a file, a directory of Parquet files, or a glob pattern in which `**` crosses
-            directories. In directories and patterns, names that begin with `_` or `.` are skipped.
-            Either a path, or a URI that may end in a query with options of the filesystem.
-        output: where the results go, which may be the same directory or one below. Its part files
-            are left out, since each run would otherwise answer the rows of the run before.
+    `uri` is a path, or a URI that may end in a query with options of the filesystem. It names a
+    file, a directory of Parquet files, or is a glob pattern in which `**` crosses directories. In
+    directories and patterns, names that begin with `_` or `.` are skipped. The results go to
+    `output`, which may be the same directory or one below. Its part files are left out, since each
+    run would otherwise answer the rows of the run before.
 
     Raises:
         ValueError: there is no such file, it cannot be listed, or it is unclear whether a file is
@@ -89,14 +88,11 @@ def _split_pattern(path: str) -> tuple[str, str]:
 
 def _below(filesystem: pafs.FileSystem, root: str, pattern: str) -> list[tuple[str, str]]:
     found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    names = [
-        (str(PurePosixPath(info.path).relative_to(root)), info.path)
-        for info in found
-        if info.type == pafs.FileType.File
-    ]
+    paths = [info.path for info in found if info.type == pafs.FileType.File]
+    names = [str(PurePosixPath(path).relative_to(root)) for path in paths]
     return [
         (name, path)
-        for name, path in names
+        for name, path in zip(names, paths, strict=True)
         if not any(component.startswith(("_", ".")) for component in name.split("/"))
         and (_matches(name, pattern) if pattern else name.endswith(_SUFFIXES))
     ]

@@ -13,6 +13,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
@@ -25,16 +26,17 @@ Stage = Literal["prepare", "generate"]
 JOURNAL = "_starts.json"
 
 
+@dataclass
 class InFlightJournal:
     """Keeps `_starts.json` up to date while a run lives; an actor on the driver's node.
 
     Its methods are coroutines, so that calls of many workers wait side by side in one actor.
-    `counts_before` tells in how many killed runs a row was in flight, by the hash of its id.
     """
 
-    def __init__(self, store: Store, counts_before: Mapping[int, int]) -> None:
-        self._store = store
-        self._counts_before = dict(counts_before)
+    store: Store
+    counts_before: Mapping[int, int]  # in how many killed runs, by the hash of a row's id
+
+    def __post_init__(self) -> None:
         # Hashes of the rows in flight, and how many processes died with each in this run.
         self._in_flight: dict[Stage, set[int]] = {"prepare": set(), "generate": set()}
         self._deaths: dict[Stage, Counter[int]] = {"prepare": Counter(), "generate": Counter()}
@@ -90,15 +92,15 @@ class InFlightJournal:
                 raise RuntimeError("the run has ended")
             if self._num_written < own_change:  # else an earlier call has written this change too
                 newest, counts = self._num_changes, self._counts()
-                await asyncio.to_thread(write_journal, self._store, counts)
+                await asyncio.to_thread(write_journal, self.store, counts)
                 self._num_written = newest
 
     def _all_in_flight(self) -> set[int]:
         return set().union(*self._in_flight.values())
 
     def _counts(self) -> dict[int, int]:
-        before = self._counts_before
-        return before | {row: 1 + before.get(row, 0) for row in self._all_in_flight()}
+        before = self.counts_before
+        return {**before, **{row: 1 + before.get(row, 0) for row in self._all_in_flight()}}
 
 
 def read_journal(store: Store, done: IdSet) -> dict[int, int]:

@@ -39,10 +39,6 @@ class IdSet:
     def __len__(self) -> int:
         return sum(len(run) for run in self._runs)
 
-    def contains(self, ids: pa.Array) -> NDArray[np.bool_]:
-        """Tell which of `ids` are in the set."""
-        return self.contains_hashes(hash_ids(ids))
-
     def contains_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Tell which of `hashes` are in the set."""
         found = np.zeros(len(hashes), dtype=np.bool_)

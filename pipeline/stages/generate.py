@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ _MAX_BACKOFF_S = 30.0
 
 
 class Lease(Protocol):
-    """As `parallel.groups.client.Lease`."""
+    """What the stage uses of `parallel.groups.client.Lease`."""
 
     async def generate(
         self, sets: Sequence[Sequence[Request]]
@@ -43,7 +44,7 @@ class Lease(Protocol):
 
 
 class EngineGroups(Protocol):
-    """As `parallel.groups.client.Groups`."""
+    """What the stage uses of `parallel.groups.client.Groups`."""
 
     def lease(
         self, num_tokens: int, *, exclusive: bool = False
@@ -144,28 +145,24 @@ class Generate:
         sets = _with_same_pixels(requests)
         async with self.groups.lease(num_tokens, exclusive=alone) as lease:
             answers = await lease.generate([[requests[row] for row in rows] for rows in sets])
-        return {
-            row: answer
-            for rows, of_set in zip(sets, answers, strict=True)
-            for row, answer in zip(rows, of_set, strict=True)
-        }
+        return dict(zip(chain(*sets), chain(*answers), strict=True))
 
 
 def _with_same_pixels(requests: Mapping[int, Request]) -> list[list[int]]:
-    """The rows, in groups that follow each other and show the same pixels.
+    """Put rows that follow each other and show the same pixels together.
 
-    One rank answers a group: the pixels travel to it once, and it computes them once.
+    One rank answers such rows: the pixels travel to it once, and it computes them once.
     """
-    groups: list[list[int]] = []
-    last: Request | None = None
+    sets: list[list[int]] = []
+    last = None
     for row, request in requests.items():
         patches = request.prompt.patches
-        if last is not None and len(patches) and patches is last.prompt.patches:
-            groups[-1].append(row)
+        if len(patches) and patches is last:
+            sets[-1].append(row)
         else:
-            groups.append([row])
-        last = request
-    return groups
+            sets.append([row])
+        last = patches
+    return sets
 
 
 def _with_results(

@@ -172,11 +172,11 @@ class InlineBackend:
             prepared.close()
 
     def reporters(self) -> list[Reporter]:
-        """Nobody beside the display."""
+        """Return no reporters beside the display."""
         return []
 
     def spilled_bytes(self) -> int:
-        """Nothing is ever spilled."""
+        """Return 0, since there is no object store."""
         return 0
 
 

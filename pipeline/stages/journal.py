@@ -40,7 +40,7 @@ class RemoteJournal:
 
 @dataclass(frozen=True)
 class InlineJournal:
-    """As `RemoteJournal`, for an `InFlightJournal` in the event loop of an inline run."""
+    """Tells an `InFlightJournal` in the event loop of an inline run, as `RemoteJournal` does."""
 
     journal: InFlightJournal
     runner: asyncio.Runner

@@ -94,7 +94,7 @@ class RayBackend:
         return reporters
 
     def spilled_bytes(self) -> int | None:
-        """What the object stores have spilled meanwhile."""
+        """Return what the object stores have spilled meanwhile; None if they did not answer."""
         now = _object_store()
         if self._stored_before is None or now is None:
             return None
