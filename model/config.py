@@ -214,12 +214,7 @@ class KimiVLConfig:
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> Self:
-        """Read the JSON files of a checkpoint directory.
-
-        Raises:
-            CheckpointError: a file is missing or not JSON, a key is missing, or a key or value is
-                not implemented; the message names it and its file.
-        """
+        """Read a checkpoint's JSON files, or raise `CheckpointError` with the file and the key."""
         config = read_json(directory / "config.json")
         image = read_json(directory / "preprocessor_config.json")
         generation_file = directory / "generation_config.json"

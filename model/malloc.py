@@ -23,11 +23,7 @@ def own_peak_bytes() -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep freed memory, for the whole process and from now on.
-
-    Returns:
-        Whether the C library took the setting; only glibc has it.
-    """
+    """Let malloc keep freed memory, for the whole process from now on; only glibc returns True."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:

@@ -13,11 +13,7 @@ _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that can still be reserved on `device`.
-
-    Raises:
-        ValueError: this system does not say how much memory is free.
-    """
+    """Return the bytes that can still be reserved on `device`; unknown ones raise ValueError."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # gives back what torch keeps for itself
         return torch.cuda.mem_get_info(device)[0]
@@ -25,14 +21,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def require_room(needed: int, device: torch.device) -> None:
-    """Refuse weights that do not fit, before the system kills a process for them.
+    """Refuse `needed` bytes of weights that do not fit, before the system kills a process for them.
 
-    Args:
-        needed: the bytes of the weights.
-        device: the device on which they will be.
-
-    Raises:
-        ValueError: less is free. Nothing is refused where a system does not say what is free.
+    Raises ValueError: less is free. Nothing is refused where a system does not say what is free.
     """
     try:
         free = free_bytes(device)
@@ -48,11 +39,7 @@ def require_room(needed: int, device: torch.device) -> None:
 def available_bytes(root: Path = Path("/")) -> int:
     """Return the bytes of main memory that this process can still take without swapping.
 
-    Args:
-        root: the directory of `proc` and `sys`.
-
-    Raises:
-        ValueError: this system has no /proc/meminfo.
+    `root` holds `proc` and `sys`. Raises ValueError: this system has no /proc/meminfo.
     """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()

@@ -1,7 +1,4 @@
-"""Makes one `TokenBatch` of the chunks of a step.
-
-Letters: T tokens of the step, B sequences.
-"""
+"""Makes one `TokenBatch` of the chunks of a step. Letter: B sequences."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +16,8 @@ from model.network.batch import TokenBatch
 def batch_of(chunks: Sequence[Chunk], media_token_id: int, device: torch.device) -> TokenBatch:
     """Make the batch of `chunks`, decodes first; without chunks it has no tokens.
 
-    Args:
-        chunks: the chunks of the step; their sequences already own the blocks for them.
-        media_token_id: the pad in prompts that image features overwrite.
-        device: the device of the tensors.
+    The sequences already own the blocks for their chunks. Image features overwrite the pads of
+    prompts, whose id is `media_token_id`.
     """
 
     def tensor(values: NDArray[np.integer]) -> Tensor:
@@ -43,17 +38,13 @@ def batch_of(chunks: Sequence[Chunk], media_token_id: int, device: torch.device)
 
 
 def _is_media(chunk: Chunk, media_token_id: int) -> NDArray[np.bool_]:
-    """Mark the tokens of a chunk that are media pads of the prompt.
-
-    A generated token is text, even if it is the id of the pad.
-    """
+    """Mark the media pads of the prompt; a generated token is text, even with the id of a pad."""
     pads = chunk.sequence.token_ids(chunk.start, chunk.end) == media_token_id
     pads[max(0, len(chunk.sequence.prompt.token_ids) - chunk.start) :] = False
     return pads
 
 
 def _slots(chunk: Chunk) -> NDArray[np.int64]:
-    """Return the cache slots of the tokens of a chunk."""
     position = np.arange(chunk.start, chunk.end)
     blocks = np.asarray(chunk.sequence.blocks, np.int64)
     return blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE

@@ -26,10 +26,8 @@ def blocks_for(num_tokens: int) -> int:
 def block_keys(prompt: Prompt, media_token_id: int, digests: Sequence[bytes]) -> list[bytes]:
     """Make a key for each full block of a prompt; it stands for the block and all blocks before.
 
-    Args:
-        prompt: its media pads stand for its images, in order.
-        media_token_id: the id of the pads.
-        digests: the digests of the images, see `image_digests`.
+    The media pads of the prompt stand for its images, in order; `digests` are those of
+    `image_digests`.
     """
     # All pads are the same token, so each also has the digest of its image.
     content = np.zeros((len(prompt.token_ids), 3), np.int64)  # token, two halves of the digest

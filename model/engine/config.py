@@ -6,11 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How one engine runs a checkpoint: device, precision and budgets.
-
-    Raises:
-        ValueError: a setting is out of its range; the message names it.
-    """
+    """How one engine runs a checkpoint; ValueError names a setting that is out of its range."""
 
     device: str = "cpu"
     dtype: str = "auto"  # of weights and activations; "auto" keeps the stored dtype

@@ -26,10 +26,7 @@ _PADDING_SLOT = 1  # in block 0, which no sequence owns; slot 0 must stay zero
 class StaticStep:
     """The tensors of a decode step of fixed size; a graph reads them at fixed addresses.
 
-    Args:
-        num_sequences: B, more than any step has that is copied into it.
-        num_pieces: N, more than any step has that is copied into it.
-        device: the device of the tensors.
+    It must have more sequences (B) and pieces (N) than any step that is copied into it.
     """
 
     def __init__(self, num_sequences: int, num_pieces: int, device: torch.device) -> None:
@@ -78,9 +75,7 @@ def _fill(whole: Tensor, part: Tensor, padding: int) -> None:
 class DecodeGraphs:
     """Computes steps that only decode, with one graph for each size that occurs.
 
-    Args:
-        model: a model on a GPU, whose dispatcher never waits for the host: the local one.
-        cache: the cache that steps read and write.
+    The model's dispatcher must never wait for the host; only the local one does not.
     """
 
     def __init__(self, model: KimiVL, cache: LatentCache) -> None:

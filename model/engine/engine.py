@@ -59,15 +59,8 @@ class Engine:
     """Generates text for many sequences with one model and one cache.
 
     Call `add` at any time, and `step` while `has_work` is true; each step returns the requests that
-    finished in it. Only one thread at a time may call an engine.
-
-    Args:
-        model: a model with loaded weights, on the device of the engine.
-        tokenizer: the tokenizer of the same checkpoint.
-        config: the budgets.
-
-    Raises:
-        ValueError: the cache does not fit.
+    finished in it. Only one thread at a time may call an engine. A cache that does not fit raises
+    ValueError.
     """
 
     def __init__(self, model: KimiVL, tokenizer: Tokenizer, config: EngineConfig) -> None:
@@ -96,18 +89,11 @@ class Engine:
         config: EngineConfig,
         shards: Shards | None = None,
     ) -> Self:
-        """Load a checkpoint and reserve the cache.
+        """Load a checkpoint and reserve the cache; `shards` are those of `KimiVL`.
 
         This sets the number of torch's threads and the settings of malloc, for the whole process.
-
-        Args:
-            directory: the checkpoint.
-            config: how to run it.
-            shards: see `KimiVL`.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be used; nothing was reserved.
-            ValueError: this machine has no such device, or weights or cache do not fit.
+        It raises CheckpointError, with nothing reserved, for a checkpoint that cannot be used, and
+        ValueError if this machine has no such device, or weights or cache do not fit.
         """
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
@@ -151,11 +137,7 @@ class Engine:
         return self.scheduler.has_work
 
     def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
-        """Queue a prompt. Each of its samples is a sequence; they share the prefill.
-
-        Raises:
-            PromptError: this prompt cannot be run; nothing else is affected.
-        """
+        """Queue a prompt, or raise `PromptError` for it alone; its samples share the prefill."""
         num_prompt = len(prompt.token_ids)
         capacity = min(self.max_model_len, self.pool.num_blocks * BLOCK_SIZE)
         if num_prompt >= capacity:
@@ -191,11 +173,7 @@ class Engine:
         return self._grammars.start(params.schema, thinking=params.thinking)
 
     def _choice_ids(self, params: SamplingParams) -> list[int]:
-        """Return the first token of each of the choices.
-
-        Raises:
-            PromptError: two choices begin with the same token, which cannot tell them apart.
-        """
+        """Return the first tokens of the choices; raise PromptError if two of them are equal."""
         token_ids = [self.tokenizer.encode(choice)[0] for choice in params.choices]
         if len(set(token_ids)) < len(token_ids):
             choices = ", ".join(repr(choice) for choice in params.choices)
@@ -218,8 +196,7 @@ class Engine:
     def expert_load(self) -> dict[int, NDArray[np.int64]]:
         """Return the tokens that each routed expert has computed here: layer -> [E].
 
-        Tokens that were computed again count again, and so does the padding of CUDA graphs. This
-        waits for the device.
+        Repeated tokens and the padding of CUDA graphs count too. This waits for the device.
         """
         layers = self.model.experts
         if not layers:
@@ -240,13 +217,9 @@ class Engine:
     ) -> list[tuple[str, Completion | PromptError]]:
         """Compute what the scheduler plans, and sample the next token of each complete sequence.
 
-        Args:
-            turn: makes the layers of this step run together with those of other ranks. A rank
-                without work steps too, with no tokens.
-            max_new_tokens: see `Scheduler.plan`.
-
-        Returns:
-            For each request that finished: its id, and its completion or why it alone failed.
+        `turn` makes the layers run together with those of other ranks; a rank without work steps
+        too, with no tokens. `max_new_tokens` is that of `Scheduler.plan`. Returns, for each request
+        that finished, its id, and its completion or why it alone failed.
         """
         began_s = time.monotonic()
         chunks = self.scheduler.plan(max_new_tokens)

@@ -35,12 +35,7 @@ _MAX_GRAMMARS = 64  # that an engine keeps; each is some kilobytes
 
 
 class Constraint:
-    """The grammar of one sequence, and how far the sequence is in it.
-
-    Args:
-        matcher: the matcher of the grammar. No other sequence may use it.
-        vocab_size: the number of ids that the network embeds.
-    """
+    """The grammar of one sequence, and how far the sequence is in it; others have their own."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
@@ -71,12 +66,7 @@ class Constraint:
 
 
 class Grammars:
-    """The grammars of one engine; each schema is compiled once.
-
-    Args:
-        tokenizer: the tokenizer of the checkpoint.
-        stop_token_ids: the tokens that end texts.
-    """
+    """The grammars of one engine; each schema is compiled once."""
 
     def __init__(self, tokenizer: Tokenizer, stop_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -85,15 +75,11 @@ class Grammars:
         self._compiled: OrderedDict[tuple[str, bool], LLMatcher] = OrderedDict()
 
     def start(self, schema: str, *, thinking: bool = False) -> Constraint:
-        """Begin a text.
+        """Begin a text that follows a JSON Schema, given as JSON text.
 
-        Args:
-            schema: JSON text of a JSON Schema.
-            thinking: the reasoning of a thinking model comes first; the schema does not bind it.
-
-        Raises:
-            PromptError: `schema_failed`: the text is not a JSON Schema, uses keywords that are not
-                implemented, or cannot be satisfied; the message says which.
+        With `thinking`, the reasoning of a thinking model comes first; the schema does not bind it.
+        Raises PromptError `schema_failed`: the text is no JSON Schema, uses keywords that are not
+        implemented, or cannot be satisfied; the message says which.
         """
         key = (schema, thinking)
         if key not in self._compiled:

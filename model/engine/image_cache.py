@@ -32,10 +32,8 @@ class _ImageInChunk:
 class ImageFeatures:
     """Encodes the images of steps, and caches their features for later prompts.
 
-    Args:
-        model: encodes the images.
-        max_patches: the limit of one vision call; a larger image has a call of its own.
-        max_bytes: the size of the cache; features that were unused for longest are dropped.
+    A vision call has at most `max_patches`; a larger image has a call of its own. When the cache is
+    larger than `max_bytes`, features that were unused for longest are dropped.
     """
 
     def __init__(self, model: KimiVL, max_patches: int, max_bytes: int) -> None:

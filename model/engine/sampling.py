@@ -26,18 +26,12 @@ def sample(
     seen: Sequence[NDArray[np.integer]] | None = None,
     allowed_bits: Mapping[int, NDArray[np.uint8]] | None = None,
 ) -> tuple[list[int], list[float]]:
-    """Choose one token for each sequence.
+    """Choose one token for each sequence, given logits [B, vocabulary] float32.
 
-    Args:
-        logits: [B, vocabulary] float32.
-        params: how each sequence chooses.
-        num_sampled: how many tokens each sequence has chosen before.
-        seen: prompt and generated ids of each sequence, for those with a repetition penalty.
-        allowed_bits: for rows with a constraint, see `Constraint.allowed_bits`.
-
-    Returns:
-        Token ids, and their log-probabilities in nats under the model: at temperature 1, without a
-        penalty, with all tokens allowed.
+    `num_sampled` is how many tokens each sequence has chosen before, `seen` is its prompt and its
+    generated ids if any has a repetition penalty, and `allowed_bits` those of rows with a constraint.
+    Returns token ids, and their log-probabilities in nats under the model: at temperature 1, with
+    all tokens allowed, without a penalty.
     """
     adjusted = _penalise(logits, params, seen) if seen is not None else logits
     if allowed_bits:

@@ -39,13 +39,9 @@ class Chunk:
 
 
 class Scheduler:
-    """Plans steps under a token budget. It owns no tensor.
+    """Plans steps of at most `max_step_tokens`, decodes included. It owns no tensor.
 
-    Args:
-        pool: the blocks of the cache.
-        max_batch_size: the most sequences that run at the same time.
-        max_step_tokens: the most tokens of one step, decodes included. Even if decodes use
-            all of it, one token of a prompt is planned.
+    Even if decodes use all of the budget, one token of a prompt is planned.
     """
 
     def __init__(self, pool: BlockPool, max_batch_size: int, max_step_tokens: int) -> None:
@@ -105,10 +101,8 @@ class Scheduler:
     def plan(self, max_new_tokens: float = math.inf) -> list[Chunk]:
         """Plan the chunks of the next step, decodes first. The caller must compute all of them.
 
-        Args:
-            max_new_tokens: the wanted tokens of prompts that begin in this step. Another prompt
-                begins only if that brings their tokens closer to this number. The first one begins
-                unless this is 0.
+        `max_new_tokens` is how many tokens of prompts should begin in this step. The first prompt
+        begins unless this is 0, another one only if it brings their tokens closer to this number.
         """
         decodes = list(self._decodes())
         prompts: list[Chunk] = []
@@ -132,11 +126,7 @@ class Scheduler:
                 yield self._chunk(sequence, sequence.num_tokens)
 
     def _has_room(self, sequence: Sequence) -> bool:
-        """Allocate the block of a sequence's last token, preempting the youngest sequences for it.
-
-        Returns:
-            False if the sequence itself was preempted.
-        """
+        """Allocate a block, preempting the youngest; False if that is the sequence itself."""
         while blocks_for(sequence.num_tokens) > len(sequence.blocks):
             if self._pool.num_available:
                 sequence.blocks += self._pool.allocate(1)

@@ -23,11 +23,7 @@ _MIN_COPIES = 4  # of the unit before a text counts as a loop
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How to choose the tokens of an answer.
-
-    Raises:
-        ValueError: a setting is out of its range; the message names it.
-    """
+    """How to choose the tokens of an answer; a setting out of its range raises ValueError."""
 
     max_tokens: int = 512
     temperature: float = 0.0  # 0 is greedy
@@ -112,11 +108,7 @@ class Completion:
 
 
 def split_reasoning(text: str) -> tuple[str | None, str | None]:
-    """Split the text of a thinking model into reasoning and answer.
-
-    Returns:
-        The reasoning, None if there is none; and the answer, None if the reasoning never ended.
-    """
+    """Split the text of a thinking model into reasoning and answer; a missing one is None."""
     before, mark, after = text.partition(CLOSE_MARK)
     if mark:
         return before.replace(OPEN_MARK, "", 1).strip(), after.strip()
@@ -135,10 +127,7 @@ class Answer:
     def take(
         self, number: int, outcome: Completion | PromptError
     ) -> Completion | PromptError | None:
-        """Note the outcome of one sample; return the answer if it was the last.
-
-        One failed sample fails the request.
-        """
+        """Note an outcome; return the answer after the last. One failure fails the request."""
         self._outcomes[number] = outcome
         if len(self._outcomes) < self._n:
             return None

@@ -30,13 +30,9 @@ class EngineTime:
     sum_bt: float = 0.0
 
     def note(self, num_tokens: int, seconds: float, *, only_decodes: bool, is_full: bool) -> None:
-        """Count a step.
+        """Count a step of `seconds`, which exclude waits for other ranks.
 
-        Args:
-            num_tokens: the tokens that it computed.
-            seconds: the time that it took, without waits for other ranks.
-            only_decodes: whether it computed no prompt.
-            is_full: whether sequences waited that had no room in it.
+        `only_decodes`: it computed no prompt. `is_full`: sequences waited that had no room in it.
         """
         self.step_s += seconds
         if only_decodes:

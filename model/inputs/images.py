@@ -57,9 +57,7 @@ def image_size(
     becomes the largest image of the same shape that has not. A side that would shrink below one
     pixel becomes one pixel; the published code fails there.
 
-    Raises:
-        PromptError: the image has no pixels, or a side of its grid reaches 512 patches.
-        ValueError: `max_tokens` is below 1.
+    Raises PromptError: the image has no pixels, or a side of its grid reaches 512 patches.
     """
     if width_px < 1 or height_px < 1:
         raise PromptError("bad_prompt", f"an image needs pixels, got {width_px}x{height_px}")
@@ -83,17 +81,9 @@ def image_patches(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Resize an image, pad it with black, and cut it into patches.
 
-    Args:
-        image: [H, W, 3] uint8 RGB, or a PIL image of 8 bits per channel, whose alpha is dropped.
-        config: patch size and limit of the checkpoint.
-        max_tokens: see `image_size`.
-
-    Returns:
-        Patches [P, 3, 14, 14] uint8, row-major, and their grid (h, w).
-
-    Raises:
-        PromptError: see `image_size`; or a PIL image has more than 8 bits per channel.
-        ValueError: an array is not [H, W, 3] uint8.
+    The image is [H, W, 3] uint8 RGB (else ValueError), or a PIL image of 8 bits per channel (else
+    PromptError), whose alpha is dropped. Its size is that of `image_size`. Returns patches
+    [P, 3, 14, 14] uint8, row-major, and their grid (h, w).
     """
     if isinstance(image, Image.Image):
         image = np.asarray(_to_rgb(image))

@@ -62,13 +62,7 @@ class _Placeholder:
 class Processor:
     """Makes prompts for one checkpoint. Make one per process and use it for all rows.
 
-    Args:
-        config: what the checkpoint's files say.
-        tokenizer: its tokenizer.
-        chat_template: the jinja source that formats a conversation.
-
-    Raises:
-        CheckpointError: the template cannot be used, or the media pad is not a control token.
+    Raises CheckpointError: the template cannot be used, or the media pad is not a control token.
     """
 
     def __init__(self, config: KimiVLConfig, tokenizer: Tokenizer, chat_template: str) -> None:
@@ -87,11 +81,7 @@ class Processor:
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> Self:
-        """Read configuration, tokenizer and chat template of a checkpoint directory.
-
-        Raises:
-            CheckpointError: a file is missing or malformed, or needs what is not implemented.
-        """
+        """Read the files of a checkpoint, or raise CheckpointError for what is not implemented."""
         config = KimiVLConfig.from_checkpoint(directory)
         tokenizer = Tokenizer.from_checkpoint(directory, config.text.vocab_size)
         try:
@@ -108,11 +98,9 @@ class Processor:
     ) -> Prompt:
         """Make the prompt of one user turn, which the model will answer.
 
-        Args:
-            content: strings and [H, W, 3] uint8 RGB images in order. Neighbouring strings are
-                joined; empty ones are skipped.
-            system: the system text; None leaves it to the template.
-            max_frame_tokens: limit of the visual tokens of one image, see `image_size`.
+        Neighbouring strings of `content` are joined and empty ones skipped; images are [H, W, 3]
+        uint8 RGB. `system=None` leaves the system text to the template. `max_frame_tokens` limits
+        the visual tokens of one image, see `image_size`.
 
         Raises:
             PromptError: `bad_prompt` for no content or an image of an impossible size,

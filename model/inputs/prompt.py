@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 class PromptError(ValueError):
     """One prompt cannot be run; the message says why. Other prompts are not affected.
 
-    Args:
-        code: a stable word for the output's `error_code` column.
-        message: what is wrong, with the offending value.
+    `code` is a stable word for the output's `error_code` column.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -35,10 +33,8 @@ class Prompt:
     """Token ids, and the patches of the images that fill their media pads.
 
     Patches stay uint8 until the engine normalises them on its device: the object store then carries
-    a quarter of the bytes of float32.
-
-    Raises:
-        PromptError: `bad_prompt`: there are no tokens, or shapes or dtypes do not fit.
+    a quarter of the bytes of float32. No tokens, or shapes or dtypes that do not fit, raise
+    PromptError `bad_prompt`.
     """
 
     token_ids: NDArray[np.int32]  # [S]

@@ -46,16 +46,11 @@ _RUN = re.compile(r"\s+|\S+")
 class Tokenizer:
     """The byte-pair encoding of one checkpoint. It is picklable, and threads may use it together.
 
-    Args:
-        ranks: the bytes of each base token and its id; ids are 0 .. len(ranks) - 1.
-        special_names: id and name of control tokens. The other ids from `len(ranks)` to
-            `vocab_size` are named `<|reserved_token_{id}|>`. Names of ids from `vocab_size` on are
-            ignored: the published wrapper makes two of them, for which the network has no row.
-        vocab_size: the number of ids that the network embeds.
-
-    Raises:
-        CheckpointError: there are more base tokens than ids, or a control token has the id of a
-            base token or the name of another control token.
+    `ranks` maps the bytes of base tokens to the ids 0 .. len(ranks) - 1. Ids from there to
+    `vocab_size` that `special_names` lacks are named `<|reserved_token_{id}|>`. Its names of ids
+    from `vocab_size` on are ignored: the published wrapper makes two of them, for which the network
+    has no row. Raises CheckpointError: there are more base tokens than ids, or a control token has
+    the id of a base token or the name of another control token.
     """
 
     def __init__(
@@ -77,11 +72,7 @@ class Tokenizer:
 
     @classmethod
     def from_checkpoint(cls, directory: Path, vocab_size: int) -> Self:
-        """Read the tokenizer files of a checkpoint directory: 0.25 s for the published size.
-
-        Raises:
-            CheckpointError: a file is missing or malformed; the message names file and line.
-        """
+        """Read the tokenizer in 0.25 s (published size); CheckpointError names file and line."""
         ranks = _read_ranks(directory / "tiktoken.model")
         path = directory / "tokenizer_config.json"
         try:
@@ -127,11 +118,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Decode `ids` without control tokens to bytes, which may end inside a character.
-
-        Raises:
-            ValueError: an id is not in the vocabulary.
-        """
+        """Decode to bytes, which may end inside a character; an unknown id raises ValueError."""
         ordinary: list[int] = []
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
@@ -184,7 +171,6 @@ def _check_ranks(ranks: Mapping[bytes, int], path: Path) -> None:
 
 
 def _special_names(added_tokens: Any) -> dict[int, str]:
-    """Read the names of `added_tokens_decoder`, by id."""
     if not isinstance(added_tokens, dict):
         raise CheckpointError(f"added_tokens_decoder must be an object, got {added_tokens!r}")
     names: dict[int, str] = {}

@@ -52,15 +52,10 @@ def attend(
     is_causal: bool = False,
     mask: Tensor | None = None,
 ) -> PartialAttention:
-    """Attend from queries to keys and values.
+    """Attend from queries [B, H, n, width] to keys and values [B, H, L, width].
 
-    Args:
-        query: [B, H, n, width].
-        key: [B, H, L, width], as wide as the query.
-        value: [B, H, L, width], as wide as the query.
-        scale: the factor on the scores.
-        is_causal: query i sees the keys up to i; then n = L.
-        mask: added to the scores, in their dtype; it broadcasts to [B, H, n, L].
+    With `is_causal`, query i sees the keys up to i; then n = L. `mask` is added to the scores, in
+    their dtype; it broadcasts to [B, H, n, L].
     """
     if query.device.type != "cpu":
         return attend_plainly(query, key, value, scale, is_causal=is_causal, mask=mask)
@@ -129,16 +124,8 @@ def attend_varlen(
 ) -> PartialAttention:
     """Attend within each of many sequences of different lengths, without padding and mask.
 
-    Args:
-        query: [T, H, width], one sequence after another.
-        key: [T, H, width].
-        value: [T, H, width].
-        lens: the lengths of the sequences; they sum to T.
-        scale: the factor on the scores.
-        is_causal: a token sees only itself and those before it.
-
-    Returns:
-        output [T, H, width], lse [T, H].
+    Queries, keys and values are [T, H, width], one sequence after another; `lens` sum to T.
+    Returns output [T, H, width], lse [T, H].
     """
     if varlen.runs_on(query):
         output, lse = varlen.attend(query, key, value, lens, scale, is_causal=is_causal)
@@ -161,15 +148,8 @@ def attend_past(
 ) -> PartialAttention:
     """Attend from the queries of one sequence to its whole cached past, tile by tile.
 
-    Args:
-        query: [n, H, width].
-        cache: [slots, kv width], one layer.
-        slots: [L], those of the past, L >= 1.
-        heads: makes keys and values from cached kv.
-        scale: the factor on the scores.
-
-    Returns:
-        output [n, H, width], lse [n, H].
+    `query` is [n, H, width], `cache` one layer [slots, kv width], `slots` the past [L], L >= 1.
+    Returns output [n, H, width], lse [n, H].
     """
     rows = query.transpose(0, 1)[None]  # [1, H, n, width]
     total = None
@@ -184,21 +164,11 @@ def attend_past(
 def attend_pieces(
     query: Tensor, cache: Tensor, pieces: Pieces, heads: Heads, scale: float
 ) -> Tensor:
-    """Attend from a few queries of each sequence to its whole cached context.
+    """Attend from a few queries of each sequence to its whole cached context: [B, n, H, width].
 
     Contexts are cut into pieces of equal length, as in flash-decoding: all pieces of all sequences
     are computed side by side, then merged by sequence. So no context is padded to the longest, and
-    one long context keeps all cores busy.
-
-    Args:
-        query: [B, n, H, width].
-        cache: [slots, kv width], one layer.
-        pieces: the pieces of the B contexts.
-        heads: makes keys and values from cached kv.
-        scale: the factor on the scores.
-
-    Returns:
-        [B, n, H, width].
+    one long context keeps all cores busy. `cache` is one layer [slots, kv width].
     """
     rows = query.transpose(1, 2)  # [B, H, n, width]
     found = list(_piece_by_piece(rows, cache, pieces, heads, scale))

@@ -104,11 +104,7 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """Attend from each token to its context: [T, D] -> [T, D].
 
-        Args:
-            x: [T, D] normalised activations.
-            rotation: the rotation by the positions of the tokens.
-            batch: which tokens belong together, and where their context lies.
-            cache: [slots, C + rope], one layer; None for whole sequences without a cache.
+        `cache` is one layer [slots, C + rope]; None for whole sequences without a cache.
         """
         widths = self.widths
         query = self._query(x).unflatten(-1, (widths.num_heads, -1))  # [T, H, nope + rope]
@@ -267,15 +263,8 @@ def merge_pasts(
 ) -> Tensor:
     """Merge the attention of chunks to themselves with that to their past in the cache.
 
-    Args:
-        own: attention to themselves, output [T, H, value], lse [T, H].
-        query: [T, H, width].
-        cache: one layer; None when all sequences are whole.
-        batch: its sequences behind the decodes are the chunks.
-        past: computes the attention of one chunk to its past.
-
-    Returns:
-        [T, H, value].
+    `own` has output [T, H, value] and lse [T, H], `query` is [T, H, width], and `past` attends from
+    one chunk to its past. Without a cache all sequences are whole. Returns [T, H, value].
     """
     if cache is None or batch.block_tables is None:
         return own.output

@@ -20,17 +20,7 @@ def cache_width(config: TextConfig) -> int:
 
 
 class LatentCache:
-    """Storage for the blocks 0 to `num_blocks`.
-
-    Args:
-        config: gives the width and the number of layers.
-        num_blocks: blocks for sequences, in addition to block 0, which no sequence owns.
-        dtype: the dtype of the cached numbers.
-        device: the device of the storage.
-
-    Raises:
-        ValueError: `num_blocks` is below 1.
-    """
+    """Storage for the blocks 0 to `num_blocks`, at least 1; no sequence owns block 0."""
 
     def __init__(
         self, config: TextConfig, num_blocks: int, dtype: torch.dtype, device: torch.device

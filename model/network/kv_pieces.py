@@ -29,12 +29,7 @@ class Pieces:
 
 
 def pieces_of(block_tables: Tensor, lens: Sequence[int]) -> Pieces:
-    """Cut the contexts of sequences into pieces; the last piece of each is filled up.
-
-    Args:
-        block_tables: [B, blocks] int64.
-        lens: the length of each context, at least 1.
-    """
+    """Cut the contexts in `block_tables` [B, blocks] into pieces; each length is at least 1."""
     device = block_tables.device
     counts = [-(-length // PIECE_LEN) for length in lens]
     numbers = [(owner, place) for owner, count in enumerate(counts) for place in range(count)]
@@ -48,11 +43,6 @@ def pieces_of(block_tables: Tensor, lens: Sequence[int]) -> Pieces:
 
 
 def slots_of(block_table: Tensor, length: int) -> Tensor:
-    """Return the slots of the first `length` tokens of one sequence: [length] int64.
-
-    Args:
-        block_table: [blocks] int64.
-        length: at most blocks * BLOCK_SIZE.
-    """
+    """Return the slots [length] int64 of the first tokens of one sequence's table [blocks]."""
     position = torch.arange(length, device=block_table.device)
     return block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE

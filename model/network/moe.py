@@ -45,30 +45,19 @@ class Dispatcher(Protocol):
     """Brings tokens to experts, on whatever rank they are."""
 
     def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor, /) -> Dispatch:
-        """Send each token to each of its experts.
+        """Send each token of `x` [T, D] to each of its experts; T = 0 is legal.
 
-        Args:
-            x: [T, D] token activations; T = 0 is legal.
-            expert_ids: [T, K] int64 in [0, E), distinct in each row.
-            weights: [T, K] float32.
+        `expert_ids` are [T, K] int64 in [0, E), distinct in each row; `weights` [T, K] float32.
         """
         ...
 
 
 def add_rows(y: Tensor, which: Tensor, counts: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sum chosen rows, each sum from left to right in float32 and rounded once.
+    """Sum chosen rows of `y` [M, D], from left to right in float32 and rounded once: [b, D].
 
-    The order is fixed: no atomics, so the same input always gives the same bits.
-
-    Args:
-        y: [M, D].
-        which: the rows of the first sum, then of the second, and so on; rows beyond the last sum
-            are ignored.
-        counts: [b] int64, how many rows each sum has.
-        weights: float32, one for each of `which`; None means ones.
-
-    Returns:
-        [b, D], in the dtype of `y`.
+    The order is fixed: no atomics, so the same input always gives the same bits. `which` are the
+    rows of the first sum, then of the second, and so on; `counts` [b] int64 says how many each has.
+    Rows beyond the last sum are ignored. `weights` are float32, one for each of `which`.
     """
     starts = F.pad(counts.cumsum(0), (1, 0))  # the last one begins the rows of no sum
     if weights is not None and y.dtype != torch.float32:

@@ -19,22 +19,15 @@ NEVER_PREPACKED = "kv_b_proj"
 
 
 class PrepackedMatrix:
-    """A weight [outputs, inputs] in oneDNN's own format.
-
-    Args:
-        weight: a bfloat16 weight on a CPU.
-    """
+    """A bfloat16 weight [outputs, inputs] on a CPU, in oneDNN's own format."""
 
     def __init__(self, weight: Tensor) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
 
     def product(self, rows: Tensor, bias: Tensor | None = None, gelu: str | None = None) -> Tensor:
-        """Map `rows` [..., inputs] to [..., outputs].
+        """Map bfloat16 `rows` [..., inputs] to [..., outputs].
 
-        Args:
-            rows: bfloat16.
-            bias: [outputs], or None.
-            gelu: apply the GELU with this approximation, "none" or "tanh"; None applies no GELU.
+        `gelu` applies the GELU with this approximation, "none" or "tanh"; None applies no GELU.
         """
         activation = "none" if gelu is None else "gelu"
         return torch.ops.mkldnn._linear_pointwise(

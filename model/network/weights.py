@@ -53,13 +53,9 @@ class Destination:
 
 
 def check_checkpoint(directory: Path) -> KimiVLConfig:
-    """Refuse a checkpoint whose files do not fill the network exactly; read only their headers.
+    """Return the configuration if the files fill the network exactly; read only their headers.
 
-    Returns:
-        The checkpoint's configuration.
-
-    Raises:
-        CheckpointError: names the file, key or tensor.
+    CheckpointError names the file, key or tensor that does not fit.
     """
     config = KimiVLConfig.from_checkpoint(directory)
     _match(stored_tensors(directory), destinations(config), directory)
@@ -73,17 +69,10 @@ def load_model(
     device: torch.device | None = None,
     shards: Shards | None = None,
 ) -> KimiVL:
-    """Build the network of a checkpoint, file by file.
+    """Build the network of a checkpoint, file by file; `shards` are those of `KimiVL`.
 
     The peak memory beyond the model is one tensor. Experts that this process does not hold are not
-    read.
-
-    Args:
-        directory: the checkpoint.
-        dtype: the dtype of the weights. None keeps the stored dtype, or that of the
-            embedding if they differ.
-        device: the device of the weights; None means the CPU.
-        shards: see `KimiVL`.
+    read. `dtype=None` keeps the stored dtype, or that of the embedding if they differ.
 
     Raises:
         CheckpointError: see `check_checkpoint`; or a file cannot be read to its end.
@@ -116,8 +105,7 @@ def empty_model(
 ) -> KimiVL:
     """Build the network with uninitialised weights in `dtype`; router biases stay float32.
 
-    Raises:
-        ValueError: the weights do not fit, see `require_room`.
+    Raises ValueError: the weights do not fit, see `require_room`.
     """
     # On the meta device nothing is allocated, so a network that does not fit is refused in time.
     with torch.device("meta"):
@@ -171,12 +159,7 @@ def _of_stack(
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Read the headers of a checkpoint's files: tensor name -> tensor.
-
-    Raises:
-        CheckpointError: there are no weights, a file is missing or damaged, or the index does not
-            match the files.
-    """
+    """Read the headers: name -> tensor; raise CheckpointError if they do not match the index."""
     index_file = directory / INDEX_FILE
     if not index_file.exists():
         if not (directory / SINGLE_FILE).exists():

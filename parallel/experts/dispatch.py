@@ -70,12 +70,10 @@ class AllToAllDispatcher:
         self.wire_dtype: WireDtype = wire_dtype
 
     def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> "AllToAllDispatch":
-        """Send each token to its slots; return while the rows travel.
+        """Send each token of `x` [T, D] to its slots; return while the rows travel.
 
-        Args:
-            x: [T, D] token activations; T = 0 is legal.
-            slots: [T, K] int64, one slot for each expert of a token.
-            weights: [T, K] float32.
+        There is one slot for each expert of a token: `slots` are [T, K] int64, `weights` [T, K]
+        float32. T = 0 is legal.
         """
         num_ranks = self.group.size()
         ranks, local_ids = slots // self.num_local_experts, slots % self.num_local_experts
@@ -194,13 +192,7 @@ class AllGatherDispatcher:
         self.wire_dtype: WireDtype = wire_dtype
 
     def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> "AllGatherDispatch":
-        """Send each token to its slots; return while the rows travel.
-
-        Args:
-            x: [T, D] token activations, T <= `bucket`; T = 0 is legal.
-            slots: [T, K] int64, one slot for each expert of a token.
-            weights: [T, K] float32.
-        """
+        """Do as `AllToAllDispatcher.dispatch`; T is at most `bucket`."""
         assert len(x) <= self.bucket
         padding = (0, 0, 0, self.bucket - len(x))
         slots = F.pad(slots, padding, value=-1)

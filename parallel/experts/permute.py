@@ -31,14 +31,8 @@ def serialize_rows(
 ) -> Tensor:
     """Put rows and their routing into one buffer, so that one collective carries all of it.
 
-    Args:
-        x: [n, D].
-        local_ids: [n, K].
-        weights: [n, K].
-        wire_dtype: the dtype of the activations in the buffer.
-
-    Returns:
-        [n, bytes] uint8: activations, scale (float8 only), float32 weights, int32 local ids.
+    `x` [n, D], `local_ids` [n, K] and `weights` [n, K] become [n, bytes] uint8: activations, scale
+    (float8 only), float32 weights, int32 local ids.
     """
     numbers = [weights.float(), local_ids.int()]
     if wire_dtype == "float8":
@@ -55,16 +49,9 @@ def serialize_rows(
 def deserialize_rows(
     buffer: Tensor, like: Tensor, top_k: int, wire_dtype: WireDtype = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Undo `serialize_rows`; rows in the dtype of `like` are views, not copies.
+    """Undo `serialize_rows`: rows [n, D], local ids [n, K] int32, weights [n, K] float32.
 
-    Args:
-        buffer: [n, bytes] uint8.
-        like: gives the dtype of the rows.
-        top_k: K.
-        wire_dtype: as it was given to `serialize_rows`.
-
-    Returns:
-        Rows [n, D], local ids [n, K] int32, weights [n, K] float32.
+    Rows get the dtype of `like`; those that have it already are views, not copies.
     """
     width = top_k * _NUMBER_BYTES
     row = buffer[:, : buffer.shape[1] - 2 * width]
@@ -93,13 +80,8 @@ class RowsByExpert:
     After the experts the way goes back, and the copies of a row are added up in the order of their
     local ids: a = w * a0 + w * a1, b = w * b1, and so on.
 
-    Args:
-        x: [n, D].
-        local_ids: [n, K].
-        weights: [n, K] float32.
-        num_local_experts: the number of experts of this rank.
-        num_copies: M, how many local ids are not negative. A larger number is legal; then the last
-            rows belong to no expert, and their content is undefined.
+    `x` is [n, D], `local_ids` [n, K], `weights` [n, K] float32. `num_copies` is M, how many local
+    ids are not negative. If it is larger, the last rows belong to no expert and are undefined.
     """
 
     def __init__(
@@ -122,16 +104,10 @@ class RowsByExpert:
 
 
 def count_copies(ids: Tensor, num_ids: int) -> Tensor:
-    """Count how often each of the numbers 0 to `num_ids` - 1 occurs; negative ids are skipped.
+    """Count how often each of 0 to `num_ids` - 1 occurs in `ids` [n, K]: [num_ids] int64.
 
-    The result stays on the device: nobody waits for it, unlike for `bincount`.
-
-    Args:
-        ids: [n, K], slots or local ids.
-        num_ids: how many numbers there are.
-
-    Returns:
-        [num_ids] int64.
+    Negative ids are skipped. The result stays on the device: nobody waits for it, unlike for
+    `bincount`.
     """
     copies = ids.flatten().long()
     copies = torch.where(copies < 0, num_ids, copies)

@@ -25,14 +25,9 @@ def place(load: ExpertLoad, num_ranks: int, num_copies: int) -> dict[int, Topolo
 def place_layer(tokens: Sequence[int], num_ranks: int, num_copies: int) -> Topology:
     """Level the tokens of the ranks: the longest processing time comes first (Graham 1969).
 
-    Args:
-        tokens: [E], the tokens of each expert.
-        num_ranks: R.
-        num_copies: slots of each rank beyond E / R, for extra copies of the busiest experts.
-
-    Raises:
-        ValueError: the experts do not divide over the ranks, or a rank has no room for so many
-            copies.
+    `tokens` are those of each expert [E]. Each rank has `num_copies` slots beyond E / R, for extra
+    copies of the busiest experts. Raises ValueError: the experts do not divide over the ranks, or a
+    rank has no room for so many copies.
     """
     num_experts = len(tokens)
     num_slots = Topology.even(num_experts, num_ranks).num_local_experts + num_copies

@@ -21,9 +21,8 @@ from model.config import TextConfig
 class Topology:
     """The experts of every rank.
 
-    Raises:
-        ValueError: the ranks hold different numbers of experts, a rank holds an expert twice, or
-            an expert has no slot.
+    Raises ValueError: the ranks hold different numbers of experts, a rank holds an expert twice, or
+    an expert has no slot.
     """
 
     num_experts: int
@@ -43,11 +42,7 @@ class Topology:
 
     @classmethod
     def even(cls, num_experts: int, num_ranks: int) -> Self:
-        """Give rank r the experts from `r * E / R` to `(r + 1) * E / R - 1`.
-
-        Raises:
-            ValueError: the experts do not divide over the ranks.
-        """
+        """Give rank r the experts `r * E / R` to `(r + 1) * E / R - 1`; R must divide E."""
         if num_experts % num_ranks:
             raise ValueError(
                 f"{num_experts} experts do not divide over {num_ranks} ranks; choose a number of "
@@ -91,10 +86,6 @@ Topologies = Mapping[int, Topology]
 
 
 def even_topologies(text: TextConfig, num_ranks: int) -> Topologies:
-    """Divide the experts of every layer equally, in their order.
-
-    Raises:
-        ValueError: the experts do not divide over the ranks.
-    """
+    """Divide the experts of every layer equally, in their order, as `Topology.even`."""
     even = Topology.even(text.n_routed_experts, num_ranks)
     return dict.fromkeys(filter(text.is_moe_layer, range(text.num_hidden_layers)), even)

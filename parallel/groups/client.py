@@ -47,12 +47,9 @@ class Lease:
     ) -> list[list[Outcome | DeadGroupError]]:
         """Answer sets of requests; each set goes to one rank, and each rank is called once.
 
-        Returns:
-            The answers, in the order of the requests. Requests whose rank died have the
-            `DeadGroupError` instead. The supervisor knows of the death: lease a group again.
-
-        Raises:
-            GroupError: the job must stop.
+        The answers have the order of the requests. Requests whose rank died have the
+        `DeadGroupError` instead. The supervisor knows of the death: lease a group again.
+        Raises GroupError: the job must stop.
         """
         with ExitStack() as loads:
             ranks: list[int] = []  # of each set
@@ -97,9 +94,7 @@ class Groups:
     def start(cls, spec: GroupSpec, *, num_groups: int, max_group_failures: int) -> Self:
         """Start the groups of a run from its driver; return when the first is ready.
 
-        Raises:
-            ValueError: `num_groups` is below 1.
-            GroupError: no group could be started; nothing is left behind.
+        Raises GroupError: no group could be started; nothing is left behind.
         """
         if num_groups < 1:
             raise ValueError(f"num_groups must be at least 1, got {num_groups}")
@@ -146,14 +141,10 @@ class Groups:
 
     @asynccontextmanager
     async def lease(self, num_tokens: int, *, exclusive: bool = False) -> AsyncIterator[Lease]:
-        """Lease the least-loaded group until the `with` ends.
+        """Lease the least-loaded group for `num_tokens` of work, until the `with` ends.
 
-        Args:
-            num_tokens: the work that is meant for the group.
-            exclusive: wait for a group that nobody else uses, and keep others out of it.
-
-        Raises:
-            GroupError: the job must stop.
+        With `exclusive`, wait for a group that nobody else uses, and keep others out of it.
+        Raises GroupError: the job must stop.
         """
         with _plain_errors():
             number, group = await self._supervisor.acquire.remote(
@@ -182,11 +173,7 @@ class Groups:
                 del self._tokens[key]
 
     async def report_failure(self, group: EngineGroup, reason: str) -> None:
-        """Ask the supervisor to replace a dead generation.
-
-        Raises:
-            GroupError: the supervisor is gone.
-        """
+        """Ask the supervisor to replace a dead generation, or raise GroupError if it is gone."""
         with _plain_errors():
             await self._supervisor.report_failure.remote(group.group_id, group.generation, reason)
 

@@ -44,10 +44,8 @@ def golden_requests(num_token_ids: int, seed: int = 0) -> list[Request]:
 class GoldenPrompts:
     """Compares the answers of every rank with the first answers of the run.
 
-    Args:
-        requests: the golden prompts; without any the check is off.
-        tolerance: nats by which the log-probability of an answer may differ.
-        timeout_s: how long one rank may take for all its answers.
+    The log-probability of an answer may differ by `tolerance` nats, and a rank may take `timeout_s`
+    for all its answers. Without requests the check is off.
     """
 
     def __init__(self, requests: Sequence[Request], tolerance: float, timeout_s: float) -> None:
@@ -57,11 +55,7 @@ class GoldenPrompts:
         self._expected: list[float] | None = None
 
     async def check(self, group: EngineGroup) -> None:
-        """Ask every rank of a group.
-
-        Raises:
-            DeadGroupError: a rank does not answer, or its answers differ from the first of the run.
-        """
+        """Ask every rank; raise DeadGroupError if one is silent or drifts from the first answers."""
         if self._requests:
             await asyncio.gather(*(self._ask(group, rank) for rank in range(len(group.ranks))))
 

@@ -38,16 +38,10 @@ class EngineGroup:
 
     @classmethod
     async def start(cls, spec: GroupSpec, group_id: int, address: Address | None) -> Self:
-        """Reserve, start, join and load the first generation.
+        """Reserve, start, join and load the first generation; a rank that is alone has no address.
 
-        Args:
-            spec: what every group is made of.
-            group_id: the number of the new group.
-            address: the address of the rendezvous store; None if every rank is alone.
-
-        Raises:
-            NoRoomError: no node had room in time.
-            GroupError: a rank died or did not load; nothing is left of the group.
+        Raises NoRoomError: no node had room in time; or another GroupError: a rank died or did not
+        load. Then nothing is left of the group.
         """
         with ExitStack() as undo:
             reservation = reserve(spec)
@@ -59,9 +53,8 @@ class EngineGroup:
     async def rebuild(self, spec: GroupSpec, address: Address | None) -> Self:
         """Kill this generation and start the next one, elsewhere if one of its nodes is gone.
 
-        Raises:
-            NoRoomError: a node is gone, and no other had room in time.
-            GroupError: a rank died or did not load.
+        Raises NoRoomError: no other node had room in time; or another GroupError: a rank died or
+        did not load.
         """
         generation = self.generation + 1
         self._kill_ranks()
@@ -80,8 +73,7 @@ class EngineGroup:
     ) -> list[Outcome]:
         """Answer `requests` on one rank, in their order. Cancelling the call cancels its requests.
 
-        Raises:
-            DeadGroupError: report it to the supervisor and lease a group again.
+        Raises DeadGroupError: report it to the supervisor and lease a group again.
         """
         answer = self.ranks[rank].generate.remote(client_id, requests)
         try:
@@ -95,8 +87,7 @@ class EngineGroup:
     async def check(self, spec: GroupSpec) -> list[RankHealth]:
         """Ask every rank for its health.
 
-        Raises:
-            DeadGroupError: a rank is dead, does not answer, or is in one step for too long.
+        Raises DeadGroupError: a rank is dead, does not answer, or is in one step for too long.
         """
         answers = [rank.health.remote() for rank in self.ranks]
         health: list[RankHealth] = []
@@ -115,11 +106,7 @@ class EngineGroup:
         return health
 
     async def expert_load(self) -> ExpertLoad:
-        """Return the tokens that each expert of this generation has computed, on all ranks.
-
-        Raises:
-            DeadGroupError: a rank is dead.
-        """
+        """Sum the tokens that each expert has computed; a dead rank raises DeadGroupError."""
         answers = [rank.expert_load.remote() for rank in self.ranks]
         loads: list[ExpertLoad] = []
         for rank, answer in enumerate(answers):

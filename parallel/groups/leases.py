@@ -46,10 +46,7 @@ class Leases:
         return self._grants.pop(number, None)
 
     def num_tokens(self, group: EngineGroup | None) -> int:
-        """Sum the tokens that are on lease at this generation of a group.
-
-        Leases of an earlier generation do not count: their work must be done again elsewhere.
-        """
+        """Sum the tokens on lease at this generation; work of earlier ones is done elsewhere."""
         return sum(grant.num_tokens for grant in self._grants.values() if grant.group is group)
 
     def register(self, client: Client) -> Client | None:

@@ -20,11 +20,7 @@ _LOAD_INTERVAL_S = 30.0
 class GroupMonitor:
     """Asks a group regularly for its health, its expert load and its golden prompts.
 
-    Args:
-        group: the group to watch.
-        spec: says how often to ask, and how long to wait for an answer.
-        golden: the golden prompts of the run.
-        report_death: called when the group is dead, with the reason.
+    `report_death` is called with the reason when the group is dead.
     """
 
     def __init__(

@@ -19,11 +19,7 @@ Placement = Literal["STRICT_PACK", "PACK", "SPREAD"]  # Ray's names
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSpec:
-    """What every group of a run is made of.
-
-    Raises:
-        ValueError: a number is out of its range; the message names it.
-    """
+    """What every group of a run is made of; ValueError names a number that is out of its range."""
 
     # Makes the engine, in the process of each rank, so it must be picklable. It gets None where a
     # rank is alone.
@@ -67,23 +63,13 @@ class GroupSpec:
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
     def open_store(self) -> RendezvousStore | None:
-        """Open the store at which the ranks of all groups meet; it must live as long as they do.
-
-        Returns:
-            None where every rank is alone.
-        """
+        """Open the store at which ranks meet, if they do; it must live as long as all groups."""
         return None if self.num_ranks == 1 else RendezvousStore(ray.util.get_node_ip_address())
 
     def rank_specs(
         self, group_id: int, generation: int, address: Address | None
     ) -> list[RankSpec | None]:
-        """Describe each rank for one attempt to start a generation; None for a rank that is alone.
-
-        Args:
-            group_id: the number of the group.
-            generation: the number of the generation.
-            address: the address of the store; None if every rank is alone.
-        """
+        """Describe each rank for one attempt to start; a rank that is alone has None."""
         if address is None:
             assert self.num_ranks == 1
             return [None]

@@ -35,14 +35,10 @@ async def start_ranks(
     reservation: PlacementGroup,
     address: Address | None,
 ) -> tuple[Any, ...]:
-    """Start all ranks of a generation and wait until they are ready.
+    """Start all ranks of a generation; return their handles, by rank, when they are ready.
 
-    Returns:
-        The handles of the `Rank` actors, by rank.
-
-    Raises:
-        NoRoomError: the reservation was not granted in time.
-        GroupError: a rank died or did not load. No rank is left.
+    Raises NoRoomError: the reservation was not granted in time; or another GroupError: a rank died
+    or did not load. Then no rank is left.
     """
     if not await _is_granted(reservation, spec.resources_timeout_s):
         raise NoRoomError(_no_room(spec, group_id))
@@ -100,10 +96,9 @@ async def _is_granted(reservation: PlacementGroup, timeout_s: float) -> bool:
 
 
 def has_lost_a_node(reservation: PlacementGroup) -> bool:
-    """Say whether a bundle is on no living node.
+    """Say whether a bundle is on no living node; then the caller must reserve anew.
 
-    Ray would wait forever for another node that can take the bundle, so the caller must reserve
-    anew.
+    Ray would wait forever for another node that can take the bundle.
     """
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     table = placement_group_table(reservation)

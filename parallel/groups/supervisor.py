@@ -62,7 +62,7 @@ class _Slot:
 
 
 class Supervisor:
-    """Starts, leases, rebuilds and closes groups.
+    """Starts, leases, rebuilds and closes groups; stops the job after too many failures.
 
     build each group --> ready: acquire, release
           ^                |
@@ -72,11 +72,6 @@ class Supervisor:
 
     Time limits use `asyncio.timeout`. `asyncio.wait_for` of Python 3.11 may lose a cancellation
     that comes at the same moment as the answer, and `close` would then wait forever.
-
-    Args:
-        spec: what every group is made of.
-        num_groups: the number of groups to start.
-        max_group_failures: more failures of groups than this stop the job.
     """
 
     def __init__(self, spec: GroupSpec, num_groups: int, max_group_failures: int) -> None:
@@ -96,8 +91,7 @@ class Supervisor:
     async def start(self) -> None:
         """Start all groups and return when the first is ready; others serve as soon as they are.
 
-        Raises:
-            GroupError: a group failed before any was ready, or no group found room.
+        Raises GroupError: a group failed before any was ready, or no group found room.
         """
         self._store = self._spec.open_store()
         for slot in self._slots:
@@ -107,18 +101,11 @@ class Supervisor:
     async def acquire(
         self, client: Client, num_tokens: int, *, exclusive: bool
     ) -> tuple[int, EngineGroup]:
-        """Lease the group with the fewest tokens on lease; wait while there is none.
+        """Lease the group with the fewest tokens on lease: the lease's number, and the group.
 
-        Args:
-            client: who asks. A new process of a known actor takes over from the earlier one.
-            num_tokens: the work that is meant for the group.
-            exclusive: wait until nobody else has the group, and let nobody in before `release`.
-
-        Returns:
-            The number of the lease, and its group.
-
-        Raises:
-            GroupError: the job must stop.
+        This waits while there is none; `exclusive` waits until nobody else has the group, and lets
+        nobody in before `release`. A new process of a known actor takes over from the earlier one.
+        Raises GroupError: the job must stop.
         """
         self._end_leases_of_earlier_process(client)
         group = await (self._idle_group() if exclusive else self._best_group())
@@ -145,11 +132,7 @@ class Supervisor:
         await self._notify()
 
     async def status(self, *, fresh: bool = False) -> GroupsStatus:
-        """Return what runs and what has failed so far.
-
-        Args:
-            fresh: ask the ranks now instead of returning their last numbers.
-        """
+        """Return what runs and what has failed so far; `fresh` asks the ranks for new numbers."""
         if fresh:
             await asyncio.gather(*(monitor.check_health() for monitor in self._running()))
         return GroupsStatus(
@@ -320,9 +303,7 @@ class Supervisor:
         """Wait until a condition holds; it still does when this returns.
 
         No other coroutine runs between the last test of the condition and the return.
-
-        Raises:
-            GroupError: the job must stop.
+        Raises GroupError: the job must stop.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: self._error is not None or condition())

@@ -33,10 +33,8 @@ def load_ep_engine(
 ) -> "ExpertParallelEngine":
     """Join the group, load this rank's shard of the checkpoint, and wait for the other ranks.
 
-    Raises:
-        CheckpointError: the checkpoint cannot be used.
-        ValueError: its experts cannot be divided over the ranks.
-        DistError: another rank did not come in time.
+    Raises CheckpointError: the checkpoint cannot be used; ValueError: its experts cannot be divided
+    over the ranks; or DistError: another rank did not come in time.
     """
     device = _own_device(config)
     text = KimiVLConfig.from_checkpoint(checkpoint).text
@@ -98,8 +96,7 @@ class ExpertParallelEngine:
     def step(self) -> Sequence[tuple[str, Completion | PromptError]]:
         """Do one step together with all ranks; sleep shortly if none of them had work.
 
-        Raises:
-            LockstepError: another rank stopped or failed.
+        Raises LockstepError: another rank stopped or failed.
         """
         num_steps = self._lockstep.stats.num_steps
         with self._lockstep.announced():

@@ -71,11 +71,9 @@ class LockstepStats:
 
 
 class Lockstep:
-    """One rank's side of the agreement.
+    """One rank's side of the agreement; `on_plan` is called with each plan before its layers run.
 
-    Args:
-        group: the process group of all ranks. It must be able to exchange tensors on the CPU.
-        on_plan: called with each plan before its layers run.
+    The group must be able to exchange tensors on the CPU.
     """
 
     def __init__(
@@ -91,16 +89,9 @@ class Lockstep:
     def turn(self, num_tokens: int, is_decode: bool, num_waiting: int = 0) -> Iterator[bool]:
         """Agree on a step with all ranks; run its layers in the `with` if the value is true.
 
-        Args:
-            num_tokens: the tokens that this rank brings.
-            is_decode: whether all of them are decodes.
-            num_waiting: the tokens of prompts that this rank could begin in the next step.
-
-        Yields:
-            Whether any rank has tokens, so that all must run the layers.
-
-        Raises:
-            LockstepError: another rank stopped or failed, so this one must stop too.
+        This rank brings `num_tokens`, and could begin `num_waiting` tokens of prompts in the next
+        step. The value says whether any rank has tokens, so that all must run the layers.
+        Raises LockstepError: another rank stopped or failed, so this one must stop too.
         """
         began = time.monotonic()
         plan = self._agree(num_tokens, is_decode, num_waiting)

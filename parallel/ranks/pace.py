@@ -19,12 +19,10 @@ class Pace:
         self._num_held_steps = 0  # since the first of the held prompts could have begun
 
     def follow(self, waiting: Sequence[int], *, is_idle: bool) -> None:
-        """Set `limit` from what all ranks said of a step.
+        """Set `limit` from the tokens of prompts that each rank could begin in the next step.
 
-        Args:
-            waiting: for each rank, the tokens of prompts that it could begin in the next step.
-            is_idle: whether no rank computed anything in this step; then there is nothing to
-                disturb, and nothing is held.
+        When no rank computed anything in this step (`is_idle`), nothing is held: there is nothing
+        to disturb.
         """
         able = [tokens for tokens in waiting if tokens]
         all_are = len(able) == len(waiting)

@@ -16,12 +16,8 @@ from parallel.ranks.rank_spec import RankSpec
 class JoinedGroup:
     """A rank that has joined the process group of its group.
 
-    Args:
-        rank_spec: which rank of which group this process is.
-        device: of the tensors that ranks exchange. Tensors on the CPU can be exchanged as well.
-
-    Raises:
-        DistError: another rank did not come within `join_timeout_s`.
+    Ranks exchange tensors on `device`, and tensors on the CPU as well. Raises DistError: another
+    rank did not come within `join_timeout_s`.
     """
 
     def __init__(self, rank_spec: RankSpec, device: torch.device) -> None:

@@ -4,13 +4,10 @@ from parallel.ranks.rank_spec import Address
 
 
 class RendezvousStore:
-    """Listens from its construction until its process ends.
+    """Listens from its construction until its process ends, under a name that other machines reach.
 
     Whoever starts groups owns the store, and it must outlive them. Its address travels to the
     ranks through Ray, in a `RankSpec`.
-
-    Args:
-        host: the name or address of this machine that other machines can reach.
     """
 
     def __init__(self, host: str) -> None:

@@ -19,14 +19,8 @@ from parallel.ranks.lockstep import StepPlan
 class StepDispatcher:
     """Chooses a dispatcher for whole steps: call `begin` with the plan of each.
 
-    All layers share it, because all have equally many slots per rank; `for_layer` adds what
+    All layers share it, because all have equally many slots per rank. `LayerDispatcher` adds what
     differs between layers.
-
-    Args:
-        topologies: the topology of every layer with routed experts.
-        group: the ranks.
-        device: the device of the tokens.
-        exchange: which dispatcher to use, and the dtype of rows between ranks.
     """
 
     def __init__(

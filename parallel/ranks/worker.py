@@ -59,10 +59,7 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> Mapping[str, float]:
-        """Return numbers for reports, such as `steps`, the steps with work so far.
-
-        Another thread calls it, also during a step.
-        """
+        """Return numbers for reports, such as `steps` (with work so far), also during a step."""
         ...
 
     def expert_load(self) -> ExpertLoad:
@@ -112,12 +109,8 @@ class Rank:
     callers --generate--> inbox --> engine's thread: admit, step, answer --> futures --> callers
 
     The constructor returns at once, and the engine loads in the background: await `ready` to know
-    that it worked.
-
-    Args:
-        engine_factory: makes the engine. It runs in the engine's thread, because each thread has
-            its own current device.
-        admission: what new requests wait for.
+    that it worked. The factory runs in the engine's thread, because each thread has its own current
+    device.
     """
 
     def __init__(
@@ -149,8 +142,7 @@ class Rank:
     async def generate(self, client_id: str, requests: Sequence[Request]) -> list[Outcome]:
         """Answer `requests`, in their order. Cancelling the call cancels its requests.
 
-        Raises:
-            DeadEngineError: the engine is dead or died meanwhile; no request was answered.
+        Raises DeadEngineError: the engine is dead or died meanwhile; no request was answered.
         """
         jobs = [Job(str(next(self._keys)), client_id, request) for request in requests]
         self._hand_in(*jobs)
@@ -161,11 +153,7 @@ class Rank:
             raise
 
     async def health(self) -> RankHealth:
-        """Return the state of the engine; answers during a step too.
-
-        Raises:
-            DeadEngineError: the engine is dead.
-        """
+        """Return the state of the engine, during a step too; DeadEngineError if it is dead."""
         if self._failure is not None:
             raise DeadEngineError(self._failure)
         engine, since = self._engine, self._busy_since
@@ -176,11 +164,7 @@ class Rank:
         return RankHealth(busy_s=busy_s, stats={**engine.stats(), **self._times.numbers(), **own})
 
     async def expert_load(self) -> ExpertLoad:
-        """Return `Engine.expert_load`, once the current step is over.
-
-        Raises:
-            DeadEngineError: the engine is dead or died meanwhile.
-        """
+        """Return `Engine.expert_load` after the current step; DeadEngineError if it is dead."""
         query = _AskLoad()
         self._hand_in(query)
         return await asyncio.wrap_future(query.future)
