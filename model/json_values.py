@@ -88,28 +88,28 @@ def require_types(config_class: type, values: Mapping[str, Any]) -> None:
 
     Otherwise arithmetic would fail on a string later, with a message that does not name the key.
     """
-    checks = {int: is_integer, float: is_finite, bool: is_bool}
+    checks = {
+        int: is_integer,
+        int | None: lambda value: value is None or is_integer(value),
+        float: is_finite,
+        bool: lambda value: isinstance(value, bool),
+    }
     for field in fields(config_class):
-        if field.name in values:
+        if field.name in values and field.type in checks:
             value = values[field.name]
-            is_none = field.type == int | None and value is None
-            check = checks.get(int if field.type == int | None else field.type)
-            require(check is None or is_none or check(value), field.name, value)
+            require(checks[field.type](value), field.name, value)
 
 
 def is_integer(value: object) -> bool:
-    """Say whether a value is an integer, not a float like 2.0."""
-    return isinstance(value, int) and not is_bool(value)
-
-
-def is_bool(value: object) -> bool:
-    """Say whether a value is true or false, which Python counts as integers too."""
-    return isinstance(value, bool)
+    """Say whether a value is an integer, neither a float like 2.0 nor a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_finite(value: object) -> bool:
     """Say whether a value is a number, and neither NaN nor infinite nor too large for a float."""
     try:
-        return isinstance(value, int | float) and not is_bool(value) and math.isfinite(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return math.isfinite(value)
     except OverflowError:
         return False

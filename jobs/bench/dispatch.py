@@ -113,7 +113,7 @@ def _all_to_all(
     dispatch = dispatcher.dispatch(*tokens)
     assert isinstance(dispatch, AllToAllDispatch)
     dispatch.combine(dispatch.rows)
-    x, sent, arriving = tokens[0], dispatch.sent_rows, dispatch.received_rows
+    x, sent, arriving = tokens[0], dispatch.counts.sent_rows, dispatch.counts.received_rows
     leaving = serialize_rows(*_some(tokens, sum(sent)), wire)
     arrived = leaving.new_empty(sum(arriving), leaving.shape[1])
     back, home = x.new_empty(sum(arriving), x.shape[1]), x.new_empty(sum(sent), x.shape[1])

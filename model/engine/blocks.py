@@ -47,16 +47,11 @@ def block_keys(prompt: Prompt, media_token_id: int, digests: Sequence[bytes]) ->
 def image_digests(prompt: Prompt) -> list[bytes]:
     """Make 16 bytes for each image, equal only for equal pixels in an equal grid."""
     ends = prompt.grid_hw.prod(axis=1, dtype=np.int64).cumsum()
-    return (
-        [
-            blake2b(grid.tobytes() + patches.tobytes(), digest_size=16).digest()
-            for grid, patches in zip(
-                prompt.grid_hw, np.split(prompt.patches, ends[:-1]), strict=True
-            )
-        ]
-        if len(ends)
-        else []
-    )
+    parts = np.split(prompt.patches, ends)[:-1]  # behind the last image there is nothing
+    return [
+        blake2b(grid.tobytes() + patches.tobytes(), digest_size=16).digest()
+        for grid, patches in zip(prompt.grid_hw, parts, strict=True)
+    ]
 
 
 class BlockPool:

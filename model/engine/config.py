@@ -25,8 +25,7 @@ class EngineConfig:
             raise ValueError(
                 f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}"
             )
-        budgets = "max_batch_size max_step_tokens max_vision_patches num_threads".split()
-        for name in budgets:
+        for name in ("max_batch_size", "max_step_tokens", "max_vision_patches", "num_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("cache_gib", "feature_cache_gib"):

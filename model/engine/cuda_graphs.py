@@ -56,20 +56,18 @@ class StaticStep:
         assert self.batch.slots is not None
         assert batch.slots is not None
         pieces, last = batch.decode_pieces, len(self.batch.token_ids) - 1
-        _fill(self.batch.token_ids, batch.token_ids, 0)
-        _fill(self.batch.positions, batch.positions, 0)
-        _fill(self.batch.slots, batch.slots, _PADDING_SLOT)
-        _fill(self.pieces.owners, pieces.owners, last)
-        _fill(self.pieces.places, pieces.places, 0)
-        _fill(self.pieces.slots, pieces.slots, 0)
-        # Padding sees its keys too: attention to no key at all would be NaN.
-        _fill(self.pieces.is_context, pieces.is_context, 1)
-
-
-def _fill(whole: Tensor, part: Tensor, padding: int) -> None:
-    front, back = whole.split((len(part), len(whole) - len(part)))
-    front.copy_(part)
-    back.fill_(padding)
+        for whole, part, padding in (
+            (self.batch.token_ids, batch.token_ids, 0),
+            (self.batch.positions, batch.positions, 0),
+            (self.batch.slots, batch.slots, _PADDING_SLOT),
+            (self.pieces.owners, pieces.owners, last),
+            (self.pieces.places, pieces.places, 0),
+            (self.pieces.slots, pieces.slots, 0),
+            # Padding sees its keys too: attention to no key at all would be NaN.
+            (self.pieces.is_context, pieces.is_context, 1),
+        ):
+            whole[: len(part)].copy_(part)
+            whole[len(part) :].fill_(padding)
 
 
 class DecodeGraphs:

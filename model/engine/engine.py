@@ -84,10 +84,7 @@ class Engine:
 
     @classmethod
     def from_checkpoint(
-        cls,
-        directory: Path,
-        config: EngineConfig,
-        shards: Shards | None = None,
+        cls, directory: Path, config: EngineConfig, shards: Shards | None = None
     ) -> Self:
         """Load a checkpoint and reserve the cache; `shards` are those of `KimiVL`.
 
@@ -101,12 +98,8 @@ class Engine:
             raise ValueError("cuda_graphs needs all experts in one process: ranks wait for others")
         torch.set_num_threads(config.num_threads)
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-        model = load_model(
-            directory,
-            dtype=dtype,
-            device=torch.device(config.device),
-            shards=shards,
-        )
+        device = torch.device(config.device)
+        model = load_model(directory, dtype=dtype, device=device, shards=shards)
         prepack(model)
         # After prepacking: the memory of the plain weights has gone back to the system.
         keep_freed_memory()
@@ -151,13 +144,14 @@ class Engine:
         choice_ids = self._choice_ids(params)
         digests = image_digests(prompt)
         keys = block_keys(prompt, self.model.config.media_token_id, digests)
+        max_tokens = min(params.max_tokens, capacity - num_prompt)
         answer = Answer(params.n)
         for number, constraint in enumerate(constraints):
             sequence = Sequence(
                 request_id,
                 prompt,
                 params.of_sample(number),
-                max_tokens=min(params.max_tokens, capacity - num_prompt),
+                max_tokens,
                 block_keys=keys,
                 image_digests=digests,
                 constraint=constraint,
@@ -239,12 +233,8 @@ class Engine:
         sequences = [chunk.sequence for chunk in chunks if chunk.is_last]
         is_full = self.scheduler.num_waiting > 0
         finished = self._take_tokens(sequences, self.model.logits(hidden[rows])) if rows else []
-        self._time.note(
-            len(batch.token_ids),
-            time.monotonic() - began_s - waited_s,
-            only_decodes=only_decodes,
-            is_full=is_full,
-        )
+        own_s = time.monotonic() - began_s - waited_s
+        self._time.note(len(batch.token_ids), own_s, only_decodes=only_decodes, is_full=is_full)
         return finished
 
     def _hidden(self, batch: TokenBatch, features: Tensor | None) -> Tensor:
@@ -260,16 +250,13 @@ class Engine:
         if token_ids.min() < 0 or token_ids.max() >= vocab_size:
             raise PromptError("bad_prompt", f"token ids must be in [0, {vocab_size})")
         num_pads = int((token_ids == self.model.config.media_token_id).sum())
-        if num_pads != prompt.num_vision_tokens:
-            raise PromptError(
-                "bad_prompt",
-                f"{num_pads} media pads for {prompt.num_vision_tokens} vision tokens",
-            )
+        wanted = prompt.num_vision_tokens
+        if num_pads != wanted:
+            raise PromptError("bad_prompt", f"{num_pads} media pads for {wanted} vision tokens")
         side_px, wanted_px = prompt.patches.shape[-1], self.model.config.vision.patch_size
         if len(prompt.patches) and side_px != wanted_px:
-            raise PromptError(
-                "bad_prompt", f"patches must be {wanted_px} pixels wide, got {side_px}"
-            )
+            reason = f"patches must be {wanted_px} pixels wide, got {side_px}"
+            raise PromptError("bad_prompt", reason)
 
     def _take_tokens(
         self, sequences: Seq[Sequence], logits: Tensor
@@ -320,11 +307,7 @@ class Engine:
                 f"the network's output is not a number after {sequence.num_tokens} tokens; are "
                 "the weights damaged, or does float16 overflow?",
             )
-        sequence.append(
-            token_id,
-            logprob,
-            self.tokenizer.decode_bytes([token_id]),
-            is_stop_token=token_id in self.model.config.stop_token_ids
-            or token_id in sequence.params.stop_token_ids,
-        )
+        stop_token_ids = (*self.model.config.stop_token_ids, *sequence.params.stop_token_ids)
+        text = self.tokenizer.decode_bytes([token_id])
+        sequence.append(token_id, logprob, text, is_stop_token=token_id in stop_token_ids)
         return None if sequence.finish_reason is None else sequence.completion()

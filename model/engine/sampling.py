@@ -29,7 +29,7 @@ def sample(
     """Choose one token for each sequence, given logits [B, vocabulary] float32.
 
     `num_sampled` is how many tokens each sequence has chosen before, `seen` is its prompt and its
-    generated ids if any has a repetition penalty, and `allowed_bits` those of rows with a constraint.
+    generated ids if any has a repetition penalty; `allowed_bits` are for rows with a constraint.
     Returns token ids, and their log-probabilities in nats under the model: at temperature 1, with
     all tokens allowed, without a penalty.
     """

@@ -3,8 +3,7 @@
 This module does not import torch: the stages that make requests do not need it.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Literal
 
@@ -138,52 +137,29 @@ class Answer:
         return replace(completions[0], others=tuple(completions[1:]))
 
 
+@dataclass(eq=False)  # two sequences are never equal
 class Sequence:
-    """One completion in the engine: its prompt, its generated tokens, and its blocks.
+    """One completion in the engine: its prompt, its generated tokens, and its blocks."""
 
-    Args:
-        request_id: the id that the caller gave.
-        prompt: the prompt to answer.
-        params: how to answer it.
-        max_tokens: those of `params`, or fewer if the context or the cache is shorter.
-        block_keys: the keys of the full blocks of the prompt, see `model.engine.blocks.block_keys`.
-        image_digests: the digests of the images, see `model.engine.blocks.image_digests`.
-        constraint: the grammar that the text follows, or None. No other sequence may use it.
-        choice_ids: tokens whose log-probabilities as the first token are returned.
-        number: the number of this sample among those of the request.
-        answer: collects the samples of the request; all of them use the same one.
-    """
+    request_id: str  # that the caller gave
+    prompt: Prompt
+    params: SamplingParams
+    max_tokens: int  # those of `params`, or fewer if the context or the cache is shorter
+    block_keys: list[bytes]  # of the full blocks of the prompt, see `model.engine.blocks`
+    image_digests: list[bytes]  # see `model.engine.blocks`
+    constraint: Constraint | None = None  # the grammar that only this text follows
+    choice_ids: list[int] = field(default_factory=list)  # whose log-probabilities are returned
+    number: int = 0  # of this sample among those of the request
+    answer: Answer = field(default_factory=Answer)  # collects all samples of the request
+    blocks: list[int] = field(default_factory=list)
+    num_cached: int = 0  # tokens whose kv is in the blocks
+    generated: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    choice_logprobs: tuple[float, ...] | None = None  # known with the first token
+    text: bytearray = field(default_factory=bytearray)  # UTF-8, of the ordinary tokens
+    finish_reason: FinishReason | None = None
 
-    def __init__(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: SamplingParams,
-        max_tokens: int,
-        block_keys: list[bytes],
-        image_digests: list[bytes],
-        constraint: Constraint | None = None,
-        choice_ids: Collection[int] = (),
-        number: int = 0,
-        answer: Answer | None = None,
-    ) -> None:
-        self.request_id = request_id
-        self.prompt = prompt
-        self.params = params
-        self.max_tokens = max_tokens
-        self.block_keys = block_keys
-        self.image_digests = image_digests
-        self.constraint = constraint
-        self.choice_ids = list(choice_ids)
-        self.number = number
-        self.answer = answer or Answer()
-        self.blocks: list[int] = []
-        self.num_cached = 0  # tokens whose kv is in the blocks
-        self.generated: list[int] = []
-        self.logprobs: list[float] = []
-        self.choice_logprobs: tuple[float, ...] | None = None  # known with the first token
-        self.text = bytearray()  # UTF-8, of the ordinary tokens
-        self.finish_reason: FinishReason | None = None
+    def __post_init__(self) -> None:
         # For each period p: how many of the last tokens equal the token p places before them.
         self._num_equal = [0] * (_LONGEST_LOOP + 1)
 

@@ -53,14 +53,11 @@ class Prompt:
     def _check_patches(self) -> None:
         shape, dtype = self.patches.shape, self.patches.dtype
         if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or dtype != np.uint8:
-            raise PromptError(
-                "bad_prompt", f"patches must be uint8 [P, 3, side, side], got {dtype} {shape}"
-            )
+            reason = f"patches must be uint8 [P, 3, side, side], got {dtype} {shape}"
+            raise PromptError("bad_prompt", reason)
         if len(self.patches) != self.num_patches:
-            raise PromptError(
-                "bad_prompt",
-                f"the grids ask for {self.num_patches} patches, got {len(self.patches)}",
-            )
+            reason = f"the grids ask for {self.num_patches} patches, got {len(self.patches)}"
+            raise PromptError("bad_prompt", reason)
 
     @property
     def num_patches(self) -> int:

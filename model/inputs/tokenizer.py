@@ -61,7 +61,7 @@ class Tokenizer:
                 f"tiktoken.model has {len(ranks)} tokens but the network embeds {vocab_size}"
             )
         self.vocab_size = vocab_size
-        self._num_base = len(ranks)
+        self.num_ordinary = len(ranks)  # ids below it are text
         self._special_ids = _special_ids(special_names, len(ranks), vocab_size)
         self.encoding = tiktoken.Encoding(
             "checkpoint",
@@ -80,11 +80,6 @@ class Tokenizer:
             return cls(ranks, names, vocab_size=vocab_size)
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from error
-
-    @property
-    def num_ordinary(self) -> int:
-        """The number of ordinary ids; all of them are below it."""
-        return self._num_base
 
     def encode(self, text: str) -> list[int]:
         """Encode `text` as ordinary text; the result never holds a control token.
@@ -111,7 +106,7 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Say whether `token_id` is a control token, which `encode` never returns."""
-        return self._num_base <= token_id < self.vocab_size
+        return self.num_ordinary <= token_id < self.vocab_size
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode `ids` without control tokens; bytes that are not UTF-8 become U+FFFD."""
@@ -123,7 +118,7 @@ class Tokenizer:
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
                 raise ValueError(f"token id {token_id} is not in [0, {self.vocab_size})")
-            if token_id < self._num_base:
+            if token_id < self.num_ordinary:
                 ordinary.append(int(token_id))
         return self.encoding.decode_bytes(ordinary)
 

@@ -79,48 +79,24 @@ def attend_plainly(
     num_rows = max(1, MAX_SCORES // max(1, key.shape[:-1].numel()))
     if mask is not None:
         mask = mask.expand(*query.shape[:-1], key.shape[-2])
-    found: list[PartialAttention] = []
+    outputs: list[Tensor] = []
+    lses: list[Tensor] = []
     for number, rows in enumerate(query.split(num_rows, dim=-2)):
         first = number * num_rows
-        bias = None if mask is None else mask[..., first : first + num_rows, :]
-        scores = _scores(rows, key, scale, bias, first if is_causal else None)
-        lse = scores.logsumexp(-1)
-        weights = (scores - lse[..., None]).exp().type_as(value)
-        found.append(PartialAttention(weights @ value, lse))
-    output = torch.cat([each.output for each in found], dim=-2)
-    return PartialAttention(output, torch.cat([each.lse for each in found], dim=-1))
-
-
-def _scores(
-    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, first: int | None
-) -> Tensor:
-    """Compute scores [B, H, n, L].
-
-    Args:
-        query: [B, H, n, width].
-        key: [B, H, L, width].
-        scale: factor on the products.
-        mask: added to the scores, or None.
-        first: the position of the first query; queries see no later key. None: they see all keys.
-    """
-    scores = query @ key.mT
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
-    if mask is not None:
-        scores = scores + mask
-    if first is not None:
-        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device)
-        scores = scores.masked_fill(ahead.triu(first + 1), -torch.inf)
-    return scores
+        scores = rows @ key.mT  # [B, H, rows, L]
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+        if mask is not None:
+            scores = scores + mask[..., first : first + num_rows, :]
+        if is_causal:
+            ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device)
+            scores = scores.masked_fill(ahead.triu(first + 1), -torch.inf)
+        lses.append(scores.logsumexp(-1))
+        outputs.append((scores - lses[-1][..., None]).exp().type_as(value) @ value)
+    return PartialAttention(torch.cat(outputs, dim=-2), torch.cat(lses, dim=-1))
 
 
 def attend_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lens: Sequence[int],
-    scale: float,
-    *,
-    is_causal: bool,
+    query: Tensor, key: Tensor, value: Tensor, lens: Sequence[int], scale: float, is_causal: bool
 ) -> PartialAttention:
     """Attend within each of many sequences of different lengths, without padding and mask.
 

@@ -29,11 +29,6 @@ from model.network.rope import Rotation
 Past = Callable[[Tensor, Tensor, Tensor], PartialAttention]
 
 
-def attention_for(config: TextConfig) -> "LatentAttention | MultiHeadAttention":
-    """Make the attention module that the config asks for."""
-    return MultiHeadAttention(config) if config.kv_lora_rank is None else LatentAttention(config)
-
-
 @dataclass(frozen=True)
 class LatentWidths:
     """The widths of latent attention, and what its two forms cost."""
@@ -71,7 +66,6 @@ class LatentAttention(nn.Module):
         super().__init__()
         assert config.kv_lora_rank is not None
         hidden, heads = config.hidden_size, config.num_attention_heads
-        self.num_heads = heads
         self.scale = config.softmax_scale
         self.widths = LatentWidths(
             num_heads=heads,

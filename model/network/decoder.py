@@ -6,7 +6,7 @@ Letters: T tokens, D hidden size.
 from torch import Tensor, nn
 
 from model.config import TextConfig
-from model.network.attention import attention_for
+from model.network.attention import LatentAttention, MultiHeadAttention
 from model.network.batch import TokenBatch
 from model.network.kv_cache import LatentCache
 from model.network.mlp import MLP
@@ -21,7 +21,8 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: TextConfig, layer: int, shards: Shards) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = attention_for(config)
+        attention = MultiHeadAttention if config.kv_lora_rank is None else LatentAttention
+        self.self_attn = attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = (
             MoE(config, shards(layer))

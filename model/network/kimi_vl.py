@@ -41,10 +41,8 @@ class KimiVL(nn.Module):
                                                                                         |
                                                   logits of the rows that are asked <-- lm_head
 
-    Args:
-        config: the configuration of the checkpoint.
-        shards: for each layer with routed experts, which of them this process holds, and the
-            dispatcher to all of them. None: this process holds all experts.
+    `shards` say, for each layer with routed experts, which of them this process holds, and have the
+    dispatcher to all of them. None: this process holds all experts.
     """
 
     def __init__(self, config: KimiVLConfig, shards: Shards | None = None) -> None:
@@ -82,17 +80,11 @@ class KimiVL(nn.Module):
         return self.multi_modal_projector(self.vision_tower(pixels, grid_hw))
 
     def forward(
-        self,
-        batch: TokenBatch,
-        cache: LatentCache | None = None,
-        features: Tensor | None = None,
+        self, batch: TokenBatch, cache: LatentCache | None = None, features: Tensor | None = None
     ) -> Tensor:
         """Compute the hidden states [T, D] of the tokens of one step.
 
-        Args:
-            batch: the new tokens.
-            cache: the cache that the step reads and writes; None for whole sequences.
-            features: [V, D], in the order of `batch.media_rows`.
+        Whole sequences need no cache. `features` [V, D] have the order of `batch.media_rows`.
         """
         embeddings = self.language_model.model.embed_tokens(batch.token_ids)
         if features is not None and batch.media_rows is not None:

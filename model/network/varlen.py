@@ -21,13 +21,7 @@ def runs_on(x: Tensor) -> bool:
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lens: Sequence[int],
-    scale: float,
-    *,
-    is_causal: bool,
+    query: Tensor, key: Tensor, value: Tensor, lens: Sequence[int], scale: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
     """Do as `model.network.attend.attend_varlen`: output [T, H, width], lse [T, H] float32."""
     starts = torch.tensor([0, *accumulate(lens)], dtype=torch.int32, device=query.device)

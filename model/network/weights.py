@@ -98,10 +98,7 @@ def load_model(
 
 
 def empty_model(
-    config: KimiVLConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    shards: Shards | None = None,
+    config: KimiVLConfig, dtype: torch.dtype, device: torch.device, shards: Shards | None = None
 ) -> KimiVL:
     """Build the network with uninitialised weights in `dtype`; router biases stay float32.
 

@@ -50,24 +50,17 @@ class InFlightRows:
         return deserialize_rows(self.received, self.like, self.top_k, self.wire_dtype)
 
 
+@dataclass(frozen=True)
 class AllToAllDispatcher:
     """Sends a token at most once to each rank, even where several of its experts live there.
 
     counts --> rows, with the local ids and weights of their experts --> local experts -->
     one partial sum for each row, back on the same way --> the sums of all ranks added at home
-
-    Args:
-        num_local_experts: the number of slots of each rank.
-        group: the process group of the ranks.
-        wire_dtype: the dtype of rows between ranks.
     """
 
-    def __init__(
-        self, num_local_experts: int, group: dist.ProcessGroup, wire_dtype: WireDtype = "auto"
-    ) -> None:
-        self.num_local_experts = num_local_experts
-        self.group = group
-        self.wire_dtype: WireDtype = wire_dtype
+    num_local_experts: int  # the slots of each rank
+    group: dist.ProcessGroup
+    wire_dtype: WireDtype = "auto"  # of rows between ranks
 
     def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> "AllToAllDispatch":
         """Send each token of `x` [T, D] to its slots; return while the rows travel.
@@ -88,14 +81,8 @@ class AllToAllDispatcher:
         ids_there = torch.where(is_there, local_ids[token], -1)
         sent = serialize_rows(x.index_select(0, token), ids_there, weights[token], self.wire_dtype)
         received = sent.new_empty(sum(counts.received_rows), sent.shape[1])  # [N, bytes]
-        work = dist.all_to_all_single(
-            received,
-            sent,
-            counts.received_rows,
-            counts.sent_rows,
-            group=self.group,
-            async_op=True,
-        )
+        splits = (counts.received_rows, counts.sent_rows)
+        work = dist.all_to_all_single(received, sent, *splits, group=self.group, async_op=True)
         in_flight = InFlightRows(sent, received, work, x, slots.shape[1], self.wire_dtype)
         return AllToAllDispatch(self, in_flight, counts, token, dest_mask)
 
@@ -122,74 +109,57 @@ class RowCounts:
     received_rows: list[int]  # from each rank; they sum to N
 
 
+@dataclass(frozen=True)
 class AllToAllDispatch:
     """Rows that an all-to-all brings to the experts; a `model.network.moe.Dispatch`."""
 
-    def __init__(
-        self,
-        dispatcher: AllToAllDispatcher,
-        in_flight: InFlightRows,
-        counts: RowCounts,
-        token: Tensor,
-        dest_mask: Tensor,
-    ) -> None:
-        self.rows_per_expert = counts.rows_per_expert
-        self.sent_rows = counts.sent_rows
-        self.received_rows = counts.received_rows
-        self._dispatcher = dispatcher
-        self._in_flight = in_flight
-        self._num_copies = counts.num_copies
-        self._token = token  # [S], the token of each sent row: by rank, then by token
-        self._dest_mask = dest_mask  # [T, R]
+    dispatcher: AllToAllDispatcher
+    in_flight: InFlightRows
+    counts: RowCounts
+    token: Tensor  # [S], the token of each sent row: by rank, then by token
+    dest_mask: Tensor  # [T, R]
 
     @cached_property
     def _by_expert(self) -> RowsByExpert:
-        x, local_ids, weights = self._in_flight.wait()
-        num_local_experts = self._dispatcher.num_local_experts
-        return RowsByExpert(x, local_ids, weights, num_local_experts, self._num_copies)
+        num_local_experts = self.dispatcher.num_local_experts
+        return RowsByExpert(*self.in_flight.wait(), num_local_experts, self.counts.num_copies)
 
     @property
     def rows(self) -> Tensor:
         """The rows [M, D] by local expert; the first read waits until they have arrived."""
         return self._by_expert.rows
 
+    @property
+    def rows_per_expert(self) -> Tensor:
+        """How many rows each local expert has: [local experts] int64."""
+        return self.counts.rows_per_expert
+
     def combine(self, y: Tensor) -> Tensor:
         """Bring the outputs of the local experts [M, D] home and sum them: [T, D]."""
         partial = self._by_expert.partial_sums(y)  # [N, D]
-        if self._dispatcher.wire_dtype != "auto":
+        if self.dispatcher.wire_dtype != "auto":
             partial = partial.bfloat16()
-        returned = partial.new_empty(sum(self.sent_rows), y.shape[1])  # [S, D]
-        dist.all_to_all_single(
-            returned, partial, self.sent_rows, self.received_rows, group=self._dispatcher.group
-        )
+        returned = partial.new_empty(sum(self.counts.sent_rows), y.shape[1])  # [S, D]
+        splits = (self.counts.sent_rows, self.counts.received_rows)
+        dist.all_to_all_single(returned, partial, *splits, group=self.dispatcher.group)
         # Sums come back in the order in which rows were sent.
         # By rank, then by token -> by token, then by rank.
-        by_token = self._token.argsort(stable=True)
-        return add_rows(returned.type_as(y), by_token, self._dest_mask.sum(1))
+        by_token = self.token.argsort(stable=True)
+        return add_rows(returned.type_as(y), by_token, self.dest_mask.sum(1))
 
 
+@dataclass
 class AllGatherDispatcher:
     """Gives all rows to all ranks; each computes its own experts, and the sums are scattered home.
 
-    Args:
-        num_local_experts: the number of slots of each rank.
-        group: the process group of the ranks.
-        bucket: the rows of every rank, at least the tokens of the busiest rank. The rest is
-            padding, which belongs to no expert.
-        wire_dtype: the dtype of rows on their way to the experts; sums come back in float32.
+    The rows of a rank that are not its tokens are padding, which belongs to no expert. Sums come
+    back in float32.
     """
 
-    def __init__(
-        self,
-        num_local_experts: int,
-        group: dist.ProcessGroup,
-        bucket: int,
-        wire_dtype: WireDtype = "auto",
-    ) -> None:
-        self.num_local_experts = num_local_experts
-        self.group = group
-        self.bucket = bucket
-        self.wire_dtype: WireDtype = wire_dtype
+    num_local_experts: int  # the slots of each rank
+    group: dist.ProcessGroup
+    bucket: int  # rows of every rank, at least the tokens of the busiest one
+    wire_dtype: WireDtype = "auto"  # of rows on their way to the experts
 
     def dispatch(self, x: Tensor, slots: Tensor, weights: Tensor) -> "AllGatherDispatch":
         """Do as `AllToAllDispatcher.dispatch`; T is at most `bucket`."""
@@ -203,6 +173,7 @@ class AllGatherDispatcher:
         return AllGatherDispatch(self, x, in_flight)
 
 
+@dataclass(frozen=True)
 class AllGatherDispatch:
     """Rows that an all-gather brings to the experts; a `model.network.moe.Dispatch`.
 
@@ -211,16 +182,15 @@ class AllGatherDispatch:
     undefined.
     """
 
-    def __init__(self, dispatcher: AllGatherDispatcher, x: Tensor, in_flight: InFlightRows) -> None:
-        self._dispatcher = dispatcher
-        self._x = x
-        self._in_flight = in_flight
+    dispatcher: AllGatherDispatcher
+    x: Tensor  # [T, D]
+    in_flight: InFlightRows
 
     @cached_property
     def _arrived(self) -> tuple[RowsByExpert, Tensor]:
-        x, slots, weights = self._in_flight.wait()  # [R * bucket, ...]
-        num_local = self._dispatcher.num_local_experts
-        local_ids = slots - self._dispatcher.group.rank() * num_local
+        x, slots, weights = self.in_flight.wait()  # [R * bucket, ...]
+        num_local = self.dispatcher.num_local_experts
+        local_ids = slots - self.dispatcher.group.rank() * num_local
         is_here = (slots >= 0) & (local_ids >= 0) & (local_ids < num_local)
         local_ids = torch.where(is_here, local_ids, -1)
         counts = count_copies(local_ids, num_local)
@@ -241,6 +211,6 @@ class AllGatherDispatch:
     def combine(self, y: Tensor) -> Tensor:
         """Bring the outputs of the local experts [M, D] home and sum them: [T, D]."""
         partial = self._arrived[0].partial_sums(y).float()  # [R * bucket, D]
-        home = partial.new_empty(self._dispatcher.bucket, partial.shape[1])
-        dist.reduce_scatter_single(home, partial, group=self._dispatcher.group)
-        return home[: len(self._x)].type_as(self._x)
+        home = partial.new_empty(self.dispatcher.bucket, partial.shape[1])
+        dist.reduce_scatter_single(home, partial, group=self.dispatcher.group)
+        return home[: len(self.x)].type_as(self.x)

@@ -55,7 +55,7 @@ class GoldenPrompts:
         self._expected: list[float] | None = None
 
     async def check(self, group: EngineGroup) -> None:
-        """Ask every rank; raise DeadGroupError if one is silent or drifts from the first answers."""
+        """Ask every rank; raise DeadGroupError if one is silent or drifts from the first."""
         if self._requests:
             await asyncio.gather(*(self._ask(group, rank) for rank in range(len(group.ranks))))
 
@@ -65,9 +65,8 @@ class GoldenPrompts:
             async with asyncio.timeout(self._timeout_s):
                 outcomes = await group.generate("golden prompts", self._requests, rank)
         except TimeoutError:
-            raise DeadGroupError(
-                f"{who}: no answer to the golden prompts in {self._timeout_s:g} s"
-            ) from None
+            silence = f"no answer to the golden prompts in {self._timeout_s:g} s"
+            raise DeadGroupError(f"{who}: {silence}") from None
         answers = [_logprob(outcome) for outcome in outcomes]
         expected = self._expected = self._expected or answers
         drifts = [abs(got - wanted) for got, wanted in zip(answers, expected, strict=True)]

@@ -6,7 +6,7 @@ reservation, so that nobody else can take the resources meanwhile.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
@@ -94,12 +94,10 @@ class EngineGroup:
         for rank, answer in enumerate(answers):
             try:
                 async with asyncio.timeout(spec.heartbeat_timeout_s):
-                    health.append(await answer)
+                    health.append(await self._answer(rank, answer))
             except TimeoutError:
                 silence = f"silent for {spec.heartbeat_timeout_s:g} s; its process hangs"
                 raise DeadGroupError(self._death(rank, silence)) from None
-            except (DeadEngineError, RayError) as error:
-                raise DeadGroupError(self._death(rank, reason_of(error))) from error
             if health[-1].busy_s > spec.stall_timeout_s:
                 stall = f"in one step for {health[-1].busy_s:.0f} s"
                 raise DeadGroupError(self._death(rank, stall))
@@ -108,13 +106,7 @@ class EngineGroup:
     async def expert_load(self) -> ExpertLoad:
         """Sum the tokens that each expert has computed; a dead rank raises DeadGroupError."""
         answers = [rank.expert_load.remote() for rank in self.ranks]
-        loads: list[ExpertLoad] = []
-        for rank, answer in enumerate(answers):
-            try:
-                loads.append(await answer)
-            except (DeadEngineError, RayError) as error:
-                raise DeadGroupError(self._death(rank, reason_of(error))) from error
-        return add(loads)
+        return add([await self._answer(*each) for each in enumerate(answers)])
 
     def cancel_client(self, client_id: str) -> None:
         """Forget all requests of a client that is gone; return without waiting for the ranks."""
@@ -129,6 +121,12 @@ class EngineGroup:
     def _kill_ranks(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
+
+    async def _answer(self, rank: int, answer: Awaitable[Any]) -> Any:
+        try:
+            return await answer
+        except (DeadEngineError, RayError) as error:
+            raise DeadGroupError(self._death(rank, reason_of(error))) from error
 
     def _death(self, rank: int, reason: str) -> str:
         who = f"group {self.group_id} (generation {self.generation})"

@@ -47,12 +47,8 @@ class StepDispatcher:
         on different ranks would hang.
         """
         self.current = self._all_to_all
-        chosen = choose(
-            self._choice,
-            is_decode=plan.is_decode,
-            num_ranks=len(plan.tokens),
-            device=self._device.type,
-        )
+        num_ranks, device = len(plan.tokens), self._device.type
+        chosen = choose(self._choice, is_decode=plan.is_decode, num_ranks=num_ranks, device=device)
         if chosen == "all_gather":
             self._all_gather.bucket = plan.max_tokens
             self.current = self._all_gather

@@ -87,20 +87,12 @@ class RankHealth:
 
 @dataclass(frozen=True)
 class _Cancel:
-    keys: frozenset[str] = frozenset()
-    client_id: str | None = None  # cancels all jobs of this client
-
-    def concerns(self, job: Job) -> bool:
-        return job.key in self.keys or job.client_id == self.client_id
+    concerns: Callable[[Job], bool]
 
 
 @dataclass(frozen=True, eq=False)
 class _AskLoad:
     future: Future[ExpertLoad] = field(default_factory=Future)
-
-
-class _Close:
-    pass
 
 
 class Rank:
@@ -117,7 +109,7 @@ class Rank:
         self, engine_factory: Callable[[], Engine], admission: AdmissionPolicy = ADMIT_AT_ONCE
     ) -> None:
         self._factory = engine_factory
-        self._inbox: SimpleQueue[Job | _Cancel | _AskLoad | _Close] = SimpleQueue()
+        self._inbox: SimpleQueue[Job | _Cancel | _AskLoad | None] = SimpleQueue()  # None: close
         # Only the engine's thread touches these two. A job is in one of them until it is answered.
         self._waiting = AdmissionQueue(admission)
         self._running: dict[str, Job] = {}  # by key: the engine works on these
@@ -149,7 +141,8 @@ class Rank:
         try:
             return await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
         except asyncio.CancelledError:
-            self._inbox.put(_Cancel(keys=frozenset(job.key for job in jobs)))
+            keys = {job.key for job in jobs}
+            self._inbox.put(_Cancel(lambda job: job.key in keys))
             raise
 
     async def health(self) -> RankHealth:
@@ -171,11 +164,11 @@ class Rank:
 
     async def cancel_client(self, client_id: str) -> None:
         """Forget all requests of a client that is gone; calls that await them are cancelled."""
-        self._inbox.put(_Cancel(client_id=client_id))
+        self._inbox.put(_Cancel(lambda job: job.client_id == client_id))
 
     async def close(self) -> None:
         """Stop after the current step and fail all unanswered requests; twice is no error."""
-        self._inbox.put(_Close())
+        self._inbox.put(None)
         await asyncio.gather(asyncio.wrap_future(self._ended), return_exceptions=True)
 
     def _hand_in(self, *messages: Job | _AskLoad) -> None:
@@ -214,7 +207,7 @@ class Rank:
                     self._cancel(engine, cancel)
                 case _AskLoad() as query:
                     self._answer_load(engine, query)
-                case _Close():
+                case None:
                     return False
 
     def _begin_due_jobs(self, engine: Engine) -> None:

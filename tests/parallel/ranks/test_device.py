@@ -80,7 +80,7 @@ def test_a_row_crosses_to_a_rank_at_most_once():
         dispatch = dispatcher.dispatch(torch.ones(50, 4), expert_ids, torch.ones(50, TOP_K))
         owners = [{expert // 16 for expert in token} for token in expert_ids.tolist()]
         to_rank = [sum(rank in ranks for ranks in owners) for rank in range(NUM_RANKS)]
-        assert dispatch.sent_rows == to_rank
+        assert dispatch.counts.sent_rows == to_rank
         dispatch.combine(dispatch.rows)
 
     run_ranks(NUM_RANKS, on_rank)
