@@ -23,7 +23,7 @@ def own_peak_bytes() -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep freed memory, for the whole process from now on; only glibc returns True."""
+    """Let malloc keep freed memory, for the whole process from now on; False without glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:

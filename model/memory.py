@@ -13,7 +13,7 @@ _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that can still be reserved on `device`; unknown ones raise ValueError."""
+    """Return the bytes that can still be reserved on `device`; ValueError if that is unknown."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # gives back what torch keeps for itself
         return torch.cuda.mem_get_info(device)[0]

@@ -73,7 +73,7 @@ class StaticStep:
 class DecodeGraphs:
     """Computes steps that only decode, with one graph for each size that occurs.
 
-    The model's dispatcher must never wait for the host; only the local one does not.
+    The model must use the local dispatcher, which never waits for the host.
     """
 
     def __init__(self, model: KimiVL, cache: LatentCache) -> None:

@@ -126,7 +126,7 @@ class Scheduler:
                 yield self._chunk(sequence, sequence.num_tokens)
 
     def _has_room(self, sequence: Sequence) -> bool:
-        """Allocate a block, preempting the youngest; False if that is the sequence itself."""
+        """Allocate the last token's block, preempting the youngest; False if that is `sequence`."""
         while blocks_for(sequence.num_tokens) > len(sequence.blocks):
             if self._pool.num_available:
                 sequence.blocks += self._pool.allocate(1)

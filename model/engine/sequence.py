@@ -41,24 +41,18 @@ class SamplingParams:
     choices: tuple[str, ...] = ()  # return how likely each is as the first token of the answer
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if not 0.0 <= self.temperature <= 10.0:
-            raise ValueError(f"temperature must be between 0 and 10, got {self.temperature}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
-        if not 0.0 < self.repetition_penalty <= 10.0:
-            raise ValueError(
-                f"repetition_penalty must be in (0, 10], got {self.repetition_penalty}"
-            )
-        if self.loop_guard < 0:
-            raise ValueError(f"loop_guard must be at least 0, got {self.loop_guard}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
+        for name, is_legal, rule in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0.0 <= self.temperature <= 10.0, "between 0 and 10"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "in [0, 1]"),
+            ("repetition_penalty", 0.0 < self.repetition_penalty <= 10.0, "in (0, 10]"),
+            ("loop_guard", self.loop_guard >= 0, "at least 0"),
+            ("seed", 0 <= self.seed < 2**63, "in [0, 2**63)"),
+        ):
+            if not is_legal:
+                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
         if "" in self.stop:
             raise ValueError("a stop string must not be empty")
         for text in self.stop:

@@ -33,7 +33,7 @@ from model.config import KimiVLConfig
 from model.inputs.images import image_patches, image_size, require_rgb
 from model.inputs.prompt import Prompt, PromptError
 from model.inputs.tokenizer import Tokenizer
-from model.json_values import CheckpointError, read_json
+from model.json_values import CheckpointError, read_json, within
 
 Item = str | NDArray[np.uint8]
 Kind = Literal["system", "text", "image"]
@@ -84,10 +84,8 @@ class Processor:
         """Read the files of a checkpoint, or raise CheckpointError for what is not implemented."""
         config = KimiVLConfig.from_checkpoint(directory)
         tokenizer = Tokenizer.from_checkpoint(directory, config.text.vocab_size)
-        try:
+        with within(f"{directory}"):
             return cls(config, tokenizer, _read_template(directory))
-        except CheckpointError as error:
-            raise CheckpointError(f"{directory}: {error}") from error
 
     def prompt(
         self,

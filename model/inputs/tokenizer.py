@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import tiktoken
 
-from model.json_values import CheckpointError, read_json
+from model.json_values import CheckpointError, read_json, within
 
 # Text is split by this pattern before byte pairs are merged, as by `TikTokenTokenizer.pat_str` in
 # tokenization_moonshot.py. `&&` is the intersection of character classes.
@@ -74,12 +74,10 @@ class Tokenizer:
     def from_checkpoint(cls, directory: Path, vocab_size: int) -> Self:
         """Read the tokenizer in 0.25 s (published size); CheckpointError names file and line."""
         ranks = _read_ranks(directory / "tiktoken.model")
-        path = directory / "tokenizer_config.json"
-        try:
-            names = _special_names(read_json(path).get("added_tokens_decoder", {}))
+        with within(f"{directory}"):
+            config = read_json(directory / "tokenizer_config.json")
+            names = _special_names(config.get("added_tokens_decoder", {}))
             return cls(ranks, names, vocab_size=vocab_size)
-        except CheckpointError as error:
-            raise CheckpointError(f"{directory}: {error}") from error
 
     def encode(self, text: str) -> list[int]:
         """Encode `text` as ordinary text; the result never holds a control token.

@@ -20,7 +20,7 @@ def cache_width(config: TextConfig) -> int:
 
 
 class LatentCache:
-    """Storage for the blocks 0 to `num_blocks`, at least 1; no sequence owns block 0."""
+    """Storage for the blocks 0 to `num_blocks` (at least 1); no sequence owns block 0."""
 
     def __init__(
         self, config: TextConfig, num_blocks: int, dtype: torch.dtype, device: torch.device

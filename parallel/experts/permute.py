@@ -81,7 +81,7 @@ class RowsByExpert:
     local ids: a = w * a0 + w * a1, b = w * b1, and so on.
 
     `x` is [n, D], `local_ids` [n, K], `weights` [n, K] float32. `num_copies` is M, how many local
-    ids are not negative. If it is larger, the last rows belong to no expert and are undefined.
+    ids are not negative. If it is larger, the last rows belong to no expert; they are undefined.
     """
 
     def __init__(

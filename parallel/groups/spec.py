@@ -63,7 +63,7 @@ class GroupSpec:
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
     def open_store(self) -> RendezvousStore | None:
-        """Open the store at which ranks meet, if they do; it must live as long as all groups."""
+        """Open the store at which ranks meet, if any do; it must live as long as the groups."""
         return None if self.num_ranks == 1 else RendezvousStore(ray.util.get_node_ip_address())
 
     def rank_specs(
