@@ -113,19 +113,15 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
     config = pipeline_config(options)
     source = open_input(config)
     columns = ", ".join(f"{field.name} ({field.type})" for field in source.row_schema.read)
-    yield Finding(
-        "ok", "input", f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
-    )
+    text = f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
+    yield Finding("ok", "input", text)
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     plan = dry_run(config, num_gpus=num_gpus, where="")
     yield _planned(plan)
     footprint = weights.read_footprint(config.checkpoint, config.engine.dtype)
     if config.device == "cuda" and not num_gpus:
-        yield Finding(
-            "note",
-            "machines",
-            "this machine has no GPU for --device cuda; checked for CPUs instead",
-        )
+        text = "this machine has no GPU for --device cuda; checked for CPUs instead"
+        yield Finding("note", "machines", text)
         config = replace(config, device="cpu")
     num_experts = footprint.config.text.n_routed_experts
     try:
@@ -140,9 +136,7 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
     processor = Processor.from_checkpoint(config.checkpoint)
     if not options.no_attacks:
         yield from attacks.findings(processor)
-    rows = sampled_rows.prepare_sample(
-        config, source, processor, options.rows, config.sampling.seed
-    )
+    rows = sampled_rows.prepare_sample(config, source, processor, options.rows)
     yield from sampled_rows.findings(rows, source.num_rows)
     good = [row for row in rows if row.asked]
     if good:

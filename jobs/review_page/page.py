@@ -39,13 +39,10 @@ class Side:
 
 
 def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> list[Path]:
-    """Write the page, as several files if thumbnails and texts take more than `max_bytes`.
+    """Write the page, as several files if thumbnails and texts take more than `max_bytes` in one.
 
-    Args:
-        path: the first file; the next ones have `-2` and so on before their suffix.
-        side: the output to review.
-        other: the output to compare it with.
-        max_bytes: of thumbnails and texts in one file.
+    `path` is the first file; the next ones have `-2` and so on before their suffix. `other` is the
+    output to compare with.
     """
     rows = [_row(row, side) for row in side.output.rows.to_pylist()]
     if other is not None:

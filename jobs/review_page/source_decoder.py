@@ -42,17 +42,10 @@ _MediaRow = tuple[str, Any, Span]  # row id, media, span in seconds
 
 
 class SourceDecoder:
-    """Decodes the frames of the rows of one output.
+    """Decodes the frames of the rows of one output, with the limits and media rules of its run.
 
-    Args:
-        output: gives the recipe.
-        sections: sections of its rows by row id, with the recorded times.
-        source: the input of the run.
-        access: the rules for where media may come from.
-        limits: the limits of the run.
-        frame_px: longer side of a thumbnail.
-        max_frames: most frames of each view of a row, or of all its windows or pages; of more, take
-            this many evenly.
+    `frame_px` is the longer side of a thumbnail. Of more than `max_frames` in a view of a row, or
+    in all its windows or pages, that many are taken evenly.
     """
 
     def __init__(
@@ -85,13 +78,8 @@ class SourceDecoder:
             self._decoders.put(SandboxedDecoder(self._limits))
         with ThreadPoolExecutor(num_threads) as pool:
             while some := list(itertools.islice(rows, _ROWS_IN_MEMORY)):
-                frames.update(
-                    zip(
-                        (row_id for row_id, *_ in some),
-                        pool.map(self._decode_row, some),
-                        strict=True,
-                    )
-                )
+                ids = (row_id for row_id, *_ in some)
+                frames.update(zip(ids, pool.map(self._decode_row, some), strict=True))
         for _ in range(num_threads):
             self._decoders.get().close()
         unseen = "no frames: the input no longer contains this row"

@@ -78,9 +78,9 @@ def export(output: Output, verdicts: Mapping[str, Verdict], directory: Path) -> 
     ]
 
 
-def final_caption(row: Mapping[str, Any], verdict: Verdict) -> str | None:
-    """Return the caption after the review; None if it was rejected."""
-    return {"accept": row["caption"], "edit": verdict.caption, "reject": None}[verdict.kind]
+def final_caption(caption: str | None, verdict: Verdict) -> str | None:
+    """Return what a caption is after the review; None if it was rejected."""
+    return {"accept": caption, "edit": verdict.caption, "reject": None}[verdict.kind]
 
 
 def _lines(path: Path, recipe_sha256: str) -> list[Any]:
@@ -123,11 +123,7 @@ def _write_parquet(output: Output, verdicts: Mapping[str, Verdict], path: Path) 
     mask = pa.array([row_id in verdicts for row_id in output.rows["row_id"].to_pylist()])
     table = output.rows.filter(mask)
     judged = [verdicts[row_id] for row_id in table["row_id"].to_pylist()]
-    captions = table["caption"].to_pylist()
-    finals = [
-        final_caption({"caption": caption}, verdict)
-        for caption, verdict in zip(captions, judged, strict=True)
-    ]
+    finals = list(map(final_caption, table["caption"].to_pylist(), judged))
     for name, values, kind in (
         ("verdict", [verdict.kind for verdict in judged], pa.string()),
         ("final_caption", finals, pa.large_string()),
@@ -148,7 +144,7 @@ def _write_lines(output: Output, judged: Sequence[tuple[dict, Verdict]], path: P
                 "video": _path_of(row.get(video)),
                 "prompt": _prompt(output, row),
                 "verdict": verdict.kind,
-                "caption": final_caption(row, verdict),
+                "caption": final_caption(row["caption"], verdict),
                 "model_caption": row["caption"],
                 "frame_times_s": row["frame_times_s"],
             }
@@ -188,8 +184,9 @@ def _write_label_studio(
             name: _path_of(row.get(column)),
             "prompt": _prompt(output, row),
         }
+        final = final_caption(row["caption"], verdict)
         choice = _region(name, "verdict", "choices", {"choices": [verdict.kind]})
-        texts = [_caption_region(name, text) for text in [final_caption(row, verdict)] if text]
+        texts = [_caption_region(name, final)] if final else []
         guesses = [_caption_region(name, row["caption"])] if row["caption"] else []
         tasks.append(
             {
@@ -238,7 +235,7 @@ def _cues(
     output: Output, row: Mapping[str, Any], verdict: Verdict
 ) -> Iterator[tuple[float, float, str]]:
     """Yield start, end and text: the caption over the span of the row, or captions by window."""
-    windows, caption = windows_of(output.recipe), final_caption(row, verdict)
+    windows, caption = windows_of(output.recipe), final_caption(row["caption"], verdict)
     is_list = isinstance(windows, TimeWindows) and windows.merge is None
     if is_list and verdict.kind == "accept":
         for window in row[TIMELINE_FIELD.name] or ():

@@ -81,9 +81,8 @@ def clustered_error(scores: Sequence[float], clusters: Sequence[object]) -> floa
 def summarise(answers: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> list[Row]:
     """Return one row for each cell, in the order of the cells.
 
-    Args:
-        answers: rows of the table that `jobs.sweep.answers.collect` returns.
-        settings: the columns that distinguish cells.
+    `answers` are rows of the table that `jobs.sweep.answers.collect` returns; `settings` are the
+    columns that distinguish cells.
     """
     cells: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for answer in answers:
