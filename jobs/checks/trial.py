@@ -127,15 +127,12 @@ def forecast(
         f"{duration_text(seconds)} with {num_groups} group(s), bound by {slower}",
     )
 
-    def total(per_row: float) -> str:
-        return f"{num_rows * per_row:,.0f}"
-
-    prompt = total(sum(row.num_tokens for row in rows) / len(rows))
-    visual = total(sum(row.num_visual_tokens for row in rows) / len(rows))
-    generated = total(trial.num_generated_tokens / trial.num_prompts * prompts_per_row)
+    prompt = num_rows * sum(row.num_tokens for row in rows) / len(rows)
+    visual = num_rows * sum(row.num_visual_tokens for row in rows) / len(rows)
+    generated = num_rows * trial.num_generated_tokens / trial.num_prompts * prompts_per_row
     yield Finding(
         "ok",
         "forecast",
-        f"they have about {prompt} prompt tokens, {visual} of them visual, and generate about "
-        f"{generated} tokens; the peak memory of the trial was {trial.peak_gib:.1f} GiB",
+        f"they have about {prompt:,.0f} prompt tokens, {visual:,.0f} of them visual, and generate "
+        f"about {generated:,.0f} tokens; the peak memory of the trial was {trial.peak_gib:.1f} GiB",
     )

@@ -41,7 +41,8 @@ def parse(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> argpar
             from_file = as_arguments(parser, kept)
         except ValueError as error:
             parser.error(f"{path}: {error}")
-        _check(make_parser, from_file, path)
+        # Parsed alone first, so that the message about a bad option names the file.
+        _given_parser(make_parser, f"{path}: ").parse_args(from_file)
     options = parser.parse_args([*from_file, *arguments])
     options.run_yaml = _run_yaml(parser, _given(make_parser, [*from_file, *arguments]))
     return options
@@ -61,8 +62,7 @@ def overlay(
     Raises:
         ValueError: a value is not a text, a number or a boolean.
     """
-    parser = _without_defaults(_lenient(make_parser()))
-    parser.where = where
+    parser = _given_parser(make_parser, where)
     given = vars(parser.parse_args(as_arguments(parser, values)))
     excluded = dict.fromkeys(_excluded(parser, given))
     return argparse.Namespace(**{**vars(options), **excluded, **given})
@@ -79,31 +79,21 @@ def _excluded(parser: Parser, given: Mapping[str, Any]) -> set[str]:
 
 def _given(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> dict[str, Any]:
     """Return what `arguments` give explicitly, as texts by destination, without defaults."""
-    parser = _without_defaults(_lenient(make_parser()))
+    parser = _given_parser(make_parser)
     for action in parser._actions:
         action.type = action.choices = None
     return vars(parser.parse_args(arguments))
 
 
-def _check(make_parser: Callable[[], Parser], arguments: Sequence[str], path: str) -> None:
-    """Parse the options of the file alone, so that the message about a bad one names the file."""
-    parser = _lenient(make_parser())
-    parser.where = f"{path}: "
-    parser.parse_args(arguments)
-
-
-def _lenient(parser: Parser) -> Parser:
-    """Make all options of a parser optional, because they may be given elsewhere."""
-    for each in (*parser._actions, *parser._mutually_exclusive_groups):
-        each.required = False
-    return parser
-
-
-def _without_defaults(parser: Parser) -> Parser:
-    """Make a parser leave out the options that are not given."""
+def _given_parser(make_parser: Callable[[], Parser], where: str = "") -> Parser:
+    """Make a parser that requires no option and leaves out those that are not given."""
+    parser = make_parser()
+    parser.where = where
     parser._defaults.clear()  # `set_defaults` stores its defaults here as well
     for action in parser._actions:
-        action.default = argparse.SUPPRESS
+        action.required, action.default = False, argparse.SUPPRESS
+    for group in parser._mutually_exclusive_groups:
+        group.required = False
     return parser
 
 

@@ -125,9 +125,6 @@ def choose_cell(summary: Sequence[Row], mode: str) -> tuple[int, int]:
     return best, min(good, key=lambda place: _cost(summary[place]))
 
 
-def _cost(row: Row) -> tuple[float, float]:
-    tokens, seconds = row["mean_tokens"], row["rank_seconds"]
-    return (
-        math.inf if math.isnan(tokens) else tokens,
-        math.inf if math.isnan(seconds) else seconds,
-    )
+def _cost(row: Row) -> tuple[float, ...]:
+    values = (row["mean_tokens"], row["rank_seconds"])
+    return tuple(math.inf if math.isnan(value) else value for value in values)
