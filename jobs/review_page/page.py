@@ -55,11 +55,9 @@ def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> l
     more = range(2, len(parts) + 1)
     paths = [path, *(path.with_name(f"{path.stem}-{each}{path.suffix}") for each in more)]
     for place, (file, part) in enumerate(zip(paths, parts, strict=True)):
+        links = _links(paths, place)
         with file.open("w", encoding="utf-8") as stream:
-            for text in _html(
-                part, side, other, f"{file.stem}-verdicts.json", _links(paths, place)
-            ):
-                stream.write(text)
+            stream.writelines(_html(part, side, other, f"{file.stem}-verdicts.json", links))
     return paths
 
 

@@ -33,7 +33,7 @@ def add_options(
     `settings` has further arguments of `add_argument` by option. An option without metavar and
     settings is a switch. Further lines of an entry are indented.
     """
-    heads = []
+    known = set()
     for entry in re.split(r"\n(?=--)", manual.strip()):
         head, text = entry.split(": ", 1)
         flag, *metavar = head.split()
@@ -41,5 +41,5 @@ def add_options(
         if metavar:
             kind["metavar"] = metavar[0]
         group.add_argument(flag, help=" ".join(text.split()), **kind)
-        heads.append(flag)
-    assert settings.keys() <= {*heads}, f"settings of options that the manual lacks, of {heads}"
+        known.add(flag)
+    assert settings.keys() <= known, f"the manual has no entry for {settings.keys() - known}"
