@@ -19,7 +19,7 @@ if not __package__:  # run as a file, Python puts jobs/ on the path in place of 
 
 from jobs.checks.finding import Finding
 from jobs.cli import config_file
-from jobs.cli.options import Parser, count, positive
+from jobs.cli.options import Parser, add_options, count, positive
 
 if TYPE_CHECKING:
     from pipeline.dry_run import DryRun
@@ -48,6 +48,13 @@ exit codes:
   1    at least one line is BAD
   2    refused: arguments or files
 """
+_OPTIONS = """
+--job: job whose options and defaults are used
+--rows N: sample rows to prepare
+--answers N: sample rows to answer for the forecast, by a whole copy of the model on this machine,
+    if memory allows; 0: no forecast
+--no-attacks: skip the check with hostile media
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,12 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for finding in _check(options):
             print(finding, flush=True)
             is_bad |= finding.level == "BAD"
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{_PROG}: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{_PROG}: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ValueError) else 1
     return int(is_bad)
 
 
@@ -72,18 +76,15 @@ def make_parser(job: str = _JOBS[0]) -> Parser:
     """Make the parser of a job, with the options of the doctor added."""
     parser: Parser = import_module(f"jobs.{job}").make_parser()
     parser.prog, parser.description, parser.epilog = _PROG, _DESCRIPTION % job, _EPILOG
-    add = parser.add_argument_group("what to check").add_argument
-    add("--job", choices=_JOBS, default=_JOBS[0], help="job whose options and defaults are used")
-    add("--rows", type=positive, default=20, metavar="N", help="sample rows to prepare")
-    add(
-        "--answers",
-        type=count,
-        default=2,
-        metavar="N",
-        help="sample rows to answer for the forecast, by a whole copy of the model on this "
-        "machine, if memory allows; 0: no forecast",
+    add_options(
+        parser.add_argument_group("what to check"),
+        _OPTIONS,
+        {
+            "--job": {"choices": _JOBS, "default": _JOBS[0]},
+            "--rows": {"type": positive, "default": 20},
+            "--answers": {"type": count, "default": 2},
+        },
     )
-    add("--no-attacks", action="store_true", help="skip the check with hostile media")
     return parser
 
 
@@ -112,19 +113,15 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
     config = pipeline_config(options)
     source = open_input(config)
     columns = ", ".join(f"{field.name} ({field.type})" for field in source.row_schema.read)
-    yield Finding(
-        "ok", "input", f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
-    )
+    text = f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
+    yield Finding("ok", "input", text)
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     plan = dry_run(config, num_gpus=num_gpus, where="")
     yield _planned(plan)
     footprint = weights.read_footprint(config.checkpoint, config.engine.dtype)
     if config.device == "cuda" and not num_gpus:
-        yield Finding(
-            "note",
-            "machines",
-            "this machine has no GPU for --device cuda; checked for CPUs instead",
-        )
+        text = "this machine has no GPU for --device cuda; checked for CPUs instead"
+        yield Finding("note", "machines", text)
         config = replace(config, device="cpu")
     num_experts = footprint.config.text.n_routed_experts
     try:
@@ -139,9 +136,7 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
     processor = Processor.from_checkpoint(config.checkpoint)
     if not options.no_attacks:
         yield from attacks.findings(processor)
-    rows = sampled_rows.prepare_sample(
-        config, source, processor, options.rows, config.sampling.seed
-    )
+    rows = sampled_rows.prepare_sample(config, source, processor, options.rows)
     yield from sampled_rows.findings(rows, source.num_rows)
     good = [row for row in rows if row.asked]
     if good:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file, Python puts jobs/ on the path in place of the root
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.cli.options import Formatter, Parser, positive
+from jobs.cli.options import Formatter, Parser, add_options, positive
 
 if TYPE_CHECKING:
     from jobs.review_page.page import Side
@@ -48,6 +48,24 @@ examples:
   python -m jobs.review sweep/_runs --max-frames 32
   python -m jobs.review captions --apply review-verdicts.json --export reviewed
 """
+_PAGE_OPTIONS = f"""
+--page HTML: HTML file to write
+--against DIR: second output to compare with
+--status: show only rows with this status
+--max-rows N: most rows to show; of a larger output, random ones
+--seed N: seed of the random choice
+--input PARQUET: input of the run, if it has moved
+--allow-uri PREFIX: let rows name media below this URI, besides those that the run allowed
+--no-frames: do not decode the media
+--frame-px N: longer side of frames (default: {_FRAME_PX}) or pages (default: {_PAGE_PX}), in px
+--max-frames N: most frames per row: for each way of sampling it, or for all its windows or pages
+--max-mib N: most MiB of thumbnails and text in one file; further rows go to further files
+--workers N: processes to decode with
+"""
+_VERDICT_OPTIONS = """
+--apply JSON: file of verdicts that the page saved; may be repeated
+--export DIR: directory for the judged rows
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,90 +74,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for line in _apply(options) if options.apply else _write(options):
             print(line)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{_PROG}: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{_PROG}: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ValueError) else 1
     return 0
 
 
 def make_parser() -> Parser:
     """Make the parser of the command line, with its manual page."""
-    parser = Parser(
-        prog=_PROG,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=Formatter,
+    parser = Parser(prog=_PROG, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=Formatter)
+    where = "output directory of a job, on a local disk"
+    parser.add_argument("captions", type=_directory, metavar="DIR", help=where)
+    add_options(
+        parser.add_argument_group("page"),
+        _PAGE_OPTIONS,
+        {
+            "--page": {"type": Path, "default": Path("review.html")},
+            "--against": {"type": _directory},
+            "--status": {"choices": ("ok", "truncated", "damaged", "error")},
+            "--max-rows": {"type": positive, "default": 10_000},
+            "--seed": {"type": int, "default": 0},
+            "--allow-uri": {"action": "append", "default": []},
+            "--frame-px": {"type": positive},
+            "--max-frames": {"type": positive, "default": 16},
+            "--max-mib": {"type": positive, "default": 192},
+            "--workers": {"type": positive, "default": 2},
+        },
     )
-    parser.add_argument(
-        "captions",
-        type=_directory,
-        metavar="DIR",
-        help="output directory of a job, on a local disk",
-    )
-    add = parser.add_argument_group("page").add_argument
-    add("--page", type=Path, default=Path("review.html"), metavar="HTML", help="HTML file to write")
-    add("--against", type=_directory, metavar="DIR", help="second output to compare with")
-    add(
-        "--status",
-        choices=("ok", "truncated", "damaged", "error"),
-        help="show only rows with this status",
-    )
-    add(
-        "--max-rows",
-        type=positive,
-        default=10_000,
-        metavar="N",
-        help="most rows to show; of a larger output, random ones",
-    )
-    add("--seed", type=int, default=0, metavar="N", help="seed of the random choice")
-    add("--input", metavar="PARQUET", help="input of the run, if it has moved")
-    add(
-        "--allow-uri",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="let rows name media below this URI, besides those that the run allowed",
-    )
-    add("--no-frames", action="store_true", help="do not decode the media")
-    add(
-        "--frame-px",
-        type=positive,
-        metavar="N",
-        help=f"longer side of frames (default: {_FRAME_PX}) or pages (default: {_PAGE_PX}), in px",
-    )
-    add(
-        "--max-frames",
-        type=positive,
-        default=16,
-        metavar="N",
-        help="most frames per row: for each way of sampling it, or for all its windows or pages",
-    )
-    add(
-        "--max-mib",
-        type=positive,
-        default=192,
-        metavar="N",
-        help="most MiB of thumbnails and text in one file; further rows go to further files",
-    )
-    add("--workers", type=positive, default=2, metavar="N", help="processes to decode with")
-    add = parser.add_argument_group("verdicts").add_argument
-    add(
-        "--apply",
-        type=Path,
-        action="append",
-        metavar="JSON",
-        help="file of verdicts that the page saved; may be repeated",
-    )
-    add(
-        "--export",
-        type=Path,
-        default=Path("reviewed"),
-        metavar="DIR",
-        help="directory for the judged rows",
-    )
+    verdicts = {
+        "--apply": {"type": Path, "action": "append"},
+        "--export": {"type": Path, "default": Path("reviewed")},
+    }
+    add_options(parser.add_argument_group("verdicts"), _VERDICT_OPTIONS, verdicts)
     return parser
 
 

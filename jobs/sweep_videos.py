@@ -14,7 +14,7 @@ if not __package__:  # run as a file, Python puts jobs/ on the path in place of 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli.main import run_command
-from jobs.cli.options import Parser, job_parser
+from jobs.cli.options import Parser, add_options, job_parser
 from jobs.sweep.names import ANSWER_TOKENS, LAYOUT_NAMES, MODES
 
 _DESCRIPTION = """\
@@ -61,6 +61,13 @@ The frames of all cells of a clip count together for --max-rgb-bytes and --max-d
 
 exit codes: those of caption_videos
 """
+_OPTIONS = """
+--grid YAML: file of options with their values, which give the cells
+--layout: layout of the dataset
+--video-path TEMPLATE: path of a video, with {column}; default: the one of the layout, in the folder
+    of the input
+--score: score by which to choose the cell
+"""
 _TAKEN = ("prompts", "prompt_column", "schema", "columns")  # the grid and the layout set these
 
 
@@ -75,24 +82,14 @@ def make_parser() -> Parser:
     parser.usage = (
         "%(prog)s --input PARQUET --layout NAME --grid YAML --output DIR --model MODEL [option ...]"
     )
-    group = parser.add_argument_group("sweep")
-    group.add_argument(
-        "--grid",
-        required=True,
-        metavar="YAML",
-        help="file of options with their values, which give the cells",
-    )
-    group.add_argument(
-        "--layout", required=True, choices=LAYOUT_NAMES, help="layout of the dataset"
-    )
-    group.add_argument(
-        "--video-path",
-        metavar="TEMPLATE",
-        help="path of a video, with {column}; default: the one of the layout, in the folder of "
-        "the input",
-    )
-    group.add_argument(
-        "--score", choices=MODES, default="strict", help="score by which to choose the cell"
+    add_options(
+        parser.add_argument_group("sweep"),
+        _OPTIONS,
+        {
+            "--grid": {"required": True},
+            "--layout": {"required": True, "choices": LAYOUT_NAMES},
+            "--score": {"choices": MODES, "default": "strict"},
+        },
     )
     parser.set_defaults(temperature=0.0, max_tokens=ANSWER_TOKENS)
     return parser

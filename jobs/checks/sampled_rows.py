@@ -53,7 +53,7 @@ class SampledRow:
 
 
 def prepare_sample(
-    config: PipelineConfig, source: Source, processor: Processor, num_rows: int, seed: int
+    config: PipelineConfig, source: Source, processor: Processor, num_rows: int
 ) -> list[SampledRow]:
     """Prepare `num_rows` random rows, one by one; a row that fails is kept with its error."""
     media = MediaAccess(
@@ -64,7 +64,7 @@ def prepare_sample(
     )
     prepare = Prepare(processor, source.row_schema, config.instructions, media.open)
     found = []
-    for split in _drawn(source, num_rows, seed):
+    for split in _drawn(source, num_rows, config.sampling.seed):
         for rows in read_split(source.filesystem, source.row_schema, split, max_rows=1):
             started = time.perf_counter()
             prepared = prepare(rows)
@@ -89,11 +89,8 @@ def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Fin
         yield Finding("ok", "rows", text)
     if good:
         seconds = sorted(row.seconds for row in good)
-        yield Finding(
-            "ok",
-            "decoding",
-            f"{np.mean(seconds):.3f} s a row on one core, the slowest {seconds[-1]:.3f} s",
-        )
+        text = f"{np.mean(seconds):.3f} s a row on one core, the slowest {seconds[-1]:.3f} s"
+        yield Finding("ok", "decoding", text)
         num_prompts = sorted(len(row.asked) for row in good)
         if num_prompts[-1] > 1:
             yield Finding("ok", "prompts", f"{num_prompts[0]} to {num_prompts[-1]} of a row")
@@ -125,9 +122,8 @@ def _row(config: PipelineConfig, prepared: pa.Table, seconds: float) -> SampledR
         prompt = decode_prompt(prepared, index)
         if prompt is not None:
             number = prepared[NAMED_PROMPT_FIELD.name][index].as_py() if named_prompts else None
-            asked.append(
-                (prompt, config.sampling if number is None else named_prompts[number].sampling)
-            )
+            params = config.sampling if number is None else named_prompts[number].sampling
+            asked.append((prompt, params))
     codes, errors = prepared["error_code"].drop_null(), prepared["error"].drop_null()
     return SampledRow(
         row_id=prepared["row_id"][0].as_py(),

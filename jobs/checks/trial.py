@@ -64,6 +64,7 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
         while engine.has_work:
             for _, outcome in engine.step():
                 num_tokens += getattr(outcome, "num_generated_tokens", 0)
+    peak_bytes = torch.cuda.max_memory_allocated() if has_gpu else own_peak_bytes()
     return Trial(
         num_threads=0 if has_gpu else config.engine.num_threads,
         num_rows=len(rows),
@@ -71,16 +72,8 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
         num_generated_tokens=num_tokens,
         seconds=time.perf_counter() - loaded,
         load_s=loaded - started,
-        peak_gib=_peak_gib(has_gpu=has_gpu),
+        peak_gib=peak_bytes / _GIB,
     )
-
-
-def _peak_gib(*, has_gpu: bool) -> float:
-    if has_gpu:
-        import torch
-
-        return torch.cuda.max_memory_allocated() / _GIB
-    return own_peak_bytes() / _GIB
 
 
 def cache_finding(
@@ -105,11 +98,7 @@ def cache_finding(
 
 
 def forecast(
-    trial: Trial,
-    rows: Sequence[SampledRow],
-    num_rows: int,
-    num_groups: int,
-    num_cpus: int,
+    trial: Trial, rows: Sequence[SampledRow], num_rows: int, num_groups: int, num_cpus: int
 ) -> Iterator[Finding]:
     """Forecast the time and tokens of the job, if all rows are like the sample.
 
@@ -117,12 +106,8 @@ def forecast(
     share processors. The engine answers a few rows at a time here and `--batch-size` in a job,
     which is faster, so the forecast is an upper limit.
 
-    Args:
-        trial: the measurements, over at least one prompt.
-        rows: the rows of the sample that can be used.
-        num_rows: rows of the job.
-        num_groups: copies of the model.
-        num_cpus: CPUs of this machine.
+    `rows` are those of the sample that can be used, `num_rows` is that of the job, and
+    `num_groups` is the number of copies of the model. The trial answered at least one prompt.
     """
     decode_s = sum(row.seconds for row in rows) / len(rows)
     prompts_per_row = sum(len(row.asked) for row in rows) / len(rows)
@@ -142,15 +127,12 @@ def forecast(
         f"{duration_text(seconds)} with {num_groups} group(s), bound by {slower}",
     )
 
-    def total(per_row: float) -> str:
-        return f"{num_rows * per_row:,.0f}"
-
-    prompt = total(sum(row.num_tokens for row in rows) / len(rows))
-    visual = total(sum(row.num_visual_tokens for row in rows) / len(rows))
-    generated = total(trial.num_generated_tokens / trial.num_prompts * prompts_per_row)
+    prompt = num_rows * sum(row.num_tokens for row in rows) / len(rows)
+    visual = num_rows * sum(row.num_visual_tokens for row in rows) / len(rows)
+    generated = num_rows * trial.num_generated_tokens / trial.num_prompts * prompts_per_row
     yield Finding(
         "ok",
         "forecast",
-        f"they have about {prompt} prompt tokens, {visual} of them visual, and generate about "
-        f"{generated} tokens; the peak memory of the trial was {trial.peak_gib:.1f} GiB",
+        f"they have about {prompt:,.0f} prompt tokens, {visual:,.0f} of them visual, and generate "
+        f"about {generated:,.0f} tokens; the peak memory of the trial was {trial.peak_gib:.1f} GiB",
     )

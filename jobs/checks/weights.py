@@ -1,6 +1,5 @@
 """Compute the memory of a rank, by number of ranks, from the headers of the weight files."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -51,22 +50,23 @@ def read_footprint(directory: Path, dtype: str) -> Footprint:
     stored = stored_tensors(directory)
     wanted = destinations(config)
     dtype = stored[EMBEDDING].dtype if dtype == "auto" else dtype  # as `load_model` decides
-    sizes = {True: 0, False: 0}
-    num_parameters = 0
+    num_parameters = shared_bytes = expert_bytes = 0
     for name, tensor in stored.items():
         if name not in wanted:
             continue  # published checkpoints contain buffers that no module uses
         count = prod(tensor.shape)
         num_parameters += count
-        is_routed = re.search(r"\.mlp\.experts\.", name) is not None
-        sizes[is_routed] += count * DTYPE_BYTES[dtype]
+        if ".mlp.experts." in name:
+            expert_bytes += count * DTYPE_BYTES[dtype]
+        else:
+            shared_bytes += count * DTYPE_BYTES[dtype]
     return Footprint(
         config=config,
         dtype=dtype,
         num_tensors=len(stored),
         num_parameters=num_parameters,
-        shared_bytes=sizes[False],
-        expert_bytes=sizes[True],
+        shared_bytes=shared_bytes,
+        expert_bytes=expert_bytes,
     )
 
 
@@ -92,10 +92,8 @@ def findings(
     free, where = free_gib(engine.device)
     needed = sizes[group_sizes[0]]
     level = "ok" if needed <= free else "BAD"
-    text_free = (
-        f"{free:.1f} GiB free on {where}, {needed:.1f} needed for a rank of {group_sizes[0]}"
-    )
-    yield Finding(level, "memory", text_free)
+    room = f"{free:.1f} GiB free on {where}, {needed:.1f} needed for a rank of {group_sizes[0]}"
+    yield Finding(level, "memory", room)
 
 
 def free_gib(device: str) -> tuple[float, str]:

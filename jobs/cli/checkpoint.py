@@ -22,8 +22,7 @@ def find_checkpoint(model: str) -> Path:
     """Return the directory of a checkpoint; download it first if it is a Hugging Face id.
 
     Raises:
-        ValueError: there is no such checkpoint, or the download fails; the message says what to
-            do.
+        ValueError: the checkpoint is missing or cannot be downloaded; the message says what to do.
     """
     if model == "demo":
         if not DEMO.is_dir():

@@ -24,13 +24,8 @@ _NOT_KEPT = frozenset(
 def parse(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line, with defaults from the file that it names with `--config`.
 
-    Args:
-        make_parser: makes a new parser of the job, with an option `--config`.
-        arguments: the command line.
-
-    Returns:
-        The options; their `run_yaml` is the text of `_run.yaml`. Exits with 2, after one line on
-        standard error, if an option cannot be parsed.
+    The `run_yaml` of the options is the text of `_run.yaml`. An option that cannot be parsed ends
+    the process with 2, after one line on standard error.
     """
     parser = make_parser()
     given = _given(make_parser, [text for text in arguments if text not in ("-h", "--help")])
@@ -40,10 +35,14 @@ def parse(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> argpar
         try:
             values = read_mapping(path)
             _refuse_unknown(parser, values)
-            from_file = as_arguments(parser, _not_overruled(parser, values, given))
+            overruled = _excluded(parser, given) | given.keys()
+            names = {_name(action) for action in parser._actions if action.dest in overruled}
+            kept = {name: value for name, value in values.items() if name not in names}
+            from_file = as_arguments(parser, kept)
         except ValueError as error:
             parser.error(f"{path}: {error}")
-        _check(make_parser, from_file, path)
+        # Parsed alone first, so that the message about a bad option names the file.
+        _given_parser(make_parser, f"{path}: ").parse_args(from_file)
     options = parser.parse_args([*from_file, *arguments])
     options.run_yaml = _run_yaml(parser, _given(make_parser, [*from_file, *arguments]))
     return options
@@ -57,54 +56,44 @@ def overlay(
 ) -> argparse.Namespace:
     """Replace some options, and remove those that the new ones exclude.
 
-    Args:
-        make_parser: makes a new parser of the job.
-        options: options of such a parser.
-        values: the new values by option name, as in a file.
-        where: prefix of the message about an invalid value, which ends the process with 2.
+    `values` are the new ones by option name, as in a file. `where` begins the message about an
+    invalid one, which ends the process with 2.
 
     Raises:
         ValueError: a value is not a text, a number or a boolean.
     """
-    parser = _without_defaults(_lenient(make_parser()))
-    parser.where = where
+    parser = _given_parser(make_parser, where)
     given = vars(parser.parse_args(as_arguments(parser, values)))
-    excluded = {
-        action.dest: None
-        for group in parser._mutually_exclusive_groups
-        if any(action.dest in given for action in group._group_actions)
-        for action in group._group_actions
-    }
+    excluded = dict.fromkeys(_excluded(parser, given))
     return argparse.Namespace(**{**vars(options), **excluded, **given})
+
+
+def _excluded(parser: Parser, given: Mapping[str, Any]) -> set[str]:
+    """Return the destinations of the options that cannot be combined with those in `given`."""
+    groups = [
+        {action.dest for action in group._group_actions}
+        for group in parser._mutually_exclusive_groups
+    ]
+    return {name for group in groups if group & given.keys() for name in group - given.keys()}
 
 
 def _given(make_parser: Callable[[], Parser], arguments: Sequence[str]) -> dict[str, Any]:
     """Return what `arguments` give explicitly, as texts by destination, without defaults."""
-    parser = _without_defaults(_lenient(make_parser()))
+    parser = _given_parser(make_parser)
     for action in parser._actions:
         action.type = action.choices = None
     return vars(parser.parse_args(arguments))
 
 
-def _check(make_parser: Callable[[], Parser], arguments: Sequence[str], path: str) -> None:
-    """Parse the options of the file alone, so that the message about a bad one names the file."""
-    parser = _lenient(make_parser())
-    parser.where = f"{path}: "
-    parser.parse_args(arguments)
-
-
-def _lenient(parser: Parser) -> Parser:
-    """Make all options of a parser optional, because they may be given elsewhere."""
-    for each in (*parser._actions, *parser._mutually_exclusive_groups):
-        each.required = False
-    return parser
-
-
-def _without_defaults(parser: Parser) -> Parser:
-    """Make a parser leave out the options that are not given."""
+def _given_parser(make_parser: Callable[[], Parser], where: str = "") -> Parser:
+    """Make a parser that requires no option and leaves out those that are not given."""
+    parser = make_parser()
+    parser.where = where
     parser._defaults.clear()  # `set_defaults` stores its defaults here as well
     for action in parser._actions:
-        action.default = argparse.SUPPRESS
+        action.required, action.default = False, argparse.SUPPRESS
+    for group in parser._mutually_exclusive_groups:
+        group.required = False
     return parser
 
 
@@ -158,21 +147,14 @@ def _refuse_unknown(parser: Parser, values: Mapping[str, Any]) -> None:
     for name in values:
         if name in of_one_call:
             raise ValueError(f"{name!r} cannot be set in a file; give --{name} on the command line")
-        if name not in names:
-            (nearest,) = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-            raise ValueError(f"there is no option {name!r}; the nearest is {nearest!r}")
+        refuse_other_name("option", name, names)
 
 
-def _not_overruled(
-    parser: Parser, values: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Keep the values that the command line neither gives nor excludes."""
-    overruled = {_name(action) for action in parser._actions if action.dest in given}
-    for group in parser._mutually_exclusive_groups:
-        names = {_name(action) for action in group._group_actions}
-        if names & overruled:
-            overruled |= names
-    return {name: value for name, value in values.items() if name not in overruled}
+def refuse_other_name(kind: str, name: object, names: Sequence[str]) -> None:
+    """Raise `ValueError`, with the nearest known name, if `name` is not among `names`."""
+    if name not in names:
+        (nearest,) = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+        raise ValueError(f"there is no {kind} {name!r}; the nearest is {nearest!r}")
 
 
 def as_arguments(parser: Parser, values: Mapping[str, Any]) -> list[str]:
@@ -211,13 +193,7 @@ def _run_yaml(parser: Parser, given: Mapping[str, Any]) -> str:
     """Return the text of `_run.yaml`; of options that exclude each other it has the given one."""
     import yaml
 
-    replaced = {
-        action.dest
-        for group in parser._mutually_exclusive_groups
-        if any(each.dest in given for each in group._group_actions)
-        for action in group._group_actions
-        if action.dest not in given
-    }
+    replaced = _excluded(parser, given)
     values: dict[str, Any] = {}
     for action in _kept(parser):
         value = given.get(action.dest, action.default)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.cli.options import Parser
+
 if TYPE_CHECKING:
-    from jobs.cli.options import Parser
     from pipeline.config import PipelineConfig
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -19,16 +20,14 @@ _INTERRUPTED = "interrupted; what is committed stays, and the same command conti
 
 
 def run_command(
-    make_parser: Callable[[], "Parser"],
+    make_parser: Callable[[], Parser],
     arguments: Sequence[str] | None,
     work: Callable[[argparse.Namespace], object] | None = None,
 ) -> int:
     """Run the job of a parser and return its exit code.
 
-    Args:
-        make_parser: makes a parser with the options that `pipeline_config` reads.
-        arguments: the command line; None for that of this process.
-        work: does what the options say and returns what to print; None runs the pipeline.
+    `work` does what the options say and returns what to print; None runs the pipeline.
+    `arguments` are the command line; None for that of this process.
     """
     from jobs.cli import config_file
 
@@ -44,8 +43,7 @@ def run_command(
             f". {_ROOT}/.venv/bin/activate) or install with `pip install {_ROOT}`",
         )
     try:
-        done = (work or _run)(options)
-        print(done)
+        print(done := (work or _run)(options))
     except ValueError as error:
         return _fail(prog, 2, error)
     except (RunError, OSError) as error:
@@ -67,9 +65,8 @@ def _run(options: argparse.Namespace) -> object:
     config = pipeline_config(options)
     if options.dry_run:
         return _dry_run(config)
-    if options.inline:
-        return run(config, connect=ended_by_signals, inline=True)
-    return run(config, connect=connect)
+    enter = ended_by_signals if options.inline else connect
+    return run(config, connect=enter, inline=options.inline)
 
 
 def _fail_if_errors(prog: str, share: float | None, done: object) -> int:

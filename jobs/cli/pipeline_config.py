@@ -163,10 +163,8 @@ def _error_codes(text: str | None) -> tuple[ErrorCode, ...]:
         raise ValueError(
             f"--retry-failed: {text!r} names no error code; give no value to retry all"
         )
-    unknown = [name for name in names if name not in set(ErrorCode)]
-    if unknown:
-        raise ValueError(
-            f"--retry-failed: there is no error code {unknown[0]!r}; they are "
-            f"{', '.join(ErrorCode)}"
-        )
+    for name in names:
+        if name not in set(ErrorCode):
+            known = ", ".join(ErrorCode)
+            raise ValueError(f"--retry-failed: there is no error code {name!r}; they are {known}")
     return tuple(ErrorCode(name) for name in names)

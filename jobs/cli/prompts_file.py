@@ -8,39 +8,29 @@ safety:
   as: json                                    # keeps the column as JSON text
 """
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.cli.config_file import read_mapping
+from jobs.cli.config_file import read_mapping, refuse_other_name
 from jobs.cli.schema_file import read_schema
 from model.engine.sequence import SamplingParams
 from pipeline.prompts.answer_type import answer_type
 from pipeline.prompts.named_prompts import NamedPrompt
 
-# Options that a prompt may set for itself, with their fields of SamplingParams and types.
-_OPTIONS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
-    "max-tokens": ("max_tokens", int),
-    "temperature": ("temperature", (int, float)),
-    "top-p": ("top_p", (int, float)),
-    "top-k": ("top_k", int),
-    "min-p": ("min_p", (int, float)),
-    "repetition-penalty": ("repetition_penalty", (int, float)),
-    "loop-guard": ("loop_guard", int),
+# Options that a prompt may set for itself, with their types; SamplingParams has them as fields.
+_OPTIONS = {
+    **dict.fromkeys(("max-tokens", "top-k", "loop-guard"), int),
+    **dict.fromkeys(("temperature", "top-p", "min-p", "repetition-penalty"), int | float),
 }
 _KEYS = ("text", "schema", "as", "stop", *_OPTIONS)
 _FORMS = ("typed", "json")
 
 
 def read_named_prompts(path: str, sampling: SamplingParams) -> tuple[NamedPrompt, ...]:
-    """Read the prompts of a file.
-
-    Args:
-        path: the YAML file.
-        sampling: settings of the command, for all that a prompt does not set.
+    """Read the prompts of a YAML file; `sampling` has the settings that a prompt does not set.
 
     Raises:
         ValueError: the file or a prompt is invalid; the message names both.
@@ -68,9 +58,7 @@ def _named_prompt(name: Any, value: Any, sampling: SamplingParams, folder: Path)
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise ValueError("it must be a text, or a mapping with `text`")  # noqa: TRY004
     for key in value:
-        if key not in _KEYS:
-            (nearest,) = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.0)
-            raise ValueError(f"there is no key {key!r}; the nearest is {nearest!r}")
+        refuse_other_name("key", key, _KEYS)
     sampling = replace(sampling, **_changes(value, folder))
     is_typed = _is_typed(name, value.get("as"), sampling)
     if is_typed:
@@ -81,11 +69,11 @@ def _named_prompt(name: Any, value: Any, sampling: SamplingParams, folder: Path)
 def _changes(value: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the settings that a prompt sets for itself."""
     changes: dict[str, Any] = {}
-    for key, (option, kind) in _OPTIONS.items():
+    for key, kind in _OPTIONS.items():
         if key in value:
             if not isinstance(value[key], kind) or isinstance(value[key], bool):
                 raise ValueError(f"{key} must be a number, got {value[key]!r}")
-            changes[option] = value[key]
+            changes[key.replace("-", "_")] = value[key]
     if "stop" in value:
         stop = value["stop"] if isinstance(value["stop"], list) else [value["stop"]]
         if not all(isinstance(text, str) for text in stop):

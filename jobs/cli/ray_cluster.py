@@ -121,12 +121,8 @@ def is_in_copy() -> bool:
 def refuse_relative(path: str, flag: str) -> None:
     """Refuse a relative path where it would point into Ray's copy of the working directory.
 
-    Args:
-        path: a path or URI that the user gave.
-        flag: the option, for the message.
-
     Raises:
-        ValueError: the path is relative and this process runs in such a copy.
+        ValueError: the path is relative and this process runs in such a copy; it names `flag`.
     """
     if is_in_copy() and "://" not in path and not Path(path).is_absolute():
         raise ValueError(

@@ -10,9 +10,8 @@ from types import ModuleType
 def read_schema(value: str) -> str:
     """Return the JSON text of a schema, with its properties in their order.
 
-    Args:
-        value: `file.json` with a JSON Schema, or `file.py:Model` with a pydantic model. The Python
-            file is run in this process, with all that it imports.
+    `value` is `file.json` with a JSON Schema, or `file.py:Model` with a pydantic model. The Python
+    file is run in this process, with all that it imports.
 
     Raises:
         ValueError: there is no such file or model, or it is not a schema.

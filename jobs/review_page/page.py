@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any, TextIO
+from typing import Any
 
 from jobs.review_page.row_frames import RowFrames, SectionFrames
 from jobs.review_page.rows import Output, as_json
@@ -39,13 +39,10 @@ class Side:
 
 
 def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> list[Path]:
-    """Write the page, as several files if thumbnails and texts take more than `max_bytes`.
+    """Write the page, as several files if thumbnails and texts take more than `max_bytes` in one.
 
-    Args:
-        path: the first file; the next ones have `-2` and so on before their suffix.
-        side: the output to review.
-        other: the output to compare it with.
-        max_bytes: of thumbnails and texts in one file.
+    `path` is the first file; the next ones have `-2` and so on before their suffix. `other` is the
+    output to compare with.
     """
     rows = [_row(row, side) for row in side.output.rows.to_pylist()]
     if other is not None:
@@ -54,48 +51,45 @@ def write_pages(path: Path, side: Side, other: Side | None, max_bytes: int) -> l
             their = theirs.get(row["id"])
             row["other"] = None if their is None else _row(their, other)
             row["changed"] = _outcome(row) != _outcome(row["other"])
-    numbers = [range(*bounds) for bounds in _cut(rows, side, other, max_bytes)]
-    more = range(2, len(numbers) + 1)
+    parts = list(_cut(rows, side, other, max_bytes))
+    more = range(2, len(parts) + 1)
     paths = [path, *(path.with_name(f"{path.stem}-{each}{path.suffix}") for each in more)]
-    for place, (file, here) in enumerate(zip(paths, numbers, strict=True)):
+    for place, (file, part) in enumerate(zip(paths, parts, strict=True)):
+        links = _links(paths, place)
         with file.open("w", encoding="utf-8") as stream:
-            _write(stream, [rows[number] for number in here], side, other, paths, place)
+            stream.writelines(_html(part, side, other, f"{file.stem}-verdicts.json", links))
     return paths
 
 
-def _write(
-    stream: TextIO,
-    rows: Sequence[dict[str, Any]],
-    side: Side,
-    other: Side | None,
-    paths: Sequence[Path],
-    place: int,
-) -> None:
+def _html(
+    rows: Sequence[dict[str, Any]], side: Side, other: Side | None, verdict_file: str, links: str
+) -> Iterator[str]:
+    """Yield the text of one file in pieces, since its thumbnails may take much memory."""
     style, script = (_HERE / "page.css").read_text(), (_HERE / "page.js").read_text()
-    stream.write(
+    yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_policy(style, script)}">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{html.escape(side.output.name)}</title>\n<style>{style}</style></head><body>\n"
-        f"{_body(rows, side, other, paths, place)}"
+        f"{_body(rows, side, other, links)}"
     )
     for number, row in enumerate(rows):
         row["number"] = number
-        _write_sprites(stream, f"f{number}", side.frames.get(row["id"]))
+        yield _sprites(f"f{number}", side.frames.get(row["id"]))
         if other is not None and row["other"] is not None:
             row["other"]["number"] = number
-            _write_sprites(stream, f"g{number}", other.frames.get(row["id"]))
+            yield _sprites(f"g{number}", other.frames.get(row["id"]))
     data = {
         "verdict_format": VERDICT_FORMAT,
-        "verdict_file": f"{paths[place].stem}-verdicts.json",
+        "verdict_file": verdict_file,
         "output": side.output.name,
         "recipe_sha256": side.output.recipe_sha256,
         "prompt": prompt_of(side.output.recipe),
         "other": other and {"output": other.output.name},
         "rows": rows,
     }
-    stream.write(f'<script type="application/json" id="data">{_inert(data)}</script>\n')
-    stream.write(f"<script>{script}</script>\n</body></html>\n")
+    yield f'<script type="application/json" id="data">{_inert(data)}</script>\n'
+    yield f"<script>{script}</script>\n</body></html>\n"
 
 
 def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
@@ -156,9 +150,9 @@ def _text_len(row: Mapping[str, Any] | None) -> int:
 
 
 def _cut(
-    rows: Sequence[Mapping[str, Any]], side: Side, other: Side | None, max_bytes: int
-) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of the rows of each file."""
+    rows: Sequence[dict[str, Any]], side: Side, other: Side | None, max_bytes: int
+) -> Iterator[Sequence[dict[str, Any]]]:
+    """Yield the rows of each file."""
     begin = num_bytes = 0
     for number, row in enumerate(rows):
         size = _ROW_BYTES + _text_len(row) + _text_len(row.get("other"))
@@ -168,19 +162,13 @@ def _cut(
             if each is not None
         )
         if number > begin and num_bytes + size > max_bytes:
-            yield begin, number
+            yield rows[begin:number]
             begin, num_bytes = number, 0
         num_bytes += size
-    yield begin, len(rows)
+    yield rows[begin:]
 
 
-def _body(
-    rows: Sequence[Mapping[str, Any]],
-    side: Side,
-    other: Side | None,
-    paths: Sequence[Path],
-    place: int,
-) -> str:
+def _body(rows: Sequence[Mapping[str, Any]], side: Side, other: Side | None, links: str) -> str:
     statuses = Counter(row["status"] for row in rows)
     codes = Counter(f"error: {row['error_code']}" for row in rows if row["error_code"])
     counts = ", ".join(f"{number} {name}" for name, number in [*statuses.items(), *codes.items()])
@@ -199,7 +187,7 @@ def _body(
         statuses=choices,
         changed=changed if other else "",
         take=", <kbd>t</kbd> take the right one" if other else "",
-        files=_links(paths, place),
+        files=links,
     )
 
 
@@ -244,15 +232,12 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _write_sprites(stream: TextIO, name: str, frames: RowFrames | None) -> None:
-    """Write the sprites of a row into a block of data, which the script reads when needed."""
-    sprites = [
-        sprite for section in (frames.sections if frames else ()) for sprite in section.sprites
-    ]
-    if not sprites:
-        return
-    text = " ".join(base64.b64encode(sprite.jpeg).decode() for sprite in sprites)
-    stream.write(f'<script type="text/plain" id="{name}">{text}</script>\n')
+def _sprites(name: str, frames: RowFrames | None) -> str:
+    """Return the sprites of a row as a block of data, which the script reads when needed."""
+    sections = frames.sections if frames else ()
+    jpegs = [sprite.jpeg for section in sections for sprite in section.sprites]
+    text = " ".join(base64.b64encode(jpeg).decode() for jpeg in jpegs)
+    return f'<script type="text/plain" id="{name}">{text}</script>\n' if jpegs else ""
 
 
 def _inert(value: Any) -> str:

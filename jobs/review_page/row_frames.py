@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,15 +49,12 @@ class RowFrames:
 
 
 def make_section_frames(pictures: Iterable[Picture], most: int) -> SectionFrames:
-    """Make the sprites of a section; of more than `most` pictures, take `most` evenly."""
+    """Join pictures into sprites of one size each; of more than `most`, take `most` evenly."""
     found = list(pictures)
-    return SectionFrames(sprites=make_sprites(evenly(found, most)), num_frames=len(found))
-
-
-def make_sprites(pictures: Sequence[Picture]) -> tuple[Sprite, ...]:
-    """Join pictures into sprites; the pictures of one sprite have the same size."""
     sprites = []
-    for (_, width_px, _), same in itertools.groupby(pictures, lambda picture: picture[0].shape):
+    for (_, width_px, _), same in itertools.groupby(
+        evenly(found, most), lambda picture: picture[0].shape
+    ):
         row = list(same)
         step = max(1, min(_PICTURES_PER_SPRITE, _SPRITE_PX // width_px))
         for first in range(0, len(row), step):
@@ -68,4 +65,4 @@ def make_sprites(pictures: Sequence[Picture]) -> tuple[Sprite, ...]:
             )
             marks = tuple(mark for _, mark in here)
             sprites.append(Sprite(jpeg=file.getvalue(), marks=marks, width_px=width_px))
-    return tuple(sprites)
+    return SectionFrames(sprites=tuple(sprites), num_frames=len(found))

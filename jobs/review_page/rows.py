@@ -53,14 +53,9 @@ def read_output(
     status: str | None = None,
     only: list[str] | None = None,
 ) -> Output:
-    """Read rows of an output directory.
+    """Read rows of an output directory: only those with this status, or only these row ids.
 
-    Args:
-        path: the directory.
-        max_rows: of more rows, read this many at random.
-        seed: seed of the random choice.
-        status: only rows with this status.
-        only: only these row ids.
+    Of more than `max_rows` rows, random ones are read.
 
     Raises:
         ValueError: the directory is not an output of this project, or cannot be read.
@@ -73,12 +68,13 @@ def read_output(
         missing = [name for name in RESULTS if name not in data.schema.names]
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-        ids = _chosen_ids(data, max_rows=max_rows, seed=seed, status=status, only=only)
+        ids = _chosen_ids(data, max_rows, seed, status, only)
         rows = data.to_table(filter=None if ids is None else pc.field("row_id").isin(ids))
         num_rows = data.count_rows()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    order = sorted(range(rows.num_rows), key=_natural(rows["row_id"].to_pylist()))
+    keys = [_natural(row_id) for row_id in rows["row_id"].to_pylist()]
+    order = sorted(range(rows.num_rows), key=keys.__getitem__)
     return Output(
         path=path.absolute(),
         **_recipe(data.schema, path),
@@ -102,12 +98,7 @@ def _brief(value: Any) -> str:
 
 
 def _chosen_ids(
-    data: ds.Dataset,
-    *,
-    max_rows: int | None,
-    seed: int,
-    status: str | None,
-    only: list[str] | None,
+    data: ds.Dataset, max_rows: int | None, seed: int, status: str | None, only: list[str] | None
 ) -> pa.Array | None:
     """Return the ids to read, or None for all; read only the columns that the choice needs."""
     if only is not None:
@@ -123,14 +114,10 @@ def _chosen_ids(
     return ids.take(pa.array(drawn, pa.int64()))
 
 
-def _natural(ids: list[str]) -> Any:
-    """Return a sort key over positions that compares numbers within ids as numbers."""
-
-    def key(position: int) -> list[tuple[int, int, str]]:
-        parts = re.split(r"([0-9]+)", ids[position])
-        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
-
-    return key
+def _natural(row_id: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that compares numbers within ids as numbers."""
+    parts = re.split(r"([0-9]+)", row_id)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
 def _recipe(schema: pa.Schema, path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ thumbnail has more pixels than the model was given.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from queue import SimpleQueue
 from typing import Any
 
@@ -30,7 +31,7 @@ from pipeline.media.display import FrameRequest
 from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.media.sandbox import SandboxedDecoder
-from pipeline.media.windows import PageWindows, Span, Window
+from pipeline.media.windows import PageWindows, Span
 from pipeline.output.ledger import IdSet, OutputIndex, committed_parts
 from pipeline.output.store import LocalStore
 from pipeline.schema import InputColumns
@@ -42,17 +43,10 @@ _MediaRow = tuple[str, Any, Span]  # row id, media, span in seconds
 
 
 class SourceDecoder:
-    """Decodes the frames of the rows of one output.
+    """Decodes the frames of the rows of one output, with the limits and media rules of its run.
 
-    Args:
-        output: gives the recipe.
-        sections: sections of its rows by row id, with the recorded times.
-        source: the input of the run.
-        access: the rules for where media may come from.
-        limits: the limits of the run.
-        frame_px: longer side of a thumbnail.
-        max_frames: most frames of each view of a row, or of all its windows or pages; of more, take
-            this many evenly.
+    `frame_px` is the longer side of a thumbnail. Of more than `max_frames` in a view of a row, or
+    in all its windows or pages, that many are taken evenly.
     """
 
     def __init__(
@@ -85,13 +79,8 @@ class SourceDecoder:
             self._decoders.put(SandboxedDecoder(self._limits))
         with ThreadPoolExecutor(num_threads) as pool:
             while some := list(itertools.islice(rows, _ROWS_IN_MEMORY)):
-                frames.update(
-                    zip(
-                        (row_id for row_id, *_ in some),
-                        pool.map(self._decode_row, some),
-                        strict=True,
-                    )
-                )
+                ids = (row_id for row_id, *_ in some)
+                frames.update(zip(ids, pool.map(self._decode_row, some), strict=True))
         for _ in range(num_threads):
             self._decoders.get().close()
         unseen = "no frames: the input no longer contains this row"
@@ -141,7 +130,11 @@ class SourceDecoder:
         decoder = self._decoders.get()
         try:
             for number, value in enumerate(media):
-                windows = self._decode_value(decoder, value, requests, span_s)
+                opened = self._access.open(value)
+                with nullcontext(opened) if isinstance(opened, bytes) else closing(opened) as file:
+                    windows = decoder.decode_windows(
+                        file, requests, windows=self._windows, span_s=span_s
+                    )
                 shown = [list(window.media) for window in windows]
                 if self._windows is None and number > 0:
                     decoded = [before + more for before, more in zip(decoded, shown, strict=True)]
@@ -150,20 +143,6 @@ class SourceDecoder:
         finally:
             self._decoders.put(decoder)
         return decoded
-
-    def _decode_value(
-        self,
-        decoder: SandboxedDecoder,
-        value: object,
-        requests: Sequence[FrameRequest],
-        span_s: Span,
-    ) -> list[Window]:
-        media = self._access.open(value)
-        try:
-            return decoder.decode_windows(media, requests, windows=self._windows, span_s=span_s)
-        finally:
-            if not isinstance(media, bytes):
-                media.close()
 
     def _seen_px(self, row: RowSections) -> list[float | None]:
         """Return the pixels of a frame for each view; windows and pages have one view."""

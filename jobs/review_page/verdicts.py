@@ -78,9 +78,9 @@ def export(output: Output, verdicts: Mapping[str, Verdict], directory: Path) -> 
     ]
 
 
-def final_caption(row: Mapping[str, Any], verdict: Verdict) -> str | None:
-    """Return the caption after the review; None if it was rejected."""
-    return {"accept": row["caption"], "edit": verdict.caption, "reject": None}[verdict.kind]
+def final_caption(caption: str | None, verdict: Verdict) -> str | None:
+    """Return what a caption is after the review; None if it was rejected."""
+    return {"accept": caption, "edit": verdict.caption, "reject": None}[verdict.kind]
 
 
 def _lines(path: Path, recipe_sha256: str) -> list[Any]:
@@ -123,11 +123,7 @@ def _write_parquet(output: Output, verdicts: Mapping[str, Verdict], path: Path) 
     mask = pa.array([row_id in verdicts for row_id in output.rows["row_id"].to_pylist()])
     table = output.rows.filter(mask)
     judged = [verdicts[row_id] for row_id in table["row_id"].to_pylist()]
-    captions = table["caption"].to_pylist()
-    finals = [
-        final_caption({"caption": caption}, verdict)
-        for caption, verdict in zip(captions, judged, strict=True)
-    ]
+    finals = list(map(final_caption, table["caption"].to_pylist(), judged))
     for name, values, kind in (
         ("verdict", [verdict.kind for verdict in judged], pa.string()),
         ("final_caption", finals, pa.large_string()),
@@ -140,15 +136,12 @@ def _write_parquet(output: Output, verdicts: Mapping[str, Verdict], path: Path) 
 
 def _write_lines(output: Output, judged: Sequence[tuple[dict, Verdict]], path: Path) -> Path:
     """Write one JSON object per row: id, media, prompt, verdict and captions."""
-    video = output.recipe["columns"].get("video")
     with path.open("w", encoding="utf-8") as file:
         for row, verdict in judged:
             line = {
-                "row_id": row["row_id"],
-                "video": _path_of(row.get(video)),
-                "prompt": _prompt(output, row),
+                **_facts(output, row, "video"),
                 "verdict": verdict.kind,
-                "caption": final_caption(row, verdict),
+                "caption": final_caption(row["caption"], verdict),
                 "model_caption": row["caption"],
                 "frame_times_s": row["frame_times_s"],
             }
@@ -179,21 +172,17 @@ def _write_label_studio(
     prediction, and the final caption is an annotation.
     Format: https://labelstud.io/guide/tasks, "Basic Label Studio JSON format".
     """
-    column, tag = output.recipe["columns"].get("video"), _label_tag(output)
+    tag = _label_tag(output)
     name = tag.lower()
     tasks = []
     for row, verdict in judged:
-        data = {
-            "row_id": row["row_id"],
-            name: _path_of(row.get(column)),
-            "prompt": _prompt(output, row),
-        }
+        final = final_caption(row["caption"], verdict)
         choice = _region(name, "verdict", "choices", {"choices": [verdict.kind]})
-        texts = [_caption_region(name, text) for text in [final_caption(row, verdict)] if text]
+        texts = [_caption_region(name, final)] if final else []
         guesses = [_caption_region(name, row["caption"])] if row["caption"] else []
         tasks.append(
             {
-                "data": data,
+                "data": _facts(output, row, name),
                 "annotations": [{"result": [*texts, choice]}],
                 "predictions": [{"model_version": output.recipe_sha256[:12], "result": guesses}],
             }
@@ -238,7 +227,7 @@ def _cues(
     output: Output, row: Mapping[str, Any], verdict: Verdict
 ) -> Iterator[tuple[float, float, str]]:
     """Yield start, end and text: the caption over the span of the row, or captions by window."""
-    windows, caption = windows_of(output.recipe), final_caption(row, verdict)
+    windows, caption = windows_of(output.recipe), final_caption(row["caption"], verdict)
     is_list = isinstance(windows, TimeWindows) and windows.merge is None
     if is_list and verdict.kind == "accept":
         for window in row[TIMELINE_FIELD.name] or ():
@@ -275,12 +264,13 @@ def file_name(row_id: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9-]+', '_', row_id)[-80:]}-{digest}"
 
 
-def _path_of(media: Any) -> str | None:
-    """Return the path of a media value, if it has one."""
+def _facts(output: Output, row: Mapping[str, Any], media_name: str) -> dict[str, str | None]:
+    """Return the id of a row, the path of its media, if it has one, and its prompt."""
+    columns = output.recipe["columns"]
+    media, prompt = (row.get(columns.get(name) or "") for name in ("video", "prompt"))
     path = media.get("path") if isinstance(media, Mapping) else media
-    return path if isinstance(path, str) else None
-
-
-def _prompt(output: Output, row: Mapping[str, Any]) -> str | None:
-    own = row.get(output.recipe["columns"].get("prompt") or "")
-    return own or prompt_of(output.recipe)
+    return {
+        "row_id": row["row_id"],
+        media_name: path if isinstance(path, str) else None,
+        "prompt": prompt or prompt_of(output.recipe),
+    }

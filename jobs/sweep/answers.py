@@ -97,28 +97,25 @@ def _of_clip(row: Mapping[str, Any], clip: Clip, cells: Sequence[Cell]) -> Itera
 def _scores(item: Item, text: str | None, answer: Mapping[str, Any]) -> dict[str, Any]:
     """Score one answer; if there are several samples, the answer is their majority vote."""
     texts = answer.get("samples") or ([] if text is None else [text])
+    if item.options:
+        answered, truth = vote([parse_choice(each, item.options) for each in texts]), item.truth
+    else:
+        answered, truth = vote([normal(each) or None for each in texts]), normal(item.truth)
+    right = float(answered == truth)
+    scores = {
+        "answer": answered,
+        "is_unparsed": answered is None and text is not None,
+        "strict": right,
+        "expected": right,
+        "logit": None,
+        "logit_answer": None,
+    }
     if not item.options:
-        answered = vote([normal(each) or None for each in texts])
-        right = float(answered == normal(item.truth))
-        return {
-            "answer": answered,
-            "is_unparsed": answered is None and text is not None,
-            "strict": right,
-            "expected": right,
-            "logit": None,
-            "logit_answer": None,
-        }
-    answered = vote([parse_choice(each, item.options) for each in texts])
-    right = float(answered == item.truth)
+        return scores
+    if answered is None:
+        scores["expected"] = 1.0 / len(item.options)
     likeliest = None
     if answer["choice_logprobs"] is not None:
         own = answer["choice_logprobs"][: len(item.options)]
         likeliest = LETTERS[int(np.argmax(own))]
-    return {
-        "answer": answered,
-        "is_unparsed": answered is None and text is not None,
-        "strict": right,
-        "expected": 1.0 / len(item.options) if answered is None else right,
-        "logit": float(likeliest == item.truth),
-        "logit_answer": likeliest,
-    }
+    return scores | {"logit": float(likeliest == item.truth), "logit_answer": likeliest}

@@ -20,12 +20,8 @@ _DPI = 110
 def draw_sweep(summary: Sequence[Row], settings: Sequence[str], mode: str, chosen: int) -> bytes:
     """Draw accuracy and tokens against frames and visual tokens, as a PNG.
 
-    Args:
-        summary: the rows that `scores.summarise` returns.
-        settings: the columns that distinguish cells. A line joins the cells that differ in their
-            frames only.
-        mode: the score to draw.
-        chosen: index of the row to mark.
+    A line joins the cells that differ in their frames only. `summary` is that of
+    `scores.summarise`, and `chosen` is the index of the row to mark.
     """
     others = [
         name

@@ -26,13 +26,9 @@ _NOT_OF_THE_JOB = ("input", "output", "id-column", "video-column", "limit", "pro
 def conclude(
     work: Work, store: Store, make_parser: Callable[[], Parser], options: argparse.Namespace
 ) -> str:
-    """Score the answers, write all results, and return the text to print.
+    """Score the answers of a finished sweep, write all results, and return the text to print.
 
-    Args:
-        work: the sweep; all its runs are done.
-        store: the output of the sweep.
-        make_parser: makes a parser of the full job.
-        options: options of the sweep.
+    `make_parser` makes a parser of the full job; `options` and `store` are those of the sweep.
     """
     answers = collect(work, store.uri)
     file = pa.BufferOutputStream()
@@ -75,18 +71,10 @@ def full_command(cell: Cell, options: argparse.Namespace, parser: Parser) -> str
     """Return the command line that captions clips with the settings of a cell.
 
     Input and output are placeholders. Settings that suit questions only are left out: their
-    prompt, and the limit on short answers.
-
-    Args:
-        cell: the chosen cell.
-        options: options of the sweep.
-        parser: the parser of the full job.
+    prompt, and the limit on short answers. `options` are those of the sweep, and `parser` is that
+    of the full job.
     """
-    defaults = {
-        action.option_strings[-1].removeprefix("--"): action.default
-        for action in parser._actions
-        if action.option_strings
-    }
+    defaults = {action.option_strings[-1][2:]: action.default for action in parser._actions}
     values = {**yaml.safe_load(options.run_yaml), **cell.settings}
     if "fps" in cell.settings:
         values.pop("frames", None)

@@ -10,13 +10,12 @@ expert-parallel: [1, 2]       # each value needs a run of its own
 """
 
 import argparse
-import difflib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.cli.config_file import overlay, read_mapping
+from jobs.cli.config_file import overlay, read_mapping, refuse_other_name
 from jobs.cli.options import Parser
 
 # Settings of the ranks: cells that differ here need separate runs.
@@ -47,13 +46,9 @@ class Cell:
 def read_grid(
     path: str, make_parser: Callable[[], Parser], options: argparse.Namespace, prompt: str
 ) -> tuple[Cell, ...]:
-    """Read the cells of a grid.
+    """Read the cells of a grid in a YAML file.
 
-    Args:
-        path: the YAML file.
-        make_parser: makes a new parser of the job.
-        options: options of the command line, for all that the grid does not set.
-        prompt: the prompt, if the grid has none.
+    `options` and `prompt` are used for all that the grid does not set.
 
     Raises:
         ValueError: the file is not a grid, or has no cells; the message names it. A value that an
@@ -86,9 +81,7 @@ def _axes(grid: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
             "the file is empty; name at least one option, such as `frames: [1, 4, 16]`"
         )
     for name in grid:
-        if name not in _AXES:
-            (nearest,) = difflib.get_close_matches(str(name), _AXES, n=1, cutoff=0.0)
-            raise ValueError(f"there is no axis {name!r}; the nearest is {nearest!r}")
+        refuse_other_name("axis", name, _AXES)
     frames = [{name: value} for name in _FRAMES for value in _values(grid, name)]
     for name in _AXES:
         if name == "frames" and frames:

@@ -50,16 +50,18 @@ class DatasetLayout:
 
     video: str  # a path with {column}; {column} alone is the value itself, of any type
     prompt: str  # with {question} and {options}; used if the grid has none
-    options: Callable[[Row], tuple[str, Sequence[Any]]] | None  # returns question and options
-    columns: tuple[str, ...]  # required besides those in `video`
+    # Their column, or a function that returns question and options; None for open questions.
+    options: str | Callable[[Row], tuple[str, Sequence[Any]]] | None
     answer: str = "answer"
     by_index: bool = False  # the answer is an index, even if it is stored as text
     id: str | None = None
     task: tuple[str, ...] = ("task_type",)  # the first of these columns that exists
 
-
-def _listed(column: str) -> Callable[[Row], tuple[str, Sequence[Any]]]:
-    return lambda row: (row["question"], row[column] or ())
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The required columns, besides those in `video`."""
+        listed = (self.options,) if isinstance(self.options, str) else ()
+        return ("question", *listed, self.answer)
 
 
 def _long_video_bench(row: Row) -> tuple[str, Sequence[Any]]:
@@ -85,21 +87,18 @@ LAYOUTS: Mapping[str, DatasetLayout] = {
         prompt="Select the best answer to the following multiple-choice question based on the "
         "video. Respond with only the letter of the correct option.\n{question}\n{options}\n"
         "The best answer is:",
-        options=_listed("options"),
-        columns=("question", "options", "answer"),
+        options="options",
         id="question_id",
     ),
     "mvbench": DatasetLayout(
         video="{video}",
         prompt="{question}\nOptions:\n{options}\nOnly give the best option.",
-        options=_listed("candidates"),
-        columns=("question", "candidates", "answer"),
+        options="candidates",
     ),
     "longvideobench": DatasetLayout(
         video="{video_path}",
         prompt=_DIRECTLY,
         options=_long_video_bench,
-        columns=("question", "correct_choice"),
         answer="correct_choice",
         by_index=True,
         id="id",
@@ -109,21 +108,18 @@ LAYOUTS: Mapping[str, DatasetLayout] = {
         video="{video_name}",
         prompt="{question}\n{options}\nOnly give the best option.",
         options=_inside,
-        columns=("question", "answer"),
     ),
     "egoschema": DatasetLayout(
         video="{video_idx}.mp4",
         prompt=_DIRECTLY,
-        options=_listed("option"),
-        columns=("question", "option", "answer"),
+        options="option",
         by_index=True,
         id="question_idx",
     ),
     "choice": DatasetLayout(
         video="{video}",
         prompt="{question}\n{options}\nAnswer with the letter.",
-        options=_listed("options"),
-        columns=("question", "options", "answer"),
+        options="options",
         id="id",
         task=("task", "task_type"),
     ),
@@ -131,7 +127,6 @@ LAYOUTS: Mapping[str, DatasetLayout] = {
         video="{video}",
         prompt="{question}",
         options=None,
-        columns=("question", "answer"),
         id="id",
         task=("task", "task_type"),
     ),
@@ -150,13 +145,10 @@ class Dataset:
 def read_items(
     uri: str, name: str, *, video_path: str | None = None, limit: int | None = None
 ) -> Dataset:
-    """Read a dataset.
+    """Read a dataset; `uri` is as for `list_files`.
 
-    Args:
-        uri: the Parquet files, as for `list_files`.
-        name: name of the layout.
-        video_path: path of a video with {column}, in place of the one of the layout.
-        limit: number of rows to read; None for all.
+    `video_path` is the path of a video with {column}, in place of the one of the layout. `limit` is
+    the number of rows to read; None reads all.
 
     Raises:
         ValueError: a column is missing, there are no rows, or a row cannot be scored; the message
@@ -195,7 +187,9 @@ def read_items(
 
 def _item(row: Row, row_id: str, layout: DatasetLayout, where: str, task: str | None) -> Item:
     question, options = row["question"], ()
-    if layout.options is not None:
+    if isinstance(layout.options, str):
+        options = _without_letters(row[layout.options] or ())
+    elif layout.options is not None:
         question, found = layout.options(row)
         options = _without_letters(found)
     if not question:

@@ -81,9 +81,8 @@ def clustered_error(scores: Sequence[float], clusters: Sequence[object]) -> floa
 def summarise(answers: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> list[Row]:
     """Return one row for each cell, in the order of the cells.
 
-    Args:
-        answers: rows of the table that `jobs.sweep.answers.collect` returns.
-        settings: the columns that distinguish cells.
+    `answers` are rows of the table that `jobs.sweep.answers.collect` returns; `settings` are the
+    columns that distinguish cells.
     """
     cells: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for answer in answers:
@@ -126,9 +125,6 @@ def choose_cell(summary: Sequence[Row], mode: str) -> tuple[int, int]:
     return best, min(good, key=lambda place: _cost(summary[place]))
 
 
-def _cost(row: Row) -> tuple[float, float]:
-    tokens, seconds = row["mean_tokens"], row["rank_seconds"]
-    return (
-        math.inf if math.isnan(tokens) else tokens,
-        math.inf if math.isnan(seconds) else seconds,
-    )
+def _cost(row: Row) -> tuple[float, ...]:
+    values = (row["mean_tokens"], row["rank_seconds"])
+    return tuple(math.inf if math.isnan(value) else value for value in values)

@@ -147,11 +147,7 @@ def question_name(number: int) -> str:
 def config_of(work: Work, cells: Sequence[Cell], uri: str, folder: str) -> PipelineConfig:
     """Make the configuration of a run over cells with the same settings of the ranks.
 
-    Args:
-        work: the sweep.
-        cells: the cells of the run.
-        uri: the output of the sweep.
-        folder: the output of the run, below `uri`.
+    `uri` is the output of the sweep, and `folder`, below it, that of the run.
 
     Raises:
         ValueError: an option is invalid; the message names the cell.

@@ -6,11 +6,18 @@ that a wrong argument is reported at once.
 
 from jobs.cli.options.answer import add_answer
 from jobs.cli.options.limits import LIMITS, add_limits, media_limits
-from jobs.cli.options.machine import add_machine
-from jobs.cli.options.parser import Formatter, Parser
-from jobs.cli.options.question import add_frames, add_question
+from jobs.cli.options.machine import add_machine, add_run
+from jobs.cli.options.parser import Formatter, Parser, add_options
+from jobs.cli.options.question import (
+    MERGE_PROMPT,
+    NO_FRAMES,
+    NO_PAGES,
+    add_frames,
+    add_pages,
+    add_question,
+    add_windows,
+)
 from jobs.cli.options.rows import add_data, add_required
-from jobs.cli.options.run import add_run
 from jobs.cli.options.values import (
     count,
     names_among,
@@ -19,7 +26,6 @@ from jobs.cli.options.values import (
     positive_list,
     positive_or,
 )
-from jobs.cli.options.windows import MERGE_PROMPT, NO_FRAMES, NO_PAGES, add_pages, add_windows
 
 __all__ = [
     "EXIT_CODES",
@@ -29,6 +35,7 @@ __all__ = [
     "Formatter",
     "Parser",
     "add_limits",
+    "add_options",
     "count",
     "job_parser",
     "media_limits",

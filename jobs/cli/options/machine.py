@@ -1,98 +1,73 @@
-"""Options for devices, copies of the model, ranks and threads."""
+"""Options for devices, copies of the model, ranks and threads, and for how to run."""
 
 import argparse
 
-from jobs.cli.options.values import count, positive, positive_or
+from jobs.cli.options.parser import add_options
+from jobs.cli.options.values import count, positive, positive_or, share
+
+_MACHINE = """
+--device: auto: GPUs if the cluster has any, else CPUs
+--dtype: type of weights and computation; auto: as the weights are stored
+--groups N: copies of the model; default: auto, as many as the GPUs can hold, or one on CPUs
+--expert-parallel R: ranks that share the experts of one copy, one GPU each; default: auto, which is
+    1, or with --groups the GPUs divided by the copies
+--dispatch: how the ranks of a copy exchange the tokens of each layer
+--wire-dtype: type of tokens that ranks exchange; auto: unchanged; float8: one byte per number to
+    the experts and bfloat16 back, for ranks with a slow network between them; any value but auto
+    changes captions and is part of the recipe
+--placement: where the ranks of a copy run: on one node, on as few as possible, on as many as
+    possible
+--expert-placement PARQUET: place experts by _expert_load.parquet of an earlier output, so that the
+    ranks of a copy get equal work; default: equally many experts per rank, in their order
+--expert-copies N: with --expert-placement: extra copies of the busiest experts on each rank, in
+    each layer
+--threads N: threads of torch per rank on CPUs; default: auto, half of the CPUs divided by the ranks
+--batch-size N: captions that each rank generates at the same time
+"""
+_CACHE = """
+--cache-gib G: KV cache of each rank, in GiB: memory for the tokens of prompts and captions
+--cache-fraction F: KV cache as a fraction of the memory that is free once the weights are loaded:
+    on each rank's GPU, or on the machine of a single rank on CPUs
+"""
+_RUN = """
+--dry-run: print what the run would do (new, done and failed rows, changes of the recipe, part
+    files, machines); start nothing and write nothing
+--inline: run everything in this process, without Ray, with one copy of the model: for small inputs,
+    debuggers and tests; resumes and counts as any run does
+--fail-if-errors SHARE: exit with status 3 if more than this share (0 to 1) of the rows that this
+    run wrote have status error; 0 allows none
+--retry-failed CODES: process rows with status error again and replace them; with codes, such as
+    media_missing,media_unreadable, only these errors
+--new-recipe: if the output was made with other settings, move its rows to its folder _old-<time>/
+    and start again
+--config YAML: read options from a file (path or URI) whose keys are their names; the command line
+    takes precedence; _run.yaml in an output directory repeats the run that wrote it
+"""
 
 
 def add_machine(group: argparse._ArgumentGroup) -> None:
     """Add the options for devices, copies of the model, ranks and threads."""
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto: GPUs if the cluster has any, else CPUs",
+    add_options(
+        group,
+        _MACHINE,
+        {
+            "--device": {"choices": ("auto", "cpu", "cuda"), "default": "auto"},
+            "--dtype": {"choices": ("auto", "float32", "bfloat16", "float16"), "default": "auto"},
+            "--groups": {"type": positive_or("auto")},
+            "--expert-parallel": {"type": positive_or("auto")},
+            "--dispatch": {"choices": ("auto", "all_to_all", "all_gather"), "default": "auto"},
+            "--wire-dtype": {"choices": ("auto", "bfloat16", "float8"), "default": "auto"},
+            "--placement": {"choices": ("strict_pack", "pack", "spread"), "default": "strict_pack"},
+            "--expert-copies": {"type": count, "default": 0},
+            "--threads": {"type": positive_or("auto")},
+            "--batch-size": {"type": positive, "default": 32},
+        },
     )
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="type of weights and computation; auto: as the weights are stored",
-    )
-    group.add_argument(
-        "--groups",
-        type=positive_or("auto"),
-        metavar="N",
-        help="copies of the model; default: auto, as many as the GPUs can hold, or one on CPUs",
-    )
-    group.add_argument(
-        "--expert-parallel",
-        type=positive_or("auto"),
-        metavar="R",
-        help="ranks that share the experts of one copy, one GPU each; default: auto, which is 1, "
-        "or with --groups the GPUs divided by the copies",
-    )
-    group.add_argument(
-        "--dispatch",
-        choices=("auto", "all_to_all", "all_gather"),
-        default="auto",
-        help="how the ranks of a copy exchange the tokens of each layer",
-    )
-    group.add_argument(
-        "--wire-dtype",
-        choices=("auto", "bfloat16", "float8"),
-        default="auto",
-        help="type of tokens that ranks exchange; auto: unchanged; float8: one byte per number to "
-        "the experts and bfloat16 back, for ranks with a slow network between them; any value but "
-        "auto changes captions and is part of the recipe",
-    )
-    group.add_argument(
-        "--placement",
-        choices=("strict_pack", "pack", "spread"),
-        default="strict_pack",
-        help="where the ranks of a copy run: on one node, on as few as possible, on as many as "
-        "possible",
-    )
-    group.add_argument(
-        "--expert-placement",
-        metavar="PARQUET",
-        help="place experts by _expert_load.parquet of an earlier output, so that the ranks of a "
-        "copy get equal work; default: equally many experts per rank, in their order",
-    )
-    group.add_argument(
-        "--expert-copies",
-        type=count,
-        default=0,
-        metavar="N",
-        help="with --expert-placement: extra copies of the busiest experts on each rank, in each "
-        "layer",
-    )
-    group.add_argument(
-        "--threads",
-        type=positive_or("auto"),
-        metavar="N",
-        help="threads of torch per rank on CPUs; default: auto, half of the CPUs divided by the "
-        "ranks",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=positive,
-        default=32,
-        metavar="N",
-        help="captions that each rank generates at the same time",
-    )
-    cache = group.add_mutually_exclusive_group()
-    cache.add_argument(
-        "--cache-gib",
-        type=float,
-        default=4.0,
-        metavar="G",
-        help="KV cache of each rank, in GiB: memory for the tokens of prompts and captions",
-    )
-    cache.add_argument(
-        "--cache-fraction",
-        type=float,
-        metavar="F",
-        help="KV cache as a fraction of the memory that is free once the weights are loaded: on "
-        "each rank's GPU, or on the machine of a single rank on CPUs",
-    )
+    cache = {"--cache-gib": {"type": float, "default": 4.0}, "--cache-fraction": {"type": float}}
+    add_options(group.add_mutually_exclusive_group(), _CACHE, cache)
+
+
+def add_run(group: argparse._ArgumentGroup) -> None:
+    """Add the options for an existing output, for how to run, and for a file of options."""
+    retry = {"nargs": "?", "const": "all"}
+    add_options(group, _RUN, {"--fail-if-errors": {"type": share}, "--retry-failed": retry})

@@ -1,7 +1,9 @@
-"""The parser of every job: its error messages and the layout of its manual page."""
+"""The parser of every job: its error messages, its manual page, and options from text."""
 
 import argparse
-from typing import NoReturn
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -21,3 +23,23 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with 2."""
         self.exit(2, f"{self.prog}: error: {self.where}{message} (see --help)\n")
+
+
+def add_options(
+    group: argparse._ArgumentGroup, manual: str, settings: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Add the options of a manual, which has an entry `--name METAVAR: help` for each.
+
+    `settings` has further arguments of `add_argument` by option. An option without metavar and
+    settings is a switch. Further lines of an entry are indented.
+    """
+    known = set()
+    for entry in re.split(r"\n(?=--)", manual.strip()):
+        head, text = entry.split(": ", 1)
+        flag, *metavar = head.split()
+        kind = dict(settings.get(flag, {} if metavar else {"action": "store_true"}))
+        if metavar:
+            kind["metavar"] = metavar[0]
+        group.add_argument(flag, help=" ".join(text.split()), **kind)
+        known.add(flag)
+    assert settings.keys() <= known, f"the manual has no entry for {settings.keys() - known}"
