@@ -54,17 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         hardware = _hardware(options)
-        network = Network(_config(options))
+        model, layers = options.model, options.layers
+        network = Network(KimiVLConfig.from_checkpoint(model) if model else moonlight(layers))
     except ValueError as error:
         print(f"plan: error: {error}", file=sys.stderr)
         return 2
-    planner = Planner(network, hardware, _rows(options), options.gpus_per_node)
+    rows = Rows(**{field.name: getattr(options, field.name) for field in fields(Rows)})
+    planner = Planner(network, hardware, rows, options.gpus_per_node)
     print(
         f"{network.num_parameters / 1e9:.2f} billion parameters; one row has "
         f"{options.visual_tokens} visual, {options.text_tokens} text and "
         f"{options.generated_tokens} generated tokens"
     )
-    print(f"{options.gpu}: {_words(hardware)}")
+    rates = ", ".join(f"{name} {value:g}" for name, value in asdict(hardware).items())
+    print(f"{options.gpu}: {rates}")
     plans = [_plan(planner, num_gpus, options.ranks) for num_gpus in options.gpus]
     print(json.dumps({"gpu": options.gpu, "hardware": asdict(hardware), "plans": plans}))
     return 0
@@ -97,23 +100,11 @@ def _plan(planner: Planner, num_gpus: int, ranks: Sequence[int]) -> dict[str, ob
 def _advice(chosen: GroupLayout | None) -> str:
     if chosen is None:
         return "nothing fits: use more ranks, larger GPUs, or fewer tokens per row"
-    tenths = math.ceil(
-        10 * chosen.cache_gib
-    )  # of a GiB; rounded up, so that the last sequence fits
+    tenths = math.ceil(10 * chosen.cache_gib)  # of a GiB; rounded up, so the last sequence fits
     return (
         f"choose --groups {chosen.num_groups} --expert-parallel {chosen.num_ranks} --batch-size "
         f"{chosen.num_sequences} --cache-gib {tenths / 10:g}"
     )
-
-
-def _words(hardware: Hardware) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in asdict(hardware).items())
-
-
-def _config(options: argparse.Namespace) -> KimiVLConfig:
-    if options.model is not None:
-        return KimiVLConfig.from_checkpoint(options.model)
-    return moonlight(options.layers)
 
 
 def _hardware(options: argparse.Namespace) -> Hardware:
@@ -122,52 +113,30 @@ def _hardware(options: argparse.Namespace) -> Hardware:
     return replace(GPUS[options.gpu], **{k: v for k, v in given.items() if v is not None})
 
 
-def _rows(options: argparse.Namespace) -> Rows:
-    return Rows(
-        visual_tokens=options.visual_tokens,
-        text_tokens=options.text_tokens,
-        generated_tokens=options.generated_tokens,
-        frame_tokens=options.frame_tokens,
-        step_tokens=options.step_tokens,
-        most_sequences=options.batch_size,
-        level=options.level,
-        skew=options.skew,
-        num_copies=options.expert_copies,
-    )
-
-
 def _parser() -> Parser:
     parser = Parser(prog="python -m jobs.plan", description=__doc__, formatter_class=Formatter)
     _add_machine(parser.add_argument_group("machine"))
-    _add_row(parser.add_argument_group("rows"))
+    add = parser.add_argument_group("rows").add_argument
+    add("--model", type=Path, metavar="DIR", help="checkpoint; default: the published sizes")
+    for flag, field, parse, default, meaning in _ROW_OPTIONS:
+        add(flag, dest=field, type=parse, default=default, metavar=_METAVAR[parse], help=meaning)
     return parser
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--gpus",
-        type=positive_list,
-        default="1,8,64,512",
-        metavar="N,...",
-        help="total numbers of GPUs",
-    )
-    group.add_argument("--gpu", choices=sorted(GPUS), default="h100", help="kind of GPU")
-    group.add_argument(
-        "--gpus-per-node", type=positive, default=8, metavar="N", help="GPUs that share a node"
-    )
-    group.add_argument(
-        "--ranks",
-        type=positive_list,
-        default=",".join(map(str, _RANKS)),
-        metavar="R,...",
-        help="numbers of ranks per group to compare",
-    )
+    add, ranks = group.add_argument, ",".join(map(str, _RANKS))
+    add("--gpus", type=positive_list, default="1,8,64,512", metavar="N,...", help=_HELP["gpus"])
+    add("--gpu", choices=sorted(GPUS), default="h100", help="kind of GPU")
+    add("--gpus-per-node", type=positive, default=8, metavar="N", help="GPUs that share a node")
+    add("--ranks", type=positive_list, default=ranks, metavar="R,...", help=_HELP["ranks"])
     for field in fields(Hardware):
         flag = f"--{field.name.replace('_', '-')}"
-        group.add_argument(flag, type=float, metavar="X", help=_HELP[field.name])
+        add(flag, type=float, metavar="X", help=_HELP[field.name])
 
 
 _HELP = {
+    "gpus": "total numbers of GPUs",
+    "ranks": "numbers of ranks per group to compare",
     "tflops": "TFLOP/s of dense bf16 products, in place of the data sheet",
     "memory_gbs": "memory bandwidth, in GB/s",
     "memory_gib": "memory of a GPU, in GiB",
@@ -182,58 +151,6 @@ _HELP = {
 }
 
 
-def _add_row(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--model", type=Path, metavar="DIR", help="checkpoint; default: the published sizes"
-    )
-    group.add_argument(
-        "--layers", type=positive, default=_LAYERS, metavar="N", help="layers, without --model"
-    )
-    group.add_argument(
-        "--visual-tokens", type=count, default=2048, metavar="N", help="visual tokens of a row"
-    )
-    group.add_argument(
-        "--text-tokens", type=positive, default=64, metavar="N", help="text tokens of its prompt"
-    )
-    group.add_argument(
-        "--generated-tokens", type=positive, default=200, metavar="N", help="tokens of its caption"
-    )
-    group.add_argument(
-        "--frame-tokens", type=positive, default=256, metavar="N", help="tokens of a frame"
-    )
-    group.add_argument(
-        "--step-tokens",
-        type=positive,
-        default=8192,
-        metavar="N",
-        help="tokens of a step with prompts",
-    )
-    group.add_argument(
-        "--batch-size", type=positive, default=256, metavar="N", help="most sequences of a rank"
-    )
-    group.add_argument(
-        "--level",
-        type=_share,
-        default=0.8,
-        metavar="X",
-        help="mean by greatest tokens of a rank, 1 is best",
-    )
-    group.add_argument(
-        "--skew",
-        type=float,
-        default=1.2,
-        metavar="X",
-        help="busiest by mean rank's expert rows, 1 is best",
-    )
-    group.add_argument(
-        "--expert-copies",
-        type=count,
-        default=0,
-        metavar="N",
-        help="extra experts on each rank, for R > 1",
-    )
-
-
 def _share(text: str) -> float:
     try:
         share = float(text)
@@ -242,6 +159,21 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
     return share
+
+
+_METAVAR = {count: "N", positive: "N", float: "X", _share: "X"}
+_ROW_OPTIONS = (  # option, name of the value, type, default, help
+    ("--layers", "layers", positive, _LAYERS, "layers, without --model"),
+    ("--visual-tokens", "visual_tokens", count, 2048, "visual tokens of a row"),
+    ("--text-tokens", "text_tokens", positive, 64, "text tokens of its prompt"),
+    ("--generated-tokens", "generated_tokens", positive, 200, "tokens of its caption"),
+    ("--frame-tokens", "frame_tokens", positive, 256, "tokens of a frame"),
+    ("--step-tokens", "step_tokens", positive, 8192, "tokens of a step with prompts"),
+    ("--batch-size", "most_sequences", positive, 256, "most sequences of a rank"),
+    ("--level", "level", _share, 0.8, "mean by greatest tokens of a rank, 1 is best"),
+    ("--skew", "skew", float, 1.2, "busiest by mean rank's expert rows, 1 is best"),
+    ("--expert-copies", "num_copies", count, 0, "extra experts on each rank, for R > 1"),
+)
 
 
 if __name__ == "__main__":

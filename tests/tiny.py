@@ -1,23 +1,31 @@
 """Small checkpoints in the published on-disk layout, made in milliseconds."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from jobs.training.random_checkpoint import (
-    IMAGE,
-    TEXT,
-    VISION,
-    random_weights,
-    write_checkpoint,
-)
+from jobs.training import curriculum
+from jobs.training.curriculum import VISION
+from jobs.training.export import write_configs, write_weights
+from jobs.training.vocabulary import write_tokenizer
 from model.config import ImageConfig, KimiVLConfig, TextConfig, VisionConfig
 from model.network.kimi_vl import KimiVL
+from model.network.rope import text_inv_freq
+from model.network.weights import SINGLE_FILE, destinations
 
+# The demo checkpoint's shape, with as many layers and as small images as tests need.
+TEXT: Mapping[str, Any] = {
+    **curriculum.TEXT,
+    "num_hidden_layers": 3,
+    "rope_theta": 800000.0,
+}
+IMAGE: Mapping[str, Any] = {**curriculum.IMAGE, "in_token_limit": 576}
 HALF = (0.5, 0.5, 0.5)
 LINES = ("a red circle moves left on black", "a blue square stands still on white") * 8
 
@@ -134,6 +142,52 @@ def tiny_checkpoint(directory: Path, **changes: Any) -> KimiVLConfig:
     """A checkpoint directory of the demo's shape with a small vocabulary, in float32."""
     options = {"lines": LINES, "num_merges": 40, "dtype": torch.float32, **changes}
     return write_checkpoint(directory, **options)
+
+
+def write_checkpoint(
+    directory: Path,
+    *,
+    lines: Iterable[str],
+    num_merges: int,
+    seed: int = 0,
+    text: Mapping[str, Any] = TEXT,
+    vision: Mapping[str, Any] = VISION,
+    image: Mapping[str, Any] = IMAGE,
+    dtype: torch.dtype = torch.bfloat16,
+    num_shards: int = 2,
+) -> KimiVLConfig:
+    """Write a whole checkpoint directory and return its configuration."""
+    directory.mkdir(parents=True, exist_ok=True)
+    vocab_size = write_tokenizer(directory, lines, num_merges)
+    write_configs(directory, vocab_size, text, vision, image, dtype)
+    config = KimiVLConfig.from_checkpoint(directory)
+    weights = random_weights(config, seed, dtype)
+    if num_shards == 1:
+        save_file(weights, directory / SINGLE_FILE, metadata={"format": "pt"})
+    else:
+        write_weights(directory, weights, num_shards)
+    return config
+
+
+def random_weights(config: KimiVLConfig, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Make a random tensor for every name in a checkpoint of `config`, unused buffers included."""
+    generator = torch.Generator().manual_seed(seed)
+    weights: dict[str, Tensor] = {}
+    for name, target in sorted(destinations(config).items()):
+        noise = torch.randn(target.shape, generator=generator)
+        if len(target.shape) == 1:
+            # Norms are around 1, biases around 0.
+            is_norm = "norm" in name and name.endswith("weight")
+            noise = noise * 0.1 + (1.0 if is_norm else 0.0)
+        else:
+            noise = noise * target.shape[-1] ** -0.5
+        weights[name] = noise.to(dtype)
+    if config.text.kv_lora_rank is not None:
+        inv_freq = text_inv_freq(config.text.qk_rope_head_dim, config.text.rope_theta)
+        for layer in range(config.text.num_hidden_layers):
+            name = f"language_model.model.layers.{layer}.self_attn.rotary_emb.inv_freq"
+            weights[name] = inv_freq.clone()
+    return weights
 
 
 @cache

@@ -5,12 +5,31 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.demo.scenes import Difficulty
-from jobs.training import random_checkpoint
 
-TEXT: Mapping[str, Any] = {**random_checkpoint.TEXT, "num_hidden_layers": 4, "rope_theta": 2000.0}
-VISION: Mapping[str, Any] = random_checkpoint.VISION
-# The limit makes the model see any video at about 112 x 84 pixels.
-IMAGE: Mapping[str, Any] = {**random_checkpoint.IMAGE, "in_token_limit": 48}
+# The published decoder at reduced width: latent attention, one dense layer, 16 experts.
+TEXT: Mapping[str, Any] = {
+    "max_position_embeddings": 8192, "hidden_size": 128, "intermediate_size": 384,
+    "moe_intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "n_shared_experts": 1, "n_routed_experts": 16, "ep_size": 1,
+    "routed_scaling_factor": 2.446, "kv_lora_rank": 48, "q_lora_rank": None, "qk_rope_head_dim": 16,
+    "v_head_dim": 32, "qk_nope_head_dim": 32, "topk_method": "noaux_tc", "n_group": 1,
+    "topk_group": 1, "num_experts_per_tok": 4, "moe_layer_freq": 1, "first_k_dense_replace": 1,
+    "norm_topk_prob": True, "scoring_func": "sigmoid", "aux_loss_alpha": 0.001, "seq_aux": True,
+    "hidden_act": "silu", "initializer_range": 0.02, "rms_norm_eps": 1e-05, "pretraining_tp": 1,
+    "use_cache": True, "rope_theta": 2000.0, "rope_scaling": None, "attention_bias": False,
+    "attention_dropout": 0.0, "tie_word_embeddings": False,
+}  # fmt: skip
+VISION: Mapping[str, Any] = {
+    "model_type": "moonvit", "patch_size": 14, "num_attention_heads": 4, "num_hidden_layers": 3,
+    "hidden_size": 96, "intermediate_size": 256, "init_pos_emb_height": 16,
+    "init_pos_emb_width": 16, "merge_kernel_size": [2, 2],
+}  # fmt: skip
+IMAGE: Mapping[str, Any] = {
+    "patch_size": 14, "pad_input": True, "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "in_token_limit": 48,  # makes the model see any video at about 112 x 84 pixels
+    "merge_kernel_size": [2, 2], "num_pooled_tokens": 1024,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.training.random_checkpoint import IMAGE
 from model.engine.config import EngineConfig
 from model.engine.engine import Engine
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.processor import Processor
 from model.inputs.prompt import Prompt, PromptError
-from tests.tiny import tiny_checkpoint
+from tests.tiny import IMAGE, tiny_checkpoint
 
 PATCH = (3, 14, 14)
 

@@ -7,13 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model.network.weights
-from jobs.training.random_checkpoint import TEXT
 from model.config import KimiVLConfig
 from model.json_values import CheckpointError
 from model.network.kimi_vl import KimiVL
 from model.network.moe import ExpertShard, LocalDispatcher
 from model.network.weights import check_checkpoint, destinations, load_model, stored_tensors
-from tests.tiny import tiny_checkpoint, write_published_configs
+from tests.tiny import TEXT, tiny_checkpoint, write_published_configs
 
 PUBLISHED_PARAMETERS = 16_407_656_048
 
