@@ -7,11 +7,11 @@ published widths of Kimi-VL and its published layout on disk, with fewer layers.
 the last rank of each group load their experts, each in a process of its own, while nothing of the
 files is in the page cache. It runs on Linux only.
 
-weights  bytes of the tensors that the rank has
-read     bytes that came from the disk, by /proc/self/io; the kernel reads a little ahead
-held     memory beyond what the process had before: anonymous, so without the mapped files
-peak     the largest anonymous memory while loading; the mapped files come on top, and the kernel
-         can drop them at any time
+weights_mb  bytes of the tensors that the rank has
+read_mb     bytes that came from the disk, by /proc/self/io; the kernel reads a little ahead
+held_mb     memory beyond what the process had before: anonymous, so without the mapped files
+peak_mb     the largest anonymous memory while loading; the mapped files come on top, and the kernel
+            can drop them at any time
 """
 
 import multiprocessing
@@ -21,13 +21,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from jobs.bench.command import Column, Table, bench_parser, print_json
+from jobs.bench.command import bench_parser, print_json, print_rows
 from jobs.bench.measure.random_files import write_random_checkpoint
 from jobs.cli.options import positive, positive_list
 from jobs.planning.shapes import moonlight
@@ -41,19 +41,6 @@ _SAMPLE_S = 0.005
 _MB = 1e6
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """What one rank read and held."""
-
-    num_ranks: int
-    rank: int
-    weights_bytes: int
-    read_bytes: int
-    held_bytes: int
-    peak_bytes: int
-    seconds: float
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load the ranks of each group and print a table and a JSON object; return the exit code."""
     parser = bench_parser("jobs.bench.footprint", __doc__)
@@ -62,75 +49,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--layers", type=positive, default=3, help="layers to write; the first one is dense")
     add("--model", type=Path, metavar="DIR", help="use this checkpoint instead of random weights")
     options = parser.parse_args(arguments)
-    table = Table(
-        Column("ranks", "num_ranks", "d"),
-        Column("rank", "rank", "d"),
-        Column("weights MB", "weights_bytes", ".0f", _MB),
-        Column("read MB", "read_bytes", ".0f", _MB),
-        Column("held MB", "held_bytes", ".0f", _MB),
-        Column("peak MB", "peak_bytes", ".0f", _MB),
-        Column("seconds", "seconds", ".1f"),
-    )
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         checkpoint = options.model
         if checkpoint is None:
             checkpoint = Path(folder)
             print(f"writing {options.layers} layers of random weights ...", flush=True)
             write_random_checkpoint(checkpoint, moonlight(options.layers))
-        for footprint in _measure(checkpoint, options.ranks):
-            table.add(asdict(footprint))
-    print_json({"footprint": table.rows})
+        print_json({"footprint": print_rows(_measure(checkpoint, options.ranks))})
     return 0
 
 
-def _measure(checkpoint: Path, numbers_of_ranks: Sequence[int]) -> Iterator[Footprint]:
-    context = multiprocessing.get_context("spawn")
+def _measure(checkpoint: Path, numbers_of_ranks: Sequence[int]) -> Iterator[dict[str, float]]:
     for num_ranks in numbers_of_ranks:
         for rank in sorted({0, num_ranks - 1}):
             _drop_from_page_cache(checkpoint)
-            answers = context.SimpleQueue()
-            process = context.Process(target=_load, args=(checkpoint, rank, num_ranks, answers))
-            process.start()
-            process.join()
-            if process.exitcode:
-                sys.exit(f"rank {rank} of {num_ranks} ended with exit code {process.exitcode}")
-            yield answers.get()
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as process:
+                yield process.submit(_load, checkpoint, rank, num_ranks).result()
 
 
-def _load(
-    checkpoint: Path, rank: int, num_ranks: int, answers: "multiprocessing.SimpleQueue[Footprint]"
-) -> None:
-    """Load what one rank holds, as a job would, and answer with its footprint."""
+def _load(checkpoint: Path, rank: int, num_ranks: int) -> dict[str, float]:
+    """Load what one rank holds, as a job would, and return its footprint."""
     torch.set_num_threads(1)
     text = KimiVLConfig.from_checkpoint(checkpoint).text
     local_experts = Topology.even(text.n_routed_experts, num_ranks).local_experts[rank]
     shard = ExpertShard(local_experts, LocalDispatcher(text.n_routed_experts))
-    bytes_before, read_before, started = anonymous_bytes(), _read_bytes(), time.monotonic()
+    bytes_before, read_before, started = _anonymous_bytes(), _read_bytes(), time.monotonic()
     with _peak() as peak:
         model = load_model(checkpoint, shards=lambda _: shard)
         weights_bytes = sum(each.nbytes for each in model.parameters())
         prepack(model)
-    footprint = Footprint(
-        num_ranks=num_ranks,
-        rank=rank,
-        weights_bytes=weights_bytes,
-        read_bytes=_read_bytes() - read_before,
-        held_bytes=anonymous_bytes() - bytes_before,
-        peak_bytes=peak[0] - bytes_before,
-        seconds=time.monotonic() - started,
-    )
-    answers.put(footprint)
+    return {
+        "ranks": num_ranks,
+        "rank": rank,
+        "weights_mb": round(weights_bytes / _MB),
+        "read_mb": round((_read_bytes() - read_before) / _MB),
+        "held_mb": round((_anonymous_bytes() - bytes_before) / _MB),
+        "peak_mb": round((peak[0] - bytes_before) / _MB),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 @contextmanager
 def _peak() -> Iterator[list[int]]:
     """Sample the anonymous memory during a `with`; the one item of the list is the largest."""
-    most = [anonymous_bytes()]
+    most = [_anonymous_bytes()]
     is_over = threading.Event()
 
     def sample() -> None:
         while not is_over.wait(_SAMPLE_S):
-            most[0] = max(most[0], anonymous_bytes())
+            most[0] = max(most[0], _anonymous_bytes())
 
     sampler = threading.Thread(target=sample)
     sampler.start()
@@ -139,16 +107,14 @@ def _peak() -> Iterator[list[int]]:
     finally:
         is_over.set()
         sampler.join()
-        most[0] = max(most[0], anonymous_bytes())
+        most[0] = max(most[0], _anonymous_bytes())
 
 
-def anonymous_bytes() -> int:
-    """Return the resident memory of this process that no file backs, in bytes."""
+def _anonymous_bytes() -> int:
     return _field(Path("/proc/self/status"), "RssAnon") << 10
 
 
 def _read_bytes() -> int:
-    """Return how many bytes the disk has delivered for this process so far."""
     return _field(Path("/proc/self/io"), "read_bytes")
 
 

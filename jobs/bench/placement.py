@@ -7,9 +7,9 @@ The load is counted on tokens drawn by Zipf's law: the n-th expert of a layer is
 likely as the first, in a random order for each layer. `--load` uses the counts of a real run
 instead. Experts are placed by that load, and other tokens of the same distribution are routed.
 
-max/mean  expert rows of the busiest rank by those of the average rank, over layers and steps: the
-          experts of a layer take this many times longer than necessary
-sent      number of other ranks to which a token's row is sent, each way
+max_by_mean  expert rows of the busiest rank by those of the average rank, over layers and steps:
+             the experts of a layer take this many times longer than necessary
+sent         number of other ranks to which a token's row is sent, each way
 
 "in order" places equally many experts per rank in their order; "one for all" places all layers by
 their sum; "by layer" places each layer by its own load, as a job does; "+ n" adds n copies of hot
@@ -19,15 +19,16 @@ Letters: R ranks, T tokens of a rank, E experts, K experts per token.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
+import pandas as pd
 from numpy.typing import NDArray
 
-from jobs.bench.command import Column, Table, bench_parser, print_json
+from jobs.bench.command import bench_parser, print_json, print_rows
 from jobs.cli.options import Parser, positive, positive_list
 from parallel.experts.load import ExpertLoad, add
 from parallel.experts.placement import place, place_layer
@@ -39,15 +40,11 @@ _STEPS = 20
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table and a JSON object; return the exit code."""
-    options = _parser().parse_args(arguments)
-    table = Table(
-        Column("shares", "shares", "8"),
-        Column("ranks", "ranks", "d"),
-        Column("tokens", "tokens", "d"),
-        Column("placement", "placement", "14"),
-        Column("max/mean", "max_by_mean", ".2f"),
-        Column("sent", "sent", ".2f"),
-    )
+    print_json({"placement": print_rows(_measure(_parser().parse_args(arguments)))})
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     for name, shares in _distributions(options):
         chance = np.random.default_rng(0)
         counted = _draw(chance, shares, _COUNTED_TOKENS, options.top_k)
@@ -55,25 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             layer: np.bincount(ids.ravel(), minlength=shares.shape[1])
             for layer, ids in enumerate(counted)
         }
-        for num_ranks in options.ranks:
-            for num_tokens in options.tokens:
-                steps = [
-                    _draw(chance, shares, num_ranks * num_tokens, options.top_k)
-                    for _ in range(_STEPS)
-                ]
-                for placement, topologies in placements(load, num_ranks, options.copies):
-                    busiest, sent = route(topologies, steps, num_ranks)
-                    row = {
-                        "shares": name,
-                        "ranks": num_ranks,
-                        "tokens": num_tokens,
-                        "placement": placement,
-                        "max_by_mean": round(busiest, 3),
-                        "sent": round(sent, 2),
-                    }
-                    table.add(row)
-    print_json({"placement": table.rows})
-    return 0
+        for num_ranks, num_tokens in itertools.product(options.ranks, options.tokens):
+            num_drawn = num_ranks * num_tokens
+            steps = [_draw(chance, shares, num_drawn, options.top_k) for _ in range(_STEPS)]
+            for placement, topologies in placements(load, num_ranks, options.copies):
+                busiest, sent = route(topologies, steps, num_ranks)
+                yield {
+                    "shares": name,
+                    "ranks": num_ranks,
+                    "tokens": num_tokens,
+                    "placement": placement,
+                    "max_by_mean": round(busiest, 3),
+                    "sent": round(sent, 2),
+                }
 
 
 def placements(
@@ -94,10 +85,7 @@ def route(
 ) -> tuple[float, float]:
     """Return busiest by average rank, and the number of other ranks that a row is sent to.
 
-    Args:
-        topologies: the placement of each layer.
-        steps: expert ids [layers, R * T, K] of the tokens of all ranks, for each step.
-        num_ranks: R.
+    Each step has the expert ids [layers, R * T, K] of the tokens of all ranks.
     """
     busiest: list[float] = []
     sent: list[float] = []
@@ -131,11 +119,8 @@ def _draw(
 def _distributions(options: argparse.Namespace) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Yield the name and the shares [layers, E] of each distribution."""
     if options.load is not None:
-        table = pq.read_table(options.load).sort_by(
-            [("layer", "ascending"), ("expert", "ascending")]
-        )
-        num_layers = len(table["layer"].unique())
-        yield "record", table["tokens"].to_numpy().reshape(num_layers, -1).astype(np.float64)
+        load = pd.read_parquet(options.load).pivot(index="layer", columns="expert", values="tokens")
+        yield "record", load.to_numpy(np.float64)
         return
     for skew in options.skew:
         chance = np.random.default_rng(1)

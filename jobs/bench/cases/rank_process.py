@@ -5,18 +5,17 @@ host --("prefill" | "fill" | "decode", number)--> process --Spent--> host
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jobs.bench.measure.shapes import RandomPrompts, add_all
 from model.engine.engine import Engine
 from model.network.kimi_vl import KimiVL
-from model.network.moe import Dispatch, Dispatcher, Experts, MoE
+from model.network.moe import Experts
 from parallel.experts.policy import Exchange
 from parallel.experts.topology import Topology, even_topologies
 from parallel.ranks.ep_engine import ExpertParallelEngine
@@ -38,60 +37,27 @@ class Spent:
     exchange_s: float  # the part in dispatch and combine, and in waiting for ranks before a step
 
 
-class TimedDispatcher:
-    """A dispatcher that measures its time."""
+class Stopwatch:
+    """Adds up the seconds that modules spend in their forward passes."""
 
-    def __init__(self, inner: Dispatcher) -> None:
-        self._inner = inner
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         self.seconds = 0.0
+        for module in modules:
+            module.register_forward_pre_hook(self._start)
+            module.register_forward_hook(self._stop)
 
-    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatch:
-        """Dispatch like `model.network.moe.Dispatcher.dispatch`."""
-        with self.timed():
-            dispatch = self._inner.dispatch(x, expert_ids, weights)
-        return TimedDispatch(dispatch, self)
+    def _start(self, *_: object) -> None:
+        self.seconds -= time.perf_counter()
 
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add the time of a `with`."""
-        started = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - started
-
-
-class TimedDispatch:
-    """A dispatch that adds its time to that of its dispatcher."""
-
-    def __init__(self, inner: Dispatch, dispatcher: TimedDispatcher) -> None:
-        self._inner = inner
-        self._dispatcher = dispatcher
-
-    @property
-    def rows(self) -> Tensor:
-        """The received rows; this is the first access that waits for them."""
-        with self._dispatcher.timed():
-            return self._inner.rows
-
-    @property
-    def rows_per_expert(self) -> Tensor:
-        """Rows of each expert; not timed, because `rows` has waited."""
-        return self._inner.rows_per_expert
-
-    def combine(self, y: Tensor) -> Tensor:
-        """Send the results back and combine them."""
-        with self._dispatcher.timed():
-            return self._inner.combine(y)
+    def _stop(self, *_: object) -> None:
+        self.seconds += time.perf_counter()
 
 
 class Process:
     """Executes the tasks that come through the pipe.
 
-    Args:
-        engine: made before the fork, with the whole network; this process owns it from now on.
-        num_threads: threads of torch.
-        prompt_len: tokens of each prompt.
-        spec: the rank in its group; None for an engine alone.
-        shards: for each rank, its experts in each MoE layer.
+    `engine` was made before the fork and has the whole network. `spec` is the rank of this process
+    in its group, None for an engine alone; `shards` has the experts of each rank by MoE layer.
     """
 
     def __init__(
@@ -119,14 +85,16 @@ class Process:
         topologies = even_topologies(model.config.text, spec.num_ranks)
         topology = next(iter(topologies.values()))  # the same in every layer
         dispatcher = StepDispatcher(topologies, self._group, device, Exchange())
-        timed = TimedDispatcher(dispatcher.for_layer(topology))
-        for layer, experts in zip(moe_layers(model), shard, strict=True):
-            layer.dispatcher = timed
+        layers = model.experts.values()
+        for layer, experts in zip(layers, shard, strict=True):
+            layer.dispatcher = dispatcher.for_layer(topology)
             layer.rows_computed = layer.rows_computed[: topology.num_local_experts].clone()
             setattr(layer, "experts", experts)  # noqa: B010  prepacked ones are of another class
         lockstep = Lockstep(self._group, dispatcher.begin)
         self._step = ExpertParallelEngine(self._engine, lockstep).step
-        self._exchange_s = lambda: timed.seconds + lockstep.stats.wait_s
+        # A MoE layer exchanges rows while none of its own modules computes.
+        whole, computing = Stopwatch(layers), Stopwatch(m for moe in layers for m in moe.children())
+        self._exchange_s = lambda: whole.seconds - computing.seconds + lockstep.stats.wait_s
 
     def serve(self, pipe: Connection) -> None:
         """Execute tasks until there is no more, or the host has ended."""
@@ -174,16 +142,11 @@ def _next(pipe: Connection, host: int) -> tuple[str, int] | None:
     return pipe.recv()
 
 
-def moe_layers(model: KimiVL) -> list[MoE]:
-    """Return the MoE layers in their order."""
-    return [module for module in model.modules() if isinstance(module, MoE)]
-
-
 def shards_of(model: KimiVL, num_ranks: int) -> list[nn.ModuleList]:
     """Return the experts of each rank in each layer, as views of weights as they are stored."""
     topology = Topology.even(model.config.text.n_routed_experts, num_ranks)
     return [
-        nn.ModuleList(_slice(layer.experts, local_experts) for layer in moe_layers(model))
+        nn.ModuleList(_slice(layer.experts, local_experts) for layer in model.experts.values())
         for local_experts in topology.local_experts
     ]
 

@@ -9,9 +9,9 @@ weights are in memory once, besides the experts that are prepacked for each rank
 thread and no exchanges, because a fork is unsafe after either.
 """
 
+import itertools
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from statistics import mean, median
@@ -22,7 +22,7 @@ from jobs.bench.cases.rank_process import Process, Spent, shards_of
 from jobs.bench.cases.workbench import Sizes, Workbench
 from jobs.bench.measure.ranks import rank_specs
 from jobs.bench.measure.shapes import engine_for, random_model
-from jobs.bench.measure.turns import Turns
+from jobs.bench.measure.turns import Turns, by_key
 from model.config import KimiVLConfig
 from model.malloc import keep_freed_memory
 from model.network.onednn import prepack
@@ -32,21 +32,7 @@ from parallel.ranks.rendezvous_store import RendezvousStore
 _CACHE_GIB = 0.25
 
 
-@dataclass(frozen=True)
-class _Processes:
-    """Processes that divide a task equally."""
-
-    pipes: Sequence[Connection]
-
-    def do(self, task: str, number: int) -> list[Spent]:
-        """Do a task with `number` prompts or steps in each process."""
-        for pipe in self.pipes:
-            pipe.send((task, number))
-        return [pipe.recv() for pipe in self.pipes]
-
-    def per_process(self, number: int) -> int:
-        """Return the part of a task that each process does."""
-        return number // len(self.pipes)
+Setup = Sequence[Connection]  # to processes that divide a task equally
 
 
 def measure_ranks(bench: Workbench) -> dict[str, object]:
@@ -91,50 +77,52 @@ def _host(
         "groups": _fork([partial(make, num_threads=1)] * num_ranks),
     }
     pipe.send({"ranks": num_ranks, **_prefill(setups, sizes), **_decode(setups, sizes)})
-    for setup in setups.values():
-        for each in setup.pipes:
-            each.send(None)
+    for pipe in itertools.chain(*setups.values()):
+        pipe.send(None)
 
 
-def _fork(makers: Sequence[Callable[[], Process]]) -> _Processes:
+def _fork(makers: Sequence[Callable[[], Process]]) -> Setup:
     context = multiprocessing.get_context("fork")
     pipes: list[Connection] = []
     for maker in makers:
         ours, theirs = context.Pipe()
         context.Process(target=_serve, args=(maker, theirs), daemon=True).start()
         pipes.append(ours)
-    return _Processes(pipes)
+    return pipes
 
 
 def _serve(maker: Callable[[], Process], pipe: Connection) -> None:
     maker().serve(pipe)
 
 
-def _prefill(setups: Mapping[str, _Processes], sizes: Sizes) -> dict[str, object]:
+def _do(setup: Setup, task: str, number: int) -> list[Spent]:
+    """Do a task with `number` prompts or steps in each process of a setup."""
+    for pipe in setup:
+        pipe.send((task, number))
+    return [pipe.recv() for pipe in setup]
+
+
+def _prefill(setups: Mapping[str, Setup], sizes: Sizes) -> dict[str, object]:
     num_tokens = sizes.prefill_prompts * sizes.prompt_len
     turns, share = _take_turns(setups, sizes.num_rounds, "prefill", sizes.prefill_prompts)
     found = _compare(turns, num_tokens) | {"exchange_share": share}
     return {f"ranks_prefill_{name}": value for name, value in found.items()}
 
 
-def _decode(setups: Mapping[str, _Processes], sizes: Sizes) -> dict[str, object]:
-    num_ranks = len(setups["ranks"].pipes)
+def _decode(setups: Mapping[str, Setup], sizes: Sizes) -> dict[str, object]:
+    num_ranks = len(setups["ranks"])
     numbers = [number for number in sizes.num_sequences if number % num_ranks == 0]
     found: dict[int, dict[str, object]] = {}
     for number in numbers:
         for setup in setups.values():
-            setup.do("fill", setup.per_process(number))
+            _do(setup, "fill", number // len(setup))
         turns, share = _take_turns(setups, sizes.num_rounds, "decode", sizes.decode_steps)
-        found[number] = {
-            **_compare(turns, number * sizes.decode_steps),
-            "exchange_share": share,
-        }
-    keys = dict.fromkeys(key for each in found.values() for key in each)
-    return {f"ranks_decode_{key}": {n: found[n][key] for n in numbers} for key in keys}
+        found[number] = _compare(turns, number * sizes.decode_steps) | {"exchange_share": share}
+    return {f"ranks_decode_{key}": values for key, values in by_key(found).items()}
 
 
 def _take_turns(
-    setups: Mapping[str, _Processes], num_rounds: int, task: str, number: int
+    setups: Mapping[str, Setup], num_rounds: int, task: str, number: int
 ) -> tuple[Turns, float]:
     """Return the seconds of each setup by round, without the first, and the share of exchanges."""
     seconds: dict[str, list[float]] = {name: [] for name in setups}
@@ -142,8 +130,7 @@ def _take_turns(
     for _ in range(num_rounds + 1):
         for name, setup in setups.items():
             # Steps are those of each process; prompts are divided.
-            each = number if task == "decode" else setup.per_process(number)
-            spent = setup.do(task, each)
+            spent = _do(setup, task, number if task == "decode" else number // len(setup))
             seconds[name].append(max(one.seconds for one in spent))
             if name == "ranks":
                 shares.append(mean(one.exchange_s / one.seconds for one in spent))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from jobs.bench.cases.workbench import Workbench
 from jobs.bench.measure.limits import BareProducts, MemoryRead
 from jobs.bench.measure.shapes import add_all, engine_for, run_until_done
-from jobs.bench.measure.turns import MOST_TRIES, repeat, take_turns, timed
+from jobs.bench.measure.turns import MOST_TRIES, by_key, take_turns, timed
 from jobs.planning.products import dense_products, expert_products, head_product
 from model.network.moe import Router
 
@@ -18,7 +18,7 @@ _CACHE_GIB = 1.0
 
 def measure_prefill(bench: Workbench) -> dict[str, object]:
     """Measure prompt tokens/s of prompts without common prefixes, compared with bare products."""
-    sizes, text, reference = bench.sizes, bench.config.text, bench.reference
+    sizes, text = bench.sizes, bench.config.text
     engine = engine_for(bench.model, sizes.prefill_prompts, bench.num_threads, _CACHE_GIB)
     num_tokens = sizes.prefill_prompts * sizes.prompt_len
     limit = BareProducts(
@@ -35,64 +35,54 @@ def measure_prefill(bench: Workbench) -> dict[str, object]:
         return timed(lambda: run_until_done(engine))
 
     works: dict[str, Callable[[], float]] = {"limit": limit.seconds, "ours": ours}
-    if reference is not None:
+    if reference := bench.reference:
         ids = torch.randint(0, text.vocab_size, (sizes.prefill_prompts, sizes.prompt_len))
         works["theirs"] = lambda: timed(lambda: reference.prefill(ids))
     turns = take_turns(works, sizes.num_rounds)
-    measured: dict[str, object] = {
-        "prefill_tokens_per_s": round(num_tokens / turns.typical("ours"), 1),
-        "prefill_of_limit": round(turns.quotient("limit", "ours"), 3),
-        "prefill_products_gflops": round(limit.flops / turns.typical("limit") / 1e9, 1),
-    }
-    if reference is not None:
-        measured["prefill_vs_transformers"] = round(turns.quotient("theirs", "ours"), 2)
-    return measured
+    gflops = round(limit.flops / turns.typical("limit") / 1e9, 1)
+    return {**turns.rates("prefill", "tokens", num_tokens), "prefill_products_gflops": gflops}
 
 
 def measure_decode(bench: Workbench) -> dict[str, object]:
     """Measure generated tokens/s by number of sequences, compared with limits of the weights."""
     read = MemoryRead()
-    by_number = {n: _decode(bench, n, read) for n in bench.sizes.num_sequences}
-    keys = dict.fromkeys(key for each in by_number.values() for key in each)
-    return {key: {n: each[key] for n, each in by_number.items()} for key in keys}
+    return by_key({number: _decode(bench, number, read) for number in bench.sizes.num_sequences})
 
 
 def _decode(bench: Workbench, num_sequences: int, read: MemoryRead) -> dict[str, float]:
-    sizes, text, reference = bench.sizes, bench.config.text, bench.reference
+    sizes, text = bench.sizes, bench.config.text
     engine = engine_for(bench.model, num_sequences, bench.num_threads, _CACHE_GIB)
     prompts = [bench.prompts.text(sizes.prompt_len) for _ in range(num_sequences)]
     most_rounds = MOST_TRIES * sizes.num_rounds + 1  # the first one warms up
-    names = add_all(engine, prompts, sizes.decode_steps * most_rounds + 3)
+    add_all(engine, prompts, sizes.decode_steps * most_rounds + 3)
     engine.step()  # the prompts fit into one step
     touched = mean(touched_experts(bench.model, engine.step))
     of_weights = [
         *expert_products(text, num_sequences, touched),
         head_product(text, num_sequences),
     ]
-    limit = BareProducts(of_weights)
     must_read = sum(
         product.matrix_bytes for product in (*of_weights, *dense_products(text, num_sequences))
     )
+
+    def ours() -> float:
+        seconds = timed(lambda: [engine.step() for _ in range(sizes.decode_steps)])
+        return seconds / sizes.decode_steps
+
     works: dict[str, Callable[[], float]] = {
-        "limit": limit.seconds,
-        "ours": lambda: timed(lambda: repeat(engine.step, sizes.decode_steps)) / sizes.decode_steps,
+        "limit": BareProducts(of_weights).seconds,
+        "ours": ours,
         "read": lambda: must_read / read.bytes_per_s(),
     }
-    if reference is not None:
+    if reference := bench.reference:
         decoding = reference.decoding(sizes.prompt_len, num_sequences)
         works["theirs"] = lambda: timed(decoding.step)
     turns = take_turns(works, sizes.num_rounds)
-    for name in names:
-        engine.cancel(name)
-    measured = {
-        "decode_tokens_per_s": round(num_sequences / turns.typical("ours"), 2),
-        "decode_of_limit": round(turns.quotient("limit", "ours"), 3),
+    return {
+        **turns.rates("decode", "tokens", num_sequences),
         "decode_experts_per_layer": round(touched, 1),
         "decode_of_memory_read": round(turns.quotient("read", "ours"), 3),
     }
-    if reference is not None:
-        measured["decode_vs_transformers"] = round(turns.quotient("theirs", "ours"), 2)
-    return measured
 
 
 def touched_experts(model: nn.Module, step: Callable[[], object]) -> list[int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -33,6 +34,16 @@ class Turns:
         """Return the median over the rounds of one work's seconds by the other's."""
         rounds = zip(self.seconds[work], self.seconds[other], strict=True)
         return median(one / another for one, another in rounds)
+
+    def rates(self, name: str, unit: str, number: float) -> dict[str, float]:
+        """Compare "ours", which does `number` units, with "limit" and, if measured, "theirs"."""
+        found = {
+            f"{name}_{unit}_per_s": round(number / self.typical("ours"), 2),
+            f"{name}_of_limit": round(self.quotient("limit", "ours"), 3),
+        }
+        if "theirs" in self.seconds:
+            found[f"{name}_vs_transformers"] = round(self.quotient("theirs", "ours"), 2)
+        return found
 
 
 class Others:
@@ -89,7 +100,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def repeat(work: Callable[[], object], times: int) -> None:
-    """Do a work several times."""
-    for _ in range(times):
-        work()
+def by_key(found: Mapping[Any, Mapping[str, object]]) -> dict[str, object]:
+    """Turn measurements by case and key into measurements by key and case."""
+    keys = dict.fromkeys(key for each in found.values() for key in each)
+    return {key: {case: each[key] for case, each in found.items()} for key in keys}
