@@ -11,25 +11,23 @@ bf16 weights; each rank reads its experts from a checkpoint in the published lay
 Run it while nothing else runs on the machine.
 """
 
-import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from jobs.bench.command import Column, Table, bench_parser, print_json
+from jobs.bench.command import bench_parser, print_json, print_rows
 from jobs.bench.measure.limits import BareProducts, MemoryRead
 from jobs.bench.measure.random_files import write_random_checkpoint
 from jobs.bench.measure.ranks import run_on_ranks
-from jobs.bench.measure.shapes import RandomPrompts, engine_for
+from jobs.bench.measure.shapes import RandomPrompts, add_all, engine_for
 from jobs.bench.measure.turns import timed
 from jobs.cli.options import positive, positive_list
 from jobs.planning.group_layout import Planner, Rows
@@ -38,7 +36,6 @@ from jobs.planning.network import Network
 from jobs.planning.products import dense_products, expert_products
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
-from model.engine.sequence import SamplingParams
 from model.network.moe import Shards
 from model.network.onednn import prepack
 from model.network.weights import load_model
@@ -75,87 +72,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--layers", type=positive, default=3, metavar="N", help="layers; the first one is dense")
     add("--ranks", type=positive_list, default="1,2", metavar="R,...", help="group sizes")
-    add(
-        "--sequences",
-        type=positive_list,
-        default="8,32",
-        metavar="B,...",
-        help="numbers of sequences that each rank decodes at the same time",
-    )
+    help_ = "numbers of sequences that each rank decodes at the same time"
+    add("--sequences", type=positive_list, default="8,32", metavar="B,...", help=help_)
     options = parser.parse_args(arguments)
-    table = Table(
-        Column("ranks", "ranks", "d"),
-        Column("step", "name", "14"),
-        Column("predicted ms", "predicted_ms", ".1f"),
-        Column("measured ms", "measured_ms", ".1f"),
-        Column("ratio", "ratio", ".2f"),
-    )
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-        checkpoint = Path(folder)
         print(f"writing {options.layers} layers of random weights ...", flush=True)
-        write_random_checkpoint(checkpoint, moonlight(options.layers))
-        for num_ranks in options.ranks:
-            measured: Measured = run_on_ranks(_rank, num_ranks, checkpoint, options.sequences)
-            print(
-                f"{num_ranks} ranks: {measured.gflops:.0f} GFLOP/s, {measured.memory_gbs:.1f} GB/s "
-                f"of memory, each; all-to-all {measured.latency_us:.0f} us + "
-                f"{measured.link_gbs:.2f} GB/s",
-                flush=True,
-            )
-            for row in _compare(checkpoint, num_ranks, measured):
-                table.add(row)
-    print_json({"cost_model": table.rows})
+        write_random_checkpoint(Path(folder), moonlight(options.layers))
+        rows = print_rows(_rows(Path(folder), options.ranks, options.sequences))
+    print_json({"cost_model": rows})
     return 0
 
 
-def _compare(checkpoint: Path, num_ranks: int, measured: Measured) -> list[dict[str, Any]]:
+def _rows(
+    checkpoint: Path, numbers_of_ranks: Sequence[int], sequences: Sequence[int]
+) -> Iterator[dict[str, object]]:
+    for num_ranks in numbers_of_ranks:
+        measured = run_on_ranks(_rank, num_ranks, checkpoint, sequences)
+        print(
+            f"{num_ranks} ranks: {measured.gflops:.0f} GFLOP/s, {measured.memory_gbs:.1f} GB/s "
+            f"of memory, each; all-to-all {measured.latency_us:.0f} us + "
+            f"{measured.link_gbs:.2f} GB/s",
+            flush=True,
+        )
+        yield from _compare(checkpoint, num_ranks, measured)
+
+
+def _compare(checkpoint: Path, num_ranks: int, measured: Measured) -> Iterator[dict[str, object]]:
     hardware = Hardware(
-        tflops=measured.gflops / 1e3,
-        memory_gbs=measured.memory_gbs,
-        memory_gib=24,
-        link_gbs=measured.link_gbs,
-        net_gbs=measured.link_gbs,
-        link_latency_us=measured.latency_us,
-        product_share=1,
-        memory_share=1,
-        link_share=1,
-        launch_us=0,
-    )
+        tflops=measured.gflops / 1e3, memory_gbs=measured.memory_gbs, memory_gib=24,
+        link_gbs=measured.link_gbs, net_gbs=measured.link_gbs, link_latency_us=measured.latency_us,
+        product_share=1, memory_share=1, link_share=1, launch_us=0,
+    )  # fmt: skip
     rows = Rows(
-        visual_tokens=0,
-        text_tokens=_PROMPT_LEN,
-        generated_tokens=_DECODES,
-        frame_tokens=256,
-        step_tokens=_NUM_PROMPTS * _PROMPT_LEN,
-        most_sequences=max(measured.decode_ms),
-        level=1.0,
-        skew=1.0,
-        num_copies=0,
-    )
+        visual_tokens=0, text_tokens=_PROMPT_LEN, generated_tokens=_DECODES, frame_tokens=256,
+        step_tokens=_NUM_PROMPTS * _PROMPT_LEN, most_sequences=max(measured.decode_ms),
+        level=1.0, skew=1.0, num_copies=0,
+    )  # fmt: skip
     planner = Planner(Network(KimiVLConfig.from_checkpoint(checkpoint)), hardware, rows, num_ranks)
     prefill = planner.prefill_step(num_ranks, rows.step_tokens)
     pairs = [(f"prefill {rows.step_tokens}", prefill, measured.prefill_ms)]
     for number, decode_ms in measured.decode_ms.items():
         pairs.append((f"decode {number}", planner.decode_step(num_ranks, number), decode_ms))
-    return [
-        {
+    for name, step, milliseconds in pairs:
+        yield {
             "ranks": num_ranks,
-            "name": name,
-            "predicted_ms": 1e3 * step.seconds,
-            "exchange_ms": 1e3 * step.exchange_s,
-            "measured_ms": milliseconds,
-            "ratio": 1e3 * step.seconds / milliseconds,
+            "step": name,
+            "predicted_ms": round(1e3 * step.seconds, 1),
+            "exchange_ms": round(1e3 * step.exchange_s, 1),
+            "measured_ms": round(milliseconds, 1),
+            "ratio": round(1e3 * step.seconds / milliseconds, 2),
         }
-        for name, step, milliseconds in pairs
-    ]
 
 
-def _rank(
-    checkpoint: Path,
-    sequences: Sequence[int],
-    spec: RankSpec,
-    answers: "multiprocessing.SimpleQueue[Measured]",
-) -> None:
+def _rank(checkpoint: Path, sequences: Sequence[int], spec: RankSpec) -> Measured:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // spec.num_ranks))
     group = JoinedGroup(spec, torch.device("cpu")).group
     config = KimiVLConfig.from_checkpoint(checkpoint)
@@ -166,15 +135,12 @@ def _rank(
     link_gbs = max(sent / large_s / 1e9, 1e-3)
     engine = _engine(checkpoint, config, group, max(*sequences, _NUM_PROMPTS))
     prefill_ms, decode_ms = _steps(engine, config, sequences, group)
-    if spec.rank == 0:
-        answers.put(Measured(gflops, memory_gbs, latency_us, link_gbs, prefill_ms, decode_ms))
     dist.barrier(group=group)
     dist.destroy_process_group()
+    return Measured(gflops, memory_gbs, latency_us, link_gbs, prefill_ms, decode_ms)
 
 
-def _engine(
-    checkpoint: Path, config: KimiVLConfig, group: dist.ProcessGroup, most: int
-) -> "Engine":
+def _engine(checkpoint: Path, config: KimiVLConfig, group: dist.ProcessGroup, most: int) -> Engine:
     """Make an engine that steps together with the engines of the other ranks."""
     device = torch.device("cpu")
     topologies = even_topologies(config.text, group.size())
@@ -194,10 +160,8 @@ def _steps(
     """Return milliseconds of a prefill and of decodes, medians over steps of all ranks together."""
     prompts = RandomPrompts(config, seed=group.rank())
 
-    def add(number: int, num_tokens: int) -> None:
-        for name in range(number):
-            params = SamplingParams(max_tokens=num_tokens, loop_guard=0)
-            engine.add(str(name), prompts.text(_PROMPT_LEN), params)
+    def add(number: int, max_tokens: int) -> None:
+        add_all(engine, [prompts.text(_PROMPT_LEN) for _ in range(number)], max_tokens)
 
     def steps(number: int) -> None:
         for _ in range(number):

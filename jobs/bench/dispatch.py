@@ -11,17 +11,16 @@ Letters: R ranks, T tokens of a rank, D hidden size, E experts, K experts per to
 """
 
 import argparse
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from jobs.bench.command import Column, Table, bench_parser, print_json
+from jobs.bench.command import bench_parser, print_json, print_rows
 from jobs.bench.measure.ranks import run_on_ranks
 from jobs.cli.options import positive, positive_list
 from jobs.planning.network import least_rows
@@ -37,56 +36,30 @@ _WARM_UP, _REPEATS = 5, 30
 _DTYPE = torch.bfloat16
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One row of the table, as rank 0 measured it."""
-
-    name: str
-    num_ranks: int
-    num_tokens: int
-    rows: float  # per token, to other ranks
-    wire_bytes: float  # per token, to the experts and back
-    layer_us: float
-    bare_us: float
+Tokens = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows, slots, weights
+Timed = tuple[float, float, Callable[[], None]]  # rows and bytes per token, the bare collectives
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all dispatchers, print a table and a JSON object; return the exit code."""
     options = _parse(arguments)
-    table = Table(
-        Column("ranks", "num_ranks", "d"),
-        Column("tokens", "num_tokens", "d"),
-        Column("dispatcher", "name", ""),
-        Column("rows/token", "rows", ".2f"),
-        Column("least", "least_rows", ".2f"),
-        Column("bytes/token", "wire_bytes", ".0f"),
-        Column("us/layer", "layer_us", ".0f"),
-        Column("us bare", "bare_us", ".0f"),
-        Column("ratio", "ratio", ".2f"),
-    )
     print(
         f"D {options.hidden}, E {options.experts}, K {options.top_k}, {_DTYPE}, "
         f"wire {options.wire_dtype}, {options.device}"
     )
-    for num_ranks in options.ranks:
-        least = least_rows(options.experts, options.top_k, num_ranks)
-        measured: list[Measured] = run_on_ranks(_rank, num_ranks, options)
-        for each in measured:
-            ratio = each.layer_us / each.bare_us
-            table.add(asdict(each) | {"least_rows": least, "ratio": ratio})
-    print_json({"dispatch": table.rows})
+    rows = (row for ranks in options.ranks for row in run_on_ranks(_rank, ranks, options))
+    print_json({"dispatch": print_rows(rows)})
     return 0
 
 
-def _rank(
-    options: argparse.Namespace, spec: RankSpec, answers: multiprocessing.SimpleQueue
-) -> None:
+def _rank(options: argparse.Namespace, spec: RankSpec) -> list[dict[str, object]]:
     torch.set_num_threads(1)
     keep_freed_memory()  # as an engine does
     device = torch.device(f"cuda:{spec.rank}" if options.device == "cuda" else "cpu")
     group = JoinedGroup(spec, device).group
     num_local = Topology.even(options.experts, spec.num_ranks).num_local_experts
-    measured: list[Measured] = []
+    wire = options.wire_dtype
+    rows: list[dict[str, object]] = []
     for num_tokens in options.tokens:
         generator = torch.Generator().manual_seed(spec.rank)
         x = torch.randn(num_tokens, options.hidden, generator=generator).to(device, _DTYPE)
@@ -94,22 +67,40 @@ def _rank(
         expert_ids = scores.topk(options.top_k).indices.to(device)
         weights = torch.rand(num_tokens, options.top_k, generator=generator).to(device)
         tokens = (x, expert_ids, weights)  # experts in order: their ids are their slots
-        measured += [
-            measure(num_local, group, device, tokens, options.wire_dtype)
-            for measure in (_all_to_all, _all_gather)
-        ]
-    if spec.rank == 0:
-        answers.put(measured)
+        all_to_all = AllToAllDispatcher(num_local, group, wire)
+        all_gather = AllGatherDispatcher(num_local, group, bucket=num_tokens, wire_dtype=wire)
+        for dispatcher, (num_rows, num_bytes, bare) in (
+            (all_to_all, _bare_all_to_all(all_to_all, group, tokens, wire)),
+            (all_gather, _bare_all_gather(group, tokens, wire)),
+        ):
+            layer_us = _time_us(partial(_layer, dispatcher, tokens), group, device)
+            bare_us = _time_us(bare, group, device)
+            least = least_rows(options.experts, options.top_k, spec.num_ranks)
+            rows.append(
+                {
+                    "ranks": spec.num_ranks,
+                    "tokens": num_tokens,
+                    "dispatcher": "all_to_all" if dispatcher is all_to_all else "all_gather",
+                    "rows_per_token": round(num_rows, 2),
+                    "least_rows": round(least, 2),
+                    "bytes_per_token": round(num_bytes),
+                    "us_per_layer": round(layer_us),
+                    "us_bare": round(bare_us),
+                    "ratio": round(layer_us / bare_us, 2),
+                }
+            )
     dist.destroy_process_group()
+    return rows
 
 
-Tokens = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+def _layer(dispatcher: AllToAllDispatcher | AllGatherDispatcher, tokens: Tokens) -> None:
+    dispatch = dispatcher.dispatch(*tokens)
+    dispatch.combine(dispatch.rows)
 
 
-def _all_to_all(
-    num_local: int, group: dist.ProcessGroup, device: torch.device, tokens: Tokens, wire: WireDtype
-) -> Measured:
-    dispatcher = AllToAllDispatcher(num_local, group, wire)
+def _bare_all_to_all(
+    dispatcher: AllToAllDispatcher, group: dist.ProcessGroup, tokens: Tokens, wire: WireDtype
+) -> Timed:
     dispatch = dispatcher.dispatch(*tokens)
     assert isinstance(dispatch, AllToAllDispatch)
     dispatch.combine(dispatch.rows)
@@ -117,11 +108,8 @@ def _all_to_all(
     leaving = serialize_rows(*_some(tokens, sum(sent)), wire)
     arrived = leaving.new_empty(sum(arriving), leaving.shape[1])
     back, home = x.new_empty(sum(arriving), x.shape[1]), x.new_empty(sum(sent), x.shape[1])
-    counts = torch.ones(group.size(), num_local + 1, dtype=torch.int64, device=device)
-
-    def layer() -> None:
-        there = dispatcher.dispatch(*tokens)
-        there.combine(there.rows)
+    num_counts = dispatcher.num_local_experts + 1
+    counts = torch.ones(group.size(), num_counts, dtype=torch.int64, device=x.device)
 
     def bare() -> None:
         dist.all_to_all_single(torch.empty_like(counts), counts, group=group)
@@ -129,36 +117,25 @@ def _all_to_all(
         dist.all_to_all_single(home, back, sent, arriving, group=group)
 
     rows = (sum(sent) - sent[group.rank()]) / len(x)
-    wire_bytes = rows * (leaving.shape[1] + x.shape[1] * x.element_size())
-    times = _time_us(layer, group, device), _time_us(bare, group, device)
-    return Measured("all_to_all", group.size(), len(x), rows, wire_bytes, *times)
+    return rows, rows * (leaving.shape[1] + x.shape[1] * x.element_size()), bare
 
 
-def _all_gather(
-    num_local: int, group: dist.ProcessGroup, device: torch.device, tokens: Tokens, wire: WireDtype
-) -> Measured:
+def _bare_all_gather(group: dist.ProcessGroup, tokens: Tokens, wire: WireDtype) -> Timed:
     x = tokens[0]
-    dispatcher = AllGatherDispatcher(num_local, group, bucket=len(x), wire_dtype=wire)
     leaving = serialize_rows(*tokens, wire)
     arrived = leaving.new_empty(group.size() * len(x), leaving.shape[1])
-    partial = torch.zeros(group.size() * len(x), x.shape[1], device=device)
-    home = torch.zeros(len(x), x.shape[1], device=device)
-
-    def layer() -> None:
-        there = dispatcher.dispatch(*tokens)
-        there.combine(there.rows)
+    partials = torch.zeros(group.size() * len(x), x.shape[1], device=x.device)
+    home = torch.zeros(len(x), x.shape[1], device=x.device)
 
     def bare() -> None:
         dist.all_gather_single(arrived, leaving, group=group)
-        dist.reduce_scatter_single(home, partial, group=group)
+        dist.reduce_scatter_single(home, partials, group=group)
 
-    rows = float(group.size() - 1)
-    wire_bytes = rows * (leaving.shape[1] + x.shape[1] * partial.element_size())
-    times = _time_us(layer, group, device), _time_us(bare, group, device)
-    return Measured("all_gather", group.size(), len(x), rows, wire_bytes, *times)
+    rows = group.size() - 1
+    return rows, rows * (leaving.shape[1] + x.shape[1] * partials.element_size()), bare
 
 
-def _some(tokens: Tokens, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _some(tokens: Tokens, num_rows: int) -> Tokens:
     """Repeat tokens, slots and weights until there are `num_rows` rows."""
     x, places, weights = tokens
     which = torch.arange(num_rows, device=x.device) % len(x)

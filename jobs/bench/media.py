@@ -20,11 +20,10 @@ of the output is one JSON object.
 import importlib
 import importlib.util
 import io
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -37,6 +36,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from jobs.bench.command import bench_parser, print_json, print_value
+from jobs.bench.measure.turns import take_turns, timed
 from jobs.cli.checkpoint import find_checkpoint
 from jobs.cli.options import names_among
 from jobs.demo.clips import encode
@@ -76,10 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         for part in options.only:
-            path = Path(folder, f"{'10s' if part == 'prepare' else part}.mp4")
+            clip = "10s" if part == "prepare" else part
+            path = Path(folder, f"{clip}.mp4")
             if not path.exists():
                 print(f"making {path.name} ...", flush=True)
-                make_clip(path, 10 if part == "prepare" else _SECOND_S[part])
+                make_clip(path, _SECOND_S[clip])
             if part == "prepare":
                 found["prepare"] = measure_prepare(path)
             else:
@@ -124,22 +125,15 @@ def measure_ways(path: Path, num_repeats: int) -> dict[str, Any]:
         ways["decord"] = with_decord
     else:
         print("decord is not installed and left out; install it with `pip install decord`")
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    frames: dict[str, Any] = {}
-    for _ in range(num_repeats):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            frames[name] = way(path)
-            seconds[name].append(time.perf_counter() - started)
-    found: dict[str, Any] = {
-        f"{name}_s": statistics.median(all_s) for name, all_s in seconds.items()
-    }
-    found.setdefault("decord_s", None)
-    found["identical"] = bool(np.array_equal(frames["ours"], frames["sequential"]))
+    turns = take_turns(
+        {name: partial(timed, partial(way, path)) for name, way in ways.items()}, num_repeats
+    )
+    found: dict[str, Any] = {"decord_s": None}
     for name in ways:
-        ratio = found[f"{name}_s"] / found["ours_s"]
-        text = f"{found[f'{name}_s']:8.3f} s   {ratio:6.2f} of ours"
-        print_value(f"{path.stem} {name}", text)
+        found[f"{name}_s"] = seconds = turns.typical(name)
+        ratio = turns.quotient(name, "ours")
+        print_value(f"{path.stem} {name}", f"{seconds:8.3f} s   {ratio:6.2f} of ours")
+    found["identical"] = bool(np.array_equal(ours(path), sequential(path)))
     print_value(f"{path.stem} identical to sequential", found["identical"])
     return found
 
@@ -192,9 +186,8 @@ def with_decord(path: Path) -> None:
 def measure_prepare(path: Path) -> dict[str, float]:
     """Measure rows/s of the prepare stage and of decoding in this process, in turns."""
     processor = Processor.from_checkpoint(find_checkpoint("demo"))
-    published = replace(
-        processor.config.image, in_token_limit=4096
-    )  # the limit of the demo is far smaller
+    # The limit of the demo is far smaller.
+    published = replace(processor.config.image, in_token_limit=4096)
     processor.config = replace(processor.config, image=published)
     rows = pa.table({"row_id": ["0"], "video": [str(path)]})
     row_schema = check_input(rows.schema.remove(0), InputColumns())
@@ -216,19 +209,11 @@ def measure_prepare(path: Path) -> dict[str, float]:
         "process": in_sandbox,
         "stage": lambda: prepare(rows),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(1 + _PREPARED_ROWS):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - started)
+    turns = take_turns({name: partial(timed, way) for name, way in ways.items()}, _PREPARED_ROWS)
     prepare.close()
     decoder.close()
-    found = {
-        f"{name}_rows_per_s": 1 / statistics.median(all_s[1:]) for name, all_s in seconds.items()
-    }
-    for name in ("process", "stage"):
-        found[f"{name}_of_bare"] = found[f"{name}_rows_per_s"] / found["bare_rows_per_s"]
+    found = {f"{name}_rows_per_s": 1 / turns.typical(name) for name in ways}
+    found |= {f"{name}_of_bare": turns.quotient("bare", name) for name in ("process", "stage")}
     for name, value in found.items():
         print_value(f"prepare {name}", f"{value:8.3f}")
     return found

@@ -20,16 +20,16 @@ from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
 from jobs.bench.command import bench_parser, print_json
-from jobs.bench.flow.flow_chart import Sample, draw_chart
 from jobs.bench.flow.overlap import measure_overlap
 from jobs.bench.flow.paced import run_with
 from jobs.cli.checkpoint import DEMO
@@ -74,7 +74,7 @@ def ceiling(folder: Path, options: argparse.Namespace) -> dict[str, object]:
             source = write_input(folder / f"{name}.parquet", padded(clip, num_bytes), num_rows)
             config = make_config(source, folder / f"{name}-{rows_per_batch}", num_frames=1)
             config = replace(config, rows_per_batch=rows_per_batch)
-            report = run_with(config, rows_per_s=inf)
+            report = run_with(config, inf)
             rates[f"{name}_batches_of_{rows_per_batch}"] = round(report.rates["rows_per_s"], 1)
     return {"rows_per_s": rates}
 
@@ -84,11 +84,12 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     clip = minute_clip()
     source = write_input(folder / "slow.parquet", clip, options.rows)
     config = make_config(source, folder / "slow", num_frames=8, keyframes_only=True)
-    samples: list[Sample] = []
-    sample = partial(_sample_memory, samples)
-    report = run_with(config, rows_per_s=options.rows_per_s, watch=sample)
-    draw_chart(samples, Path(options.chart))
-    middle = [each for each in samples if 0.2 <= each.seconds / samples[-1].seconds <= 0.95]
+    samples: list[dict[str, float]] = []
+    report = run_with(config, options.rows_per_s, partial(_sample_memory, samples))
+    memory = pd.DataFrame(samples).set_index("seconds") / 1e6
+    axes = memory.plot(figsize=(9, 4.2), ylabel="MB", ylim=(0, None))
+    axes.figure.savefig(options.chart, format="png")
+    middle = memory.loc[0.2 * memory.index[-1] : 0.95 * memory.index[-1]]
     half = len(middle) // 2
     spilled = report.usage.spilled_bytes
     return {
@@ -96,9 +97,9 @@ def slow(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "seconds": round(report.seconds, 1),
         "clips_mb_of_all_rows": round(report.rows_written * len(clip) / 1e6),
         "frames_mb_of_all_rows": round(report.rows_written * row_bytes(config) / 1e6),
-        "mb_first_half": _means_mb(middle[:half]),
-        "mb_second_half": _means_mb(middle[half:]),
-        "store_mb_most": round(max(each.num_bytes["object store"] for each in samples) / 1e6),
+        "mb_first_half": middle[:half].mean().round().to_dict(),
+        "mb_second_half": middle[half:].mean().round().to_dict(),
+        "store_mb_most": round(memory["object store"].max()),
         "spilled_mb": None if spilled is None else round(spilled / 1e6),
     }
 
@@ -158,24 +159,13 @@ def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
     store = LocalStore(Path(config.output))
     store.prepare()
     claim_output(store, recipe)
-    writer = PartWriter(
-        store,
-        "bench",
-        schema,
-        ledger.OutputIndex.empty(),
-        rows_per_part=10_000,
-        max_part_age_s=1e9,
-    )
+    index = ledger.OutputIndex.empty()
+    writer = PartWriter(store, "bench", schema, index, rows_per_part=10_000, max_part_age_s=1e9)
     for start in range(0, len(ids), 10_000):
         chunk = ids.slice(start, 10_000)
-        known: dict[str, Any] = {"row_id": chunk, "status": [Status.OK.value] * len(chunk)}
-        columns = [
-            pa.array(known[field.name], field.type)
-            if field.name in known
-            else pa.nulls(len(chunk), field.type)
-            for field in schema
-        ]
-        writer.add(pa.Table.from_arrays(columns, schema=schema))
+        status = [Status.OK.value] * len(chunk)
+        rows = pd.DataFrame({"row_id": chunk, "status": status}, columns=schema.names)
+        writer.add(pa.Table.from_pandas(rows, schema, preserve_index=False))
     writer.commit()
 
 
@@ -233,15 +223,17 @@ def write_input(path: Path, clip: bytes, num_rows: int) -> Path:
     return path
 
 
-def _sample_memory(samples: list[Sample], ended: threading.Event) -> None:
+def _sample_memory(samples: list[dict[str, float]], ended: threading.Event) -> None:
+    """Sample the bytes of the object store and of each kind of process, by seconds."""
     started_s = time.monotonic()
     while not ended.wait(_SAMPLE_S):
-        if ray.is_initialized():
-            store = object_store_use(ray.get_runtime_context().gcs_address)
-            if store is None:
-                continue
-            memory = {"object store": store.used_bytes, **_memory_by_kind()}
-            samples.append(Sample(time.monotonic() - started_s, memory))
+        if not ray.is_initialized():
+            continue
+        store = object_store_use(ray.get_runtime_context().gcs_address)
+        if store is not None:
+            seconds = time.monotonic() - started_s
+            memory = {"seconds": seconds, "object store": store.used_bytes, **_memory_by_kind()}
+            samples.append(memory)
 
 
 def _memory_by_kind() -> dict[str, int]:
@@ -252,14 +244,6 @@ def _memory_by_kind() -> dict[str, int]:
         kind = next(name for name, sign in _KINDS.items() if sign.search(command))
         memory[kind] += private_bytes(pid)
     return memory
-
-
-def _means_mb(samples: Sequence[Sample]) -> dict[str, int]:
-    names = samples[0].num_bytes if samples else ()
-    return {
-        name: round(sum(each.num_bytes[name] for each in samples) / len(samples) / 1e6)
-        for name in names
-    }
 
 
 def _never() -> NoReturn:

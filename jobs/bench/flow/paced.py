@@ -3,17 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from math import inf
-from pathlib import Path
 
 from jobs.cli.ray_cluster import connect
-from model.engine.config import EngineConfig
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from parallel.experts.load import ExpertLoad
-from parallel.experts.policy import Exchange
-from parallel.ranks.rank_spec import RankSpec
 from pipeline.config import PipelineConfig
 from pipeline.monitor.report import Report
 from pipeline.run import run
@@ -71,30 +66,20 @@ class PacedEngine:
         """Do nothing, because nothing was opened."""
 
 
-def paced(
-    _checkpoint: Path,
-    _config: EngineConfig,
-    _exchange: Exchange,
-    _seat: RankSpec | None,
-    *,
-    rows_per_s: float,
-) -> PacedEngine:
-    """Make a `PacedEngine`, with the signature of an engine factory."""
-    return PacedEngine(rows_per_s)
-
-
 def run_with(
     config: PipelineConfig,
-    *,
     rows_per_s: float,
     watch: Callable[[threading.Event], None] = lambda _: None,
 ) -> Report:
     """Run with a paced engine, while `watch` runs in another thread."""
+
+    def factory(*_: object) -> PacedEngine:
+        return PacedEngine(rows_per_s)
+
     ended = threading.Event()
     thread = threading.Thread(target=watch, args=(ended,), daemon=True)
     thread.start()
     try:
-        factory = partial(paced, rows_per_s=rows_per_s)
         return run(config, connect=connect, engine_factory=factory, show_progress=False)
     finally:
         ended.set()

@@ -1,14 +1,15 @@
 """Make shapes to measure with random weights, engines for them, and prompts of random tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from jobs.bench.measure.random_files import Noise
-from jobs.planning.shapes import config_of
-from model.config import KimiVLConfig, TextConfig, VisionConfig
+from jobs.planning.shapes import moonlight
+from model.config import KimiVLConfig, VisionConfig
 from model.engine.config import EngineConfig
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
@@ -17,25 +18,21 @@ from model.inputs.tokenizer import Tokenizer
 from model.network.kimi_vl import KimiVL
 from model.network.vision import Grid
 from model.network.weights import empty_model
+from parallel.ranks.worker import Engine as AnyEngine
 
 
 def narrow() -> KimiVLConfig:
     """Return a shape for long contexts: two layers, published latent width, else a quarter."""
-    return config_of(
-        TextConfig(
-            vocab_size=8192, hidden_size=512, intermediate_size=2816, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=4, rms_norm_eps=1e-5, rope_theta=800000.0,
-            max_position_embeddings=131072, kv_lora_rank=512, q_lora_rank=None,
-            qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, moe_intermediate_size=352,
-            n_routed_experts=16, num_experts_per_tok=4, n_shared_experts=2,
-            first_k_dense_replace=1, moe_layer_freq=1, scoring_func="sigmoid",
-            topk_method="noaux_tc", n_group=1, topk_group=1, norm_topk_prob=True,
-            routed_scaling_factor=2.446,
-        ),
-        VisionConfig(
-            num_attention_heads=2, num_hidden_layers=1, hidden_size=16, intermediate_size=16
-        ),
+    published = moonlight(2)
+    text = replace(
+        published.text, vocab_size=8192, hidden_size=512, intermediate_size=2816,
+        num_attention_heads=4, num_key_value_heads=4, moe_intermediate_size=352,
+        n_routed_experts=16, num_experts_per_tok=4,
     )  # fmt: skip
+    vision = VisionConfig(
+        num_attention_heads=2, num_hidden_layers=1, hidden_size=16, intermediate_size=16
+    )
+    return replace(published, text=text, vision=vision, media_token_id=text.vocab_size - 1)
 
 
 def random_model(config: KimiVLConfig) -> KimiVL:
@@ -82,14 +79,10 @@ class RandomPrompts:
         for height, width in grids:
             pads = np.full(height * width // 4, self._media_token_id, np.int32)
             pieces += [self.ids(4), pads]
-        prefix, patches = np.concatenate(pieces), self.patches(grids)
-        grid_hw = np.array(grids, np.int32)
+        prefix = np.concatenate(pieces)
+        images = {"patches": self.patches(grids), "grid_hw": np.array(grids, np.int32)}
         return [
-            Prompt(
-                token_ids=np.concatenate((prefix, self.ids(length))),
-                patches=patches,
-                grid_hw=grid_hw,
-            )
+            Prompt(token_ids=np.concatenate((prefix, self.ids(length))), **images)
             for _ in range(questions)
         ]
 
@@ -101,20 +94,14 @@ class RandomPrompts:
 
 def text_prompt(ids: NDArray[np.int32]) -> Prompt:
     """Make a prompt without images."""
-    return Prompt(
-        token_ids=ids,
-        patches=np.zeros((0, 3, 14, 14), np.uint8),
-        grid_hw=np.zeros((0, 2), np.int32),
-    )
+    no_patches, no_grids = np.zeros((0, 3, 14, 14), np.uint8), np.zeros((0, 2), np.int32)
+    return Prompt(token_ids=ids, patches=no_patches, grid_hw=no_grids)
 
 
-def add_all(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[str]:
-    """Queue prompts, and return the ids of their requests."""
-    params = SamplingParams(max_tokens=max_tokens, loop_guard=0)
-    names = [str(number) for number in range(len(prompts))]
-    for name, prompt in zip(names, prompts, strict=True):
-        engine.add(name, prompt, params)
-    return names
+def add_all(engine: AnyEngine, prompts: Sequence[Prompt], max_tokens: int) -> None:
+    """Queue prompts, whose requests are named "0", "1" and so on."""
+    for number, prompt in enumerate(prompts):
+        engine.add(str(number), prompt, SamplingParams(max_tokens=max_tokens, loop_guard=0))
 
 
 def run_until_done(engine: Engine) -> None:
