@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
         pa.field("duration_s", pa.float64(), nullable=False),
     ]
 )
-_SIZES = ((224, 168), (168, 224), (196, 196), (252, 140))  # width, height
+SIZES = ((224, 168), (168, 224), (196, 196), (252, 140))  # width, height
 _RATES = (8, 10, 12)  # frames per second
 _CLIPS_PER_SEED = 2**20
 _ROW_GROUP_CLIPS = 16
@@ -95,7 +95,7 @@ def _clip(number: int, seed: int, difficulty: Difficulty | None) -> dict[str, An
     """Make one row of SCHEMA."""
     scene = random_scene(seed, difficulty)
     rng = np.random.default_rng((seed, 2))
-    width_px, height_px = _SIZES[rng.integers(len(_SIZES))]
+    width_px, height_px = SIZES[rng.integers(len(SIZES))]
     rate = _RATES[rng.integers(len(_RATES))]
     num_frames = round(scene.duration_s * rate)
     middles = (np.arange(num_frames) + 0.5) / num_frames

@@ -143,28 +143,18 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], line: _Line, a
 def _wrap(text: str, size: int, max_lines: int = _MAX_LINES) -> list[str]:
     """Break a text into lines of the column; end with dots if it does not fit."""
     font = ImageFont.load_default(size)
-    words = _drawable(text).split()
+    rest = " ".join(_drawable(text).split())
     lines: list[str] = []
-    while words and len(lines) < max_lines:
-        count = 1
-        while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= _TEXT_PX:
-            count += 1
-        line = " ".join(words[:count])
-        words = words[count:]
-        if font.getlength(line) > _TEXT_PX:  # a single word is too long
-            line, rest = _break(line, font)
-            words = [rest, *words]
-        lines.append(line)
-    if words:
+    while rest and len(lines) < max_lines:
+        too_long = (n for n in range(2, len(rest) + 1) if font.getlength(rest[:n]) > _TEXT_PX)
+        end = next(too_long, len(rest) + 1) - 1
+        if end < len(rest) and " " in rest[: end + 1]:  # else a single word is too long
+            end = rest.rindex(" ", 0, end + 1)
+        lines.append(rest[:end])
+        rest = rest[end:].lstrip()
+    if rest:
         lines[-1] = lines[-1][:-3].rstrip() + "..."
     return lines
-
-
-def _break(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[str, str]:
-    length = 1
-    while length < len(word) and font.getlength(word[: length + 1]) <= _TEXT_PX:
-        length += 1
-    return word[:length], word[length:]
 
 
 def _drawable(text: str) -> str:

@@ -5,8 +5,6 @@
 Clips of the held-out split are written to Parquet and captioned by the pipeline, as in a job: one
 run for each number of frames, with questions in the prompt column. The last line is one JSON object
 with all measurements.
-
-Letters: E routed experts.
 """
 
 import argparse
@@ -22,12 +20,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor, nn
 
 from jobs.cli.checkpoint import find_checkpoint
 from jobs.cli.ray_cluster import connect
-from jobs.demo.clips import encode, with_timestamps
+from jobs.demo.clips import SIZES, encode, with_timestamps
 from jobs.demo.judge import Accuracy, judge_caption
 from jobs.demo.language import VIDEO_PROMPT, Question, caption, questions
 from jobs.demo.scenes import Scene, Split, draw, first_seed, frame_times, random_scene
@@ -36,7 +32,6 @@ from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
 from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError
-from model.network.moe import Router
 from pipeline.config import PipelineConfig
 from pipeline.media.decode import decode_media
 from pipeline.media.display import FrameRequest
@@ -46,7 +41,6 @@ from pipeline.prompts.instructions import Instructions, Timestamps
 from pipeline.run import run
 from pipeline.schema import InputColumns
 
-SIZES = ((224, 168), (168, 224), (196, 196), (252, 140))  # width and height
 RATE = 10
 NUM_FRAMES = (1, 2, 4, 8, 16)
 ASKED_FRAMES = 8  # number of frames for the questions and for the main numbers
@@ -79,32 +73,6 @@ class Row:
     def prompt(self) -> str:
         """The prompt of the row."""
         return VIDEO_PROMPT if self.question is None else self.question.text
-
-
-class RouterLoad:
-    """Counts how often the routers of a model choose each expert."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.counts: dict[str, Tensor] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, Router):
-                self.counts[name] = torch.zeros(module.config.n_routed_experts)
-                module.register_forward_hook(self._counter(self.counts[name]))
-
-    def _counter(self, counts: Tensor):  # noqa: ANN202
-        def count(_router: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
-            counts.add_(torch.bincount(output[0].flatten(), minlength=len(counts)))
-
-        return count
-
-    def relative(self) -> dict[str, list[float]]:
-        """Return the load of each expert by layer, as a multiple of the layer's mean."""
-        return {
-            name.removeprefix("language_model.model."): [
-                round(value, 3) for value in (counts / counts.mean()).tolist()
-            ]
-            for name, counts in self.counts.items()
-        }
 
 
 def make_clips(split: Split, num_clips: int, run_seed: int = 1) -> list[Clip]:
@@ -227,7 +195,6 @@ def run_engine(checkpoint: Path, clips: Sequence[Clip]) -> EngineRun:
     """Caption clips one by one, without Ray."""
     processor = Processor.from_checkpoint(checkpoint)
     engine = Engine.from_checkpoint(checkpoint, _ENGINE)
-    loads = RouterLoad(engine.model)
     took: list[float] = []
     captions: list[str] = []
     for number, clip in enumerate(clips):
@@ -242,24 +209,24 @@ def run_engine(checkpoint: Path, clips: Sequence[Clip]) -> EngineRun:
                     raise answer
                 captions.append(answer.text)
         took.append(time.perf_counter() - started_s)
-    return EngineRun(captions=captions, loads=loads.relative(), seconds=round(min(took), 3))
+    loads = {
+        f"layers.{layer}.mlp.gate": (load / load.mean()).round(3).tolist()
+        for layer, load in engine.expert_load().items()
+    }
+    return EngineRun(captions=captions, loads=loads, seconds=round(min(took), 3))
 
 
 def print_table(measured: Mapping[str, object]) -> None:
     """Print the measurements, one per line."""
     for name, value in measured.items():
-        if isinstance(value, dict):
-            print(f"{name}:")
-            for kind, fraction in value.items():
-                if isinstance(fraction, list):
-                    loads = " ".join(f"{load:.2f}" for load in fraction)
-                    print(f"    {kind!s:22} {loads}")
-                else:
-                    print(f"    {kind!s:22} {100 * fraction:6.1f} %")
-        elif isinstance(value, float):
-            print(f"{name:26} {value:8.4f}")
-        else:
+        if not isinstance(value, dict):
             print(f"{name:26} {value!s:>8}")
+            continue
+        print(f"{name}:")
+        for kind, each in value.items():
+            is_load = isinstance(each, list)
+            text = " ".join(f"{load:.2f}" for load in each) if is_load else f"{100 * each:6.1f} %"
+            print(f"    {kind!s:22} {text}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
