@@ -102,12 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say("undisturbed ...")
         started_s = time.monotonic()
         with baseline.with_suffix(".log").open("wb") as log:
-            own = [*command, "--output", str(baseline)]
-            subprocess.run(own, check=True, stdout=log, stderr=log)
+            subprocess.run([*command, str(baseline)], check=True, stdout=log, stderr=log)
         middle_s = time.monotonic()
-        own = [*command, "--output", str(disturbed)]
-        counts = DisturbedRun(own, disturbed, nodes, options.seed).run(faults)
-    found = compare(read_rows(baseline), read_rows(disturbed))
+        run = DisturbedRun([*command, str(disturbed)], disturbed, nodes, options.seed)
+        counts = run.run(faults)
+    found = compare(*(pq.read_table(each).to_pylist() for each in (baseline, disturbed)))
     is_equal = is_well(found, counts, faults, options.rows)
     seconds = {
         "baseline_s": round(middle_s - started_s),
@@ -143,13 +142,10 @@ def make_faults(options: argparse.Namespace, chance: random.Random) -> list[Faul
 
 
 class DisturbedRun:
-    """One command, run to its end over many faults.
+    """One command that writes `output`, run to its end over many faults.
 
-    Args:
-        command: to run, and to run again whenever it was killed.
-        output: the directory that the command writes.
-        nodes: the cluster that the command uses; None where each run has a Ray of its own.
-        seed: of the choice among several victims.
+    It runs again whenever it was killed. Without `nodes`, each run has a Ray of its own. The seed
+    is that of the choice among several victims.
     """
 
     def __init__(
@@ -211,7 +207,12 @@ class DisturbedRun:
             if fault.kind == DRIVER:
                 self._kill_driver(driver)
                 return False
-            has_hit = self._lose_node() if fault.kind == NODE else self._hit_one(driver, fault)
+            has_hit = True
+            if fault.kind == NODE:
+                assert self._nodes is not None
+                self._nodes.lose_one(self._chance)
+            else:
+                has_hit = self._hit_one(driver, fault)
             (self._counts.kills if has_hit else self._counts.missed)[fault.kind] += 1
         return True
 
@@ -237,11 +238,6 @@ class DisturbedRun:
             self._read()
         return False
 
-    def _lose_node(self) -> bool:
-        assert self._nodes is not None
-        self._nodes.lose_one(self._chance)
-        return True
-
     def _kill_driver(self, driver: subprocess.Popen[bytes]) -> None:
         """Kill the driver alone; the processes that it started must end by themselves."""
         family = list(descendants(driver.pid))
@@ -256,11 +252,6 @@ class DisturbedRun:
         while any(map(is_alive, pids)) and time.monotonic() < deadline_s:
             self._read()
         self._counts.orphans += sum(kill(pid) for pid in pids if is_alive(pid))
-
-
-def read_rows(output: Path) -> list[dict[str, Any]]:
-    """Read all rows of an output."""
-    return pq.read_table(output).to_pylist()
 
 
 def compare(
@@ -314,7 +305,7 @@ def _command(source: Path, options: argparse.Namespace) -> list[str]:
     for flag in ("groups", "expert_parallel"):
         if (value := getattr(options, flag)) is not None:
             command += [f"--{flag.replace('_', '-')}", str(value)]
-    return command
+    return [*command, "--output"]
 
 
 def _say(text: str) -> None:

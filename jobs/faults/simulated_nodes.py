@@ -14,35 +14,20 @@ from typing import Any
 
 
 class Nodes:
-    """The nodes besides the head, which runs the driver and nothing that requests a CPU.
-
-    Args:
-        num_nodes: number of nodes at any time.
-    """
+    """The `num_nodes` nodes besides the head, which runs the driver and no task with a CPU."""
 
     def __init__(self, num_nodes: int) -> None:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes: list[Any] = [self._cluster.add_node(num_cpus=1) for _ in range(num_nodes)]
-
-    @property
-    def address(self) -> str:
-        """Address of the head."""
-        address = self._cluster.address
-        assert address is not None  # a cluster with a head has one
-        return address
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes: list[Any] = [self.cluster.add_node(num_cpus=1) for _ in range(num_nodes)]
 
     def lose_one(self, chance: random.Random) -> None:
         """Kill a random node as a power cut would, and add a new one in its place."""
         lost = self._nodes.pop(chance.randrange(len(self._nodes)))
-        self._cluster.remove_node(lost, allow_graceful=False)
-        self._nodes.append(self._cluster.add_node(num_cpus=1))
-
-    def close(self) -> None:
-        """End all nodes."""
-        self._cluster.shutdown()
+        self.cluster.remove_node(lost, allow_graceful=False)
+        self._nodes.append(self.cluster.add_node(num_cpus=1))
 
 
 @contextmanager
@@ -60,11 +45,11 @@ def simulated_nodes(num_nodes: int) -> Iterator[Nodes | None]:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
         nodes = Nodes(num_nodes)
-        os.environ["RAY_ADDRESS"] = nodes.address
+        os.environ["RAY_ADDRESS"] = str(nodes.cluster.address)
         try:
             yield nodes
         finally:
-            nodes.close()
+            nodes.cluster.shutdown()
     finally:
         os.environ.clear()
         os.environ.update(before)

@@ -16,7 +16,7 @@ Letters: A positions, D hidden size.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ ANSWERS = tuple(
         )
     )
 )
+_FIELDS = ("places", "answers", "letters", "colours", "shapes")  # of AnswerHints
 NOT_AN_OPTION = NOT_GIVEN = -100  # the `ignore_index` of `F.cross_entropy`
 
 
@@ -54,22 +55,18 @@ class AnswerHints:
     @staticmethod
     def of_places(hints: Sequence[tuple[int, int, int, int, int]]) -> "AnswerHints":
         """Make hints from (position, answer, letter, colour, shape) of each position."""
-        places, answers, letters, colours, shapes = np.array(hints, np.int64).reshape(-1, 5).T
-        return AnswerHints(
-            places=places, answers=answers, letters=letters, colours=colours, shapes=shapes
-        )
+        columns = np.array(hints, np.int64).reshape(-1, len(_FIELDS)).T
+        return AnswerHints(**dict(zip(_FIELDS, columns, strict=True)))
 
     @staticmethod
     def joined(several: "Sequence[AnswerHints]", starts: Sequence[int]) -> "AnswerHints":
         """Concatenate hints; the positions of each are shifted by where it starts."""
-        places = [hints.places + start for hints, start in zip(several, starts, strict=True)]
-        return AnswerHints(
-            places=np.concatenate(places),
-            answers=np.concatenate([hints.answers for hints in several]),
-            letters=np.concatenate([hints.letters for hints in several]),
-            colours=np.concatenate([hints.colours for hints in several]),
-            shapes=np.concatenate([hints.shapes for hints in several]),
-        )
+        moved = [
+            replace(hints, places=hints.places + start)
+            for hints, start in zip(several, starts, strict=True)
+        ]
+        joined = {name: np.concatenate([getattr(each, name) for each in moved]) for name in _FIELDS}
+        return AnswerHints(**joined)
 
 
 def asked_about(question: str) -> tuple[int, int]:

@@ -49,11 +49,9 @@ class Hints:
     @staticmethod
     def joined(parts: "list[Hints]") -> "Hints":
         """Concatenate hints."""
-        return Hints(
-            classes=np.concatenate([part.classes for part in parts]),
-            places=np.concatenate([part.places for part in parts]),
-            is_shape=np.concatenate([part.is_shape for part in parts]),
-        )
+        names = ("classes", "places", "is_shape")
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return Hints(**arrays)
 
 
 def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int) -> Hints:
@@ -62,8 +60,7 @@ def hints_of(scene: Scene, u: NDArray[np.float64], width_px: int, height_px: int
     x = (np.arange(columns) + 0.5) * CELL_PX
     y = (np.arange(rows) + 0.5) * CELL_PX
     classes = np.full((len(u), rows, columns, len(NAMES)), _IGNORED, np.int16)
-    classes[..., :2] = 0
-    classes[..., _EVENT] = 0
+    classes[..., [0, 1, _EVENT]] = 0
     places = np.zeros((len(u), rows, columns, 6), np.float32)
     nearest = np.full((len(u), rows, columns), np.inf)
     for index, shape in enumerate(scene.shapes):
@@ -163,12 +160,10 @@ class HintHeads(nn.Module):
     def forward(self, features: Tensor, hidden: Tensor, hints: Hints) -> tuple[Tensor, Tensor]:
         """Return the loss of both readings, and the accuracy of motion.
 
-        Args:
-            features: [V, D] output of the projector.
-            hidden: [V, D] output of decoder layer LAYER for the same cells.
-            hints: the hints for the same cells.
+        `features` [V, D] is the output of the projector for the cells of the hints, and `hidden`
+        [V, D] that of decoder layer LAYER.
         """
-        features, hidden = _normed(features), _normed(hidden)
+        features, hidden = (F.layer_norm(x, x.shape[-1:]) for x in (features, hidden))
         classes = torch.from_numpy(hints.classes).long()
         is_shape = torch.from_numpy(hints.is_shape)
         places = torch.from_numpy(hints.places)[is_shape]
@@ -191,7 +186,3 @@ def _balanced(logits: Tensor, targets: Tensor, name: str) -> Tensor:
     if name in ("shape", "colour", "word", "event"):
         weight[0] = 0.2
     return F.cross_entropy(logits, targets, weight)
-
-
-def _normed(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,15 +96,11 @@ class Learner:
         for parameter in trained(self.student):
             parameter.grad = _gradient(parameter)
             parameter.grad /= len(outcomes)
-        return Outcome(
-            conversations=sum(outcome.conversations for outcome in outcomes),
-            clips=sum(outcome.clips for outcome in outcomes),
-            loss=sum(outcome.loss for outcome in outcomes) / len(outcomes),
-            asked=np.sum([outcome.asked for outcome in outcomes], axis=0),
-            right=np.sum([outcome.right for outcome in outcomes], axis=0),
-            hint_loss=sum(outcome.hint_loss for outcome in outcomes) / len(outcomes),
-            hint_motion=sum(outcome.hint_motion for outcome in outcomes) / len(outcomes),
-        )
+        total: dict[str, Any] = {
+            name: sum(vars(each)[name] for each in outcomes) for name in vars(outcomes[0])
+        }
+        means = {name: total[name] / len(outcomes) for name in ("loss", "hint_loss", "hint_motion")}
+        return Outcome(**total | means)
 
 
 class _Helper:

@@ -98,19 +98,15 @@ class Trainer:
         matrices, others = split_parameters(student)
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [
             (Muon(matrices, lr=config.matrix_rate), config.matrix_rate),
-            (
-                torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
-                config.learning_rate,
-            ),
+            (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0), config.learning_rate),
         ]
 
     def step(self, learner: Learner, stages: Sequence[Stage]) -> dict[str, Any]:
         """Train on one batch, and return numbers for the log."""
         progress = self.progress
         stage = progress.enter_stage(stages)
-        outcome = learner.learn(
-            stage, first_seed("train", self.config.seed, progress.conversations)
-        )
+        seed = first_seed("train", self.config.seed, progress.conversations)
+        outcome = learner.learn(stage, seed)
         norm = nn.utils.clip_grad_norm_(trained(self.student), 1.0)
         factor = stage.rate * self._rate_factor()
         for optimizer, rate in self._optimizers:
@@ -183,17 +179,15 @@ def _waves(rows: int, columns: int, width: int) -> torch.Tensor:
     return 0.5 * torch.cat((of_rows, of_columns), dim=-1)
 
 
+_TABLES = ("embed_tokens.weight", "pos_emb.weight", "lm_head.weight", "mlp.gate.weight")
+
+
 def split_parameters(student: Student) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Return the matrices for Muon, and the parameters for AdamW."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
-        is_table = name.endswith(("embed_tokens.weight", "pos_emb.weight", "lm_head.weight"))
-        is_table = (
-            is_table
-            or name.endswith("mlp.gate.weight")
-            or name.startswith(("heads.", "answer_heads."))
-        )
+        is_table = name.endswith(_TABLES) or name.startswith(("heads.", "answer_heads."))
         if parameter.requires_grad:
             (others if parameter.ndim < 2 or is_table else matrices).append(parameter)
     return matrices, others
@@ -208,12 +202,8 @@ def train(
 ) -> KimiVL:
     """Run the curriculum, or resume from the snapshot in `output`.
 
-    Args:
-        output: directory of the snapshot, the log and the chart of the curves.
-        config: settings of the run.
-        stages: the curriculum.
-        checkpoint: directory with all files but the weights; None writes one into `output`.
-        max_s: stop after this many seconds, with a snapshot.
+    `output` also gets the log and the chart of the curves. `checkpoint` has all files but the
+    weights; None writes one into `output`. After `max_s` seconds, the run stops with a snapshot.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

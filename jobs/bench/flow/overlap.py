@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.bench.measure.shapes import run_until_done
+from jobs.bench.measure.turns import timed
 from jobs.cli.checkpoint import DEMO
 from jobs.cli.ray_cluster import connect
 from model.engine.config import EngineConfig
@@ -36,21 +38,26 @@ from pipeline.run import run
 
 _STARTS = 3  # runs over a few rows; they differ by a second
 _TURNS = 2
-_TEMPERATURE = 0.7
 
 
 def measure_overlap(source: Path, num_few: int, num_captions: int = 1) -> dict[str, object]:
     """Measure the seconds of both stages alone and of a whole run, and their ratio.
 
-    Args:
-        source: Parquet file with a column `video`.
-        num_few: rows of the short run, which are subtracted from all results.
-        num_captions: captions per row; several are sampled, so that the engine is busy longer.
+    A short run over `num_few` rows is subtracted from all results. Several captions per row are
+    sampled, so the engine is busy longer.
     """
-    sampling = SamplingParams(max_tokens=96)
-    if num_captions > 1:
-        sampling = replace(sampling, n=num_captions, temperature=_TEMPERATURE)
-    config = replace(_config(source), sampling=sampling)
+    temperature = 0.7 if num_captions > 1 else 0.0
+    sampling = SamplingParams(max_tokens=96, n=num_captions, temperature=temperature)
+    config = PipelineConfig(
+        input=str(source),
+        output=str(source.with_suffix(".captions")),
+        checkpoint=DEMO,
+        carry=(),
+        instructions=Instructions(frames=FrameSampling(num_frames=8)),
+        sampling=sampling,
+        engine=EngineConfig(cache_gib=0.5),
+        device="cpu",
+    )
     prepare_s, prompts = _prepare_alone(config)
     prepare_s *= 1 - num_few / len(prompts)
     few = [_whole(config, f"few-{number}", limit=num_few) for number in range(_STARTS)]
@@ -81,18 +88,6 @@ def _whole(config: PipelineConfig, name: str, limit: int | None = None) -> Repor
     return run(named, connect=connect, show_progress=False)
 
 
-def _config(source: Path) -> PipelineConfig:
-    return PipelineConfig(
-        input=str(source),
-        output=str(source.with_suffix(".captions")),
-        checkpoint=DEMO,
-        carry=(),
-        instructions=Instructions(frames=FrameSampling(num_frames=8)),
-        engine=EngineConfig(cache_gib=0.5),
-        device="cpu",
-    )
-
-
 def _prepare_alone(config: PipelineConfig) -> tuple[float, list[Prompt]]:
     """Return the seconds of the prepare stage over all rows in one process, and the prompts."""
     source = open_source(config.input, config.columns, carry=config.carry)
@@ -118,11 +113,7 @@ def _engine_alone(config: PipelineConfig, prompts: Sequence[Prompt]) -> float:
     """Return the seconds of the engine over prompts that all wait from the start."""
     engine = load_engine(config.checkpoint, config.engine, Exchange(), None)
     engine.add("first", prompts[0], replace(config.sampling, max_tokens=2))
-    while engine.has_work:
-        engine.step()
-    started_s = time.perf_counter()
+    run_until_done(engine)
     for number, prompt in enumerate(prompts):
         engine.add(str(number), prompt, config.sampling)
-    while engine.has_work:
-        engine.step()
-    return time.perf_counter() - started_s
+    return timed(lambda: run_until_done(engine))

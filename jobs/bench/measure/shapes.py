@@ -104,7 +104,7 @@ def add_all(engine: AnyEngine, prompts: Sequence[Prompt], max_tokens: int) -> No
         engine.add(str(number), prompt, SamplingParams(max_tokens=max_tokens, loop_guard=0))
 
 
-def run_until_done(engine: Engine) -> None:
+def run_until_done(engine: AnyEngine) -> None:
     """Step until every request is answered."""
     while engine.has_work:
         engine.step()
