@@ -16,12 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipeline.cluster.processes import descendants
 from tests.conftest import ROOT
 
 _START_TIMEOUT_S = 90.0
@@ -79,7 +80,7 @@ def ray_head() -> Iterator[RayHead]:
             stderr=subprocess.DEVNULL,
         )
         undo.callback(process.wait)
-        undo.callback(_kill_all_of, base)  # asked kindly, Ray takes half a minute
+        undo.callback(_kill_all_of, base, process.pid)  # asked kindly, Ray takes half a minute
         _wait_for_agent(head, process)
         yield head
 
@@ -116,12 +117,18 @@ def _wait_for_agent(head: RayHead, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.5)
 
 
-def _kill_all_of(base: Path) -> None:
-    """Kill the processes that still run in this head's environment, and no others."""
+def _kill_all_of(base: Path, head_pid: int) -> None:
+    """Kill the processes of this head, and no others.
+
+    Those that it started are found below it, and those of its jobs by their environment; the agents
+    of a head cannot be found so, because they write their name over it.
+    """
     mark = f"RAY_TMPDIR={base}".encode()
+    found = {head_pid, *descendants(head_pid)}
     for directory in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(OSError):  # it is gone meanwhile, or somebody else's
             if mark in (directory / "environ").read_bytes().split(b"\0"):
-                os.kill(int(directory.name), signal.SIGKILL)
-        except OSError:
-            continue  # gone meanwhile, or somebody else's
+                found.add(int(directory.name))
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -57,7 +57,16 @@ def test_what_is_not_run_is_still_in_a_page():
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page != COOKBOOK], ids=lambda page: page.name
+    "page",
+    [
+        pytest.param(
+            page,
+            id=page.name,
+            marks=[] if page.name in ("README.md", "frames.md") else pytest.mark.slow,
+        )
+        for page in PAGES
+        if page != COOKBOOK
+    ],
 )
 def test_every_command_of_a_page_runs(page, folder, capfd):
     for name, text in files(page).items():

@@ -39,7 +39,7 @@ from pipeline.schema import ErrorCode, InputColumns
 from pipeline.stages.batching import Batching
 from pipeline.stages.ray_data import costs_of, seal, unseal
 from pipeline.stages.sizing import choose_batching
-from tests.conftest import EVERYWHERE, EVERYWHERE_SLOWLY, ON_RAY, ON_RAY_SLOWLY
+from tests.conftest import EVERYWHERE, EVERYWHERE_SLOWLY, ON_RAY_SLOWLY
 from tests.pipeline.runs import answer_without_ray, small_config, store_of
 from tests.tiny import tiny_checkpoint
 
@@ -213,7 +213,7 @@ def exported_metrics(wanted, output):
     raise AssertionError(f"no {wanted} of {output} in {page}")
 
 
-@pytest.mark.parametrize("carry_out", [ON_RAY], indirect=True)
+@pytest.mark.parametrize("carry_out", [ON_RAY_SLOWLY], indirect=True)
 def test_a_report_says_what_the_run_took(config, carry_out):
     report = carry_out(config)
 

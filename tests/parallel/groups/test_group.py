@@ -197,6 +197,7 @@ def test_closing_tells_when_the_supervisor_does_not_answer(monkeypatch, caplog):
     assert eventually(lambda: not is_running(pid))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "exit_code"),
     [

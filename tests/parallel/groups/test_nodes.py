@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_group_spreads_over_nodes_survives_the_loss_of_one_and_leaves_nothing():
     """Run in another process, because this one may have a private Ray, not a simulated cluster."""
     program = subprocess.run(

@@ -25,7 +25,7 @@ from parallel.ranks.rank_spec import RankSpec
 from parallel.ranks.requests import Request
 from tests.tiny import tiny_checkpoint
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 CONFIG = EngineConfig(max_batch_size=4, cache_gib=0.01)
 TEXTS = [f"circle {number}" for number in range(8)]

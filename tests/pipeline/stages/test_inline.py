@@ -123,7 +123,7 @@ def stuck(checkpoint, config, exchange, rank_spec):
     def step_until_stuck():
         if len(answered) >= 3:
             print("stuck", flush=True)
-            time.sleep(3)
+            time.sleep(1)
         finished = step()
         answered.extend(finished)
         return finished
