@@ -198,19 +198,23 @@ def durations(config):
     return [row["media_duration_s"] for row in rows_of(config).values()]
 
 
-def exported_metrics(wanted, output):
-    """The page of the node's metrics port, once `wanted` of `output` stands there."""
+def exported_metrics(names, output):
+    """The latest line of each metric of `output` at the node's metrics port, once all are there.
+
+    Ray sends its exporter some of the metrics at a time, every ten seconds, and a gauge stands on
+    one page only.
+    """
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    page = ""
-    for _ in range(60):  # Ray tells its exporter every ten seconds
+    latest: dict[str, str] = {}  # by name and tags
+    for _ in range(120):
         with urllib.request.urlopen(address, timeout=10) as answer:
-            page = answer.read().decode()
-        lines = [line for line in page.splitlines() if f'output="{output}"' in line]
-        if any(line.startswith(wanted) for line in lines):
-            return "\n".join(lines)
+            lines = answer.read().decode().splitlines()
+        latest |= {line.rpartition(" ")[0]: line for line in lines if f'output="{output}"' in line}
+        if all(any(key.startswith(name) for key in latest) for name in names):
+            return "\n".join(latest.values())
         time.sleep(0.5)
-    raise AssertionError(f"no {wanted} of {output} in {page}")
+    raise AssertionError(f"not all of {names} of {output} in {latest}")
 
 
 @pytest.mark.parametrize("carry_out", [ON_RAY_SLOWLY], indirect=True)
@@ -232,11 +236,10 @@ def test_a_report_says_what_the_run_took(config, carry_out):
     assert (waits["group"], waits["rank"], waits["peers"]) == (0, 0, 0)
     assert 0 < waits["data"] < 1
     assert stored["video_seconds"] == pytest.approx(sum(durations(config)))
-    exported = exported_metrics("ray_moonsweep_rows_total{", config.output)
+    names = [*(f"ray_{name}_total" for name in COUNTERS), *(f"ray_{name}" for name in GAUGES)]
+    exported = exported_metrics(names, config.output)
     counts = re.findall(r"^ray_moonsweep_rows_total{.*} (\S+)$", exported, re.MULTILINE)
     assert sum(map(float, counts)) == 6
-    for name in (*COUNTERS, *GAUGES):
-        assert f"ray_{name}" in exported
     assert re.search(r"prepare +\d+\.\d +\d+\.\d +\d+\.\d\n", str(report))
 
 

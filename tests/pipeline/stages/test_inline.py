@@ -99,7 +99,7 @@ def test_an_engine_that_dies_ends_the_run_and_the_same_command_continues(config,
     assert [row for row in rows if row["row_id"] in {each["row_id"] for each in kept}] == kept
 
 
-# Answers the first three rows, says so, and takes three seconds for each step from then on.
+# Answers the first three rows, says so, and then takes a second for each step.
 PROGRAM = """
 import signal, sys, time
 from contextlib import nullcontext
