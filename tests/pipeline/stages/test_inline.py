@@ -63,7 +63,10 @@ def test_captions_are_those_of_a_run_on_ray(config, carry_out):
     carry_out(config)
     run(apart, connect=nullcontext, inline=True, show_progress=False)
 
-    assert rows_of(apart) == rows_of(config)
+    for inline, on_ray in zip(rows_of(apart), rows_of(config), strict=True):
+        for name in ("mean_logprob", "min_logprob"):  # their last bits follow the batch
+            assert inline.pop(name) == pytest.approx(on_ray.pop(name), rel=1e-5)
+        assert inline == on_ray
 
 
 def dying_engine(checkpoint, config, exchange, rank_spec):
