@@ -51,13 +51,13 @@ def test_the_fused_kernel_equals_plain_products(dtype, is_causal):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_plain_products_do_not_round_scores_to_16_bits(dtype, std):
     query, key, value = (random(4, 2, 64, 96, seed=seed) for seed in range(3))
-    inputs = [(query * std / (SCALE * 96**0.5)).to(dtype), key.to(dtype), value.to(dtype)]
-    exact = attend_plainly(*(each.double() for each in inputs), SCALE).output
+    q, k, v = (query * std / (SCALE * 96**0.5)).to(dtype), key.to(dtype), value.to(dtype)
+    exact = attend_plainly(q.double(), k.double(), v.double(), SCALE).output
 
     def error(found):
         return ((found.output.double() - exact).norm() / exact.norm()).item()
 
-    assert error(attend_plainly(*inputs, SCALE)) < 1.5 * error(attend(*inputs, SCALE))
+    assert error(attend_plainly(q, k, v, SCALE)) < 1.5 * error(attend(q, k, v, SCALE))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
