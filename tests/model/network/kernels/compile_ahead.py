@@ -1,4 +1,4 @@
-"""Compile the kernels of latent attention for GPUs that are not here; print what each needs as JSON.
+"""Compile the kernels of latent attention for GPUs that are not here; print their needs as JSON.
 
 A program of its own, because the tests set TRITON_INTERPRET, and then nothing is compiled.
 """
