@@ -42,6 +42,7 @@ from model.inputs.prompt import Prompt, PromptError
 from model.inputs.tokenizer import Tokenizer
 from model.malloc import keep_freed_memory
 from model.memory import free_bytes
+from model.network.kernels import install as kernels
 from model.network.kimi_vl import KimiVL
 from model.network.kv_cache import LatentCache
 from model.network.moe import Shards
@@ -130,6 +131,8 @@ class Engine:
         device = torch.device(config.device)
         model = load_model(directory, dtype=dtype, device=device, shards=shards)
         prepack(model)
+        if kernels.are_usable(model):
+            kernels.install(model)
         # After prepacking: the memory of the plain weights has gone back to the system.
         keep_freed_memory()
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
