@@ -80,9 +80,11 @@ def grouped_experts(
     if num_rows:
         # Rows that came in one buffer with ids and weights have gaps, so loads would be narrow.
         outputs = _outputs(x.contiguous(), order, starts, gate_up, down, local_ids.shape[1])
-        shape: dict[str, Any] = {"K": local_ids.shape[1], "D": hidden_size, "COLUMNS": _SUM_WIDTH}
+        shape = dict[str, Any](K=local_ids.shape[1], D=hidden_size, COLUMNS=_SUM_WIDTH)
         _add[num_rows, triton.cdiv(hidden_size, _SUM_WIDTH)](
-            *(outputs, local_ids, weights, sums, *local_ids.stride(), *weights.stride()), **shape
+            *(outputs, local_ids, weights, sums),
+            *(local_ids.stride(0), local_ids.stride(1), weights.stride(0), weights.stride(1)),
+            **shape,
         )
     return sums
 
@@ -98,12 +100,11 @@ def _outputs(
     outputs = x.new_empty(len(order), hidden_size)
     tiles = choose_tiles(len(order) / num_experts, x.element_size())
     num_blocks = most_blocks(len(order), num_experts, tiles.rows)
-    shape = {"D": hidden_size, "F": width, "E": num_experts, "ROWS": tiles.rows}
-    shape |= {"E_PADDED": triton.next_power_of_2(num_experts), "INNER": tiles.inner}
-    shape |= {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
-    of_gate_up: dict[str, Any] = shape | {"K": top_k, "COLUMNS": tiles.columns}
-    # One weight in place of two, so its tiles may be twice as large.
-    of_down: dict[str, Any] = shape | {"COLUMNS": 2 * tiles.columns}
+    shape = dict[str, Any](D=hidden_size, F=width, E=num_experts, ROWS=tiles.rows)
+    shape.update(E_PADDED=triton.next_power_of_2(num_experts), INNER=tiles.inner)
+    shape.update(num_warps=tiles.num_warps, num_stages=tiles.num_stages)
+    of_gate_up = dict(shape, K=top_k, COLUMNS=tiles.columns)
+    of_down = dict(shape, COLUMNS=2 * tiles.columns)  # one weight in place of two
     _gate_up[num_blocks, triton.cdiv(width, of_gate_up["COLUMNS"])](
         x, order, starts, gate_up, activations, **of_gate_up
     )
