@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.config import BLOCK_SIZE
 from model.engine.batch_builder import batch_of
-from model.engine.blocks import BlockPool, block_keys, blocks_for, image_digests
+from model.engine.blocks import BlockPool, block_keys, blocks_for
 from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import DecodeGraphs
 from model.engine.grammar import Constraint, Grammars
@@ -142,8 +142,7 @@ class Engine:
         self._check_tokens(prompt)
         constraints = [self._constraint(params) for _ in range(params.n)]
         choice_ids = self._choice_ids(params)
-        digests = image_digests(prompt)
-        keys = block_keys(prompt, self.model.config.media_token_id, digests)
+        keys = block_keys(prompt, self.model.config.media_token_id)
         max_tokens = min(params.max_tokens, capacity - num_prompt)
         answer = Answer(params.n)
         for number, constraint in enumerate(constraints):
@@ -153,7 +152,6 @@ class Engine:
                 params.of_sample(number),
                 max_tokens,
                 block_keys=keys,
-                image_digests=digests,
                 constraint=constraint,
                 choice_ids=choice_ids,
                 number=number,

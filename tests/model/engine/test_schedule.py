@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.config import BLOCK_SIZE
-from model.engine.blocks import BlockPool, block_keys, image_digests
+from model.engine.blocks import BlockPool, block_keys
 from model.engine.config import EngineConfig
 from model.engine.engine import GIB, Engine
 from model.engine.sequence import SamplingParams
@@ -184,7 +184,7 @@ def test_prompts_that_differ_in_an_image_alone_share_nothing_after_it(checkpoint
 def test_keys_tell_prompts_apart_where_they_differ(processor):
     def keys(*content):
         prompt = processor.prompt(list(content))
-        return block_keys(prompt, processor.config.media_token_id, image_digests(prompt))
+        return block_keys(prompt, processor.config.media_token_id)
 
     first = keys(picture(0), "describe this picture")
     assert keys(picture(0), "describe this picture") == first
