@@ -129,8 +129,13 @@ class Engine:
         """Whether a step would compute anything."""
         return self.scheduler.has_work
 
-    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
-        """Queue a prompt, or raise `PromptError` for it alone; its samples share the prefill."""
+    def add(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, *, own_step: bool = False
+    ) -> None:
+        """Queue a prompt, or raise `PromptError` for it alone; its samples share the prefill.
+
+        With `own_step` nothing else is in the steps that compute it, and it begins before others.
+        """
         num_prompt = len(prompt.token_ids)
         capacity = min(self.max_model_len, self.pool.num_blocks * BLOCK_SIZE)
         if num_prompt >= capacity:
@@ -155,6 +160,7 @@ class Engine:
                 constraint=constraint,
                 choice_ids=choice_ids,
                 number=number,
+                own_step=own_step,
                 answer=answer,
             )
             self.scheduler.add(sequence)

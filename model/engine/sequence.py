@@ -143,6 +143,7 @@ class Sequence:
     constraint: Constraint | None = None  # the grammar that only this text follows
     choice_ids: list[int] = field(default_factory=list)  # whose log-probabilities are returned
     number: int = 0  # of this sample among those of the request
+    own_step: bool = False  # whether nothing else is in the steps that compute it
     answer: Answer = field(default_factory=Answer)  # collects all samples of the request
     blocks: list[int] = field(default_factory=list)
     num_cached: int = 0  # tokens whose kv is in the blocks
