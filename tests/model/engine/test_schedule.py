@@ -115,16 +115,20 @@ def questions(checkpoint, processor):
 
 
 @pytest.mark.parametrize("seed", range(NUM_SCHEDULES))
-def test_no_schedule_changes_a_token(checkpoint, questions, seed):
-    check_schedule(checkpoint, questions, seed, own_steps=0.0)
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "one step ahead"])
+def test_no_schedule_changes_a_token(checkpoint, questions, seed, runs_ahead):
+    check_schedule(checkpoint, questions, seed, runs_ahead, own_steps=0.0)
 
 
 @pytest.mark.parametrize("seed", range(NUM_SCHEDULES // 2))
-def test_sequences_that_have_steps_for_themselves_change_no_token(checkpoint, questions, seed):
-    check_schedule(checkpoint, questions, seed, own_steps=0.3)
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "one step ahead"])
+def test_sequences_that_have_steps_for_themselves_change_no_token(
+    checkpoint, questions, seed, runs_ahead
+):
+    check_schedule(checkpoint, questions, seed, runs_ahead, own_steps=0.3)
 
 
-def check_schedule(checkpoint, questions, seed, own_steps):
+def check_schedule(checkpoint, questions, seed, runs_ahead, own_steps):
     """Compare the tokens of a random schedule; a share of sequences has steps for themselves."""
     generator = np.random.default_rng(seed)
     longest = max(len(prompt.token_ids) + length for prompt, length, _ in questions)
@@ -135,6 +139,7 @@ def check_schedule(checkpoint, questions, seed, own_steps):
         max_batch_size=int(generator.integers(1, 9)),
         max_step_tokens=int(generator.choice([1, 7, 16, 50, 1000])),
         max_vision_patches=int(generator.choice([1, 40, 1000])),
+        runs_ahead=runs_ahead,
     )
     shared = watch_plans(engine)
     arrivals = generator.permutation(np.repeat(np.arange(len(questions)), 2)).tolist()
@@ -155,10 +160,11 @@ def check_schedule(checkpoint, questions, seed, own_steps):
     assert not any(chunk.sequence.own_step for chunks in shared for chunk in chunks)
 
 
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "one step ahead"])
 def test_a_step_for_itself_gives_the_same_logprobs_to_the_bit_whatever_else_runs(
-    checkpoint, processor
+    checkpoint, processor, runs_ahead
 ):
-    engine = make_engine(checkpoint, max_batch_size=4, max_step_tokens=20)
+    engine = make_engine(checkpoint, max_batch_size=4, max_step_tokens=20, runs_ahead=runs_ahead)
     shared = watch_plans(engine)
     prompt, params = processor.prompt(["red circle"]), SamplingParams(max_tokens=3)
     asked = replace(prompt, token_ids=prompt.token_ids[: BLOCK_SIZE - 1])  # no block to share
