@@ -1,32 +1,43 @@
-"""The network with its kernels, in Triton's interpreter."""
+"""An engine with all kernels, under Triton's interpreter, gives the tokens of the plain engine."""
 
 import pytest
-import torch
 
-from model.network.batch import whole_sequences
+from model.engine.config import EngineConfig
+from model.engine.engine import Engine
+from model.engine.sequence import SamplingParams
 from model.network.kernels import latent_decode
 from model.network.kernels.install import install
-from model.network.kv_cache import LatentCache
-from tests.model.network.test_attention import cached_batch
-from tests.tiny import tiny_config, tiny_model
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled, for GPUs, here")
-def test_a_chunk_and_decodes_by_kernels_equal_the_whole_sequences(monkeypatch):
-    monkeypatch.setattr(latent_decode, "PROGRAMS", 8)  # few, since they run one after another
-    config = tiny_config({"num_hidden_layers": 2})
-    model = tiny_model(config)
-    first, second = list(range(5, 48)), list(range(100, 119))
-    expected = model(whole_sequences([first, second]))
-    install(model)
-    cache = LatentCache(config.text, 8, torch.float32, model.device)
-    tables = [[7, 2, 5], [3, 8, 0]]
-    chunks = model(cached_batch([first[:40], second[:16]], [0, 0], tables), cache)
-    hidden_first, hidden_second = [chunks[:40]], [chunks[40:]]
-    for step in range(3):
-        tokens = [[first[40 + step]], [second[16 + step]]]
-        both = model(cached_batch(tokens, [40 + step, 16 + step], tables), cache)
-        hidden_first.append(both[:1])
-        hidden_second.append(both[1:])
-    actual = torch.cat((*hidden_first, *hidden_second))
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
+def answers(checkpoint, processor, with_kernels, **config):
+    engine = Engine.from_checkpoint(checkpoint, EngineConfig(max_model_len=96, **config))
+    if with_kernels:
+        install(engine.model)
+        engine = Engine(engine.model, engine.tokenizer, engine.config)
+    done = {}
+    for text in ("moves?", "how many?"):  # the second finds the first block of the first
+        prompt = processor.prompt(["red circle " * 3 + text])
+        engine.add(text, prompt, SamplingParams(max_tokens=3))
+        done |= dict(engine.step())
+    while engine.has_work:
+        done |= dict(engine.step())
+    return done
+
+
+def test_an_engine_with_kernels_gives_the_same_tokens(checkpoint, processor, monkeypatch):
+    plain = answers(checkpoint, processor, with_kernels=False)
+    queries = []
+    decode = latent_decode.decode
+
+    def counted(query, *rest):
+        queries.append(len(query))
+        return decode(query, *rest)
+
+    monkeypatch.setattr(latent_decode, "decode", counted)
+    settings = {"runs_ahead": True, "cuda_graphs": False}
+    found = answers(checkpoint, processor, with_kernels=True, **settings)
+    for text, completion in plain.items():
+        assert found[text].token_ids == completion.token_ids
+        assert found[text].mean_logprob == pytest.approx(completion.mean_logprob, abs=1e-5)
+    # A few new tokens behind a cached past attend to the cache alone, as decodes do.
+    assert max(queries) > len(plain)
