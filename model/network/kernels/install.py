@@ -23,12 +23,15 @@ def are_usable(model: KimiVL) -> bool:
 def install(model: KimiVL) -> None:
     """Let kernels do, in place, what they can do of the work of this model."""
     # Triton comes with torch for CUDA only.
-    from model.network.kernels import latent_write
+    from model.network.kernels import grouped_experts, latent_write
 
     attentions = [each for each in model.modules() if isinstance(each, LatentAttention)]
     for attention in attentions:
         attention.decode = _decode
         attention.rotate_and_write = latent_write.rotate_and_write
+    for moe in model.experts.values():
+        moe.add_module("experts", grouped_experts.GroupedExperts(moe.experts))
+        moe.gate.float()  # it computes in float32; the weight need not be converted in each step
     if model.config.text.kv_lora_rank is not None:
         model.max_paged_len = _MAX_PAGED_LEN
         model.never_waits = True
