@@ -163,9 +163,9 @@ class AllGatherDispatch:
         """The rows of all ranks [R * bucket, D]; a read waits until they have arrived."""
         x, slots, weights = self.in_flight.wait()
         num_local = self.dispatcher.num_local_experts
+        # Slots of ranks before this one, and those of padding, become negative by this.
         local_ids = slots - self.dispatcher.group.rank() * num_local
-        is_here = (slots >= 0) & (local_ids >= 0) & (local_ids < num_local)
-        return x, local_ids.where(is_here, -1), weights
+        return x, local_ids.masked_fill(local_ids >= num_local, -1), weights
 
     def combine(self, sums: Tensor) -> Tensor:
         """Bring the sums of the local experts [R * bucket, D] home, and add all ranks': [T, D]."""
