@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.network.moe import add_rows
+from parallel.experts.collectives import all_gather_single, reduce_scatter_single
 from parallel.experts.permute import (
     RowsByExpert,
     count_copies,
@@ -168,7 +169,7 @@ class AllGatherDispatcher:
         slots = F.pad(slots, padding, value=-1)
         sent = serialize_rows(F.pad(x, padding), slots, F.pad(weights, padding), self.wire_dtype)
         received = sent.new_empty(self.group.size() * self.bucket, sent.shape[1])
-        work = dist.all_gather_single(received, sent, group=self.group, async_op=True)
+        work = all_gather_single(received, sent, group=self.group, async_op=True)
         in_flight = InFlightRows(sent, received, work, x, slots.shape[1], self.wire_dtype)
         return AllGatherDispatch(self, x, in_flight)
 
@@ -212,5 +213,5 @@ class AllGatherDispatch:
         """Bring the outputs of the local experts [M, D] home and sum them: [T, D]."""
         partial = self._arrived[0].partial_sums(y).float()  # [R * bucket, D]
         home = partial.new_empty(self.dispatcher.bucket, partial.shape[1])
-        dist.reduce_scatter_single(home, partial, group=self.dispatcher.group)
+        reduce_scatter_single(home, partial, group=self.dispatcher.group)
         return home[: len(self.x)].type_as(self.x)

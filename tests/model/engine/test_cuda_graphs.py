@@ -87,10 +87,12 @@ def test_on_a_gpu_the_step_keeps_its_shapes_and_waits_for_nothing(shape):
 
 
 def fake_model(config):
-    """Give a model fake parameters on a GPU; torch cannot move or initialise fake ones."""
+    """Give a model fake tensors on a GPU; torch cannot move or initialise fake ones."""
     with torch.device("meta"):
         model = KimiVL(config)
     for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cuda"))
         for name, parameter in module.named_parameters(recurse=False):
             there = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
             module.register_parameter(name, nn.Parameter(there, requires_grad=False))
