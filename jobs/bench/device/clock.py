@@ -10,6 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from jobs.bench.measure.turns import timed
 
+_WAIT = "called a synchronizing CUDA operation"  # c10/cuda/CUDAFunctions.cpp of torch
+
 
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done everything that was launched."""
@@ -38,7 +40,7 @@ def host_waits(device: torch.device, work: Callable[[], object]) -> int | None:
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in seen)
+    return sum(_WAIT in str(warning.message) for warning in seen)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 
 from jobs.bench.command import print_json, print_value
 from jobs.bench.device.bench import DRY_SIZES, GIB, DeviceBench, Sizes, weights_gib
+from jobs.bench.device.clock import synchronise
 from jobs.bench.device.images import measure_questions, measure_vision
 from jobs.bench.device.rows import measure_rows
 from jobs.bench.device.text import measure_decode, measure_eager, measure_prefill
@@ -93,7 +94,10 @@ def _most_layers(room_gib: float, num_copies: int) -> int:
 
 def _about(bench: DeviceBench) -> dict[str, object]:
     """Make the network; return what is measured where, with the first look at the limits."""
-    took_s = bench.timed(lambda: bench.model)
+    started = time.perf_counter()
+    _ = bench.model  # outside of inference mode, as an engine loads it
+    synchronise(bench.device)
+    took_s = time.perf_counter() - started
     bench.card.flops_per_s()
     bench.card.bytes_per_s()
     is_gpu = bench.device.type == "cuda"

@@ -10,6 +10,7 @@ from jobs.bench.device.clock import activity, host_waits
 from jobs.bench.device.decoding import Decoding, decoding
 from jobs.bench.measure.shapes import add_all, run_until_done
 from jobs.bench.measure.turns import by_key, take_turns
+from jobs.planning.network import BF16_BYTES
 
 
 def measure_prefill(bench: DeviceBench) -> dict[str, object]:
@@ -51,8 +52,7 @@ def measure_decode(bench: DeviceBench) -> dict[str, object]:
     found: dict[int, dict[str, object]] = {}
     for number in bench.sizes.num_sequences:
         try:
-            with decoding(bench, number) as sequences:
-                found[number] = _decode(bench, number, sequences)
+            found[number] = _decode(bench, number)
         except NoRoomError as reason:
             bench.skip(f"decode of {number} sequences", reason)
         else:
@@ -61,7 +61,12 @@ def measure_decode(bench: DeviceBench) -> dict[str, object]:
     return by_key(found)
 
 
-def _decode(bench: DeviceBench, num_sequences: int, sequences: Decoding) -> dict[str, object]:
+def _decode(bench: DeviceBench, num_sequences: int) -> dict[str, object]:
+    with decoding(bench, num_sequences) as sequences:
+        return _compare(bench, num_sequences, sequences)
+
+
+def _compare(bench: DeviceBench, num_sequences: int, sequences: Decoding) -> dict[str, object]:
     network, card, num_steps = bench.network, bench.card, bench.sizes.decode_steps
     experts = sequences.experts_per_layer()
 
@@ -91,19 +96,16 @@ def _theirs(bench: DeviceBench, num_sequences: int) -> dict[str, Callable[[], fl
     reference, text = bench.reference, bench.config.text
     if reference is None:
         return {}
-    each = 2 * text.num_hidden_layers * text.num_attention_heads * _head_widths(bench)
+    width = text.num_attention_heads * (text.qk_head_dim + text.v_head_dim)
+    each = BF16_BYTES * text.num_hidden_layers * width  # it keeps the keys and values of all heads
     needed = 1.3 * each * num_sequences * bench.sizes.prompt_len  # some of it twice for a moment
     try:
         bench.require(needed)
     except NoRoomError as reason:
         bench.skip(f"transformers with {num_sequences} sequences", reason)
         return {}
-    decoding = reference.decoding(bench.sizes.prompt_len, num_sequences)
-    return {"theirs": lambda: bench.timed(decoding.step)}
-
-
-def _head_widths(bench: DeviceBench) -> int:
-    return bench.config.text.qk_head_dim + bench.config.text.v_head_dim
+    theirs = reference.decoding(bench.sizes.prompt_len, num_sequences)
+    return {"theirs": lambda: bench.timed(theirs.step)}
 
 
 def measure_eager(bench: DeviceBench) -> dict[str, object]:
@@ -111,10 +113,13 @@ def measure_eager(bench: DeviceBench) -> dict[str, object]:
     step_ms: dict[int, float] = {}
     for number in sorted({min(bench.sizes.num_sequences), max(bench.sizes.num_sequences)}):
         try:
-            with decoding(bench, number, has_graphs=False) as sequences:
-                turns = take_turns({"ours": sequences.step_s}, bench.sizes.num_rounds)
+            step_ms[number] = _eager_step_ms(bench, number)
         except NoRoomError as reason:
             bench.skip(f"decode of {number} sequences without graphs", reason)
-        else:
-            step_ms[number] = round(1e3 * turns.typical("ours"), 3)
     return {"eager_step_ms": step_ms}
+
+
+def _eager_step_ms(bench: DeviceBench, num_sequences: int) -> float:
+    with decoding(bench, num_sequences, has_graphs=False) as sequences:
+        turns = take_turns({"ours": sequences.step_s}, bench.sizes.num_rounds)
+        return round(1e3 * turns.typical("ours"), 3)
