@@ -15,6 +15,7 @@ from jobs.bench.device.bounds import chosen_experts, decode_bytes, prefill_flops
 from jobs.bench.device.decoding import decoding
 from jobs.bench.device.session import DEVICE_PARTS, layers_that_fit
 from jobs.bench.measure.shapes import narrow
+from jobs.planning.measured import MeasuredGpu
 from jobs.planning.network import Network
 from jobs.planning.shapes import moonlight
 
@@ -57,6 +58,7 @@ def test_a_dry_run_measures_all_parts_and_says_that_it_is_one(capsys):
     for key in ("one_question_of_limit", "later_questions_of_limit", "rows_of_limit"):
         assert measured[key] > 0
     assert measured["rows_preemptions"] == 0
+    assert MeasuredGpu.model_validate(measured | {"memory_gib": 80}).layers == 2
     assert re.search(r"^  prefill_ms +48: \d", out, re.MULTILINE)
 
 
