@@ -62,7 +62,7 @@ _GPU = "h100"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table for each number of GPUs, and JSON; return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         measured = MeasuredGpu.read(options.measured) if options.measured else None
         gpu = options.gpu or (measured and measured.preset) or _GPU
@@ -147,7 +147,8 @@ def _hardware(options: argparse.Namespace, gpu: str, measured: MeasuredGpu | Non
     return replace(hardware, **{k: v for k, v in given.items() if v is not None})
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the options."""
     parser = Parser(prog="python -m jobs.plan", description=__doc__, formatter_class=Formatter)
     _add_machine(parser.add_argument_group("machine"))
     add = parser.add_argument_group("rows").add_argument

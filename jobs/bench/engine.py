@@ -71,7 +71,7 @@ _DRY_RUN = "with --device cuda: try it on a CPU with a tiny network; the numbers
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all parts, print a table and a JSON object, and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     on_gpu = options.device == "cuda"
     parts = options.only or default_parts(options.expert_parallel, on_gpu=on_gpu)
     if reason := _refusal(options, parts):
@@ -114,7 +114,8 @@ def default_parts(num_ranks: int | None, *, on_gpu: bool = False) -> tuple[str, 
     return tuple(part for part in CPU_PARTS if part != "ranks")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the options."""
     parser = bench_parser("jobs.bench.engine", __doc__)
     add = parser.add_argument
     add(

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,9 @@ from jobs.bench.measure.shapes import RandomPrompts, engine_with, random_model
 from jobs.planning.network import Network
 from model.config import BLOCK_SIZE, KimiVLConfig
 from model.engine.config import EngineConfig
-from model.engine.engine import Engine
-from model.malloc import keep_freed_memory
+from model.engine.engine import Engine, make_fast
 from model.memory import free_bytes
 from model.network.kimi_vl import KimiVL
-from model.network.onednn import prepack
 from model.network.vision import Grid
 
 if TYPE_CHECKING:  # transformers is needed for a comparison only
@@ -99,8 +97,7 @@ class DeviceBench:
             from jobs.bench.cases.reference import Reference
 
             reference = Reference(model)  # keeps the plain weights
-        prepack(model)
-        keep_freed_memory()
+        make_fast(model)
         return model, reference
 
     @cached_property
@@ -125,10 +122,12 @@ class DeviceBench:
         logits_bytes = 8 * num_sequences * self.config.text.vocab_size
         self.require(cache_bytes + logits_bytes)
         config = EngineConfig(
-            device=str(self.device), max_batch_size=num_sequences, cache_gib=cache_bytes / GIB
+            device=str(self.device),
+            max_batch_size=num_sequences,
+            cache_gib=cache_bytes / GIB,
+            cuda_graphs=None if has_graphs else False,
+            runs_ahead=True,  # as on every GPU; a dry run does so too
         )
-        if not has_graphs:
-            config = replace(config, cuda_graphs=False)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         engine = engine_with(self.model, config)

@@ -28,9 +28,9 @@ def _rows(bench: DeviceBench, num_sequences: int) -> dict[str, object]:
     prompt_len = visual + 4 * len(grids) + sizes.row_text
     num_rows = _ROWS_PER_SEQUENCE * num_sequences
     with bench.engine(num_sequences, prompt_len + sizes.row_generated) as engine:
-        for rows, generated in ((1, 2), (num_rows, sizes.row_generated)):  # the first warms up
+        for rows in (num_sequences, num_rows):  # the first ones warm up, and CUDA graphs are made
             prompts = [bench.prompts.about(grids, 1, sizes.row_text)[0] for _ in range(rows)]
-            add_all(engine, prompts, max_tokens=generated)
+            add_all(engine, prompts, max_tokens=sizes.row_generated)
             seconds = bench.timed(lambda: run_until_done(engine))
     context_len = prompt_len + sizes.row_generated / 2
     experts = chosen_experts(bench.network, num_sequences)
