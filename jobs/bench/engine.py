@@ -4,6 +4,7 @@
     python -m jobs.bench.engine --only prefill,decode --sequences 1,8,32 --compare transformers
     python -m jobs.bench.engine --expert-parallel 2      # only `ranks`, unless --only names more
     python -m jobs.bench.engine --device cuda            # the published shape on one GPU
+    python -m jobs.bench.engine --device cuda --expert-parallel 8    # one copy on eight GPUs
     python -m jobs.bench.engine --device cuda --dry-run  # the same on a CPU, tiny, in seconds
 
 The shape on a CPU is `moonlight-4l`: the published widths of Kimi-VL's decoder (hidden 2048, 64
@@ -40,6 +41,8 @@ network and no Ray is needed. Parts on a GPU:
   vision      patches/s of MoonViT and projector: one image of 1792x1792, 32 frames of 448x252
   questions   8 questions about a new clip, as a multiple of one; 8 later ones behind the same past
   rows        rows/s of 2,048 visual and 200 generated tokens, with the most sequences that fit
+  ranks       prefill and decode of R ranks, one GPU each, which share the experts of one copy;
+              needs `--expert-parallel R`, and is measured alone
 
 There the limit of prompts and images is their operations by the rate of a large bfloat16 product.
 The limit of a decode is its bytes (chosen experts, all other weights of a step, every context) by
@@ -85,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if on_gpu:
         from jobs.bench.device.session import measure_device
 
-        return measure_device(parts, **common, is_dry=options.dry_run)
+        ranks = options.expert_parallel
+        return measure_device(parts, **common, num_ranks=ranks, is_dry=options.dry_run)
     from jobs.bench.cases.session import measure_cpus
 
     threads, ranks = options.threads, options.expert_parallel
@@ -94,23 +98,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refusal(options: argparse.Namespace, parts: Sequence[str]) -> str | None:
     """Return why these options cannot go together, or None."""
-    known = GPU_PARTS if options.device == "cuda" else CPU_PARTS
+    known = (*GPU_PARTS, "ranks") if options.device == "cuda" else CPU_PARTS
     if unknown := [part for part in parts if part not in known]:
         choice = f"choose from {', '.join(known)}"
         return f"{', '.join(unknown)}: no part of --device {options.device}; {choice}"
     if options.dry_run and options.device != "cuda":
         return "--dry-run tries what --device cuda measures: give both"
     if ("ranks" in parts) != (options.expert_parallel is not None):
-        return "ranks and --expert-parallel R go together, on CPUs"
+        return "ranks and --expert-parallel R go together"
+    is_alone = parts == ("ranks",) and options.compare is None
+    if options.device == "cuda" and options.expert_parallel and not is_alone:
+        return "on GPUs ranks are measured alone: leave out --compare and other parts"
     return None
 
 
 def default_parts(num_ranks: int | None, *, on_gpu: bool = False) -> tuple[str, ...]:
     """Return the parts to measure by default: all parts of one process, or the ranks."""
-    if on_gpu:
-        return GPU_PARTS
     if num_ranks is not None:
         return ("ranks",)
+    if on_gpu:
+        return GPU_PARTS
     return tuple(part for part in CPU_PARTS if part != "ranks")
 
 

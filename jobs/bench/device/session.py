@@ -13,11 +13,13 @@ from jobs.bench.command import print_json, print_value
 from jobs.bench.device.bench import DRY_SIZES, GIB, DeviceBench, Sizes, weights_gib
 from jobs.bench.device.clock import synchronise
 from jobs.bench.device.images import measure_questions, measure_vision
+from jobs.bench.device.ranks import measure_ranks
 from jobs.bench.device.rows import measure_rows
 from jobs.bench.device.text import measure_decode, measure_eager, measure_prefill
 from jobs.bench.measure.shapes import narrow
 from jobs.bench.measure.turns import Others
 from jobs.planning.shapes import moonlight
+from model.config import KimiVLConfig
 from model.memory import free_bytes
 
 LAYERS = 27  # as published
@@ -39,33 +41,44 @@ def measure_device(
     layers: int | None,
     num_sequences: tuple[int, ...] | None,
     compares: bool,
+    num_ranks: int | None,
     is_dry: bool,
 ) -> int:
-    """Measure the parts on the GPU, or on the CPU if the run is dry; return the exit code."""
-    if not is_dry and not torch.cuda.is_available():
-        reason = "torch sees no GPU on this machine; --dry-run tries this on the CPU"
-        print(f"engine: error: {reason}", file=sys.stderr)
-        return 2
-    device = torch.device("cpu" if is_dry else "cuda")
+    """Measure the parts on the GPU, or on the CPU if the run is dry; return the exit code.
+
+    With `num_ranks` so many GPUs are measured together, and no parts.
+    """
     try:
-        layers = None if is_dry else layers_that_fit(layers, free_bytes(device) / GIB, compares)
+        layers = None if is_dry else _layers_here(layers, compares, num_ranks or 1)
     except ValueError as error:
         print(f"engine: error: {error}", file=sys.stderr)
         return 2
     sizes = DRY_SIZES if is_dry else Sizes()
-    bench = DeviceBench(
-        config=narrow() if layers is None else moonlight(layers),
-        device=device,
-        compares=compares,
-        sizes=sizes if num_sequences is None else replace(sizes, num_sequences=num_sequences),
-    )
-    measured = _measure_all(parts, bench)
+    if num_sequences is not None:
+        sizes = replace(sizes, num_sequences=num_sequences)
+    config = narrow() if layers is None else moonlight(layers)
     shape = "narrow" if layers is None else f"moonlight-{layers}l"
+    if num_ranks is None:
+        device = torch.device("cpu" if is_dry else "cuda")
+        bench = DeviceBench(config=config, device=device, compares=compares, sizes=sizes)
+        measured = _measure_all(parts, bench)
+    else:
+        measured = _measure_ranks(config, sizes, num_ranks, is_dry=is_dry)
     print_json({"shape": shape, "dry_run": is_dry, **measured})
-    return 1 if measured["failed"] else 0
+    return 1 if measured.get("failed") else 0
 
 
-def layers_that_fit(layers: int | None, room_gib: float, compares: bool) -> int:
+def _layers_here(layers: int | None, compares: bool, num_ranks: int) -> int:
+    """Return the layers to measure; raise ValueError if these GPUs are not here, or too small."""
+    if not torch.cuda.is_available():
+        raise ValueError("torch sees no GPU on this machine; --dry-run tries this on the CPU")
+    if num_ranks > torch.cuda.device_count():
+        raise ValueError(f"{num_ranks} ranks need as many GPUs, not {torch.cuda.device_count()}")
+    room_gib = free_bytes(torch.device("cuda")) / GIB
+    return layers_that_fit(layers, num_ranks * room_gib, compares=compares)
+
+
+def layers_that_fit(layers: int | None, room_gib: float, *, compares: bool) -> int:
     """Return the layers to measure; a comparison takes fewer if two copies do not fit.
 
     Raises ValueError, which proposes a number: the network does not fit.
@@ -90,6 +103,20 @@ def _most_layers(room_gib: float, num_copies: int) -> int:
     """Return how many layers fit; all but the first one are equally large."""
     least, next_ = (weights_gib(moonlight(n), num_copies) for n in (_LEAST, _LEAST + 1))
     return _LEAST + math.floor((room_gib - least) / (next_ - least))
+
+
+def _measure_ranks(
+    config: KimiVLConfig, sizes: Sizes, num_ranks: int, *, is_dry: bool
+) -> dict[str, object]:
+    found = {
+        "device": "cpu" if is_dry else "cuda",
+        "torch": torch.__version__,
+        "layers": config.text.num_hidden_layers,
+        **measure_ranks(config, sizes, num_ranks, is_dry=is_dry),
+    }
+    for name, value in found.items():
+        print_value(name, value)
+    return found
 
 
 def _about(bench: DeviceBench) -> dict[str, object]:

@@ -16,6 +16,7 @@ from model.engine.sequence import SamplingParams
 from model.inputs.prompt import Prompt
 from model.inputs.tokenizer import Tokenizer
 from model.network.kimi_vl import KimiVL
+from model.network.moe import Shards
 from model.network.vision import Grid
 from model.network.weights import empty_model
 from parallel.ranks.worker import Engine as AnyEngine
@@ -35,13 +36,16 @@ def narrow() -> KimiVLConfig:
     return replace(published, text=text, vision=vision, media_token_id=text.vocab_size - 1)
 
 
-def random_model(config: KimiVLConfig, device: torch.device | None = None) -> KimiVL:
+def random_model(
+    config: KimiVLConfig, device: torch.device | None = None, shards: Shards | None = None
+) -> KimiVL:
     """Make the network in bfloat16, with random weights that keep activations near one.
 
-    They are made on `device`, by default the CPU. Raises ValueError: they do not fit there.
+    They are made on `device`, by default the CPU; `shards` are those of `KimiVL`. Raises
+    ValueError: they do not fit there.
     """
     device = device or torch.device("cpu")
-    model = empty_model(config, torch.bfloat16, device)
+    model = empty_model(config, torch.bfloat16, device, shards)
     noise = Noise(device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

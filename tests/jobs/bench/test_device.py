@@ -20,6 +20,7 @@ from jobs.planning.network import Network
 from jobs.planning.shapes import moonlight
 
 DRY = ("--device", "cuda", "--dry-run")
+RANKS = (*DRY, "--expert-parallel", "2")
 CPU = torch.device("cpu")
 PUBLISHED = Network(moonlight(27))
 
@@ -69,6 +70,18 @@ def test_the_same_work_is_done_by_transformers_in_turns(capsys):
     assert measured["decode_vs_transformers"].keys() == {"2"}
     assert measured["prefill_vs_transformers"].keys() == {"48", "192"}
     assert measured["vision_vs_transformers"].keys() == {"image", "frames"}
+
+
+@pytest.mark.slow
+def test_ranks_share_a_copy_in_lockstep(capsys):
+    code, _, measured = measure(capsys, "--expert-parallel", "2", "--sequences", "1,3")
+    assert code == 0
+    assert (measured["ranks"], measured["dry_run"]) == (2, True)
+    assert measured["ranks_prefill_tokens_per_s"] > 0
+    for key in ("tokens_per_s", "of_limit", "step_ms", "experts_per_layer"):
+        assert measured[f"ranks_decode_{key}"].keys() == {"1", "3"}
+    # Each rank holds 8 of the 16 experts of the narrow shape.
+    assert all(0 < number <= 8 for number in measured["ranks_decode_experts_per_layer"].values())
 
 
 def test_a_part_that_fails_is_named_and_does_not_cost_the_others(capsys, monkeypatch):
@@ -123,7 +136,9 @@ def test_the_names_of_the_parts_are_those_that_can_be_measured():
         pytest.param(["--dry-run"], "--dry-run tries what --device cuda measures", id="dry CPU"),
         pytest.param(["--only", "rows"], "rows: no part of --device cpu", id="part of a GPU"),
         pytest.param([*DRY, "--only", "clips"], "clips: no part of --device cuda", id="of a CPU"),
-        pytest.param([*DRY, "--expert-parallel", "2"], "ranks and --expert-par", id="ranks"),
+        pytest.param([*DRY, "--only", "ranks"], "ranks and --expert-parallel R go", id="ranks"),
+        pytest.param([*RANKS, "--compare", "transformers"], "measured alone", id="ranks compared"),
+        pytest.param([*RANKS, "--only", "ranks,rows"], "measured alone", id="ranks and parts"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(arguments, message, capsys):
