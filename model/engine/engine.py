@@ -232,7 +232,7 @@ class Engine:
         layers = self.model.experts
         if not layers:
             return {}
-        rows = torch.stack([moe.rows_computed for moe in layers.values()]).cpu().numpy()
+        rows = torch.stack([moe.experts.rows_computed for moe in layers.values()]).cpu().numpy()
         load = np.zeros((len(layers), self.model.config.text.n_routed_experts), np.int64)
         for number, moe in enumerate(layers.values()):
             load[number, list(moe.local_experts)] = rows[number]

@@ -1,1 +1,1 @@
-"""Triton kernels for GPUs; the plain torch form of each stays beside its caller."""
+"""Triton kernels that take the place of plain torch on GPUs; each is tested against its twin."""
