@@ -3,20 +3,26 @@
     python -m jobs.plan
     python -m jobs.plan --gpus 64 --gpu l4 --visual-tokens 4096 --generated-tokens 500
     python -m jobs.plan --model checkpoint/ --gpus 8 --tflops 300 --memory-gbs 1500
+    python -m jobs.plan --gpus 8 --measured gpu.txt
 
 For each number of GPUs and each number R of ranks that share a copy, a table shows the memory of a
 rank, the milliseconds of a step, the share of exchanges, and rows per day. `<-` marks the choice:
 the most rows per day, or among nearly equal ones (3 %) the fewest ranks. The options in the line
 below the table run a job that way, with the number of sequences and the cache that the model
 assumed. The last line is JSON. Sizes come from config.json of the checkpoint, or are those of
-Kimi-VL-A3B as published.
+Kimi-VL-A3B as published. `--measured FILE` takes the rates of a GPU from the output of
+`python -m jobs.bench.engine --device cuda`; options in the group `machine` win over both.
 
 The model assumes the following, and is wrong where your case differs:
   * Weights, cache and exchanged rows are bfloat16. Matrix products, memory reads and links each
-    reach a fixed share of their peak in the data sheet (--product-share, --memory-share,
-    --link-share).
+    reach a fixed share of their peak in the data sheet (--product-share, --vision-share,
+    --memory-share, --link-share). The defaults follow from aims and not from measurements: half of
+    a card's own rate of products and 0.4 of its own rate of copies, guessed at 0.7 and 0.87 of the
+    data sheet.
   * A step is the sum of its operations, each bound by arithmetic or by memory. Nothing overlaps,
-    although shared experts do run during exchanges. Each layer takes at least --launch-us.
+    although shared experts do run during exchanges. Each layer takes at least --launch-us, or
+    --replay-us in decodes of a rank that is alone, which CUDA graphs replay. The defaults follow
+    from 1,500 operations of a decode step, which was counted, with guesses of 6 and 2.5 us each.
   * Tokens choose experts uniformly; the busiest rank's experts have --skew times the mean, and the
     busiest rank has 1 / --level times the mean tokens (both have no effect for R = 1).
   * Ranks use all_to_all: a row is sent to another rank at most once each way. Each layer has three
@@ -26,6 +32,9 @@ The model assumes the following, and is wrong where your case differs:
     prompts are computed --step-tokens at a time. Nine tenths of the memory are used.
   * Media decoding (on CPUs), the start and end of a run, failures and shared prefixes are left out.
     So rows per day are an upper limit, and the model ranks choices better than it predicts times.
+With --measured, shares are those of the measured prefill, frames and decode (the number of
+sequences that is nearest to --batch-size), and the least time of a layer is its part of the step
+with the fewest sequences. Links stay those of the data sheet.
 The model has not been compared with a GPU. BENCHMARKS.md compares it with steps of one rank on a
 CPU: the predicted times are a lower bound, and the engine reaches about 0.65 of that speed.
 """
@@ -41,19 +50,23 @@ from pathlib import Path
 from jobs.cli.options import Formatter, Parser, count, positive, positive_list
 from jobs.planning.group_layout import GroupLayout, Planner, Rows, best
 from jobs.planning.hardware import GPUS, Hardware
+from jobs.planning.measured import MeasuredGpu
 from jobs.planning.network import Network
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
 _LAYERS = 27  # as published
+_GPU = "h100"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table for each number of GPUs, and JSON; return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
-        hardware = _hardware(options)
+        measured = MeasuredGpu.read(options.measured) if options.measured else None
+        gpu = options.gpu or (measured and measured.preset) or _GPU
+        hardware = _hardware(options, gpu, measured)
         model, layers = options.model, options.layers
         network = Network(KimiVLConfig.from_checkpoint(model) if model else moonlight(layers))
     except ValueError as error:
@@ -67,10 +80,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{options.generated_tokens} generated tokens"
     )
     rates = ", ".join(f"{name} {value:g}" for name, value in asdict(hardware).items())
-    print(f"{options.gpu}: {rates}")
+    print(f"{gpu}: {rates}")
+    if measured is not None:
+        print(_origin(measured, gpu, network))
     plans = [_plan(planner, num_gpus, options.ranks) for num_gpus in options.gpus]
-    print(json.dumps({"gpu": options.gpu, "hardware": asdict(hardware), "plans": plans}))
+    about = {"gpu": gpu, "measured": measured and measured.card, "hardware": asdict(hardware)}
+    print(json.dumps({**about, "plans": plans}))
     return 0
+
+
+def _origin(measured: MeasuredGpu, gpu: str, network: Network) -> str:
+    """Say what was measured, and on how much of the network."""
+    text = (
+        f"measured on {measured.card} with torch {measured.torch} and {measured.layers} layers; "
+        f"links as in the data sheet of {gpu}"
+    )
+    layers = network.config.text.num_hidden_layers
+    if measured.layers < layers:
+        text += (
+            f"\n{layers} layers are scaled from {measured.layers}; what a step does once counts as "
+            "a part of its layers, so times are rather too long"
+        )
+    return text
 
 
 def _plan(planner: Planner, num_gpus: int, ranks: Sequence[int]) -> dict[str, object]:
@@ -107,13 +138,17 @@ def _advice(chosen: GroupLayout | None) -> str:
     )
 
 
-def _hardware(options: argparse.Namespace) -> Hardware:
-    """Return the preset of the GPU, with the values that the user gave."""
+def _hardware(options: argparse.Namespace, gpu: str, measured: MeasuredGpu | None) -> Hardware:
+    """Return the preset of the GPU, with what was measured, and with what the user gave."""
+    hardware = GPUS[gpu]
+    if measured is not None:
+        hardware = measured.hardware(hardware, options.most_sequences)
     given = {field.name: getattr(options, field.name) for field in fields(Hardware)}
-    return replace(GPUS[options.gpu], **{k: v for k, v in given.items() if v is not None})
+    return replace(hardware, **{k: v for k, v in given.items() if v is not None})
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the options."""
     parser = Parser(prog="python -m jobs.plan", description=__doc__, formatter_class=Formatter)
     _add_machine(parser.add_argument_group("machine"))
     add = parser.add_argument_group("rows").add_argument
@@ -126,7 +161,8 @@ def _parser() -> Parser:
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     add, ranks = group.add_argument, ",".join(map(str, _RANKS))
     add("--gpus", type=positive_list, default="1,8,64,512", metavar="N,...", help=_HELP["gpus"])
-    add("--gpu", choices=sorted(GPUS), default="h100", help="kind of GPU")
+    add("--gpu", choices=sorted(GPUS), help=_HELP["gpu"])
+    add("--measured", type=Path, metavar="FILE", help=_HELP["measured"])
     add("--gpus-per-node", type=positive, default=8, metavar="N", help="GPUs that share a node")
     add("--ranks", type=positive_list, default=ranks, metavar="R,...", help=_HELP["ranks"])
     for field in fields(Hardware):
@@ -136,6 +172,8 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 _HELP = {
     "gpus": "total numbers of GPUs",
+    "gpu": f"kind of GPU; default: the one that was measured, or {_GPU}",
+    "measured": "output of `python -m jobs.bench.engine --device cuda`, for the rates of the GPU",
     "ranks": "numbers of ranks per group to compare",
     "tflops": "TFLOP/s of dense bf16 products, in place of the data sheet",
     "memory_gbs": "memory bandwidth, in GB/s",
@@ -144,10 +182,12 @@ _HELP = {
     "net_gbs": "network bandwidth of a GPU between nodes, in GB/s each way",
     "link_latency_us": "latency of a collective within a node, in microseconds; default: 30",
     "net_latency_us": "latency of a collective between nodes, in microseconds; default: 60",
-    "product_share": "share of --tflops that products reach; default: 0.5",
-    "memory_share": "share of --memory-gbs that reads reach; default: 0.7",
+    "product_share": "share of --tflops that products reach; default: 0.35",
+    "vision_share": "share of --tflops that products of images reach; default: 0.35",
+    "memory_share": "share of --memory-gbs that reads reach; default: 0.35",
     "link_share": "share of the bandwidth that exchanges reach; default: 0.7",
-    "launch_us": "least time of a layer, in microseconds; default: 250",
+    "launch_us": "least time of a layer that the host launches, in microseconds; default: 333",
+    "replay_us": "least time of a layer that a CUDA graph replays, in microseconds; default: 139",
 }
 
 

@@ -17,6 +17,7 @@ from jobs import (
     describe_images,
     doctor,
     parse_documents,
+    plan,
     review,
     sweep_videos,
 )
@@ -26,7 +27,7 @@ from tests.conftest import ROOT
 from tests.pages import ALL, DOCUMENTS, PAGES, SITE, anchors, code_names, fences, prose
 
 FOLDERS = ("model", "parallel", "pipeline", "jobs", "tests")
-JOBS = (caption_videos, describe_images, doctor, parse_documents, review, sweep_videos)
+JOBS = (caption_videos, describe_images, doctor, parse_documents, plan, review, sweep_videos)
 # Options of other programs that the pages name.
 FOREIGN_OPTIONS = {"--head", "--working-dir"}
 

@@ -102,6 +102,7 @@ def _compare(checkpoint: Path, num_ranks: int, measured: Measured) -> Iterator[d
         tflops=measured.gflops / 1e3, memory_gbs=measured.memory_gbs, memory_gib=24,
         link_gbs=measured.link_gbs, net_gbs=measured.link_gbs, link_latency_us=measured.latency_us,
         product_share=1, memory_share=1, link_share=1, launch_us=0,
+        replay_us=0,
     )  # fmt: skip
     rows = Rows(
         visual_tokens=0, text_tokens=_PROMPT_LEN, generated_tokens=_DECODES, frame_tokens=256,

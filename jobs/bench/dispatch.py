@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from jobs.bench.command import bench_parser, print_json, print_rows
 from jobs.bench.measure.ranks import run_on_ranks
-from jobs.cli.options import positive, positive_list
+from jobs.cli.options import Parser, positive, positive_list
 from jobs.planning.network import least_rows
 from model.malloc import keep_freed_memory
 from parallel.experts.collectives import all_gather_single, reduce_scatter_single
@@ -43,7 +43,7 @@ Timed = tuple[float, float, Callable[[], None]]  # rows and bytes per token, the
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all dispatchers, print a table and a JSON object; return the exit code."""
-    options = _parse(arguments)
+    options = make_parser().parse_args(arguments)
     print(
         f"D {options.hidden}, E {options.experts}, K {options.top_k}, {_DTYPE}, "
         f"wire {options.wire_dtype}, {options.device}"
@@ -156,7 +156,8 @@ def _time_us(call: Callable[[], None], group: dist.ProcessGroup, device: torch.d
     return statistics.median(times[_WARM_UP:]) * 1e6
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """Make the parser of the options."""
     parser = bench_parser("jobs.bench.dispatch", __doc__)
     add = parser.add_argument
     add("--ranks", type=positive_list, default="2,4,8", metavar="R,...", help="group sizes")
@@ -171,7 +172,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="type of the rows that are sent to experts",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="device of the ranks")
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class Planner:
         num_decodes = rows.generated_tokens / num_sequences
         exchange_s = num_prefills * prefill.exchange_s + num_decodes * decode.exchange_s
         row_s = (
-            self._hardware.seconds(vision.flops, 0.0)  # many frames share one read of the weights
+            self._hardware.vision_seconds(vision.flops)
             + num_prefills * prefill.seconds
             + num_decodes * decode.seconds
         )
@@ -150,9 +150,12 @@ class Planner:
         compute_s = sum(hardware.seconds(work.flops, work.num_bytes) for work in works)
         experts_s = hardware.seconds(skew * experts.flops, experts.num_bytes)
         compute_s += network.num_moe_layers * experts_s
-        launch_s = network.config.text.num_hidden_layers * hardware.launch_us / 1e6
+        # In an exchange by all_to_all the host waits, which no CUDA graph can do.
+        is_replayed = is_decode and num_ranks == 1
+        layer_us = hardware.replay_us if is_replayed else hardware.launch_us
+        least_s = network.config.text.num_hidden_layers * layer_us / 1e6
         exchange_s = self.exchange_s(num_ranks, num_tokens)
-        return StepTime(max(compute_s, launch_s), exchange_s)
+        return StepTime(max(compute_s, least_s), exchange_s)
 
     def exchange_s(self, num_ranks: int, num_tokens: float) -> float:
         """Return the seconds of the exchanges of a step: one for its plan, and those of layers."""

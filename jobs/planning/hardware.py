@@ -14,10 +14,16 @@ class Hardware:
     net_gbs: float  # GB/s each way, of each device, to other nodes
     link_latency_us: float = 30.0  # of a collective of small rows within a node
     net_latency_us: float = 60.0  # of such a collective between nodes
-    product_share: float = 0.5
-    memory_share: float = 0.7
+    # Half of a card's own rate of products and 0.4 of its own rate of copies are aims.
+    # These own rates are guessed to be 0.7 and 0.87 of the data sheet.
+    product_share: float = 0.35  # of prompts
+    vision_share: float = 0.35  # of images
+    memory_share: float = 0.35
     link_share: float = 0.7
-    launch_us: float = 250.0  # for the host to launch a layer's kernels: the least time of a layer
+    # The least time of a layer. A decode step has at most 1,500 operations in 27 layers, and each
+    # takes the host some 6 us, or the device some 2.5 us when a CUDA graph replays it.
+    launch_us: float = 333.0  # launched by the host
+    replay_us: float = 139.0  # replayed from a CUDA graph
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -33,6 +39,10 @@ class Hardware:
     def bytes_per_s(self) -> float:
         """Bytes per second that memory reads reach."""
         return self.memory_gbs * 1e9 * self.memory_share
+
+    def vision_seconds(self, flops: float) -> float:
+        """Return the seconds of images; many share one read of the weights."""
+        return flops / (self.tflops * 1e12 * self.vision_share)
 
     def seconds(self, flops: float, num_bytes: float) -> float:
         """Return the seconds of work that is bound by arithmetic or by memory."""

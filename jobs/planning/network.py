@@ -41,6 +41,11 @@ class Network:
         return 3 * self.config.text.hidden_size * self.config.text.moe_intermediate_size
 
     @property
+    def expert_bytes(self) -> int:
+        """Bytes of one routed expert."""
+        return BF16_BYTES * self.num_expert_parameters
+
+    @property
     def num_moe_layers(self) -> int:
         """Number of layers with routed experts."""
         text = self.config.text
@@ -80,7 +85,7 @@ class Network:
         rows = num_tokens * text.num_experts_per_tok
         return Work(
             2 * rows * self.num_expert_parameters,
-            held * (1 - unseen) * self.num_expert_parameters * BF16_BYTES,
+            held * (1 - unseen) * self.expert_bytes,
         )
 
     def attention(self, num_tokens: float, context_len: float, *, is_decode: bool) -> Work:

@@ -54,6 +54,15 @@ GIB = 1 << 30
 _GATHER_STEPS = 16  # of pure decodes between prompts, where graphs replay them
 
 
+def make_fast(model: KimiVL) -> None:
+    """Replace, in place, what the device of this model computes faster in another way."""
+    prepack(model)
+    if kernels.are_usable(model):
+        kernels.install(model)
+    # After prepacking: the memory of the plain weights has gone back to the system.
+    keep_freed_memory()
+
+
 @dataclass(frozen=True)
 class StepTurn:
     """What the ranks that step together have agreed on."""
@@ -132,11 +141,7 @@ class Engine:
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
         device = torch.device(config.device)
         model = load_model(directory, dtype=dtype, device=device, shards=shards)
-        prepack(model)
-        if kernels.are_usable(model):
-            kernels.install(model)
-        # After prepacking: the memory of the plain weights has gone back to the system.
-        keep_freed_memory()
+        make_fast(model)
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
         return cls(model, tokenizer, config)
 

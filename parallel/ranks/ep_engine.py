@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -71,9 +72,7 @@ def load_shard(
     """Load the weights of this rank of a group that it has already joined."""
     dispatcher = StepDispatcher(topologies, group, torch.device(config.device), exchange)
     engine = Engine.from_checkpoint(checkpoint, config, dispatcher.shards().__getitem__)
-    dispatcher.filled_size = engine.graph_size
-    min_tokens = config.max_step_tokens if engine.replays_graphs else 0
-    return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin, min_tokens), dispatcher)
+    return ExpertParallelEngine.join(engine, group, dispatcher)
 
 
 class ExpertParallelEngine:
@@ -88,6 +87,13 @@ class ExpertParallelEngine:
         self._engine = engine
         self._lockstep = lockstep
         self._dispatcher = dispatcher
+
+    @classmethod
+    def join(cls, engine: Engine, group: dist.ProcessGroup, dispatcher: StepDispatcher) -> Self:
+        """Let an engine, whose experts have this dispatcher, step together with its group."""
+        dispatcher.filled_size = engine.graph_size
+        min_tokens = engine.config.max_step_tokens if engine.replays_graphs else 0
+        return cls(engine, Lockstep(group, dispatcher.begin, min_tokens), dispatcher)
 
     def add(
         self, request_id: str, prompt: Prompt, params: SamplingParams, *, own_step: bool = False

@@ -25,7 +25,7 @@ _QUEUED_SHARE = 4  # of the rows that keep the engines busy
 _READ_ROWS = 8  # given to a preparer together, where there are many
 _BATCHES_AHEAD = 16
 # A row costs a client 5 to 15 ms of a processor (docs/benchmarks-history.md), and more with more
-# pixels; `jobs.plan` expects of a GPU some 20 rows a second.
+# pixels; `jobs.plan` expects of an H100 some 12 rows a second.
 _ENGINES_PER_CLIENT = 2
 # On CPUs an engine that answers rows one by one takes them from what prepares the next.
 _ADMISSION = AdmissionPolicy(min_batch=16, max_wait_s=1.0)

@@ -1,13 +1,14 @@
 """The commands of README and docs/, run as they stand there on small inputs, without Ray.
 
 `--model` is the demo checkpoint in place of Kimi-VL, and jobs run `--inline`. What needs a cluster,
-a GPU, the network or a person stands in `NOT_RUN` with the reason; of a job that is submitted to a
-cluster the arguments are parsed.
+a GPU, the network or a person stands in `NOT_RUN` with the reason; of what is a job or a benchmark
+of ours, also of a job that is submitted to a cluster, the arguments are parsed.
 """
 
 import functools
 import importlib
 import io
+import itertools
 import json
 import re
 
@@ -22,6 +23,7 @@ from jobs.review_page.rows import read_output
 from jobs.review_page.verdicts import VERDICT_FORMAT
 from tests.clips import make_video
 from tests.conftest import ROOT
+from tests.jobs.planning.test_measured import MEASURED
 from tests.pages import PAGES, README, commands, fences, files
 from tests.pipeline.pdfs import make_pdf
 
@@ -41,7 +43,9 @@ NOT_RUN = {
     ("ray", "stop"): "ends a cluster",
     ("ray", "job", "submit"): "needs a cluster; tests/jobs/test_submit.py has one",
     ("MOONSWEEP_REQUIRE_GPU=1", "pytest"): "needs a GPU",
-    ("python", "-m", "jobs.bench.engine"): "takes minutes of a quiet machine",
+    ("python", "-m", "jobs.bench.engine"): "takes minutes of a quiet machine, or a GPU",
+    ("python", "-m", "jobs.bench.dispatch"): "needs eight GPUs",
+    ("python", "-m", "jobs.caption_videos", "--device", "cuda"): "needs eight GPUs",
     ("python", "-m", "pdb"): "needs a person; the job behind it runs",
 }
 # Jobs that are planned with --dry-run in place of --inline -> why.
@@ -89,14 +93,21 @@ def follow(command, capfd):
         command = ["python", *command[command.index("-m", 3) :]]
     elif begins(command, ("ray", "job", "submit")):
         script, *arguments = command[command.index("--") + 1 :]
-        job_of(script.removesuffix(".py").replace("/", ".")).make_parser().parse_args(arguments)
+        parse(script.removesuffix(".py").replace("/", "."), arguments)
         return
     elif begins(command, ("make",)):
         assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
     elif any(begins(command, beginning) for beginning in NOT_RUN):
+        if begins(command, ("python", "-m")):
+            parse(command[2], itertools.takewhile(lambda word: word != "|", command[3:]))
         return
     assert run(command) == 0, (command, capfd.readouterr().err)
+
+
+def parse(module, arguments):
+    """Parse the arguments of a module of ours; SystemExit if they are wrong."""
+    job_of(module).make_parser().parse_args([*arguments])
 
 
 def run(command):
@@ -116,6 +127,8 @@ def job_of(module):
 
 def prepare(page, folder):
     """Make what a page takes for granted beside its inputs."""
+    if page == "proving-on-gpu.md":
+        (folder / "gpu.txt").write_text(json.dumps(MEASURED))
     if page == "README.md":
         (folder / "demo-output").mkdir()
         write_clips(folder / "demo-output" / "clips.parquet", 2, seed=0)

@@ -30,8 +30,10 @@ class Reference:
     """
 
     def __init__(self, model: KimiVL) -> None:
+        self._device = model.device
         self._decoder = _decoder(model)
-        self._tower = _tower(model.config.vision)
+        with model.device:
+            self._tower = _tower(model.config.vision)
         self._projector = model.multi_modal_projector
 
     @torch.inference_mode()
@@ -49,19 +51,20 @@ class Reference:
         all, they would choose the same experts.
         """
         vocab_size = self._decoder.config.vocab_size
-        prompt = torch.randint(0, vocab_size, (1, context_len))
+        prompt = torch.randint(0, vocab_size, (1, context_len), device=self._device)
         cache = self._decoder(prompt, use_cache=True, logits_to_keep=1).cache
         cache.batch_repeat_interleave(num_sequences)
         for layer in cache.layers:
             for tensor in (layer.keys, layer.values):
                 tensor.normal_(std=float(tensor.float().std()))
-        return Decoding(self._decoder, cache, torch.randint(0, vocab_size, (num_sequences, 1)))
+        tokens = torch.randint(0, vocab_size, (num_sequences, 1), device=self._device)
+        return Decoding(self._decoder, cache, tokens)
 
     @torch.inference_mode()
     def encode_images(self, patches: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
         """Encode patches [P, 3, patch, patch] uint8 to features [V, D], through our projector."""
         pixels = (patches.float() / 255.0 - 0.5) / 0.5
-        grid_thw = torch.tensor([(1, height, width) for height, width in grid_hw])
+        grid_thw = torch.tensor([(1, *grid) for grid in grid_hw], device=self._device)
         output = self._tower(pixels.bfloat16(), grid_thw=grid_thw)
         return self._projector(output.pooler_output)
 
@@ -96,7 +99,7 @@ def _decoder(model: KimiVL) -> DeepseekV3ForCausalLM:
         decoder = DeepseekV3ForCausalLM(config)
     state = model.language_model.state_dict()
     decoder.load_state_dict(state, strict=True, assign=True)
-    decoder.model.rotary_emb = type(decoder.model.rotary_emb)(config)
+    decoder.model.rotary_emb = type(decoder.model.rotary_emb)(config).to(model.device)
     return decoder.eval()
 
 

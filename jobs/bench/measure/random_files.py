@@ -20,11 +20,12 @@ _LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.")
 
 
 class Noise:
-    """Random numbers that fill matrices of any size and keep activations near one."""
+    """Random numbers on a device that fill matrices of any size and keep activations near one."""
 
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self._numbers = torch.empty(_NUM_RANDOM).uniform_(-1, 1, generator=generator)
+    def __init__(self, device: torch.device | None = None) -> None:
+        generator = torch.Generator(device or "cpu").manual_seed(0)
+        numbers = torch.empty(_NUM_RANDOM, device=device)
+        self._numbers = numbers.uniform_(-1, 1, generator=generator)
 
     def fill(self, weights: Tensor) -> Tensor:
         """Fill `weights` [..., inputs], scaled by the number of inputs, and return it."""

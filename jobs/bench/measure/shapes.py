@@ -16,6 +16,7 @@ from model.engine.sequence import SamplingParams
 from model.inputs.prompt import Prompt
 from model.inputs.tokenizer import Tokenizer
 from model.network.kimi_vl import KimiVL
+from model.network.moe import Shards
 from model.network.vision import Grid
 from model.network.weights import empty_model
 from parallel.ranks.worker import Engine as AnyEngine
@@ -35,10 +36,17 @@ def narrow() -> KimiVLConfig:
     return replace(published, text=text, vision=vision, media_token_id=text.vocab_size - 1)
 
 
-def random_model(config: KimiVLConfig) -> KimiVL:
-    """Make the network in bfloat16, with random weights that keep activations near one."""
-    model = empty_model(config, torch.bfloat16, torch.device("cpu"))
-    noise = Noise()
+def random_model(
+    config: KimiVLConfig, device: torch.device | None = None, shards: Shards | None = None
+) -> KimiVL:
+    """Make the network in bfloat16, with random weights that keep activations near one.
+
+    They are made on `device`, by default the CPU; `shards` are those of `KimiVL`. Raises
+    ValueError: they do not fit there.
+    """
+    device = device or torch.device("cpu")
+    model = empty_model(config, torch.bfloat16, device, shards)
+    noise = Noise(device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
@@ -49,12 +57,17 @@ def random_model(config: KimiVLConfig) -> KimiVL:
 
 
 def engine_for(model: KimiVL, max_batch_size: int, num_threads: int, cache_gib: float) -> Engine:
-    """Make an engine; its tokenizer decodes to no text, because text is not measured."""
-    bytes_alone = {bytes([byte]): byte for byte in range(256)}
-    tokenizer = Tokenizer(bytes_alone, {}, vocab_size=model.config.text.vocab_size)
+    """Make an engine on a CPU; see `engine_with`."""
     config = EngineConfig(
         max_batch_size=max_batch_size, cache_gib=cache_gib, num_threads=num_threads
     )
+    return engine_with(model, config)
+
+
+def engine_with(model: KimiVL, config: EngineConfig) -> Engine:
+    """Make an engine; its tokenizer decodes to no text, because text is not measured."""
+    bytes_alone = {bytes([byte]): byte for byte in range(256)}
+    tokenizer = Tokenizer(bytes_alone, {}, vocab_size=model.config.text.vocab_size)
     return Engine(model, tokenizer, config)
 
 

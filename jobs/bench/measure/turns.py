@@ -101,6 +101,6 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def by_key(found: Mapping[Any, Mapping[str, object]]) -> dict[str, object]:
-    """Turn measurements by case and key into measurements by key and case."""
+    """Turn measurements by case and key into measurements by key and case that has it."""
     keys = dict.fromkeys(key for each in found.values() for key in each)
-    return {key: {case: each[key] for case, each in found.items()} for key in keys}
+    return {key: {case: each[key] for case, each in found.items() if key in each} for key in keys}

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from jobs.bench import engine
+from jobs.bench.cases import session
 from jobs.bench.cases.text import touched_experts
 from jobs.bench.cases.workbench import Sizes, Workbench
 from jobs.bench.measure.limits import BareProducts
@@ -75,7 +76,7 @@ def bench(tiny_shape):
 @pytest.mark.slow
 def test_all_parts_report_their_numbers(bench):
     parts = engine.default_parts(None)
-    measured = json.loads(json.dumps(engine.run(parts, bench)))
+    measured = json.loads(json.dumps(session.run(parts, bench)))
     by_sequences = {"1", "3"}
     for key in ("decode_tokens_per_s", "decode_of_limit", "decode_vs_transformers"):
         assert measured[key].keys() == by_sequences
@@ -96,7 +97,7 @@ def test_all_parts_report_their_numbers(bench):
 @pytest.mark.slow
 def test_ranks_are_measured_beside_one_engine_and_beside_groups(bench):
     bench.sizes = replace(TINY_SIZES, num_sequences=(1, 2, 4))
-    measured = json.loads(json.dumps(engine.run(engine.default_parts(2), bench)))
+    measured = json.loads(json.dumps(session.run(engine.default_parts(2), bench)))
     assert measured["ranks"] == 2
     assert measured["ranks_prefill_tokens_per_s"].keys() == {"one", "ranks", "groups"}
     assert measured["ranks_decode_tokens_per_s"].keys() == {"2", "4"}  # 1 cannot be divided

@@ -30,8 +30,9 @@ ROWS = Rows(
     num_copies=0,
 )
 FREE = Hardware(  # but for what a test sets
-    tflops=1e12, memory_gbs=1e12, memory_gib=1e6, link_gbs=1e12, net_gbs=1e12, launch_us=0
-)
+    tflops=1e12, memory_gbs=1e12, memory_gib=1e6, link_gbs=1e12, net_gbs=1e12,
+    launch_us=0, replay_us=0,
+)  # fmt: skip
 PUBLISHED = Network(moonlight(27))
 
 
@@ -92,8 +93,21 @@ def test_exchanges_take_their_latencies_and_bytes():
 
 
 def test_a_layer_takes_its_launches_at_least():
-    step = planner(replace(FREE, launch_us=100)).decode_step(1, 1)
-    assert step.seconds == pytest.approx(27 * 100e-6)
+    launched = planner(replace(FREE, launch_us=100))
+    assert launched.prefill_step(1, 1).seconds == pytest.approx(27 * 100e-6)
+    assert launched.decode_step(2, 1).compute_s == pytest.approx(27 * 100e-6)
+    assert launched.decode_step(1, 1).seconds < 1e-6
+    replayed = planner(replace(FREE, replay_us=100))
+    assert replayed.decode_step(1, 1).seconds == pytest.approx(27 * 100e-6)
+    assert replayed.prefill_step(1, 1).seconds < 1e-6
+
+
+def test_images_have_a_share_of_products_of_their_own():
+    whole = replace(FREE, tflops=100, product_share=1, vision_share=1)
+    half = replace(whole, vision_share=0.5)
+    rows = [86400 / planner(each).layout(1, 1).rows_per_day for each in (whole, half)]
+    vision = PUBLISHED.vision(ROWS.visual_tokens, ROWS.frame_tokens)
+    assert rows[1] - rows[0] == pytest.approx(vision.flops / 100e12)
 
 
 def test_a_network_that_does_not_fit_one_gpu_is_shared():
