@@ -303,3 +303,15 @@ def test_a_capacity_travels_as_numbers(checkpoint):
     assert isinstance(found.batch_size, int)
     assert found.is_batch_given is True
     assert Capacity.of({"steps": 3.0}) is None
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_everything_stays_within_its_share(checkpoint, processor):
+    engine = Engine.from_checkpoint(checkpoint, EngineConfig(device="cuda"))
+    free, card = torch.cuda.mem_get_info()
+    capacity = engine.capacity
+    assert capacity.batch_size == default_batch_size("cuda", card)
+    assert capacity.card_gib * GIB == pytest.approx(card)
+    assert capacity.step_gib > 0
+    assert card - free < 0.95 * card
+    assert len(answers(engine, processor)) == 2
