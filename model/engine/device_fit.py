@@ -40,7 +40,8 @@ def fit_device(
     batch_size = config.max_batch_size or default_batch_size(device.type, card)
     if card and not is_cache_given:
         memory = measure(lambda: worst_step(batch_size), device)
-        kept = kept_bytes(config.feature_cache_gib, has_graphs=config.cuda_graphs)
+        has_graphs = config.cuda_graphs is not False and model.never_waits
+        kept = kept_bytes(config.feature_cache_gib, has_graphs=has_graphs)
         num_bytes = cache_bytes(memory, kept, blocks_for(max_model_len) * block_bytes)
         origin = f"the {num_bytes / GIB:.2f} GiB that a worst-case step leaves"
     else:

@@ -55,6 +55,8 @@ class StepParts:
         ]
         while parts:
             part, level = parts.pop(0)
+            if part and not (part := _with_blocks(part)):
+                continue  # an earlier part has shown that these sequences have ended
             reason, results = _try(compute, part)
             finished += results
             if reason is None:
@@ -67,7 +69,6 @@ class StepParts:
             else:
                 has_given_up = True
                 finished += give_up(part[0], reason)
-                parts = [(left, at) for each, at in parts if (left := _with_blocks(each))]
         self._note(self._num_parts if has_given_up else num_parts)
         return finished
 

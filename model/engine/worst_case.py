@@ -71,14 +71,14 @@ def take_worst_step(
     num_blocks = sum(blocks_for(len(prompt.token_ids) + 1) + 1 for prompt in prompts)
     # Half a block more, so that the fraction is not rounded to one block less.
     cache_gib = (num_blocks + 0.5) * LatentCache.block_bytes(text, model.dtype) / GIB
-    config = replace(config, max_batch_size=batch_size, cache_gib=cache_gib, cuda_graphs=False)
-    engine = make_engine(replace(config, cache_fraction=None))
+    config = replace(config, max_batch_size=batch_size, cache_gib=cache_gib, cache_fraction=None)
+    engine = make_engine(replace(config, cuda_graphs=False, runs_ahead=False))
     for number, prompt in enumerate(prompts):
         engine.add(str(number), prompt, _SAMPLING)
-    counts = [moe.rows_computed.clone() for moe in model.experts.values()]
+    counts = [moe.experts.rows_computed.clone() for moe in model.experts.values()]
     compute(engine)
     for moe, count in zip(model.experts.values(), counts, strict=True):
-        moe.rows_computed.copy_(count)
+        moe.experts.rows_computed.copy_(count)
     num_bytes = sum(layer.nbytes for layer in engine.cache.layers)
     engine.close()
     return num_bytes

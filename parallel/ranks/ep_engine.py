@@ -6,7 +6,7 @@ of its own, because the others need its experts. It has the methods of an engine
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from model.config import KimiVLConfig
 from model.engine.config import EngineConfig
-from model.engine.engine import Engine
+from model.engine.engine import Engine, StepTurn
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from parallel.experts.load import ExpertLoad
@@ -75,15 +75,17 @@ def load_shard(
     dispatcher = StepDispatcher(topologies, group, torch.device(config.device), exchange)
 
     @contextmanager
-    def worst_turn(num_tokens: int, is_decode: bool) -> Iterator[bool]:
+    def worst_turn(num_tokens: int, is_decode: bool) -> Iterator[StepTurn]:
         wait_until_all_loaded()
         # A lockstep of its own, as the step is not one of those that are counted and paced.
-        with Lockstep(group, dispatcher.begin).turn(num_tokens, is_decode) as runs:
-            yield runs
+        with Lockstep(group, dispatcher.begin).turn(num_tokens, is_decode):
+            yield dispatcher.turn
 
     shards = dispatcher.shards().__getitem__
     engine = Engine.from_checkpoint(checkpoint, config, shards, worst_turn)
-    return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin))
+    dispatcher.filled_size = engine.graph_size
+    min_tokens = config.max_step_tokens if engine.replays_graphs else 0
+    return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin, min_tokens), dispatcher)
 
 
 class ExpertParallelEngine:
@@ -94,9 +96,10 @@ class ExpertParallelEngine:
 
     has_work = True
 
-    def __init__(self, engine: Engine, lockstep: Lockstep) -> None:
+    def __init__(self, engine: Engine, lockstep: Lockstep, dispatcher: StepDispatcher) -> None:
         self._engine = engine
         self._lockstep = lockstep
+        self._dispatcher = dispatcher
 
     def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
         """Queue a prompt; see `Engine.add`."""
@@ -119,10 +122,12 @@ class ExpertParallelEngine:
             time.sleep(_IDLE_SLEEP_S)
         return finished
 
-    def _turn(self, num_tokens: int, is_decode: bool) -> AbstractContextManager[bool]:
+    @contextmanager
+    def _turn(self, num_tokens: int, is_decode: bool) -> Iterator[StepTurn]:
         """Run the layers of a step with all ranks; a `model.engine.engine.Turn`."""
         waiting = self._engine.scheduler.num_waiting_tokens
-        return self._lockstep.turn(num_tokens, is_decode, waiting)
+        with self._lockstep.turn(num_tokens, is_decode, waiting):
+            yield self._dispatcher.turn
 
     def stats(self) -> dict[str, float]:
         """Return the numbers of the engine, and how well this rank keeps step with the others."""

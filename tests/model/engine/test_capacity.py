@@ -237,7 +237,10 @@ def card(monkeypatch, checkpoint):
     card_bytes = 50_000_000_000
     left = 3000.5 * block_bytes
     on_card: Any = SimpleNamespace(
-        config=engine.model.config, dtype=engine.model.dtype, device=torch.device("cuda", 0)
+        config=engine.model.config,
+        dtype=engine.model.dtype,
+        device=torch.device("cuda", 0),
+        never_waits=False,
     )
     tried = []
 

@@ -112,20 +112,22 @@ def expected(checkpoint, requests):
         pytest.param({"tokens": 40, "patches": 32, "rows": 2}, id="all"),
     ],
 )
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "a step ahead"])
 def test_no_answer_changes_where_a_part_fits(
-    checkpoint, requests, expected, small_memory, monkeypatch, limit
+    checkpoint, requests, expected, small_memory, monkeypatch, limit, runs_ahead
 ):
     monkeypatch.setattr(step_parts, "LEAST_TOKENS", 1)  # these prompts are short
     failed = small_memory(**limit)
-    done, engine = answer(checkpoint, requests)
+    done, engine = answer(checkpoint, requests, runs_ahead=runs_ahead)
     assert failed
     assert engine.stats()["out_of_memory"] == len(failed)
     assert tokens_of(done) == expected
 
 
 @pytest.mark.parametrize("max_batch_size", [2, 32])
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "a step ahead"])
 def test_what_is_too_large_alone_fails_alone(
-    checkpoint, processor, requests, expected, small_memory, max_batch_size
+    checkpoint, processor, requests, expected, small_memory, max_batch_size, runs_ahead
 ):
     failed = small_memory(patches=64)
     large = {
@@ -135,7 +137,8 @@ def test_what_is_too_large_alone_fails_alone(
     names = list(requests)
     mixed = {name: requests[name] for name in names[:4]} | large
     mixed |= {name: requests[name] for name in names[4:]}
-    done, _ = answer(checkpoint, mixed, max_batch_size=max_batch_size, max_vision_patches=64)
+    config = {"max_batch_size": max_batch_size, "runs_ahead": runs_ahead}
+    done, _ = answer(checkpoint, mixed, max_vision_patches=64, **config)
     assert failed
     assert tokens_of(done) == expected
     for name in large:

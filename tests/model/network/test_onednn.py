@@ -5,7 +5,7 @@ from torch import nn
 
 from model.network.batch import whole_sequences
 from model.network.mlp import LinearGelu
-from model.network.moe import Experts
+from model.network.moe import Experts, RowExperts
 from model.network.onednn import is_prepackable, prepack, rounded_up
 from tests.tiny import tiny_config, tiny_model
 
@@ -51,8 +51,10 @@ def test_prepacked_experts_equal_the_grouped_products(counts):
     torch.manual_seed(0)
     experts = Experts(4, 64, 32).bfloat16().requires_grad_(requires_grad=False)
     rows = torch.randn(sum(counts), 64).bfloat16()
-    expected = experts(rows, torch.tensor(counts))
-    actual = prepacked(experts)(rows, torch.tensor(counts))
+    expected = experts.products(rows, torch.tensor(counts))
+    packed = prepacked(experts)
+    assert isinstance(packed, RowExperts)
+    actual = packed.products(rows, torch.tensor(counts))
     torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
 
 
