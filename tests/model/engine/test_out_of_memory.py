@@ -9,6 +9,7 @@ import torch
 
 from model.config import BLOCK_SIZE
 from model.engine import step_parts
+from model.engine.batch_builder import BatchBuilder
 from model.engine.config import EngineConfig
 from model.engine.engine import Engine
 from model.engine.scheduler import Chunk
@@ -97,9 +98,25 @@ def tokens_of(done):
     }
 
 
+def means_of(done):
+    """The mean log-probabilities: a wrong context may give the same tokens, but not these."""
+    means = {
+        f"{name} {number}": each.mean_logprob
+        for name, found in done.items()
+        if isinstance(found, Completion)
+        for number, each in enumerate((found, *found.others))
+    }
+    return means
+
+
 @pytest.fixture(scope="module")
-def expected(checkpoint, requests):
-    return tokens_of(answer(checkpoint, requests)[0])
+def answered(checkpoint, requests):
+    return answer(checkpoint, requests)[0]
+
+
+@pytest.fixture(scope="module")
+def expected(answered):
+    return tokens_of(answered)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +131,15 @@ def expected(checkpoint, requests):
 )
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "a step ahead"])
 def test_no_answer_changes_where_a_part_fits(
-    checkpoint, requests, expected, small_memory, monkeypatch, limit, runs_ahead
+    checkpoint, requests, answered, small_memory, monkeypatch, limit, runs_ahead
 ):
     monkeypatch.setattr(step_parts, "LEAST_TOKENS", 1)  # these prompts are short
     failed = small_memory(**limit)
     done, engine = answer(checkpoint, requests, runs_ahead=runs_ahead)
     assert failed
     assert engine.stats()["out_of_memory"] == len(failed)
-    assert tokens_of(done) == expected
+    assert tokens_of(done) == tokens_of(answered)
+    assert means_of(done) == pytest.approx(means_of(answered), abs=1e-4)
 
 
 @pytest.mark.parametrize("max_batch_size", [2, 32])
@@ -148,6 +166,27 @@ def test_what_is_too_large_alone_fails_alone(
         assert "CUDA out of memory. " in error.message
         assert "more" not in error.message
         assert "--max-vision-patches" in error.message
+
+
+def test_blocks_that_did_not_reach_the_device_are_sent_again(checkpoint, requests, monkeypatch):
+    upload, calls = BatchBuilder.upload, []
+
+    def fails_at_first(self, *args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("full")
+        return upload(self, *args)
+
+    monkeypatch.setattr(BatchBuilder, "upload", fails_at_first)
+    monkeypatch.setattr(step_parts, "LEAST_TOKENS", 1)
+    engine = Engine.from_checkpoint(checkpoint, EngineConfig(cache_gib=0.05))
+    engine.add("", *requests["shared"])
+    engine.step()
+    assert len(calls) == 3  # the whole, and two halves
+    (sequence,) = engine.scheduler._running
+    table = engine._builder.tables[sequence.table_row]
+    assert table[: len(sequence.blocks)].tolist() == sequence.blocks
+    assert len(sequence.blocks) > 1
 
 
 def test_prompts_that_share_the_blocks_of_one_that_failed_are_computed_again(
