@@ -237,7 +237,7 @@ def chunk(start, end, num_prompt=4000):
         patches=np.zeros((0, 3, 14, 14), np.uint8),
         grid_hw=np.zeros((0, 2), np.int32),
     )
-    sequence = Sequence("", prompt, SamplingParams(), 1, block_keys=[], image_digests=[])
+    sequence = Sequence("", prompt, SamplingParams(), 1, block_keys=[])
     sequence.blocks = [1]
     return Chunk(sequence, start, end)
 

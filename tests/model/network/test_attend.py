@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jobs.bench.measure.fake_gpu import fake_gpu
 from model.config import BLOCK_SIZE
 from model.network import attend as attend_module
 from model.network.attend import (
@@ -12,7 +13,6 @@ from model.network.attend import (
     attend_varlen,
 )
 from model.network.kv_pieces import PIECE_LEN, pieces_of, slots_of
-from tests.model.fake_gpu import fake_gpu
 
 SCALE = 0.3
 
