@@ -140,7 +140,7 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
     yield from sampled_rows.findings(rows, source.num_rows)
     good = [row for row in rows if row.asked]
     if good:
-        yield trial.cache_finding(good, footprint.config.text, footprint.dtype, config.engine)
+        yield trial.cache_finding(good, footprint, config.engine)
     if not options.answers or not good:
         return
     if (finding := trial.no_room(footprint, config.engine)) is not None:

@@ -1,17 +1,19 @@
 """The driver's loop: rows flow, and are committed as they come."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from model.malloc import own_peak_bytes
 from parallel.groups.client import Groups
 from parallel.groups.errors import GroupError
 from pipeline.cluster.expert_load import record_load
-from pipeline.cluster.groups import rank_numbers, rank_stats
+from pipeline.cluster.groups import Capacities, rank_numbers, rank_stats
 from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
@@ -58,6 +60,9 @@ def _drive(
         num_done = plan.rows.num_done + len(plan.rows.poisoned)
         monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.row_schema.columns)
         display = [open_display()] if show_progress else []
+        capacities = Capacities.of(rank_stats(groups.status, fresh=True))
+        if show_progress and capacities.least is not None:
+            tqdm.write(f"each rank: {capacities.least}", file=sys.stderr)
         reporters = [*display, *backend.reporters()]
         costs = Costs()
         started = latest = time.monotonic()
@@ -78,6 +83,8 @@ def _drive(
         costs.note_peak("rank", monitor.rank_peak_bytes)
         costs.note_peak("driver", own_peak_bytes())
         status = groups.status()
+        # A group that was lost last has no rank to ask: then what was known at the start holds.
+        ended = Capacities.of(status.rank_stats)
         return Usage(
             time.monotonic() - started,
             costs,
@@ -89,6 +96,9 @@ def _drive(
             snapshot=monitor.snapshot(),
             num_preparers=backend.sizing.num_preparers,
             max_rows=backend.sizing.rows_in_flight,
+            capacity=ended.least or capacities.least,
+            num_sequences=ended.num_sequences or capacities.num_sequences,
+            num_out_of_memory=ended.num_out_of_memory,
         )
 
 

@@ -36,6 +36,7 @@ class ErrorCode(StrEnum):
     BAD_PROMPT = "bad_prompt"
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt has more tokens than the context holds
     SCHEMA_FAILED = "schema_failed"  # the grammar gave up, or the column cannot hold the answer
+    OUT_OF_MEMORY = "out_of_memory"  # the memory of a rank did not suffice for this row alone
     POISON_ROW = (
         "poison_row"  # groups, workers or runs died while they worked on it, at last on it alone
     )

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from jobs.checks.finding import Finding, Level
 from jobs.checks.sampled_rows import SampledRow
-from jobs.checks.weights import DTYPE_BYTES, Footprint, free_gib
-from model.config import BLOCK_SIZE, TextConfig
+from jobs.checks.weights import Footprint, free_gib
+from model.config import BLOCK_SIZE
+from model.engine.capacity import default_batch_size
 from model.engine.config import EngineConfig
 from model.malloc import own_peak_bytes
-from model.network.kv_cache import cache_width
 from pipeline.cluster.groups import load_engine
 from pipeline.config import PipelineConfig
 from pipeline.monitor.progress import duration_text
@@ -77,23 +77,27 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
 
 
 def cache_finding(
-    rows: Sequence[SampledRow], text: TextConfig, dtype: str, engine: EngineConfig
+    rows: Sequence[SampledRow], footprint: Footprint, engine: EngineConfig
 ) -> Finding:
     """Report how many sequences like the sampled ones fit into the cache of a rank."""
-    width = cache_width(text) * text.num_hidden_layers * DTYPE_BYTES[dtype]
-    num_tokens = int(engine.cache_gib * _GIB) // (width * BLOCK_SIZE) * BLOCK_SIZE
+    if engine.cache_fraction is not None:
+        text = "the size of the cache is known only once the weights are loaded"
+        return Finding("note", "memory", text)
+    if engine.cache_gib is None and engine.device != "cpu":
+        text = "the size of the cache is known only once a worst-case step has been measured"
+        return Finding("note", "memory", text)
+    cache_gib, width = footprint.cache_gib(engine), footprint.token_bytes()
+    num_tokens = int(cache_gib * _GIB) // (width * BLOCK_SIZE) * BLOCK_SIZE
+    batch_size = engine.max_batch_size or default_batch_size(engine.device)
     longest = max(row.longest for row in rows)
     num_held = num_tokens // longest
-    level: Level = "ok" if num_held >= engine.max_batch_size else "note"
+    level: Level = "ok" if num_held >= batch_size else "note"
     if num_held == 0:
         level = "BAD"
     text_of = (
-        f"--cache-gib {engine.cache_gib:g} holds {num_tokens:,} tokens: {num_held} sequences like "
-        f"the longest sampled ({longest} tokens with its answer), for --batch-size "
-        f"{engine.max_batch_size}"
+        f"--cache-gib {cache_gib:g} holds {num_tokens:,} tokens: {num_held} sequences like "
+        f"the longest sampled ({longest} tokens with its answer), for --batch-size {batch_size}"
     )
-    if engine.cache_fraction is not None:
-        level, text_of = "note", "the size of the cache is known only once the weights are loaded"
     return Finding(level, "memory", text_of)
 
 

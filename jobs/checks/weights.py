@@ -9,9 +9,11 @@ import torch
 
 from jobs.checks.finding import Finding
 from model.config import KimiVLConfig
+from model.engine.capacity import CPU_CACHE_GIB
 from model.engine.config import EngineConfig
 from model.malloc import use_expandable_segments
 from model.memory import free_bytes
+from model.network.kv_cache import cache_width
 from model.network.weights import EMBEDDING, check_checkpoint, destinations, stored_tensors
 
 _GIB = 1 << 30
@@ -37,8 +39,26 @@ class Footprint:
 
     def rank_gib(self, num_ranks: int, engine: EngineConfig) -> float:
         """Return the GiB that this rank needs with its caches and working memory."""
-        fixed = engine.cache_gib + engine.feature_cache_gib + _WORKING_GIB
+        fixed = self.cache_gib(engine) + engine.feature_cache_gib + _WORKING_GIB
         return self.rank_bytes(num_ranks) / _GIB + fixed
+
+    def cache_gib(self, engine: EngineConfig) -> float:
+        """Return the GiB of a rank's cache; on a GPU without a given size, the least it may have.
+
+        That is room for one sequence of the greatest length.
+        """
+        if engine.cache_gib is not None:
+            return engine.cache_gib
+        if engine.device == "cpu":
+            return CPU_CACHE_GIB
+        text = self.config.text
+        longest = engine.max_model_len or text.max_position_embeddings
+        return longest * self.token_bytes() / _GIB
+
+    def token_bytes(self) -> int:
+        """Return the bytes of a token in the cache."""
+        text = self.config.text
+        return cache_width(text) * text.num_hidden_layers * DTYPE_BYTES[self.dtype]
 
 
 def read_footprint(directory: Path, dtype: str) -> Footprint:
@@ -87,7 +107,7 @@ def findings(
         "ok",
         "memory",
         f"a rank needs about {', '.join(f'{gib:.1f} GiB at {n}' for n, gib in sizes.items())} "
-        f"rank(s) per group: its weights, {engine.cache_gib:g} for the cache and "
+        f"rank(s) per group: its weights, {_cache_text(footprint, engine)} and "
         f"{engine.feature_cache_gib + _WORKING_GIB:g} of working memory",
     )
     free, where = free_gib(engine.device)
@@ -95,6 +115,13 @@ def findings(
     level = "ok" if needed <= free else "BAD"
     room = f"{free:.1f} GiB free on {where}, {needed:.1f} needed for a rank of {group_sizes[0]}"
     yield Finding(level, "memory", room)
+
+
+def _cache_text(footprint: Footprint, engine: EngineConfig) -> str:
+    gib = f"{footprint.cache_gib(engine):.4g} for the cache"
+    if engine.cache_gib is None and engine.device != "cpu":
+        return f"at least {gib}, which takes what is left of the card,"
+    return gib
 
 
 def free_gib(device: str) -> tuple[float, str]:

@@ -82,6 +82,8 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         engine=EngineConfig(
             dtype=options.dtype,
             max_batch_size=options.batch_size,
+            max_step_tokens=options.max_step_tokens,
+            max_vision_patches=options.max_vision_patches,
             cache_gib=options.cache_gib,
             cache_fraction=options.cache_fraction,
             num_threads=options.threads or _fair_threads(options),

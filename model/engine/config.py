@@ -10,11 +10,12 @@ class EngineConfig:
 
     device: str = "cpu"
     dtype: str = "auto"  # of weights and activations; "auto" keeps the stored dtype
-    max_batch_size: int = 32  # sequences that generate together
+    # What is None here is chosen for the device, see `model.engine.capacity`.
+    max_batch_size: int | None = None  # sequences that generate together
     max_model_len: int | None = None  # prompt + generated tokens; None: the checkpoint's context
     max_step_tokens: int = 8192  # tokens of one step; longer prompts are computed in chunks
     max_vision_patches: int = 16384  # of one vision call; a larger image has its own call
-    cache_gib: float = 4.0  # of the kv cache
+    cache_gib: float | None = None  # of the kv cache
     cache_fraction: float | None = None  # replaces it: part of what is free after loading
     feature_cache_gib: float = 0.5  # of features of images that later prompts may hold again
     num_threads: int = 1  # of torch, on CPUs
@@ -28,11 +29,13 @@ class EngineConfig:
                 f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}"
             )
         for name in ("max_batch_size", "max_step_tokens", "max_vision_patches", "num_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("cache_gib", "feature_cache_gib"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         if self.cache_fraction is not None and not 0 < self.cache_fraction <= 1:
             raise ValueError(f"cache_fraction must be in (0, 1], got {self.cache_fraction}")
         if self.cuda_graphs and not self.device.startswith("cuda"):

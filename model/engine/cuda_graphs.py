@@ -72,8 +72,12 @@ class DecodeGraphs:
         self._pool: Any = None  # torch has no public name for its type
 
     def size_for(self, num_sequences: int) -> int:
-        """Return the size of the graph for so many decodes."""
-        return next(size for size in self._sizes if size >= num_sequences)
+        """Return the size of the graph for so many decodes, as every rank of a group does.
+
+        Another rank may have more sequences than this one's batch, if its card is larger.
+        """
+        sizes = (size for size in self._sizes if size >= num_sequences)
+        return next(sizes, -(-num_sequences // 8) * 8)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Compute the hidden states [B, D] of B decodes, one of the sizes.

@@ -17,8 +17,10 @@ Letters: T tokens of the step, B sequences, V vision tokens.
 import math
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -30,26 +32,26 @@ from torch import Tensor
 from model.config import BLOCK_SIZE
 from model.engine.batch_builder import BatchBuilder, DeviceStep
 from model.engine.blocks import BlockPool, block_keys, blocks_for
+from model.engine.capacity import GIB
 from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import DecodeGraphs
+from model.engine.device_fit import fit_device
 from model.engine.grammar import Constraint, Grammars
 from model.engine.image_cache import ImageFeatures
 from model.engine.sampled_step import SampledStep
 from model.engine.scheduler import Chunk, Scheduler
 from model.engine.sequence import Answer, Completion, SamplingParams, Sequence
+from model.engine.step_parts import Finished, StepParts
 from model.engine.utilization import EngineTime
+from model.engine.worst_case import take_worst_step
 from model.inputs.prompt import Prompt, PromptError
 from model.inputs.tokenizer import Tokenizer
 from model.malloc import keep_freed_memory, use_expandable_segments
-from model.memory import free_bytes
 from model.network.kernels import install as kernels
 from model.network.kimi_vl import KimiVL
-from model.network.kv_cache import LatentCache
 from model.network.moe import Shards
 from model.network.onednn import prepack
 from model.network.weights import load_model
-
-GIB = 1 << 30
 
 _GATHER_STEPS = 16  # of pure decodes between prompts, where graphs replay them
 
@@ -85,11 +87,16 @@ class Engine:
     """Generates text for many sequences with one model and one cache.
 
     Call `add` at any time, and `step` while `has_work` is true; each step returns the requests that
-    finished in it. Only one thread at a time may call an engine. A cache that does not fit raises
+    finished in it. Only one thread at a time may call an engine.
+
+    What the configuration leaves open is chosen for the device, see `capacity`. For this a GPU
+    computes a step as large as any, in a `turn` of its own. A cache that does not fit raises
     ValueError.
     """
 
-    def __init__(self, model: KimiVL, tokenizer: Tokenizer, config: EngineConfig) -> None:
+    def __init__(
+        self, model: KimiVL, tokenizer: Tokenizer, config: EngineConfig, turn: Turn = own_turn
+    ) -> None:
         text = model.config.text
         self.model = model
         self.tokenizer = tokenizer
@@ -97,18 +104,19 @@ class Engine:
         self.max_model_len = min(
             config.max_model_len or text.max_position_embeddings, text.max_position_embeddings
         )
-        self.cache = self._reserve_cache()
+        worst_step = partial(self._worst_step, turn=turn)
+        self.capacity, self.cache = fit_device(model, config, self.max_model_len, worst_step)
         self.pool = BlockPool(self.cache.num_blocks)
+        batch_size = self.capacity.batch_size
         self._graphs = None
         if config.cuda_graphs is not False and model.never_waits:
-            self._graphs = DecodeGraphs(model, self.cache, config.max_batch_size)
+            self._graphs = DecodeGraphs(model, self.cache, batch_size)
         gather_steps = 0 if self._graphs is None else _GATHER_STEPS
-        self.scheduler = Scheduler(
-            self.pool, config.max_batch_size, config.max_step_tokens, gather_steps
-        )
+        self.scheduler = Scheduler(self.pool, batch_size, config.max_step_tokens, gather_steps)
+        self._parts = StepParts(self.scheduler.oldest_first)
         self._builder = BatchBuilder(
             model.config.media_token_id,
-            config.max_batch_size,
+            batch_size,
             blocks_for(min(self.max_model_len, self.pool.num_blocks * BLOCK_SIZE)),
             model.device,
             model.max_paged_len,
@@ -116,7 +124,7 @@ class Engine:
         is_on_gpu = model.device.type == "cuda"
         self._runs_ahead = is_on_gpu if config.runs_ahead is None else config.runs_ahead
         self._ahead: SampledStep | None = None  # the last step, if its tokens are still pending
-        self._time = EngineTime(config.max_batch_size)
+        self._time = EngineTime(batch_size)
         self._num_steps = 0
         self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
         self._features = ImageFeatures(
@@ -125,7 +133,11 @@ class Engine:
 
     @classmethod
     def from_checkpoint(
-        cls, directory: Path, config: EngineConfig, shards: Shards | None = None
+        cls,
+        directory: Path,
+        config: EngineConfig,
+        shards: Shards | None = None,
+        turn: Turn = own_turn,
     ) -> Self:
         """Load a checkpoint and reserve the cache; `shards` are those of `KimiVL`.
 
@@ -143,25 +155,16 @@ class Engine:
         model = load_model(directory, dtype=dtype, device=device, shards=shards)
         make_fast(model)
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
-        return cls(model, tokenizer, config)
+        return cls(model, tokenizer, config, turn)
 
-    def _reserve_cache(self) -> LatentCache:
-        model, config = self.model, self.config
-        num_bytes, origin = int(config.cache_gib * GIB), f"cache_gib={config.cache_gib:g}"
-        if config.cache_fraction is not None:
-            free = free_bytes(model.device)
-            num_bytes = int(config.cache_fraction * free)
-            origin = f"cache_fraction={config.cache_fraction:g} of {free / GIB:.2f} GiB free"
-        block_bytes = LatentCache.block_bytes(model.config.text, model.dtype)
-        # No more blocks than all sequences can use at their greatest length.
-        most = config.max_batch_size * blocks_for(self.max_model_len)
-        num_blocks = min(num_bytes // block_bytes, most)
-        if num_blocks < 1:
-            raise ValueError(f"{origin} is too small for one block of {block_bytes} bytes")
-        try:
-            return LatentCache(model.config.text, num_blocks, model.dtype, model.device)
-        except RuntimeError as error:  # of torch, when memory is short
-            raise ValueError(f"{origin} cannot be reserved on {model.device}: {error}") from error
+    def _worst_step(self, batch_size: int, turn: Turn) -> int:
+        """Compute a step as large as any by an engine of its own; see `take_worst_step`."""
+
+        def compute(trial: Engine) -> None:
+            trial.compute(trial.scheduler.plan(), turn)  # `step` would divide what does not fit
+
+        make = partial(Engine, self.model, self.tokenizer)
+        return take_worst_step(make, compute, self.model, self.config, batch_size)
 
     @property
     def has_work(self) -> bool:
@@ -228,6 +231,8 @@ class Engine:
             "preemptions": self.scheduler.num_preemptions,
             "step_s": self._time.step_s,
             "needed_s": self._time.needed_s,
+            "out_of_memory": self._parts.num_failures,
+            **self.capacity.numbers(),
         }
 
     def expert_load(self) -> dict[int, NDArray[np.int64]]:
@@ -249,36 +254,54 @@ class Engine:
         self.cache.layers = ()
 
     @torch.inference_mode()
-    def step(
-        self, turn: Turn = own_turn, max_new_tokens: float = math.inf
-    ) -> list[tuple[str, Completion | PromptError]]:
+    def step(self, turn: Turn = own_turn, max_new_tokens: float = math.inf) -> list[Finished]:
         """Compute what the scheduler plans, and sample the next token of each complete sequence.
 
         `turn` makes the layers run together with those of other ranks; a rank without work steps
         too, with no tokens. `max_new_tokens` is that of `Scheduler.plan`. Returns, for each request
-        that finished, its id, and its completion or why it alone failed.
+        that finished, its id, and its completion or why it alone failed. A step that the memory of
+        the device does not suffice for is divided, see `StepParts`; then there are several turns.
         """
-        began_s = time.monotonic()
         # The next token of some sequences depends on the last one: a grammar, a penalty.
         finished = self._take_pending() if self._ahead and self._ahead.needs_tokens else []
-        packed, chunks = self._builder.pack(self.scheduler.plan(max_new_tokens))
+        chunks = self.scheduler.plan(max_new_tokens)
+        return finished + self._parts.compute(
+            chunks, partial(self.compute, turn=turn), self._give_up
+        )
+
+    @torch.inference_mode()
+    def compute(self, chunks: Seq[Chunk], turn: Turn = own_turn) -> list[Finished]:
+        """Compute planned chunks; return the requests that finished, in the step before too.
+
+        Raises torch.OutOfMemoryError: they can be computed again, as if this had not been called.
+        """
+        try:
+            return self._computed(chunks, turn)
+        except torch.OutOfMemoryError:
+            for chunk in chunks:
+                chunk.sequence.num_blocks_on_device = 0  # how many came there is not known
+            raise
+
+    def _computed(self, chunks: Seq[Chunk], turn: Turn) -> list[Finished]:
+        began_s = time.monotonic()
+        packed, chunks = self._builder.pack(chunks)
         features = self._features.for_chunks(chunks)
-        only_decodes = all(chunk.is_decode for chunk in chunks)
+        # A token of an image may look like a decode, but has features, which graphs do not take.
+        only_decodes = features is None and all(chunk.is_decode for chunk in chunks)
         planned_s = time.monotonic()
         with turn(packed.num_tokens, only_decodes) as agreed:
             if not agreed.num_tokens:
-                return finished + self._take_pending()
+                return self._take_pending()
             waited_s = time.monotonic() - planned_s
             replays = self._graphs is not None and agreed.may_replay
             size = self.graph_size(agreed.num_tokens) if replays else None
             known = None if self._ahead is None else self._ahead.token_ids
             step = self._builder.upload(packed, known, size)
             hidden = self._hidden(step, features, replays=replays)
-        self._num_steps += 1
         before = self._ahead
         self._ahead = self._sampled(step, chunks, hidden, packed.draws.num_free)
-        if before is not None:
-            finished += self._take(before)
+        self._num_steps += 1  # from here on nothing takes memory
+        finished = [] if before is None else self._take(before)
         if not self._runs_ahead:
             finished += self._take_pending()
         own_s = time.monotonic() - began_s - waited_s
@@ -327,14 +350,14 @@ class Engine:
             reason = f"patches must be {wanted_px} pixels wide, got {side_px}"
             raise PromptError("bad_prompt", reason)
 
-    def _take_pending(self) -> list[tuple[str, Completion | PromptError]]:
+    def _take_pending(self) -> list[Finished]:
         """Wait for the tokens of the last step, if they are pending."""
         last, self._ahead = self._ahead, None
         return [] if last is None else self._take(last)
 
-    def _take(self, step: SampledStep) -> list[tuple[str, Completion | PromptError]]:
+    def _take(self, step: SampledStep) -> list[Finished]:
         """Append the tokens of a step to their sequences; return the requests that are finished."""
-        finished: list[tuple[str, Completion | PromptError]] = []
+        finished: list[Finished] = []
         for sequence, token_id, logprob, choice_logprobs in step.known():
             sequence.choice_logprobs = choice_logprobs or sequence.choice_logprobs
             if not math.isfinite(logprob) and sequence.block_keys:
@@ -344,10 +367,19 @@ class Engine:
             outcome = self._take_token(sequence, token_id, logprob)
             if outcome is not None:
                 self.scheduler.finish(sequence)
-                answer = sequence.answer.take(sequence.number, outcome)
-                if answer is not None:
-                    finished.append((sequence.request_id, answer))
+                finished += _answered(sequence, outcome)
         return finished
+
+    def _give_up(self, chunk: Chunk, reason: str) -> list[Finished]:
+        """Fail the sequence of a chunk that the memory of the device does not suffice for."""
+        self.scheduler.abandon(chunk)
+        error = PromptError(
+            "out_of_memory",
+            f"the memory of {self.model.device} did not suffice for this prompt alone: {reason}; "
+            "use fewer or smaller frames, or lower --cache-gib, --max-step-tokens or "
+            "--max-vision-patches",
+        )
+        return _answered(chunk.sequence, error)
 
     def _take_token(
         self, sequence: Sequence, token_id: int, logprob: float
@@ -369,3 +401,9 @@ class Engine:
         text = self.tokenizer.decode_bytes([token_id])
         sequence.append(token_id, logprob, text, is_stop_token=token_id in stop_token_ids)
         return None if sequence.finish_reason is None else sequence.completion()
+
+
+def _answered(sequence: Sequence, outcome: Completion | PromptError) -> list[Finished]:
+    """Note the outcome of a sequence; return its request if that was the last of its samples."""
+    answer = sequence.answer.take(sequence.number, outcome)
+    return [] if answer is None else [(sequence.request_id, answer)]

@@ -56,9 +56,10 @@ class SampledStep:
                 ids = to_device(np.array(choice_ids, np.int64), logits.device)
                 numbers.append(logits[row].log_softmax(-1).index_select(0, ids).double())
             self._owners.append((each, each.num_restarts, len(choice_ids)))
+        self._download = Download(torch.cat(numbers))
+        for row, each in enumerate(sequences):  # only now: what is above may run out of memory
             each.num_pending += 1
             each.pending_row = row
-        self._download = Download(torch.cat(numbers))
 
     def known(self) -> Iterator[SampledToken]:
         """Yield the tokens once they are here; those of sequences that ended meanwhile are void."""

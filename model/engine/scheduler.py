@@ -15,7 +15,7 @@ A sequence may be planned while its last token is pending: the device knows it, 
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -107,6 +107,28 @@ class Scheduler:
         self.finish(sequence)
         sequence.block_keys = []
         self._waiting.appendleft(sequence)
+
+    def abandon(self, chunk: Chunk) -> None:
+        """Finish a running sequence whose chunk cannot be computed.
+
+        Its blocks from the chunk on are undefined although `plan` has registered them. Sequences
+        that share them have begun in the same step, and wait to begin again.
+        """
+        undefined = set(chunk.sequence.blocks[chunk.start // BLOCK_SIZE :])
+        sharers = [seq for seq in self._running if not undefined.isdisjoint(seq.blocks)]
+        for sequence in reversed(sharers):
+            # What follows a block that it shares is not computed either.
+            shared = next(n for n, block in enumerate(sequence.blocks) if block in undefined)
+            self._pool.unregister(sequence.blocks[shared:])
+            self._running.remove(sequence)
+            self._release(sequence)
+            if sequence is not chunk.sequence:
+                self._waiting.appendleft(sequence)
+
+    def oldest_first(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """Sort the chunks of a plan so that each stands behind those whose blocks it shares."""
+        ages = {id(sequence): age for age, sequence in enumerate(self._running)}
+        return sorted(chunks, key=lambda chunk: ages[id(chunk.sequence)])
 
     @property
     def num_waiting_tokens(self) -> int:

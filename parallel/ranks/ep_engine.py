@@ -5,7 +5,7 @@ of its own, because the others need its experts. It has the methods of an engine
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -44,10 +44,11 @@ def load_ep_engine(
         raise ValueError(f"{checkpoint} has no routed experts to divide; use one rank")
     topologies = rank_spec.topologies or even_topologies(text, rank_spec.num_ranks)
     joined = JoinedGroup(rank_spec, device)
-    engine = load_shard(checkpoint, config, topologies, joined.group, exchange)
     # A rank that is ready early would wait in its first exchange, and `exchange_timeout_s` is
     # short against the time that the slowest rank may need to load.
-    joined.wait_until_all_loaded()
+    wait = joined.wait_until_all_loaded
+    engine = load_shard(checkpoint, config, topologies, joined.group, exchange, wait)
+    wait()
     return engine
 
 
@@ -68,10 +69,23 @@ def load_shard(
     topologies: Topologies,
     group: dist.ProcessGroup,
     exchange: Exchange,
+    wait_until_all_loaded: Callable[[], None],
 ) -> "ExpertParallelEngine":
-    """Load the weights of this rank of a group that it has already joined."""
+    """Load the weights of this rank of a group that it has already joined.
+
+    `wait_until_all_loaded` is called before the worst-case step, which all ranks compute together.
+    """
     dispatcher = StepDispatcher(topologies, group, torch.device(config.device), exchange)
-    engine = Engine.from_checkpoint(checkpoint, config, dispatcher.shards().__getitem__)
+
+    @contextmanager
+    def worst_turn(num_tokens: int, is_decode: bool) -> Iterator[StepTurn]:
+        wait_until_all_loaded()
+        # A lockstep of its own, as the step is not one of those that are counted and paced.
+        with Lockstep(group, dispatcher.begin).turn(num_tokens, is_decode):
+            yield dispatcher.turn
+
+    shards = dispatcher.shards().__getitem__
+    engine = Engine.from_checkpoint(checkpoint, config, shards, worst_turn)
     return ExpertParallelEngine.join(engine, group, dispatcher)
 
 

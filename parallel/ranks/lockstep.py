@@ -21,6 +21,10 @@ from torch import Tensor
 
 from parallel.ranks.pace import Pace
 
+_NO_MEMORY = (
+    "the layers of a step ran out of memory; lower --max-step-tokens, --batch-size or --cache-gib, "
+    "or share the experts among more ranks"
+)
 _REASON_BYTES = 256  # of the reason for an end; all ranks must send equally many bytes
 
 
@@ -103,11 +107,14 @@ class Lockstep:
         self._on_plan(plan)
         try:
             yield plan.max_tokens > 0
-        except BaseException:
+        except BaseException as error:
             # The other ranks may wait in a collective of the layers, so this rank cannot tell them
             # its reason by an exchange. Aborting its side makes their collective fail.
             self._has_left = True
             self._group.abort()
+            if isinstance(error, torch.OutOfMemoryError):
+                # Not an error that the engine may try again: no rank can undo a step alone.
+                raise LockstepError(f"{_NO_MEMORY}: {error}") from error
             raise
         if plan.max_tokens:
             self._note(plan, num_tokens, agreed - began, time.monotonic() - began)

@@ -1,12 +1,14 @@
 """Starts the groups of ranks of a deployment, and asks how they are."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from ray.exceptions import RayError
 
+from model.engine.capacity import Capacity
 from model.engine.config import EngineConfig
 from model.inputs.processor import Processor
 from parallel.experts.load import ExpertLoad
@@ -134,3 +136,23 @@ def rank_numbers(status: GroupsStatus) -> Mapping[str, float]:
         return {}
     names = ("level", "wait_share", "steps")
     return {name: round(sum(rank[name] for rank in ranks) / len(ranks), 4) for name in names}
+
+
+@dataclass(frozen=True)
+class Capacities:
+    """What the engines of all ranks that run take on at a time."""
+
+    least: Capacity | None = None  # of the rank with the smallest cache; None: no rank tells it
+    num_sequences: int = 0  # that fill the batches of all ranks
+    num_out_of_memory: int = 0  # tries of steps that the memory did not suffice for
+
+    @classmethod
+    def of(cls, stats: RankStats | None) -> Self:
+        """Find them among what `rank_stats` returned."""
+        ranks = [rank for group in (stats or {}).values() for rank in group]
+        told = [found for rank in ranks if (found := Capacity.of(rank)) is not None]
+        return cls(
+            least=min(told, key=lambda each: each.cache_tokens, default=None),
+            num_sequences=sum(each.batch_size for each in told),
+            num_out_of_memory=int(sum(rank.get("out_of_memory", 0) for rank in ranks)),
+        )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from model.engine.capacity import Capacity
 from pipeline.monitor.progress import counts_text
 from pipeline.monitor.snapshot import Snapshot
 from pipeline.monitor.stage_costs import Costs, StageCost
@@ -23,6 +24,9 @@ class Usage:
     snapshot: Snapshot | None = None  # the last one; None if there was nothing to do
     num_preparers: int = 0  # the most workers that may prepare rows
     max_rows: int = 0  # the most rows that may be at the engines at a time
+    capacity: Capacity | None = None  # of the rank with the smallest cache; None: not told
+    num_sequences: int = 0  # that fill the batches of all ranks; 0: not told
+    num_out_of_memory: int = 0  # tries of steps that the memory of a rank did not suffice for
 
     @property
     def prepare_busy(self) -> float:
@@ -39,7 +43,20 @@ class Usage:
     @property
     def slower_stage(self) -> str:
         """The stage for which the others waited, `prepare` or `generate`."""
-        return "prepare" if self.mean_rows < self.max_rows / 2 else "generate"
+        enough = self.max_rows / 2
+        if self.num_sequences:  # smaller cards have smaller batches than the rows are meant for
+            enough = min(enough, self.num_sequences)
+        return "prepare" if self.mean_rows < enough else "generate"
+
+    def engine_json(self) -> dict[str, object] | None:
+        """Return what the engines took on at a time, as it stands in `_report.json`."""
+        if self.capacity is None:
+            return None
+        numbers = {
+            name: round(value, 3) if isinstance(value, float) else value
+            for name, value in asdict(self.capacity).items()
+        }
+        return {**numbers, "why": str(self.capacity), "out_of_memory": self.num_out_of_memory}
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,7 @@ class Report:
             **self.rates,
             "spilled_bytes": usage.spilled_bytes,
             "machines": usage.deployment,
+            "engine": usage.engine_json(),
             "ranks": dict(usage.ranks),
             "group_failures": list(usage.group_failures),
             "longest_pause_s": usage.longest_pause_s,
@@ -146,6 +164,11 @@ class Report:
             "tokens"
         )
         lines += self._table()
+        if self.usage.num_out_of_memory:
+            lines.append(
+                f"{self.usage.num_out_of_memory} tries of steps ran out of memory and were "
+                "divided; lower --cache-gib, --max-step-tokens or --batch-size"
+            )
         if self.error_share == 1:
             lines.append(
                 f"ALL {self.rows_written} ROWS OF THIS RUN FAILED{_counts(self.error_codes)}; the "

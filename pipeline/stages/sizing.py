@@ -9,6 +9,7 @@ rows where each costs much. The rows alone decide what a batch is (`batching.Bat
 import math
 from dataclasses import dataclass, replace
 
+from model.engine.capacity import default_batch_size
 from parallel.ranks.admission import AdmissionPolicy
 from pipeline.cluster.deployment import Deployment
 from pipeline.config import PipelineConfig
@@ -68,8 +69,8 @@ def choose_sizing(
     `num_cpus` are those of the cluster, and `store_bytes` those of all its object stores.
     """
     num_engines = machines.num_groups * machines.num_ranks
-    batching = choose_batching(config, num_engines)
-    wanted, of_a_row = _wanted_rows(config, num_engines), row_bytes(config)
+    batching = choose_batching(config, num_engines, machines.device)
+    wanted, of_a_row = _wanted_rows(config, num_engines, machines.device), row_bytes(config)
     max_queued_bytes = int(min(store_bytes * _STORE_SHARE, _QUEUED_SHARE * wanted * of_a_row))
     num_preparers = max(1, math.ceil(min(num_cpus, num_rows / batching.num_rows)))
     batch_bytes = batching.num_small_rows * of_a_row
@@ -88,12 +89,12 @@ def choose_sizing(
     )
 
 
-def choose_batching(config: PipelineConfig, num_engines: int) -> Batching:
-    """How many rows are prepared and answered together."""
+def choose_batching(config: PipelineConfig, num_engines: int, device: str) -> Batching:
+    """How many rows are prepared and answered together, for engines on this kind of device."""
     if config.rows_per_batch is not None:
         return Batching(num_rows=config.rows_per_batch, num_small_rows=config.rows_per_batch)
     most = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // row_bytes(config)))
-    num_rows = min(most, math.ceil(_wanted_rows(config, num_engines) / _MAX_BATCHES))
+    num_rows = min(most, math.ceil(_wanted_rows(config, num_engines, device) / _MAX_BATCHES))
     has_windows = config.instructions.windows is not None  # how many, the size does not tell
     return Batching(num_rows=num_rows, num_small_rows=num_rows if has_windows else most)
 
@@ -111,9 +112,16 @@ def row_bytes(config: PipelineConfig) -> int:
     return num_tokens * 4 * _PATCH_BYTES
 
 
-def _wanted_rows(config: PipelineConfig, num_engines: int) -> int:
-    """Twice what the engines can run, so that they never wait for rows."""
-    return 2 * config.engine.max_batch_size * num_engines
+def _wanted_rows(config: PipelineConfig, num_engines: int, device: str) -> int:
+    """Twice what the engines can run, so that they never wait for rows.
+
+    The sizes of the cards are not known before the ranks run, so each may have the largest batch.
+    """
+    return 2 * _batch_size(config, device) * num_engines
+
+
+def _batch_size(config: PipelineConfig, device: str) -> int:
+    return config.engine.max_batch_size or default_batch_size(device)
 
 
 def _admission(
@@ -123,5 +131,5 @@ def _admission(
     if machines.device != "cpu":
         return AdmissionPolicy()
     given = rows_per_engine * config.sampling.n
-    most = max(1, min(given, config.engine.max_batch_size) // 2)
+    most = max(1, min(given, _batch_size(config, machines.device)) // 2)
     return replace(_ADMISSION, min_batch=min(_ADMISSION.min_batch, most))

@@ -284,6 +284,26 @@ def test_a_rank_holds_the_shared_part_whole_and_its_share_of_the_experts():
     assert "1000001.5 needed for a rank of 2" in found[-1].text
 
 
+def test_the_cache_of_a_gpu_that_nobody_sized_is_what_is_left():
+    footprint = weights.read_footprint(DEMO, "auto")
+    text = footprint.config.text
+    sequence_gib = text.max_position_embeddings * footprint.token_bytes() / 2**30
+    assert footprint.cache_gib(EngineConfig(device="cuda")) == pytest.approx(sequence_gib)
+    assert footprint.cache_gib(EngineConfig(device="cuda", cache_gib=3.0)) == 3.0
+    assert footprint.cache_gib(EngineConfig()) == 4.0
+    (_, memory, _) = weights.findings(footprint, EngineConfig(), (1,))
+    assert "its weights, 4 for the cache and 1.5 of working memory" in memory.text
+
+
+def test_the_cache_of_a_gpu_is_not_compared_with_rows_before_it_is_known():
+    footprint = weights.read_footprint(DEMO, "auto")
+    finding = trial.cache_finding([], footprint, EngineConfig(device="cuda"))
+    assert (finding.level, finding.subject) == ("note", "memory")
+    assert "only once a worst-case step has been measured" in finding.text
+    finding = trial.cache_finding([], footprint, EngineConfig(cache_fraction=0.5))
+    assert "only once the weights are loaded" in finding.text
+
+
 @pytest.mark.parametrize(
     ("num_threads", "decode_s", "engine_s", "expected"),
     [

@@ -420,17 +420,17 @@ def test_rows_travel_alone_where_that_is_fast_enough(
     )
     config = replace(config, instructions=instructions)
 
-    assert choose_batching(config, num_groups) == Batching(
+    assert choose_batching(config, num_groups, "cpu") == Batching(
         num_rows=num_rows, num_small_rows=num_small_rows
     )
     asked = replace(config, rows_per_batch=5)
-    assert choose_batching(asked, num_groups) == Batching(num_rows=5, num_small_rows=5)
+    assert choose_batching(asked, num_groups, "cpu") == Batching(num_rows=5, num_small_rows=5)
 
 
 def test_rows_with_an_unknown_number_of_windows_travel_alone(config):
     instructions = replace(config.instructions, windows=TimeWindows(length_s=1.0))
     config = replace(config, instructions=instructions)
-    assert choose_batching(config, 1) == Batching(num_rows=1, num_small_rows=1)
+    assert choose_batching(config, 1, "cpu") == Batching(num_rows=1, num_small_rows=1)
 
 
 def test_a_fingerprint_sees_every_file_that_matters(checkpoint, tmp_path):

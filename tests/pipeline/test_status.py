@@ -55,6 +55,7 @@ PREPARED = {
 }
 GENERATED = {
     ErrorCode.SCHEMA_FAILED: Failure(code="schema_failed", message="too much"),
+    ErrorCode.OUT_OF_MEMORY: Failure(code="out_of_memory", message="9 GiB"),
     ErrorCode.POISON_ROW: DeadGroupError("signal 11"),
     ErrorCode.ENGINE_ERROR: Failure(code="odd", message="?"),
 }

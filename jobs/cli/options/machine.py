@@ -3,7 +3,7 @@
 import argparse
 
 from jobs.cli.options.parser import add_options
-from jobs.cli.options.values import count, positive, positive_or, share
+from jobs.cli.options.values import count, number_or, positive, positive_or, share
 
 _MACHINE = """
 --device: auto: GPUs if the cluster has any, else CPUs
@@ -22,10 +22,17 @@ _MACHINE = """
 --expert-copies N: with --expert-placement: extra copies of the busiest experts on each rank, in
     each layer
 --threads N: threads of torch per rank on CPUs; default: auto, half of the CPUs divided by the ranks
---batch-size N: captions that each rank generates at the same time
+--batch-size N: captions that each rank generates at the same time; default: auto, chosen for the
+    card: 256 from 80 GB, 128 from 48, 64 from 24, else 32; 32 on CPUs
+--max-step-tokens N: tokens that a rank computes in one step, at most; longer prompts take several
+    steps; fewer take less memory
+--max-vision-patches N: patches of 14 x 14 pixels that a rank encodes together, at most; a larger
+    image is encoded alone; fewer take less memory
 """
 _CACHE = """
---cache-gib G: KV cache of each rank, in GiB: memory for the tokens of prompts and captions
+--cache-gib G: KV cache of each rank, in GiB: memory for the tokens of prompts and captions;
+    default: auto, chosen for the card: what is left of 0.9 of it beside a worst-case step, which is
+    computed at the start; 4 on CPUs
 --cache-fraction F: KV cache as a fraction of the memory that is free once the weights are loaded:
     on each rank's GPU, or on the machine of a single rank on CPUs
 """
@@ -60,10 +67,12 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
             "--placement": {"choices": ("strict_pack", "pack", "spread"), "default": "strict_pack"},
             "--expert-copies": {"type": count, "default": 0},
             "--threads": {"type": positive_or("auto")},
-            "--batch-size": {"type": positive, "default": 32},
+            "--batch-size": {"type": positive_or("auto")},
+            "--max-step-tokens": {"type": positive, "default": 8192},
+            "--max-vision-patches": {"type": positive, "default": 16384},
         },
     )
-    cache = {"--cache-gib": {"type": float, "default": 4.0}, "--cache-fraction": {"type": float}}
+    cache = {"--cache-gib": {"type": number_or("auto")}, "--cache-fraction": {"type": float}}
     add_options(group.add_mutually_exclusive_group(), _CACHE, cache)
 
 

@@ -43,6 +43,18 @@ def positive_or(word: str) -> Callable[[str], int | None]:
     return parse
 
 
+def number_or(word: str) -> Callable[[str], float | None]:
+    """Make a parser of numbers that returns None for `word`."""
+
+    def parse(text: str) -> float | None:
+        try:
+            return None if text == word else float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {word}") from None
+
+    return parse
+
+
 def seconds(text: str) -> tuple[float, ...]:
     """Parse A,B,...: times in seconds, such as 0,2.5."""
     try:

@@ -75,6 +75,43 @@ def test_a_setting_that_would_unpickle_is_refused_before_a_file_is_opened(monkey
         pipeline_config(parse(*REQUIRED))
 
 
+@pytest.mark.parametrize(
+    ("text", "more", "expected"),
+    [
+        pytest.param("{}", [], (None, None, None, 8192, 16384), id="chosen for the device"),
+        pytest.param(
+            "batch-size: 7\nmax-step-tokens: 512\nmax-vision-patches: 4096\ncache-gib: 1.5",
+            ["--max-step-tokens", "600"],
+            (7, 1.5, None, 600, 4096),
+            id="file and command line",
+        ),
+        pytest.param(
+            "batch-size: 7\ncache-gib: 1.5",
+            ["--batch-size", "auto", "--cache-gib", "auto"],
+            (None, None, None, 8192, 16384),
+            id="auto over the file",
+        ),
+        pytest.param(
+            "cache-gib: 1.5",
+            ["--cache-fraction", "0.5"],
+            (None, None, 0.5, 8192, 16384),
+            id="a fraction over the file",
+        ),
+    ],
+)
+def test_what_an_engine_takes_on_has_options(written, text, more, expected):
+    engine = pipeline_config(parse(*REQUIRED, "--config", written(text), *more)).engine
+    found = (engine.max_batch_size, engine.cache_gib, engine.cache_fraction)
+    assert (*found, engine.max_step_tokens, engine.max_vision_patches) == expected
+
+
+@pytest.mark.parametrize("name", ["max-step-tokens", "max-vision-patches", "batch-size"])
+def test_an_engine_takes_on_something(capsys, name):
+    with pytest.raises(SystemExit):
+        parse(*REQUIRED, f"--{name}", "0")
+    assert "'0' is not a positive whole number" in capsys.readouterr().err
+
+
 def test_every_limit_has_an_option(capsys):
     more = ["--max-media-bytes", "500M", "--max-pixels", "7", "--max-duration-s", "1.5"]
     more += ["--max-stream-frames", "8", "--max-pages", "9", "--max-rgb-bytes", "1GiB"]

@@ -74,7 +74,11 @@ def load_rank(
     topologies = even_topologies(text, group.size())
     if load is not None:
         topologies = place(load, group.size(), num_copies=1)
-    return load_shard(checkpoint, CONFIG, topologies, group, Exchange(choice))
+
+    def wait() -> None:
+        dist.barrier(group)
+
+    return load_shard(checkpoint, CONFIG, topologies, group, Exchange(choice), wait)
 
 
 def answer_together(

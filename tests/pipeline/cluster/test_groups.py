@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
+from model.engine.capacity import Capacity
 from model.engine.config import EngineConfig
 from model.json_values import CheckpointError
 from parallel.experts.policy import Exchange
@@ -18,7 +19,7 @@ from parallel.groups.supervisor import GroupsStatus
 from parallel.ranks.admission import AdmissionPolicy
 from pipeline.cluster import groups as module
 from pipeline.cluster.deployment import choose_deployment
-from pipeline.cluster.groups import load_engine, rank_numbers, rank_stats, start_groups
+from pipeline.cluster.groups import Capacities, load_engine, rank_numbers, rank_stats, start_groups
 from pipeline.config import PipelineConfig
 from pipeline.stages.ray_data import _Preparer
 from tests.tiny import tiny_checkpoint
@@ -105,3 +106,25 @@ def test_groups_that_are_gone_tell_nothing_of_their_ranks(error):
     assert rank_stats(status, False) == {0: ({"a": 1},)}
     assert rank_stats(status, True) is None
     assert asked == [False, True]
+
+
+def test_the_capacity_of_a_run_is_that_of_the_rank_with_the_smallest_cache():
+    large = Capacity(
+        batch_size=256,
+        cache_gib=80.0,
+        cache_tokens=2_000_000,
+        step_tokens=8192,
+        vision_patches=16384,
+        is_batch_given=False,
+        is_cache_given=False,
+        card_gib=139.8,
+    )
+    small = replace(large, batch_size=64, cache_gib=3.0, cache_tokens=90_000, card_gib=22.0)
+    ranks = [
+        {**large.numbers(), "steps": 3.0, "out_of_memory": 2.0},
+        {**small.numbers(), "out_of_memory": 1.0},
+        {},  # it still loads
+    ]
+    found = Capacities.of({0: ranks[:2], 3: ranks[2:]})
+    assert found == Capacities(small, 320, 3)
+    assert Capacities.of(None) == Capacities.of({0: [{"steps": 1.0}]}) == Capacities()

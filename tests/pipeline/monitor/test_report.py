@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from model.engine.capacity import Capacity
 from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.monitor.stage_costs import Cost, Costs
 
@@ -67,6 +68,49 @@ def test_a_slow_decoder_and_a_slow_engine_are_told_apart(prepare_s, generate_s, 
     assert found.as_json()["slower_stage"] == slower
     assert f"{slower} was the slower stage" in str(found)
     assert line in str(found)
+
+
+CAPACITY = Capacity(
+    batch_size=64,
+    cache_gib=3.00049,
+    cache_tokens=90_000,
+    step_tokens=8192,
+    vision_patches=16384,
+    is_batch_given=False,
+    is_cache_given=True,
+    card_gib=22.0,
+)
+
+
+def test_what_the_engines_took_on_is_told_with_the_reason():
+    assert report().as_json()["engine"] is None
+    found = report()
+    found = replace(found, usage=replace(found.usage, capacity=CAPACITY, num_out_of_memory=3))
+    assert found.as_json()["engine"] == {
+        "batch_size": 64,
+        "cache_gib": 3.0,
+        "cache_tokens": 90_000,
+        "step_tokens": 8192,
+        "vision_patches": 16384,
+        "is_batch_given": False,
+        "is_cache_given": True,
+        "card_gib": 22.0,
+        "used_gib": 0.0,
+        "step_gib": 0.0,
+        "kept_gib": 0.0,
+        "why": str(CAPACITY),
+        "out_of_memory": 3,
+    }
+    assert "batches of 64 sequences (for a card of 22.0 GiB); cache of 3 GiB" in str(CAPACITY)
+    assert "3 tries of steps ran out of memory and were divided; lower --cache-gib" in str(found)
+    assert "out of memory" not in str(report())
+
+
+def test_engines_with_full_batches_are_slower_however_many_rows_may_be_there():
+    found = report(generate_s=30.0)  # a mean of 3 rows, of 8
+    assert found.usage.slower_stage == "prepare"
+    assert replace(found.usage, num_sequences=4).slower_stage == "prepare"
+    assert replace(found.usage, num_sequences=2).slower_stage == "generate"
 
 
 def test_a_run_without_work_has_no_table():

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from model.engine.engine import Engine, own_turn
 from pipeline.cluster.groups import load_engine
 from pipeline.run import RunError, run
 from tests.conftest import ON_RAY_SLOWLY, ROOT
@@ -67,6 +69,39 @@ def test_captions_are_those_of_a_run_on_ray(config, carry_out):
         for name in ("mean_logprob", "min_logprob"):  # their last bits follow the batch
             assert inline.pop(name) == pytest.approx(on_ray.pop(name), rel=1e-5)
         assert inline == on_ray
+
+
+def test_batch_and_cache_are_told_at_the_start_and_in_the_report(config, capsys):
+    report = run(config, connect=nullcontext, inline=True)
+
+    line = f"each rank: {report.usage.capacity}"
+    told = capsys.readouterr().err.splitlines()
+    assert line in told
+    assert "batches of 32 sequences (the default on CPUs); cache of 0.0" in line
+    assert "tokens (as asked); steps of 8192 tokens; vision calls of 16384 patches" in line
+    stored = json.loads((Path(config.output) / "_report.json").read_text())["engine"]
+    assert (stored["batch_size"], stored["why"]) == (32, str(report.usage.capacity))
+    assert stored["out_of_memory"] == 0
+    assert report.usage.num_sequences == 32
+
+
+def test_a_row_that_the_memory_does_not_suffice_for_fails_alone(config, monkeypatch):
+    class SmallEngine(Engine):
+        def compute(self, chunks, turn=own_turn):
+            if any(chunk.sequence.request_id == "2" for chunk in chunks):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+            return super().compute(chunks, turn)
+
+    def small_engine(checkpoint, engine_config, exchange, rank_spec):
+        return SmallEngine.from_checkpoint(checkpoint, engine_config)
+
+    report = run(config, connect=nullcontext, inline=True, engine_factory=small_engine)
+    assert report.error_codes == {"out_of_memory": 1}
+    assert report.usage.num_out_of_memory > 0
+    assert "ran out of memory" in str(report)
+    (failed,) = (row for row in rows_of(config) if row["status"] == "error")
+    assert "Tried to allocate 9 GiB.; use fewer or smaller frames, or lower" in failed["error"]
+    assert len(rows_of(config)) == 6
 
 
 def dying_engine(checkpoint, config, exchange, rank_spec):
