@@ -10,6 +10,7 @@ import torch
 from jobs.checks.finding import Finding
 from model.config import KimiVLConfig
 from model.engine.config import EngineConfig
+from model.engine.dtype import choose_dtype
 from model.memory import free_bytes
 from model.network.weights import EMBEDDING, check_checkpoint, destinations, stored_tensors
 
@@ -23,7 +24,7 @@ class Footprint:
     """The sizes of a checkpoint's weights in the dtype that an engine uses."""
 
     config: KimiVLConfig
-    dtype: str  # the requested one, or the stored one
+    dtype: str  # the requested or chosen one, or the stored one
     num_tensors: int
     num_parameters: int
     shared_bytes: int  # whole on every rank
@@ -40,8 +41,8 @@ class Footprint:
         return self.rank_bytes(num_ranks) / _GIB + fixed
 
 
-def read_footprint(directory: Path, dtype: str) -> Footprint:
-    """Check the name and shape of every tensor, and count bytes; read headers only.
+def read_footprint(directory: Path, engine: EngineConfig) -> Footprint:
+    """Check the name and shape of every tensor, and count the bytes of `engine`; read headers only.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -49,7 +50,8 @@ def read_footprint(directory: Path, dtype: str) -> Footprint:
     config = check_checkpoint(directory)
     stored = stored_tensors(directory)
     wanted = destinations(config)
-    dtype = stored[EMBEDDING].dtype if dtype == "auto" else dtype  # as `load_model` decides
+    chosen = choose_dtype(directory, engine).dtype
+    dtype = stored[EMBEDDING].dtype if chosen is None else str(chosen).removeprefix("torch.")
     num_parameters = shared_bytes = expert_bytes = 0
     for name, tensor in stored.items():
         if name not in wanted:

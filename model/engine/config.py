@@ -9,7 +9,7 @@ class EngineConfig:
     """How one engine runs a checkpoint; ValueError names a setting that is out of its range."""
 
     device: str = "cpu"
-    dtype: str = "auto"  # of weights and activations; "auto" keeps the stored dtype
+    dtype: str = "auto"  # of weights and activations; "auto": see `model.engine.dtype`
     max_batch_size: int = 32  # sequences that generate together
     max_model_len: int | None = None  # prompt + generated tokens; None: the checkpoint's context
     max_step_tokens: int = 8192  # tokens of one step; longer prompts are computed in chunks
@@ -18,6 +18,7 @@ class EngineConfig:
     cache_fraction: float | None = None  # replaces it: part of what is free after loading
     feature_cache_gib: float = 0.5  # of features of images that later prompts may hold again
     num_threads: int = 1  # of torch, on CPUs
+    ranks_per_machine: int = 1  # that may share its memory, at most; only dtype="auto" asks
     cuda_graphs: bool = False  # replay decode steps as CUDA graphs; not yet run on a GPU
 
     def __post_init__(self) -> None:
@@ -25,7 +26,9 @@ class EngineConfig:
             raise ValueError(
                 f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}"
             )
-        for name in ("max_batch_size", "max_step_tokens", "max_vision_patches", "num_threads"):
+        for name in (
+            "max_batch_size max_step_tokens max_vision_patches num_threads ranks_per_machine"
+        ).split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("cache_gib", "feature_cache_gib"):

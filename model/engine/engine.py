@@ -26,6 +26,7 @@ from model.engine.batch_builder import batch_of
 from model.engine.blocks import BlockPool, block_keys, blocks_for, image_digests
 from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import DecodeGraphs
+from model.engine.dtype import choose_dtype
 from model.engine.grammar import Constraint, Grammars
 from model.engine.image_cache import ImageFeatures
 from model.engine.sampling import sample
@@ -97,7 +98,7 @@ class Engine:
         if config.cuda_graphs and shards is not None:
             raise ValueError("cuda_graphs needs all experts in one process: ranks wait for others")
         torch.set_num_threads(config.num_threads)
-        dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+        dtype = choose_dtype(directory, config).dtype
         device = torch.device(config.device)
         model = load_model(directory, dtype=dtype, device=device, shards=shards)
         prepack(model)

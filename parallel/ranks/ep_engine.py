@@ -7,6 +7,7 @@ of its own, because the others need its experts. It has the methods of an engine
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 from model.config import KimiVLConfig
 from model.engine.config import EngineConfig
+from model.engine.dtype import choose_dtype
 from model.engine.engine import Engine
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
@@ -67,9 +69,27 @@ def load_shard(
     exchange: Exchange,
 ) -> "ExpertParallelEngine":
     """Load the weights of this rank of a group that it has already joined."""
+    config = _with_common_dtype(checkpoint, config, group)
     dispatcher = StepDispatcher(topologies, group, torch.device(config.device), exchange)
     engine = Engine.from_checkpoint(checkpoint, config, dispatcher.shards().__getitem__)
     return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin))
+
+
+def _with_common_dtype(
+    checkpoint: Path, config: EngineConfig, group: dist.ProcessGroup
+) -> EngineConfig:
+    """Let all ranks of a group compute in one dtype: rows travel between them as they are.
+
+    Float32 replaces a stored bfloat16 only if every rank would choose it by itself.
+    """
+    if config.dtype != "auto" or torch.device(config.device).type != "cpu":
+        return config
+    widens = choose_dtype(checkpoint, config).dtype == torch.float32
+    number = torch.tensor(int(widens))
+    dist.all_reduce(number, dist.ReduceOp.MIN, group)
+    if number.item():
+        return replace(config, dtype="float32")
+    return replace(config, dtype="bfloat16") if widens else config
 
 
 class ExpertParallelEngine:

@@ -68,7 +68,7 @@ def start_groups(
         GroupError: no group could be started; whatever had started was stopped again.
     """
     _check_cache(config.engine, deployment)
-    engine = replace(config.engine, device=deployment.device)
+    engine = deployment.engine_of(config.engine)
     topologies = None
     if load is not None and deployment.num_ranks > 1:
         topologies = place(load, deployment.num_ranks, config.expert_copies)
