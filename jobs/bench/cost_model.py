@@ -151,7 +151,7 @@ def _engine(checkpoint: Path, config: KimiVLConfig, group: dist.ProcessGroup, mo
     engine = engine_for(model, most, torch.get_num_threads(), cache_gib=0.5)
     if group.size() == 1:
         return engine
-    return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin))
+    return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin), dispatcher)
 
 
 def _steps(

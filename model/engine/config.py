@@ -19,7 +19,9 @@ class EngineConfig:
     feature_cache_gib: float = 0.5  # of features of images that later prompts may hold again
     num_threads: int = 1  # of torch, on CPUs
     ranks_per_machine: int = 1  # that may share its memory, at most; only dtype="auto" asks
-    cuda_graphs: bool = False  # replay decode steps as CUDA graphs; not yet run on a GPU
+    cuda_graphs: bool | None = None  # replay decode steps; None: where the network allows it
+    runs_ahead: bool | None = None  # begin a step before the last one's tokens are known; None:
+    # on GPUs, where the host would else wait for the device
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):

@@ -5,14 +5,20 @@ prompts. The images of a chunk are encoded before the layers of its step.
 
     add --> scheduler: waiting --> running --> finished
 
+On a GPU the engine runs one step ahead: while the device computes a step, the host takes the tokens
+of the step before and plans the next one.
+
+    host      plan 1 | begin 1 | plan 2 | begin 2, take 1 | plan 3 | begin 3, take 2 | ...
+    device             1-----------------|2----------------|3---------
+
 Letters: T tokens of the step, B sequences, V vision tokens.
 """
 
 import math
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -22,22 +28,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.config import BLOCK_SIZE
-from model.engine.batch_builder import batch_of
+from model.engine.batch_builder import BatchBuilder, DeviceStep
 from model.engine.blocks import BlockPool, block_keys, blocks_for, image_digests
 from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import DecodeGraphs
 from model.engine.dtype import choose_dtype
 from model.engine.grammar import Constraint, Grammars
 from model.engine.image_cache import ImageFeatures
-from model.engine.sampling import sample
-from model.engine.scheduler import Scheduler
+from model.engine.sampled_step import SampledStep
+from model.engine.scheduler import Chunk, Scheduler
 from model.engine.sequence import Answer, Completion, SamplingParams, Sequence
 from model.engine.utilization import EngineTime
 from model.inputs.prompt import Prompt, PromptError
 from model.inputs.tokenizer import Tokenizer
 from model.malloc import keep_freed_memory
 from model.memory import free_bytes
-from model.network.batch import TokenBatch
 from model.network.kimi_vl import KimiVL
 from model.network.kv_cache import LatentCache
 from model.network.moe import Shards
@@ -46,14 +51,25 @@ from model.network.weights import load_model
 
 GIB = 1 << 30
 
-# (number of tokens, whether all are decodes) -> a context for the layers of a step; its value says
-# whether to compute them. It is entered after everything that can fail in this process alone.
-Turn = Callable[[int, bool], AbstractContextManager[bool]]
+_GATHER_STEPS = 16  # of pure decodes between prompts, where graphs replay them
 
 
-def own_turn(num_tokens: int, is_decode: bool) -> AbstractContextManager[bool]:
+@dataclass(frozen=True)
+class StepTurn:
+    """What the ranks that step together have agreed on."""
+
+    num_tokens: int  # of the busiest rank; 0: no rank has work
+    may_replay: bool  # whether all only decode, and nothing in the layers waits for the host
+
+
+# (number of tokens, whether all are decodes) -> a context for the layers of a step. It is entered
+# after everything that can fail in this process alone.
+Turn = Callable[[int, bool], AbstractContextManager[StepTurn]]
+
+
+def own_turn(num_tokens: int, is_decode: bool) -> AbstractContextManager[StepTurn]:
     """Let an engine that is alone compute whenever it has tokens."""
-    return nullcontext(num_tokens > 0)
+    return nullcontext(StepTurn(num_tokens, may_replay=is_decode))
 
 
 class Engine:
@@ -74,9 +90,24 @@ class Engine:
         )
         self.cache = self._reserve_cache()
         self.pool = BlockPool(self.cache.num_blocks)
-        self.scheduler = Scheduler(self.pool, config.max_batch_size, config.max_step_tokens)
+        self._graphs = None
+        if config.cuda_graphs is not False and model.never_waits:
+            self._graphs = DecodeGraphs(model, self.cache, config.max_batch_size)
+        gather_steps = 0 if self._graphs is None else _GATHER_STEPS
+        self.scheduler = Scheduler(
+            self.pool, config.max_batch_size, config.max_step_tokens, gather_steps
+        )
+        self._builder = BatchBuilder(
+            model.config.media_token_id,
+            config.max_batch_size,
+            blocks_for(min(self.max_model_len, self.pool.num_blocks * BLOCK_SIZE)),
+            model.device,
+            model.max_paged_len,
+        )
+        is_on_gpu = model.device.type == "cuda"
+        self._runs_ahead = is_on_gpu if config.runs_ahead is None else config.runs_ahead
+        self._ahead: SampledStep | None = None  # the last step, if its tokens are still pending
         self._time = EngineTime(config.max_batch_size)
-        self._graphs = DecodeGraphs(model, self.cache) if config.cuda_graphs else None
         self._num_steps = 0
         self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
         self._features = ImageFeatures(
@@ -95,8 +126,6 @@ class Engine:
         """
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
-        if config.cuda_graphs and shards is not None:
-            raise ValueError("cuda_graphs needs all experts in one process: ranks wait for others")
         torch.set_num_threads(config.num_threads)
         dtype = choose_dtype(directory, config).dtype
         device = torch.device(config.device)
@@ -217,33 +246,59 @@ class Engine:
         that finished, its id, and its completion or why it alone failed.
         """
         began_s = time.monotonic()
-        chunks = self.scheduler.plan(max_new_tokens)
+        # The next token of some sequences depends on the last one: a grammar, a penalty.
+        finished = self._take_pending() if self._ahead and self._ahead.needs_tokens else []
+        packed, chunks = self._builder.pack(self.scheduler.plan(max_new_tokens))
         features = self._features.for_chunks(chunks)
-        batch = batch_of(chunks, self.model.config.media_token_id, self.model.device)
-        only_decodes = batch.num_decodes == len(chunks)
+        only_decodes = all(chunk.is_decode for chunk in chunks)
         planned_s = time.monotonic()
-        with turn(len(batch.token_ids), only_decodes) as runs:
-            if not runs:
-                return []
+        with turn(packed.num_tokens, only_decodes) as agreed:
+            if not agreed.num_tokens:
+                return finished + self._take_pending()
             waited_s = time.monotonic() - planned_s
-            hidden = self._hidden(batch, features)
+            replays = self._graphs is not None and agreed.may_replay
+            size = self.graph_size(agreed.num_tokens) if replays else None
+            known = None if self._ahead is None else self._ahead.token_ids
+            step = self._builder.upload(packed, known, size)
+            hidden = self._hidden(step, features, replays=replays)
         self._num_steps += 1
-        for chunk in chunks:
-            chunk.sequence.num_cached = chunk.end
-        rows = [row for row, chunk in zip(batch.last_rows, chunks, strict=True) if chunk.is_last]
-        sequences = [chunk.sequence for chunk in chunks if chunk.is_last]
-        is_full = self.scheduler.num_waiting > 0
-        finished = self._take_tokens(sequences, self.model.logits(hidden[rows])) if rows else []
+        before = self._ahead
+        self._ahead = self._sampled(step, chunks, hidden, packed.draws.num_free)
+        if before is not None:
+            finished += self._take(before)
+        if not self._runs_ahead:
+            finished += self._take_pending()
         own_s = time.monotonic() - began_s - waited_s
-        self._time.note(len(batch.token_ids), own_s, only_decodes=only_decodes, is_full=is_full)
+        is_full = self.scheduler.num_waiting > 0
+        self._time.note(packed.num_tokens, own_s, only_decodes=only_decodes, is_full=is_full)
         return finished
 
-    def _hidden(self, batch: TokenBatch, features: Tensor | None) -> Tensor:
+    @property
+    def replays_graphs(self) -> bool:
+        """Whether steps that only decode are replayed as CUDA graphs."""
+        return self._graphs is not None
+
+    def graph_size(self, num_sequences: int) -> int:
+        """Return to how many sequences a step of so many decodes is filled up."""
+        return num_sequences if self._graphs is None else self._graphs.size_for(num_sequences)
+
+    def _hidden(self, step: DeviceStep, features: Tensor | None, *, replays: bool) -> Tensor:
         """Compute the hidden states [T, D] of the tokens of the step."""
-        only_decodes = len(batch.query_lens) == batch.num_decodes and features is None
-        if self._graphs is not None and only_decodes:
-            return self._graphs(batch)
-        return self.model(batch, self.cache, features)
+        if replays and self._graphs is not None:
+            return self._graphs(step.batch)
+        return self.model(step.batch, self.cache, features)
+
+    def _sampled(
+        self, step: DeviceStep, chunks: list[Chunk], hidden: Tensor, num_free: int
+    ) -> SampledStep | None:
+        """Sample the next token of each sequence that this step has computed to its end."""
+        sequences = [chunk.sequence for chunk in chunks if chunk.is_last]
+        for chunk in chunks:
+            chunk.sequence.num_cached = chunk.end
+        if not sequences:
+            return None
+        logits = self.model.logits(hidden.index_select(0, step.logit_rows))
+        return SampledStep(sequences, logits, step.draws, num_free)
 
     def _check_tokens(self, prompt: Prompt) -> None:
         token_ids = prompt.token_ids
@@ -259,27 +314,16 @@ class Engine:
             reason = f"patches must be {wanted_px} pixels wide, got {side_px}"
             raise PromptError("bad_prompt", reason)
 
-    def _take_tokens(
-        self, sequences: Seq[Sequence], logits: Tensor
-    ) -> list[tuple[str, Completion | PromptError]]:
-        """Sample a token for each sequence; return the requests that are finished."""
-        params = [sequence.params for sequence in sequences]
-        seen = None
-        if any(each.repetition_penalty != 1.0 for each in params):
-            seen = [sequence.token_ids(0, sequence.num_tokens) for sequence in sequences]
-        num_sampled = [len(sequence.generated) for sequence in sequences]
-        allowed_bits = {
-            row: sequence.constraint.allowed_bits()
-            for row, sequence in enumerate(sequences)
-            if sequence.constraint is not None
-        }
-        token_ids, logprobs = sample(logits, params, num_sampled, seen, allowed_bits)
-        for row, sequence in enumerate(sequences):
-            if sequence.choice_ids and not sequence.generated:
-                logprobs_of_choices = logits[row].log_softmax(-1)[sequence.choice_ids]
-                sequence.choice_logprobs = tuple(logprobs_of_choices.tolist())
+    def _take_pending(self) -> list[tuple[str, Completion | PromptError]]:
+        """Wait for the tokens of the last step, if they are pending."""
+        last, self._ahead = self._ahead, None
+        return [] if last is None else self._take(last)
+
+    def _take(self, step: SampledStep) -> list[tuple[str, Completion | PromptError]]:
+        """Append the tokens of a step to their sequences; return the requests that are finished."""
         finished: list[tuple[str, Completion | PromptError]] = []
-        for sequence, token_id, logprob in zip(sequences, token_ids, logprobs, strict=True):
+        for sequence, token_id, logprob, choice_logprobs in step.known():
+            sequence.choice_logprobs = choice_logprobs or sequence.choice_logprobs
             if not math.isfinite(logprob) and sequence.block_keys:
                 # NaN or Inf may come from a shared block. Without keys it fails next time.
                 self.scheduler.retry_unshared(sequence)

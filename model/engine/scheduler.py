@@ -6,6 +6,8 @@
 Every step first decodes all running sequences that can be decoded. The rest of the token budget
 goes to prompts: first to those begun before, then to new ones. After a preemption a sequence
 computes all its tokens again, generated ones too, so the tokens that follow are the same.
+
+A sequence may be planned while its last token is pending: the device knows it, the host does not.
 """
 
 import math
@@ -41,15 +43,22 @@ class Chunk:
 class Scheduler:
     """Plans steps of at most `max_step_tokens`, decodes included. It owns no tensor.
 
-    Even if decodes use all of the budget, one token of a prompt is planned.
+    Even if decodes use all of the budget, one token of a prompt is planned. New prompts wait for up
+    to `gather_steps` steps until together they fill a step, so that the other steps only decode:
+    those can be replayed as CUDA graphs.
     """
 
-    def __init__(self, pool: BlockPool, max_batch_size: int, max_step_tokens: int) -> None:
+    def __init__(
+        self, pool: BlockPool, max_batch_size: int, max_step_tokens: int, gather_steps: int = 0
+    ) -> None:
         self._pool = pool
         self._max_batch_size = max_batch_size
         self._max_step_tokens = max_step_tokens
+        self._gather_steps = gather_steps
+        self._num_gathering = 0  # steps since the first of the waiting prompts could have begun
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of admission
+        self._free_rows = list(range(max_batch_size, 0, -1))  # of the block tables on the device
         self.num_preemptions = 0
 
     @property
@@ -69,24 +78,27 @@ class Scheduler:
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, waiting or running; an unknown one is no error."""
-        self._waiting = deque(seq for seq in self._waiting if seq.request_id != request_id)
-        for sequence in [seq for seq in self._running if seq.request_id == request_id]:
-            self.finish(sequence)
+        for sequence in [*self._running, *self._waiting]:
+            if sequence.request_id == request_id:
+                self.finish(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """Remove a running sequence and free its blocks."""
-        self._running.remove(sequence)
-        self._release(sequence)
+        """Remove a sequence and free its blocks."""
+        sequence.drop_pending()
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._release(sequence)
+        else:  # it was preempted before its last token was known
+            self._waiting.remove(sequence)
 
     def retry_unshared(self, sequence: Sequence) -> None:
-        """Compute a running sequence again, without blocks that other sequences computed.
+        """Compute a sequence again, without blocks that other sequences computed.
 
         NaN in a block of the cache spreads to every sequence that attends to it. So a sequence that
         shares blocks may be broken by another one, and is tried once more without them.
         """
-        self._running.remove(sequence)
         self._pool.unregister(sequence.blocks)
-        self._release(sequence)
+        self.finish(sequence)
         sequence.block_keys = []
         self._waiting.appendleft(sequence)
 
@@ -107,8 +119,10 @@ class Scheduler:
         decodes = list(self._decodes())
         prompts: list[Chunk] = []
         budget = max(1, self._max_step_tokens - len(decodes))
-        planned = {id(chunk.sequence) for chunk in decodes}
-        begun = [sequence for sequence in self._running if id(sequence) not in planned]
+        begun = [each for each in self._running if each.num_tokens - each.num_cached > 1]
+        is_own_choice = max_new_tokens == math.inf  # and not that of all ranks of a group
+        if decodes and not begun and is_own_choice and self._should_gather(budget):
+            max_new_tokens = 0
         # Admitted one by one, each after the last has been planned: it may share blocks with it.
         for sequence in chain(begun, self._admissions(max_new_tokens)):
             end = min(sequence.num_tokens, sequence.num_cached + budget)
@@ -118,11 +132,23 @@ class Scheduler:
                 break
         return sorted([*decodes, *prompts], key=lambda chunk: not chunk.is_decode)
 
+    def _should_gather(self, budget: int) -> bool:
+        """Say whether waiting prompts should wait for more of them, while others decode."""
+        tokens = self.num_waiting_tokens if self._num_gathering < self._gather_steps else budget
+        self._num_gathering = self._num_gathering + 1 if 0 < tokens < budget else 0
+        return self._num_gathering > 0
+
     def _decodes(self) -> Iterator[Chunk]:
         """Plan one token for each running sequence that lacks only its last, oldest first."""
         for sequence in list(self._running):
             lacks_one = sequence.num_tokens - sequence.num_cached == 1
-            if lacks_one and sequence in self._running and self._has_room(sequence):
+            is_ended = sequence.num_sampled >= sequence.max_tokens  # once its last token is known
+            if (
+                lacks_one
+                and not is_ended
+                and sequence in self._running
+                and self._has_room(sequence)
+            ):
                 yield self._chunk(sequence, sequence.num_tokens)
 
     def _has_room(self, sequence: Sequence) -> bool:
@@ -145,7 +171,7 @@ class Scheduler:
         while left > 0 and self._waiting and len(self._running) < self._max_batch_size:
             sequence = self._waiting[0]
             known = self._known_blocks(sequence)
-            if known is None:
+            if known is None or sequence.num_pending:  # preempted, its last token is not here yet
                 return
             num_new = sequence.num_tokens - len(known) * BLOCK_SIZE
             if left < max_new_tokens and left < num_new / 2:
@@ -156,6 +182,7 @@ class Scheduler:
             missing = blocks_for(sequence.num_tokens) - len(known)
             sequence.blocks = [*known, *self._pool.allocate(missing)]
             sequence.num_cached = len(known) * BLOCK_SIZE
+            sequence.table_row, sequence.num_blocks_on_device = self._free_rows.pop(), 0
             self._running.append(sequence)
             yield sequence
 
@@ -178,5 +205,6 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.release(sequence.blocks)
+        self._free_rows.append(sequence.table_row)
         sequence.blocks = []
         sequence.num_cached = 0

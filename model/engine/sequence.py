@@ -146,7 +146,12 @@ class Sequence:
     number: int = 0  # of this sample among those of the request
     answer: Answer = field(default_factory=Answer)  # collects all samples of the request
     blocks: list[int] = field(default_factory=list)
+    table_row: int = 0  # of its blocks, in the tables on the device, while it runs
+    num_blocks_on_device: int = 0  # of them, how many the table already holds
     num_cached: int = 0  # tokens whose kv is in the blocks
+    num_pending: int = 0  # sampled tokens that the host does not know yet
+    pending_row: int = 0  # where the last of them stands among the tokens of its step
+    num_restarts: int = 0  # how often its pending tokens became void
     generated: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     choice_logprobs: tuple[float, ...] | None = None  # known with the first token
@@ -154,13 +159,36 @@ class Sequence:
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
-        # For each period p: how many of the last tokens equal the token p places before them.
-        self._num_equal = [0] * (_LONGEST_LOOP + 1)
+        # Period p -> how many of the last tokens equal the token p places before them, if any.
+        self._num_equal: dict[int, int] = {}
 
     @property
     def num_tokens(self) -> int:
-        """The number of prompt and generated tokens."""
-        return len(self.prompt.token_ids) + len(self.generated)
+        """The number of prompt and generated tokens, pending ones too."""
+        return len(self.prompt.token_ids) + self.num_sampled
+
+    @property
+    def num_sampled(self) -> int:
+        """The number of generated tokens, pending ones too."""
+        return len(self.generated) + self.num_pending
+
+    @property
+    def needs_its_tokens(self) -> bool:
+        """Whether the next token depends on the last one by more than the network."""
+        return self.constraint is not None or self.params.repetition_penalty != 1.0
+
+    def drop_pending(self) -> None:
+        """Declare the pending tokens void: the sequence has ended, or it begins again."""
+        self.num_pending = 0
+        self.num_restarts += 1
+
+    def token_id(self, place: int) -> int:
+        """Return the prompt or generated token at a position; 0 for a pending one."""
+        num_prompt = len(self.prompt.token_ids)
+        if place < num_prompt:
+            return int(self.prompt.token_ids[place])
+        place -= num_prompt
+        return self.generated[place] if place < len(self.generated) else 0
 
     def token_ids(self, start: int, end: int) -> NDArray[np.int32]:
         """Return the prompt and generated tokens at the positions from `start` to `end`."""
@@ -198,14 +226,13 @@ class Sequence:
 
     def _is_looping(self) -> bool:
         """Say whether the text ends with a loop: four or more copies of up to 32 tokens."""
-        guard = self.params.loop_guard
-        for period in range(1, min(_LONGEST_LOOP, len(self.generated) - 1) + 1):
-            is_equal = self.generated[-1] == self.generated[-1 - period]
-            self._num_equal[period] = self._num_equal[period] + 1 if is_equal else 0
+        guard, token = self.params.loop_guard, self.generated[-1]
+        before = reversed(self.generated[-1 - _LONGEST_LOOP : -1])
+        periods = [period for period, other in enumerate(before, 1) if other == token]
+        self._num_equal = {period: self._num_equal.get(period, 0) + 1 for period in periods}
         return bool(guard) and any(
             num_equal + period >= max(guard, _MIN_COPIES * period)
-            for period, num_equal in enumerate(self._num_equal)
-            if num_equal
+            for period, num_equal in self._num_equal.items()
         )
 
     def completion(self) -> Completion:

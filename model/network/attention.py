@@ -21,9 +21,13 @@ from torch import Tensor, nn
 from model.config import TextConfig
 from model.network.attend import PartialAttention, attend_past, attend_pieces, attend_varlen
 from model.network.batch import TokenBatch
-from model.network.kv_pieces import slots_of
+from model.network.kv_pieces import PagedContexts, slots_of
 from model.network.norm import RMSNorm
 from model.network.rope import Rotation
+
+# (absorbed queries [P, H, C + rope], one layer of the cache, their contexts, C, scale) -> sums of
+# latent kv [P, H, C].
+Decode = Callable[[Tensor, Tensor, PagedContexts, int, float], Tensor]
 
 # (queries [n, H, width] of one chunk, cache, slots of its past) -> attention to the past.
 Past = Callable[[Tensor, Tensor, Tensor], PartialAttention]
@@ -92,6 +96,7 @@ class LatentAttention(nn.Module):
             config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
+        self.decode: Decode = decode_in_pieces  # a kernel may take its place
 
     def forward(
         self, x: Tensor, rotation: Rotation, batch: TokenBatch, cache: Tensor | None
@@ -108,11 +113,11 @@ class LatentAttention(nn.Module):
         k_rope = rotation.interleaved(k_rope[:, None])[:, 0]  # shared by all heads
         latent_kv = torch.cat((self.kv_a_layernorm(latent), k_rope), dim=-1)  # [T, C + rope]
         write_cache(latent_kv, batch, cache)
-        num = batch.num_decodes
+        num = batch.num_paged_tokens
         outputs = [self._decode(query[:num], cache, batch)] if cache is not None and num else []
         if len(x) > num:
             outputs.append(self._prefill(query[num:], latent_kv[num:], cache, batch))
-        return self.o_proj(torch.cat(outputs).flatten(-2))
+        return self.o_proj(joined(outputs).flatten(-2))
 
     def _query(self, x: Tensor) -> Tensor:
         if self.has_low_rank_query:
@@ -120,18 +125,18 @@ class LatentAttention(nn.Module):
         return self.q_proj(x)
 
     def _decode(self, query: Tensor, cache: Tensor, batch: TokenBatch) -> Tensor:
-        """Attend from one query of each decode [B, H, nope + rope]: [B, H, value]."""
-        # All heads read the same latent kv, so they are H queries of one head.
-        rows = self._absorb(query)[:, :, None]  # [B, H, 1, C + rope]
-        found = attend_pieces(rows, cache, batch.decode_pieces, as_one_head, self.scale)
-        return self._up_project_values(found[:, :, 0])
+        """Attend from each paged token [P, H, nope + rope] to its cached context: [P, H, value]."""
+        assert batch.contexts is not None
+        absorbed = self._absorb(query)  # [P, H, C + rope]
+        latent = self.decode(absorbed, cache, batch.contexts, self.widths.latent, self.scale)
+        return self._up_project_values(latent)
 
     def _prefill(
         self, query: Tensor, latent_kv: Tensor, cache: Tensor | None, batch: TokenBatch
     ) -> Tensor:
         """Attend from the chunks of prompts [T, H, nope + rope]: [T, H, value]."""
         key, value = self._expand(latent_kv)
-        lens = batch.query_lens[batch.num_decodes :]
+        lens = batch.query_lens[batch.num_paged :]
         own = attend_varlen(self._widened(query), key, value, lens, self.scale, is_causal=True)
         return merge_pasts(self._narrowed(own), query, cache, batch, self._past)
 
@@ -207,19 +212,20 @@ class MultiHeadAttention(nn.Module):
         key = rotation.halves(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         write_cache(torch.cat((key, value), dim=1).flatten(1), batch, cache)
-        num = batch.num_decodes
+        num = batch.num_paged_tokens
         outputs = [self._decode(query[:num], cache, batch)] if cache is not None and num else []
         if len(x) > num:
-            lens = batch.query_lens[num:]
+            lens = batch.query_lens[batch.num_paged :]
             key, value = self._repeated(key[num:]), self._repeated(value[num:])
             own = attend_varlen(query[num:], key, value, lens, self.scale, is_causal=True)
             outputs.append(merge_pasts(own, query[num:], cache, batch, self._past))
-        return self.o_proj(torch.cat(outputs).flatten(-2))
+        return self.o_proj(joined(outputs).flatten(-2))
 
     def _decode(self, query: Tensor, cache: Tensor, batch: TokenBatch) -> Tensor:
-        """Attend from one query of each decode [B, H, head_dim]: [B, H, head_dim]."""
+        """Attend from each paged token [P, H, head_dim] to its context: [P, H, head_dim]."""
+        assert batch.contexts is not None
         groups = query.unflatten(1, (self.num_kv_heads, -1)).transpose(1, 2)
-        found = attend_pieces(groups, cache, batch.decode_pieces, self._key_value, self.scale)
+        found = attend_pieces(groups, cache, batch.contexts.pieces, self._key_value, self.scale)
         return found.transpose(1, 2).flatten(1, 2)
 
     def _past(self, query: Tensor, cache: Tensor, slots: Tensor) -> PartialAttention:
@@ -241,6 +247,20 @@ class MultiHeadAttention(nn.Module):
         return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=-2)
 
 
+def decode_in_pieces(
+    query: Tensor, cache: Tensor, contexts: PagedContexts, latent_width: int, scale: float
+) -> Tensor:
+    """Attend from absorbed queries to their contexts, piece by piece; see `Decode`."""
+    # All heads read the same latent kv, so they are H queries of one head.
+    found = attend_pieces(query[:, :, None], cache, contexts.pieces, as_one_head, scale)
+    return found[:, :, 0, :latent_width]
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Concatenate along the first dimension; a part alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def as_one_head(latent_kv: Tensor) -> tuple[Tensor, Tensor]:
     """Use latent kv [..., L, width] as both key and value of one head: [..., L, 1, width]."""
     return latent_kv.unsqueeze(-2), latent_kv.unsqueeze(-2)
@@ -260,17 +280,17 @@ def merge_pasts(
     `own` has output [T, H, value] and lse [T, H], `query` is [T, H, width], and `past` attends from
     one chunk to its past. Without a cache all sequences are whole. Returns [T, H, value].
     """
-    if cache is None or batch.block_tables is None:
+    lens = batch.query_lens[batch.num_paged :]
+    ends = batch.context_lens[batch.num_paged :]
+    if cache is None or batch.contexts is None or lens == ends:  # no chunk has a past
         return own.output
-    lens = batch.query_lens[batch.num_decodes :]
-    ends = batch.context_lens[batch.num_decodes :]
-    tables = batch.block_tables[batch.num_decodes :]
+    rows = batch.table_rows[batch.num_paged :]
     parts = (query.split(lens), own.output.split(lens), own.lse.split(lens))
     outputs: list[Tensor] = []
-    for table, end, q, output, lse in zip(tables, ends, *parts, strict=True):
+    for row, end, q, output, lse in zip(rows, ends, *parts, strict=True):
         if end == len(q):
             outputs.append(output)
         else:
-            found = past(q, cache, slots_of(table, end - len(q)))
+            found = past(q, cache, slots_of(batch.contexts.tables[row], end - len(q)))
             outputs.append(PartialAttention(output, lse).merge_partial(found).output.type_as(query))
-    return torch.cat(outputs)
+    return joined(outputs)

@@ -45,6 +45,10 @@ class KimiVL(nn.Module):
     dispatcher to all of them. None: this process holds all experts.
     """
 
+    # What kernels change that take the place of plain torch (`model.network.kernels.install`):
+    max_paged_len = 1  # new tokens behind a past up to which each attends to the cache alone
+    never_waits = False  # whether nothing in the layers of a decode waits for the host
+
     def __init__(self, config: KimiVLConfig, shards: Shards | None = None) -> None:
         super().__init__()
         text = config.text

@@ -5,8 +5,8 @@ of its own, because the others need its experts. It has the methods of an engine
 """
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from model.config import KimiVLConfig
 from model.engine.config import EngineConfig
 from model.engine.dtype import choose_dtype
-from model.engine.engine import Engine
+from model.engine.engine import Engine, StepTurn
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from parallel.experts.load import ExpertLoad
@@ -72,7 +72,9 @@ def load_shard(
     config = _with_common_dtype(checkpoint, config, group)
     dispatcher = StepDispatcher(topologies, group, torch.device(config.device), exchange)
     engine = Engine.from_checkpoint(checkpoint, config, dispatcher.shards().__getitem__)
-    return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin))
+    dispatcher.filled_size = engine.graph_size
+    min_tokens = config.max_step_tokens if engine.replays_graphs else 0
+    return ExpertParallelEngine(engine, Lockstep(group, dispatcher.begin, min_tokens), dispatcher)
 
 
 def _with_common_dtype(
@@ -100,9 +102,10 @@ class ExpertParallelEngine:
 
     has_work = True
 
-    def __init__(self, engine: Engine, lockstep: Lockstep) -> None:
+    def __init__(self, engine: Engine, lockstep: Lockstep, dispatcher: StepDispatcher) -> None:
         self._engine = engine
         self._lockstep = lockstep
+        self._dispatcher = dispatcher
 
     def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
         """Queue a prompt; see `Engine.add`."""
@@ -125,10 +128,12 @@ class ExpertParallelEngine:
             time.sleep(_IDLE_SLEEP_S)
         return finished
 
-    def _turn(self, num_tokens: int, is_decode: bool) -> AbstractContextManager[bool]:
+    @contextmanager
+    def _turn(self, num_tokens: int, is_decode: bool) -> Iterator[StepTurn]:
         """Run the layers of a step with all ranks; a `model.engine.engine.Turn`."""
         waiting = self._engine.scheduler.num_waiting_tokens
-        return self._lockstep.turn(num_tokens, is_decode, waiting)
+        with self._lockstep.turn(num_tokens, is_decode, waiting):
+            yield self._dispatcher.turn
 
     def stats(self) -> dict[str, float]:
         """Return the numbers of the engine, and how well this rank keeps step with the others."""

@@ -73,14 +73,17 @@ class LockstepStats:
 class Lockstep:
     """One rank's side of the agreement; `on_plan` is called with each plan before its layers run.
 
-    The group must be able to exchange tensors on the CPU.
+    The group must be able to exchange tensors on the CPU. `min_tokens` is that of `Pace`.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup, on_plan: Callable[[StepPlan], None] = lambda _: None
+        self,
+        group: dist.ProcessGroup,
+        on_plan: Callable[[StepPlan], None] = lambda _: None,
+        min_tokens: int = 0,
     ) -> None:
         self.stats = LockstepStats()
-        self.pace = Pace()
+        self.pace = Pace(min_tokens)
         self._group = group
         self._on_plan = on_plan
         self._has_left = False

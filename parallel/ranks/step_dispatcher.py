@@ -3,12 +3,14 @@
 Letters: E routed experts, T tokens, K experts per token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.engine.engine import StepTurn
 from model.network.moe import Dispatch, ExpertShard
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.experts.policy import DispatchChoice, Exchange, choose
@@ -39,6 +41,9 @@ class StepDispatcher:
         self._all_to_all = AllToAllDispatcher(num_local_experts, group, wire_dtype)
         self._all_gather = AllGatherDispatcher(num_local_experts, group, 1, wire_dtype)
         self.current: AllToAllDispatcher | AllGatherDispatcher = self._all_to_all
+        # Number of decodes of the busiest rank -> to how many every rank fills up its step.
+        self.filled_size: Callable[[int], int] = lambda num_sequences: num_sequences
+        self.turn = StepTurn(0, may_replay=False)  # what the engine needs to know of the plan
 
     def begin(self, plan: StepPlan) -> None:
         """Choose the dispatcher for the layers of the step of this plan.
@@ -49,9 +54,12 @@ class StepDispatcher:
         self.current = self._all_to_all
         num_ranks, device = len(plan.tokens), self._device.type
         chosen = choose(self._choice, is_decode=plan.is_decode, num_ranks=num_ranks, device=device)
-        if chosen == "all_gather":
-            self._all_gather.bucket = plan.max_tokens
+        gathers = chosen == "all_gather"
+        if gathers:
+            size = self.filled_size(plan.max_tokens) if plan.is_decode else plan.max_tokens
+            self._all_gather.bucket = size
             self.current = self._all_gather
+        self.turn = StepTurn(plan.max_tokens, may_replay=plan.is_decode and gathers)
 
     def shards(self) -> dict[int, ExpertShard]:
         """Return this rank's shard of each layer with routed experts."""

@@ -7,6 +7,7 @@ from model.engine.blocks import BlockPool, blocks_for
 from model.network.batch import TokenBatch
 from model.network.kimi_vl import KimiVL
 from model.network.kv_cache import LatentCache
+from model.network.kv_pieces import PagedContexts
 
 
 @torch.no_grad()
@@ -30,13 +31,19 @@ def greedy_with_cache(
 def cached_step(token_ids: list[int], start: int, blocks: list[int]) -> TokenBatch:
     """Make a batch of new tokens of one sequence, from position `start` on."""
     places = range(start, start + len(token_ids))
+    is_decode = len(token_ids) == 1 and start > 0
     slots = [blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in places]
     return TokenBatch(
         token_ids=torch.tensor(token_ids),
         positions=torch.tensor(places),
         query_lens=(len(token_ids),),
         context_lens=(places.stop,),
-        num_decodes=int(len(token_ids) == 1 and start > 0),
+        num_paged=int(is_decode),
         slots=torch.tensor(slots),
-        block_tables=torch.tensor([blocks]),
+        contexts=PagedContexts(
+            tables=torch.tensor([blocks], dtype=torch.int32),
+            rows=torch.zeros(int(is_decode), dtype=torch.int32),
+            lens=torch.tensor([places.stop][: int(is_decode)], dtype=torch.int32),
+        ),
+        table_rows=(0,),
     )

@@ -91,7 +91,7 @@ class Process:
             layer.rows_computed = layer.rows_computed[: topology.num_local_experts].clone()
             setattr(layer, "experts", experts)  # noqa: B010  prepacked ones are of another class
         lockstep = Lockstep(self._group, dispatcher.begin)
-        self._step = ExpertParallelEngine(self._engine, lockstep).step
+        self._step = ExpertParallelEngine(self._engine, lockstep, dispatcher).step
         # A MoE layer exchanges rows while none of its own modules computes.
         whole, computing = Stopwatch(layers), Stopwatch(m for moe in layers for m in moe.children())
         self._exchange_s = lambda: whole.seconds - computing.seconds + lockstep.stats.wait_s

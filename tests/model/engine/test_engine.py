@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.engine.config import EngineConfig
-from model.engine.engine import Engine
+from model.engine.engine import Engine, StepTurn
 from model.engine.sequence import SamplingParams
 from model.inputs.prompt import Prompt, PromptError
 from model.json_values import CheckpointError
@@ -304,7 +304,7 @@ def test_a_turn_is_told_the_step_and_decides_whether_it_is_computed(engine, proc
     @contextmanager
     def turn(num_tokens, is_decode):
         told.append((num_tokens, is_decode))
-        yield num_tokens > 0
+        yield StepTurn(num_tokens, may_replay=False)
 
     prompt = processor.prompt(["red"])
     engine.add("a", prompt, SamplingParams(max_tokens=3))
@@ -319,5 +319,5 @@ def test_a_rank_without_work_takes_no_tokens_through_every_expert_layer(engine):
     visited = []
     for layer in engine.model.language_model.model.layers:
         layer.mlp.register_forward_hook(lambda _, args, out: visited.append(len(out)))
-    assert engine.step(lambda num_tokens, is_decode: nullcontext(True)) == []
+    assert engine.step(lambda *_: nullcontext(StepTurn(1, may_replay=False))) == []
     assert visited == [0] * len(engine.model.language_model.model.layers)

@@ -11,7 +11,7 @@ from model.config import BLOCK_SIZE
 from model.network.attention import LatentAttention
 from model.network.batch import TokenBatch
 from model.network.kv_cache import LatentCache
-from model.network.kv_pieces import slots_of
+from model.network.kv_pieces import PagedContexts, slots_of
 from model.network.rope import text_rotation
 from tests.tiny import tiny_config, tiny_model
 
@@ -40,15 +40,20 @@ def planted(config, context_len, num_new):
     for number, layer in enumerate(cache.layers):
         layer[1:] = torch.randn(layer[1:].shape, generator=torch.Generator().manual_seed(number))
     table = torch.arange(num_blocks, 0, -1)
-    start = context_len - num_new
+    start, num_decodes = context_len - num_new, int(num_new == 1)
     batch = TokenBatch(
         token_ids=torch.arange(5, 5 + num_new),
         positions=torch.arange(start, context_len),
         query_lens=(num_new,),
         context_lens=(context_len,),
-        num_decodes=int(num_new == 1),
+        num_paged=num_decodes,
         slots=slots_of(table, context_len)[start:],
-        block_tables=table[None],
+        contexts=PagedContexts(
+            tables=table[None].int(),
+            rows=torch.zeros(num_decodes, dtype=torch.int32),
+            lens=torch.full((num_decodes,), context_len, dtype=torch.int32),
+        ),
+        table_rows=(0,),
     )
     return cache, batch
 
@@ -75,7 +80,7 @@ def plain_attention(attention: LatentAttention, x, rotation, context):
 def plain_logits(model, batch, cache, context_len):
     text, decoder = model.config.text, model.language_model.model
     rotation = text_rotation(batch.positions, text.qk_rope_head_dim, text.rope_theta, torch.float32)
-    past = slots_of(batch.block_tables[0], context_len - len(batch.token_ids))
+    past = slots_of(batch.contexts.tables[0], context_len - len(batch.token_ids))
     x = decoder.embed_tokens(batch.token_ids)
     for layer, memories in zip(decoder.layers, cache.layers, strict=True):
         attended = plain_attention(

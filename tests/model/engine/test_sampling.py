@@ -1,11 +1,32 @@
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
-from model.engine.sampling import sample, uniform
-from model.engine.sequence import SamplingParams
+from model.engine import sampling
+from model.engine.sampling import Draws, uniform
+from model.engine.sequence import SamplingParams, Sequence
+
+
+def sample(logits, params, num_sampled, seen=None, allowed_bits=None):
+    """Sample one token for each row, as a step of the engine does; return lists."""
+    sequences = [
+        SimpleNamespace(params=each, num_sampled=count)
+        for each, count in zip(params, num_sampled, strict=True)
+    ]
+    draws = Draws.of(cast("list[Sequence]", sequences))
+    penalties = {
+        row: (each.repetition_penalty, ids)
+        for row, (each, ids) in enumerate(zip(params, seen or (), strict=False))
+        if each.repetition_penalty != 1.0
+    }
+    found = sampling.sample(
+        logits, torch.from_numpy(draws.numbers), draws.num_free, penalties, allowed_bits
+    )
+    return tuple(part.tolist() for part in found)
 
 
 def test_zero_temperature_takes_the_best_token_and_its_log_probability():

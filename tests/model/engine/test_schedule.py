@@ -99,7 +99,8 @@ def questions(checkpoint, processor):
 
 
 @pytest.mark.parametrize("seed", range(NUM_SCHEDULES))
-def test_no_schedule_changes_a_token(checkpoint, questions, seed):
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "one step ahead"])
+def test_no_schedule_changes_a_token(checkpoint, questions, seed, runs_ahead):
     generator = np.random.default_rng(seed)
     longest = max(len(prompt.token_ids) + length for prompt, length, _ in questions)
     least = -(-longest // BLOCK_SIZE)
@@ -109,6 +110,7 @@ def test_no_schedule_changes_a_token(checkpoint, questions, seed):
         max_batch_size=int(generator.integers(1, 9)),
         max_step_tokens=int(generator.choice([1, 7, 16, 50, 1000])),
         max_vision_patches=int(generator.choice([1, 40, 1000])),
+        runs_ahead=runs_ahead,
     )
     arrivals = generator.permutation(np.repeat(np.arange(len(questions)), 2)).tolist()
     done = {}

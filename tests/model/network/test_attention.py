@@ -7,6 +7,7 @@ from model.config import BLOCK_SIZE
 from model.network.attention import LatentAttention, LatentWidths
 from model.network.batch import TokenBatch, whole_sequences
 from model.network.kv_cache import LatentCache
+from model.network.kv_pieces import PagedContexts
 from model.network.rope import text_rotation
 from tests.tiny import tiny_config, tiny_model
 
@@ -23,16 +24,22 @@ def cached_batch(token_ids, starts, tables):
         for table, sequence in zip(tables, places, strict=True)
         for place in sequence
     ]
+    num_decodes = sum(
+        len(ids) == 1 and start > 0 for ids, start in zip(token_ids, starts, strict=True)
+    )
     return TokenBatch(
         token_ids=torch.tensor(list(chain(*token_ids)), dtype=torch.int64),
         positions=torch.tensor(list(chain(*places)), dtype=torch.int64),
         query_lens=tuple(len(ids) for ids in token_ids),
         context_lens=tuple(ends),
-        num_decodes=sum(
-            len(ids) == 1 and start > 0 for ids, start in zip(token_ids, starts, strict=True)
-        ),
+        num_paged=num_decodes,
         slots=torch.tensor(slots, dtype=torch.int64),
-        block_tables=torch.tensor(tables, dtype=torch.int64),
+        contexts=PagedContexts(
+            tables=torch.tensor(tables, dtype=torch.int32),
+            rows=torch.arange(num_decodes, dtype=torch.int32),
+            lens=torch.tensor(ends[:num_decodes], dtype=torch.int32),
+        ),
+        table_rows=tuple(range(len(token_ids))),
     )
 
 
@@ -49,7 +56,7 @@ def test_absorbed_equals_expanded_in_float64():
     table = [[3, 1, 4]]
     attention(x[:39], _rotation(config, 0, 39), cached_batch([[0] * 39], [0], table), cache)
     step = cached_batch([[0]], [39], table)
-    assert step.num_decodes == 1
+    assert step.num_paged == 1
     decoded = attention(x[39:], _rotation(config, 39, 40), step, cache)
     torch.testing.assert_close(decoded, expected[39:], rtol=0, atol=1e-14)
 
@@ -149,7 +156,7 @@ def test_a_step_without_tokens_is_legal(shape):
         query_lens=(),
         context_lens=(),
         slots=empty,
-        block_tables=torch.empty(0, 1, dtype=torch.int64),
+        contexts=PagedContexts(torch.empty(0, 1, dtype=torch.int32), empty.int(), empty.int()),
     )
     assert model(batch, cache).shape == (0, config.text.hidden_size)
     assert model(whole_sequences([])).shape == (0, config.text.hidden_size)

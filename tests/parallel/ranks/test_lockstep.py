@@ -276,8 +276,14 @@ def test_prompts_that_come_at_different_times_are_begun_in_the_same_step(checkpo
 
     def on_rank(group: dist.ProcessGroup) -> None:
         engine = load_rank(checkpoint, group, "all_to_all")
-        if group.rank() == 0:
-            engine._lockstep._on_plan = plans.append  # all_to_all needs no plan
+        begin = engine._lockstep._on_plan
+
+        def recorded(plan: StepPlan) -> None:
+            if group.rank() == 0:
+                plans.append(plan)
+            begin(plan)
+
+        engine._lockstep._on_plan = recorded
         params = SamplingParams(max_tokens=30)
         engine.add("first", work["long"][0], params)  # so that there is something to do
         for step in range(12):
