@@ -1,17 +1,19 @@
 """The driver's loop: rows flow, and are committed as they come."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from model.malloc import own_peak_bytes
 from parallel.groups.client import Groups
 from parallel.groups.errors import GroupError
 from pipeline.cluster.expert_load import record_load
-from pipeline.cluster.groups import rank_numbers, rank_stats
+from pipeline.cluster.groups import loading_text, rank_numbers, rank_stats
 from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
@@ -57,6 +59,9 @@ def _drive(
     with closing(backend.start_groups()) as groups, _load_recorded(plan, groups):
         num_done = plan.rows.num_done + len(plan.rows.poisoned)
         monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.row_schema.columns)
+        if show_progress and backend.deployment.device == "cuda":
+            stats = rank_stats(groups.status, fresh=True)
+            tqdm.write(loading_text(stats), file=sys.stderr)
         display = [open_display()] if show_progress else []
         reporters = [*display, *backend.reporters()]
         costs = Costs()

@@ -14,9 +14,10 @@ of the step before and plans the next one.
 Letters: T tokens of the step, B sequences, V vision tokens.
 """
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ from model.network.kv_cache import LatentCache
 from model.network.moe import Shards
 from model.network.onednn import prepack
 from model.network.weights import load_model
+
+logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 
@@ -109,6 +112,7 @@ class Engine:
         self._ahead: SampledStep | None = None  # the last step, if its tokens are still pending
         self._time = EngineTime(config.max_batch_size)
         self._num_steps = 0
+        self.loading: Mapping[str, float] = {}  # what `from_checkpoint` took, for `stats`
         self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
         self._features = ImageFeatures(
             model, config.max_vision_patches, int(config.feature_cache_gib * GIB)
@@ -129,12 +133,19 @@ class Engine:
         torch.set_num_threads(config.num_threads)
         dtype = choose_dtype(directory, config).dtype
         device = torch.device(config.device)
+        began_s = time.monotonic()
         model = load_model(directory, dtype=dtype, device=device, shards=shards)
+        load_s = time.monotonic() - began_s
+        num_gb = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
+        loading = {"load_s": load_s, "load_gb_per_s": num_gb / load_s}
+        logger.info("%.2f GB of weights in %.1f s, %.2f GB/s", num_gb, load_s, num_gb / load_s)
         prepack(model)
         # After prepacking: the memory of the plain weights has gone back to the system.
         keep_freed_memory()
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
-        return cls(model, tokenizer, config)
+        engine = cls(model, tokenizer, config)
+        engine.loading = loading
+        return engine
 
     def _reserve_cache(self) -> LatentCache:
         model, config = self.model, self.config
@@ -209,8 +220,13 @@ class Engine:
         self.scheduler.cancel(request_id)
 
     def stats(self) -> dict[str, float]:
-        """Return numbers so far, for reports; see `EngineTime` for `step_s` and `needed_s`."""
+        """Return numbers so far, for reports; see `EngineTime` for `step_s` and `needed_s`.
+
+        `load_s` is how long the weights took to read, `load_gb_per_s` how many of their 10^9 bytes
+        came each second.
+        """
         return {
+            **self.loading,
             "steps": self._num_steps,
             "preemptions": self.scheduler.num_preemptions,
             "step_s": self._time.step_s,

@@ -121,6 +121,16 @@ def rank_stats(status: Callable[..., GroupsStatus], fresh: bool) -> RankStats | 
         return None
 
 
+def loading_text(stats: RankStats | None) -> str:
+    """Say how long the slowest of the ranks that have loaded took; empty if none tells it."""
+    ranks = [rank for group in (stats or {}).values() for rank in group if "load_s" in rank]
+    if not ranks:
+        return ""
+    slowest = max(ranks, key=lambda rank: rank["load_s"])
+    load_s, rate = slowest["load_s"], slowest["load_gb_per_s"]
+    return f"the slowest rank read its weights in {load_s:.1f} s, {rate:.2f} GB/s"
+
+
 def rank_numbers(status: GroupsStatus) -> Mapping[str, float]:
     """Average how well ranks kept together, over all groups; empty if each rank was alone.
 

@@ -18,7 +18,13 @@ from parallel.groups.supervisor import GroupsStatus
 from parallel.ranks.admission import AdmissionPolicy
 from pipeline.cluster import groups as module
 from pipeline.cluster.deployment import choose_deployment
-from pipeline.cluster.groups import load_engine, rank_numbers, rank_stats, start_groups
+from pipeline.cluster.groups import (
+    load_engine,
+    loading_text,
+    rank_numbers,
+    rank_stats,
+    start_groups,
+)
 from pipeline.config import PipelineConfig
 from pipeline.stages.ray_data import _Preparer
 from tests.tiny import tiny_checkpoint
@@ -105,3 +111,10 @@ def test_groups_that_are_gone_tell_nothing_of_their_ranks(error):
     assert rank_stats(status, False) == {0: ({"a": 1},)}
     assert rank_stats(status, True) is None
     assert asked == [False, True]
+
+
+def test_the_slowest_rank_says_how_long_the_weights_took():
+    loaded = [{"load_s": 2.0, "load_gb_per_s": 4.0}, {"load_s": 12.34, "load_gb_per_s": 2.678}]
+    text = loading_text({0: ({}, loaded[0]), 1: (loaded[1],)})
+    assert text == "the slowest rank read its weights in 12.3 s, 2.68 GB/s"
+    assert loading_text({0: ({},)}) == loading_text(None) == ""
