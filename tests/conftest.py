@@ -13,9 +13,13 @@ os.environ.update(
 )
 os.environ.pop("RAY_ADDRESS", None)
 
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on CPUs; read when triton is imported
+
 import logging
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -38,8 +42,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip `gpu` tests where there is none, or fail them where there must be one."""
     if item.get_closest_marker("gpu") is None:
         return
-    import torch
-
     if not torch.cuda.is_available():
         if os.environ.get("MOONSWEEP_REQUIRE_GPU") == "1":
             pytest.fail("MOONSWEEP_REQUIRE_GPU=1, but torch sees no GPU")
@@ -49,14 +51,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def same_random_state_for_every_test() -> Iterator[None]:
     """Undo what a test does to the global random generators."""
-    torch = sys.modules.get("torch")  # never imported for this
-    python, numpy = random.getstate(), np.random.get_state()
-    torch_state = torch.get_rng_state() if torch else None
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     yield
     random.setstate(python)
     np.random.set_state(numpy)
-    if torch and torch_state is not None:
-        torch.set_rng_state(torch_state)
+    torch.set_rng_state(torch_state)
 
 
 @pytest.fixture(scope="session")

@@ -26,9 +26,9 @@ from jobs.cli.options import positive, positive_list
 from jobs.planning.network import least_rows
 from model.malloc import keep_freed_memory
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatch, AllToAllDispatcher
-from parallel.experts.permute import serialize_rows
 from parallel.experts.policy import WireDtype
 from parallel.experts.topology import Topology
+from parallel.experts.wire import serialize_rows
 from parallel.ranks.rank_spec import RankSpec
 from parallel.ranks.rendezvous import JoinedGroup
 
@@ -95,7 +95,7 @@ def _rank(options: argparse.Namespace, spec: RankSpec) -> list[dict[str, object]
 
 def _layer(dispatcher: AllToAllDispatcher | AllGatherDispatcher, tokens: Tokens) -> None:
     dispatch = dispatcher.dispatch(*tokens)
-    dispatch.combine(dispatch.rows)
+    dispatch.combine(dispatch.arrived[0].contiguous())
 
 
 def _bare_all_to_all(
@@ -103,13 +103,12 @@ def _bare_all_to_all(
 ) -> Timed:
     dispatch = dispatcher.dispatch(*tokens)
     assert isinstance(dispatch, AllToAllDispatch)
-    dispatch.combine(dispatch.rows)
+    dispatch.combine(dispatch.arrived[0].contiguous())
     x, sent, arriving = tokens[0], dispatch.counts.sent_rows, dispatch.counts.received_rows
     leaving = serialize_rows(*_some(tokens, sum(sent)), wire)
     arrived = leaving.new_empty(sum(arriving), leaving.shape[1])
     back, home = x.new_empty(sum(arriving), x.shape[1]), x.new_empty(sum(sent), x.shape[1])
-    num_counts = dispatcher.num_local_experts + 1
-    counts = torch.ones(group.size(), num_counts, dtype=torch.int64, device=x.device)
+    counts = torch.ones(group.size(), dtype=torch.int64, device=x.device)
 
     def bare() -> None:
         dist.all_to_all_single(torch.empty_like(counts), counts, group=group)

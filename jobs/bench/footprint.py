@@ -73,7 +73,7 @@ def _load(checkpoint: Path, rank: int, num_ranks: int) -> dict[str, float]:
     torch.set_num_threads(1)
     text = KimiVLConfig.from_checkpoint(checkpoint).text
     local_experts = Topology.even(text.n_routed_experts, num_ranks).local_experts[rank]
-    shard = ExpertShard(local_experts, LocalDispatcher(text.n_routed_experts))
+    shard = ExpertShard(local_experts, LocalDispatcher())
     bytes_before, read_before, started = _anonymous_bytes(), _read_bytes(), time.monotonic()
     with _peak() as peak:
         model = load_model(checkpoint, shards=lambda _: shard)

@@ -13,7 +13,7 @@ from model.config import KimiVLConfig
 from model.network.weights import destinations
 
 BF16_BYTES = 2
-_PLACE_AND_WEIGHT_BYTES = 8  # sent with a row for each expert (parallel/experts/permute.py)
+_PLACE_AND_WEIGHT_BYTES = 8  # sent with a row for each expert (parallel/experts/wire.py)
 
 
 @dataclass(frozen=True)

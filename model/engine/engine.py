@@ -44,6 +44,7 @@ from model.inputs.prompt import Prompt, PromptError
 from model.inputs.tokenizer import Tokenizer
 from model.malloc import keep_freed_memory
 from model.memory import free_bytes
+from model.network.kernels import install as kernels
 from model.network.kimi_vl import KimiVL
 from model.network.kv_cache import LatentCache
 from model.network.moe import Shards
@@ -140,6 +141,8 @@ class Engine:
         loading = {"load_s": load_s, "load_gb_per_s": num_gb / load_s}
         logger.info("%.2f GB of weights in %.1f s, %.2f GB/s", num_gb, load_s, num_gb / load_s)
         prepack(model)
+        if kernels.are_usable(model):
+            kernels.install(model)
         # After prepacking: the memory of the plain weights has gone back to the system.
         keep_freed_memory()
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
@@ -241,7 +244,7 @@ class Engine:
         layers = self.model.experts
         if not layers:
             return {}
-        rows = torch.stack([moe.rows_computed for moe in layers.values()]).cpu().numpy()
+        rows = torch.stack([moe.experts.rows_computed for moe in layers.values()]).cpu().numpy()
         load = np.zeros((len(layers), self.model.config.text.n_routed_experts), np.int64)
         for number, moe in enumerate(layers.values()):
             load[number, list(moe.local_experts)] = rows[number]

@@ -83,8 +83,7 @@ def attend_plainly(
     lses: list[Tensor] = []
     for number, rows in enumerate(query.split(num_rows, dim=-2)):
         first = number * num_rows
-        scores = rows @ key.mT  # [B, H, rows, L]
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+        scores = _products(rows, key) * scale  # [B, H, rows, L]
         if mask is not None:
             scores = scores + mask[..., first : first + num_rows, :]
         if is_causal:
@@ -93,6 +92,20 @@ def attend_plainly(
         lses.append(scores.logsumexp(-1))
         outputs.append((scores - lses[-1][..., None]).exp().type_as(value) @ value)
     return PartialAttention(torch.cat(outputs, dim=-2), torch.cat(lses, dim=-1))
+
+
+def _products(query: Tensor, key: Tensor) -> Tensor:
+    """Multiply [B, H, n, width] by [B, H, L, width]: [B, H, n, L], in float32 for 16-bit inputs.
+
+    Scores of bfloat16 would make the error of the output 2.5 % at a standard deviation of 50, where
+    that of the fused kernels is 0.1 %.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    if query.device.type != "cuda" or query.dtype == wide:
+        return query.to(wide) @ key.to(wide).mT
+    # torch has products of 16-bit matrices with float32 results on CUDA only.
+    found = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).mT, out_dtype=wide)
+    return found.unflatten(0, query.shape[:2])
 
 
 def attend_varlen(

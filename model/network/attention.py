@@ -97,6 +97,7 @@ class LatentAttention(nn.Module):
         )
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
         self.decode: Decode = decode_in_pieces  # a kernel may take its place
+        self.rotate_and_write = rotate_and_write  # on GPUs one kernel takes its place
 
     def forward(
         self, x: Tensor, rotation: Rotation, batch: TokenBatch, cache: Tensor | None
@@ -105,14 +106,14 @@ class LatentAttention(nn.Module):
 
         `cache` is one layer [slots, C + rope]; None for whole sequences without a cache.
         """
-        widths = self.widths
-        query = self._query(x).unflatten(-1, (widths.num_heads, -1))  # [T, H, nope + rope]
-        q_nope, q_rope = query.split((widths.nope, widths.rope), dim=-1)
-        query = torch.cat((q_nope, rotation.interleaved(q_rope)), dim=-1)
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split((widths.latent, widths.rope), dim=-1)
-        k_rope = rotation.interleaved(k_rope[:, None])[:, 0]  # shared by all heads
-        latent_kv = torch.cat((self.kv_a_layernorm(latent), k_rope), dim=-1)  # [T, C + rope]
-        write_cache(latent_kv, batch, cache)
+        query, latent_kv = self.rotate_and_write(
+            self._query(x).unflatten(-1, (self.widths.num_heads, -1)),
+            self.kv_a_proj_with_mqa(x),
+            self.kv_a_layernorm,
+            rotation,
+            batch.slots,
+            cache,
+        )
         num = batch.num_paged_tokens
         outputs = [self._decode(query[:num], cache, batch)] if cache is not None and num else []
         if len(x) > num:
@@ -175,8 +176,10 @@ class LatentAttention(nn.Module):
     def _up_project_values(self, found: Tensor) -> Tensor:
         """Map weighted sums of latent kv [n, H, C + rope] to values [n, H, value]."""
         _, w_value = self._weights_by_head()
-        # The copy pays: on the strided view the product takes four times as long.
-        return torch.einsum("nhc,hvc->nhv", found[..., : self.widths.latent], w_value.contiguous())
+        if w_value.device.type == "cpu" and w_value.dtype.itemsize == 2:
+            # The copy pays: on the strided view oneDNN takes four times as long.
+            w_value = w_value.contiguous()
+        return torch.einsum("nhc,hvc->nhv", found[..., : self.widths.latent], w_value)
 
     def _weights_by_head(self) -> tuple[Tensor, Tensor]:
         """Split `kv_b_proj` into [H, nope, C] for keys and [H, value, C] for values."""
@@ -211,7 +214,7 @@ class MultiHeadAttention(nn.Module):
         query = rotation.halves(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
         key = rotation.halves(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        write_cache(torch.cat((key, value), dim=1).flatten(1), batch, cache)
+        write_cache(torch.cat((key, value), dim=1).flatten(1), batch.slots, cache)
         num = batch.num_paged_tokens
         outputs = [self._decode(query[:num], cache, batch)] if cache is not None and num else []
         if len(x) > num:
@@ -266,10 +269,33 @@ def as_one_head(latent_kv: Tensor) -> tuple[Tensor, Tensor]:
     return latent_kv.unsqueeze(-2), latent_kv.unsqueeze(-2)
 
 
-def write_cache(kv: Tensor, batch: TokenBatch, cache: Tensor | None) -> None:
+def rotate_and_write(
+    query: Tensor,
+    kv: Tensor,
+    norm: RMSNorm,
+    rotation: Rotation,
+    slots: Tensor | None,
+    cache: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Make queries and latent kv of new tokens, and write the kv into the cache, if there is one.
+
+    `query` is [T, H, nope + rope] before its rotation, `kv` [T, C + rope] before norm and rotation,
+    `slots` [T] their places in `cache`, one layer. Returns both in the same shapes.
+    """
+    rope = 2 * rotation.cos.shape[-1]
+    q_nope, q_rope = query.split((query.shape[-1] - rope, rope), dim=-1)
+    query = torch.cat((q_nope, rotation.interleaved(q_rope)), dim=-1)
+    latent, k_rope = kv.split((kv.shape[-1] - rope, rope), dim=-1)
+    k_rope = rotation.interleaved(k_rope[:, None])[:, 0]  # shared by all heads
+    latent_kv = torch.cat((norm(latent), k_rope), dim=-1)
+    write_cache(latent_kv, slots, cache)
+    return query, latent_kv
+
+
+def write_cache(kv: Tensor, slots: Tensor | None, cache: Tensor | None) -> None:
     """Write the kv [T, width] of the new tokens into one layer of the cache, if there is one."""
-    if cache is not None and batch.slots is not None:
-        cache.index_copy_(0, batch.slots, kv)
+    if cache is not None and slots is not None:
+        cache.index_copy_(0, slots, kv)
 
 
 def merge_pasts(

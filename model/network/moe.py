@@ -1,14 +1,15 @@
 """Mixture of experts: the router, the local experts, and the protocol between them.
 
-A `Dispatcher` brings every token to the experts that the router chose and sums what they return.
-`LocalDispatcher` does it in one process; dispatchers that cross ranks are in `parallel` and follow
-the same protocol. The returned `Dispatch` knows the route, so a dispatcher keeps no state of a
-step.
+A `Dispatcher` moves rows: each token to all processes that have an expert of it, and the sums of
+these experts back home. What happens there is the matter of `Experts` alone. `LocalDispatcher`
+moves nothing; dispatchers that cross ranks are in `parallel` and follow the same protocol. The
+returned `Dispatch` knows the route, so a dispatcher keeps no state of a step.
 
-*Local experts* are those whose weights this process has.
+*Local experts* are those whose weights this process has. A *local id* is the number of an expert
+among them, and negative where the expert is on another rank.
 
-Letters: T tokens, D hidden size, E routed experts, K experts per token, F expert width, M rows that
-reach the local experts.
+Letters: T tokens, n rows that are here, D hidden size, E routed experts, K experts per token,
+F expert width, M copies of rows, one for each local expert of a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,22 +23,20 @@ from torch import Tensor, nn
 from model.config import TextConfig
 from model.network.mlp import MLP
 
+# Rows [n, D], the local ids of their experts [n, K] int64 or int32, the weights [n, K] float32.
+RoutedRows = tuple[Tensor, Tensor, Tensor]
+
 
 class Dispatch(Protocol):
     """The rows of one layer on their way to the experts and back."""
 
     @property
-    def rows(self) -> Tensor:
-        """Activations [M, D], by local expert; the first read may wait until all have arrived."""
+    def arrived(self) -> RoutedRows:
+        """The rows that are here; a read may wait until all have arrived."""
         ...
 
-    @property
-    def rows_per_expert(self) -> Tensor:
-        """How many rows each local expert has: [local experts] int64, with the sum M."""
-        ...
-
-    def combine(self, y: Tensor) -> Tensor:
-        """Bring the outputs of the experts [M, D] back: [T, D], weighted and summed over K."""
+    def combine(self, sums: Tensor) -> Tensor:
+        """Bring the sums of the local experts [n, D] home, and add what all ranks have: [T, D]."""
         ...
 
 
@@ -52,51 +51,23 @@ class Dispatcher(Protocol):
         ...
 
 
-def add_rows(y: Tensor, which: Tensor, counts: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sum chosen rows of `y` [M, D], from left to right in float32 and rounded once: [b, D].
-
-    The order is fixed: no atomics, so the same input always gives the same bits. `which` are the
-    rows of the first sum, then of the second, and so on; `counts` [b] int64 says how many each has.
-    Rows beyond the last sum are ignored. `weights` are float32, one for each of `which`.
-    """
-    starts = F.pad(counts.cumsum(0), (1, 0))  # the last one begins the rows of no sum
-    if weights is not None and y.dtype != torch.float32:
-        # Torch takes only weights of y's dtype, which would round them. So each weight becomes the
-        # sum of two such numbers, and each row is added twice.
-        high = weights.to(y.dtype)
-        weights = torch.stack((high, (weights - high).to(y.dtype)), dim=1).flatten()
-        which, starts = which.repeat_interleave(2), 2 * starts
-    return F.embedding_bag(which, y, starts, mode="sum", per_sample_weights=weights)[:-1]
-
-
+@dataclass(frozen=True)
 class LocalDispatch:
-    """Rows that stay in this process; their outputs are summed in top-k order."""
+    """Rows that stay in this process."""
 
-    def __init__(self, x: Tensor, expert_ids: Tensor, weights: Tensor, num_experts: int) -> None:
-        # The copies of tokens [T*K]: by token -> by expert, then by token.
-        experts, self._order = expert_ids.flatten().sort(stable=True)
-        self._weights = weights
-        self.rows = x.index_select(0, self._order // expert_ids.shape[1])  # [T*K, D]
-        borders = torch.arange(num_experts + 1, device=x.device)
-        # `bincount` would do the same, but it waits for the GPU.
-        self.rows_per_expert = torch.searchsorted(experts, borders).diff()
+    arrived: RoutedRows
 
-    def combine(self, y: Tensor) -> Tensor:
-        """Bring the outputs back; see `Dispatch.combine`."""
-        num_tokens, top_k = self._weights.shape
-        counts = self._order.new_full((num_tokens,), top_k)
-        return add_rows(y, self._order.argsort(), counts, self._weights.flatten())
+    def combine(self, sums: Tensor) -> Tensor:
+        """Return the sums, which are at home already; see `Dispatch.combine`."""
+        return sums
 
 
 class LocalDispatcher:
     """The dispatcher of a process that holds all experts; tests compare the others with it."""
 
-    def __init__(self, num_experts: int) -> None:
-        self.num_experts = num_experts
-
     def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatch:
-        """Send each token to each of its experts; see `Dispatcher.dispatch`."""
-        return LocalDispatch(x, expert_ids, weights, self.num_experts)
+        """Keep each token here; see `Dispatcher.dispatch`."""
+        return LocalDispatch((x, expert_ids, weights))
 
 
 @dataclass(frozen=True)
@@ -112,7 +83,7 @@ Shards = Callable[[int], ExpertShard]  # layer -> this process's shard of it
 
 def unsharded(num_experts: int) -> Shards:
     """Hold all experts of every layer in this process."""
-    shard = ExpertShard(range(num_experts), LocalDispatcher(num_experts))
+    shard = ExpertShard(range(num_experts), LocalDispatcher())
     return lambda _: shard
 
 
@@ -162,22 +133,121 @@ class Router(nn.Module):
         return choice.topk(config.num_experts_per_tok, dim=-1).indices
 
 
-class Experts(nn.Module):
-    """The local experts, with stacked weights.
+def add_rows(y: Tensor, places: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sum chosen rows of `y` [M, D], from left to right in float32 and rounded once: [n, D].
+
+    `places` [n, k] are the rows of each sum; negative ones are left out. `weights` [n, k] are
+    float32. The order is fixed: no atomics, so the same input always gives the same bits. Rows that
+    no place names are not read.
+    """
+    if y.device.type != "cpu":
+        return add_rows_plainly(y, places, weights)
+    is_row = places >= 0
+    which = places[is_row]
+    starts = F.pad(is_row.sum(1).cumsum(0), (1, 0))  # the last one begins an empty sum
+    chosen = None if weights is None else weights[is_row]
+    if chosen is not None and y.dtype != torch.float32:
+        # Torch takes only weights of y's dtype, which would round them. So each weight becomes the
+        # sum of two such numbers, and each row is added twice.
+        high = chosen.to(y.dtype)
+        chosen = torch.stack((high, (chosen - high).to(y.dtype)), dim=1).flatten()
+        which, starts = which.repeat_interleave(2), 2 * starts
+    return F.embedding_bag(which, y, starts, mode="sum", per_sample_weights=chosen)[:-1]
+
+
+def add_rows_plainly(y: Tensor, places: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Do the work of `add_rows` column by column, without waiting for the device."""
+    sums = y.new_zeros(len(places), y.shape[1], dtype=torch.float32)
+    for column in range(places.shape[1] if len(y) else 0):
+        place = places[:, column]
+        rows = y.index_select(0, place.clamp(min=0)).float()
+        if weights is not None:
+            rows = rows * weights[:, column, None]
+        sums = sums + rows.masked_fill(place[:, None] < 0, 0.0)
+    return sums.type_as(y)
+
+
+class RowsByExpert:
+    """Rows, copied once for each of their local experts and grouped by expert.
+
+    An example with four rows, K = 2 and the local experts 0 and 1:
+
+        row          a        b        c        d
+        local ids    [0, 1]   [1, -]   [0, -]   [1, 0]     (-: an expert of another rank)
+
+        by row:                    a0 a1  b1  c0  d1 d0    (the copies, as they stand in local ids)
+        -> by expert, then by row: a0 c0 d0 | a1 b1 d1     (`rows`, M = 6)
+
+    After the experts the way goes back, and the copies of a row are added up in the order of their
+    local ids: a = w * a0 + w * a1, b = w * b1, and so on.
+
+    `num_copies` is M, how many local ids are not negative; None asks the device. If it is larger,
+    the last rows belong to no expert, and what experts make of them is never read.
+    """
+
+    def __init__(
+        self, arrived: RoutedRows, num_local_experts: int, num_copies: int | None = None
+    ) -> None:
+        x, local_ids, self._weights = arrived
+        copies = local_ids.flatten()  # [n*K], by row
+        # The copies of no expert get the number behind the last expert, so they come last.
+        experts, order = copies.where(copies >= 0, num_local_experts).sort(stable=True)
+        borders = torch.arange(num_local_experts + 1, dtype=copies.dtype, device=x.device)
+        starts = torch.searchsorted(experts, borders)  # unlike `bincount`, this waits for nobody
+        self.rows_per_expert = starts.diff()  # [local experts] int64
+        order = order[: int(starts[-1]) if num_copies is None else num_copies]
+        self.rows = x.index_select(0, order // local_ids.shape[1])  # [M, D], by expert, then by row
+        places = torch.empty_like(copies, dtype=torch.int64)
+        places = places.scatter(0, order, torch.arange(len(order), device=x.device))
+        self._places = places.where(copies >= 0, -1).view(local_ids.shape)
+
+    def sums(self, y: Tensor) -> Tensor:
+        """Sum, for each row, the weighted outputs of its local experts: [M, D] -> [n, D]."""
+        return add_rows(y, self._places, self._weights)
+
+
+class RowExperts(nn.Module):
+    """Local experts that compute rows grouped by expert; the subclass has weights and products."""
+
+    rows_computed: Tensor  # [local experts] int64, rows since construction: how busy each expert is
+
+    def __init__(self, num_local_experts: int) -> None:
+        super().__init__()
+        rows = torch.zeros(num_local_experts, dtype=torch.int64)
+        self.register_buffer("rows_computed", rows, persistent=False)  # no checkpoint has it
+
+    def forward(self, x: Tensor, local_ids: Tensor, weights: Tensor) -> Tensor:
+        """Sum, for each row of `RoutedRows`, the weighted outputs of its local experts: [n, D].
+
+        The sums are float32, in the order of the local ids, and rounded once.
+        """
+        # On a GPU the host does not know M, and asking would wait for the device.
+        num_copies = None if x.device.type == "cpu" else local_ids.numel()
+        by_expert = RowsByExpert((x, local_ids, weights), len(self.rows_computed), num_copies)
+        self.rows_computed.add_(by_expert.rows_per_expert)  # on the device: nothing waits for it
+        return by_expert.sums(self.products(by_expert.rows, by_expert.rows_per_expert))
+
+    def products(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
+        """Map `rows` [M, D], by local expert, to [M, D]; those beyond all experts to anything."""
+        raise NotImplementedError
+
+
+class Experts(RowExperts):
+    """Local experts with stacked weights.
 
     The checkpoint has three matrices per expert; here gate and up are one matrix, for one product.
     """
 
     def __init__(self, num_local_experts: int, hidden_size: int, width: int) -> None:
-        super().__init__()
+        super().__init__(num_local_experts)
         # [local experts, 2F, D]: gate rows, then up rows; [local experts, D, F].
         self.gate_up_proj = nn.Parameter(torch.empty(num_local_experts, 2 * width, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(num_local_experts, hidden_size, width))
         for weight in (self.gate_up_proj, self.down_proj):
             nn.init.uniform_(weight, -(weight.shape[-1] ** -0.5), weight.shape[-1] ** -0.5)
 
-    def forward(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
-        """Map `rows` [M, D], by local expert, to [M, D]; nothing here waits for the device."""
+    def products(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
+        """See `RowExperts.products`; nothing here waits for the device."""
         ends = rows_per_expert.cumsum(0).to(torch.int32)
         gate_up = F.grouped_mm(rows, self.gate_up_proj.transpose(1, 2), offs=ends)  # [M, 2F]
         gate, up = gate_up.chunk(2, dim=-1)
@@ -187,8 +257,6 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Routed experts, and the shared experts of every token, which are one unscaled MLP."""
 
-    rows_computed: Tensor  # [local experts] int64, rows since construction: how busy each expert is
-
     def __init__(self, config: TextConfig, shard: ExpertShard) -> None:
         super().__init__()
         self.local_experts = shard.local_experts
@@ -196,8 +264,6 @@ class MoE(nn.Module):
         self.gate = Router(config)
         num_local_experts = len(self.local_experts)
         self.experts = Experts(num_local_experts, config.hidden_size, config.moe_intermediate_size)
-        rows = torch.zeros(num_local_experts, dtype=torch.int64)
-        self.register_buffer("rows_computed", rows, persistent=False)  # no checkpoint has it
         self.shared_experts = None
         if config.n_shared_experts:
             shared_width = config.moe_intermediate_size * config.n_shared_experts
@@ -207,9 +273,7 @@ class MoE(nn.Module):
         """Map `x` [T, D] to [T, D]."""
         expert_ids, weights = self.gate(x)
         dispatch = self.dispatcher.dispatch(x, expert_ids, weights)
-        # Computed while the rows travel: `dispatch.rows` waits for them.
+        # Computed while the rows travel: `dispatch.arrived` waits for them.
         shared = None if self.shared_experts is None else self.shared_experts(x)
-        rows_per_expert = dispatch.rows_per_expert
-        routed = dispatch.combine(self.experts(dispatch.rows, rows_per_expert))
-        self.rows_computed.add_(rows_per_expert)  # on the device, so nothing waits for it
+        routed = dispatch.combine(self.experts(*dispatch.arrived))
         return routed if shared is None else routed + shared

@@ -1,11 +1,12 @@
 """Root-mean-square normalisation (arXiv 1910.07467); it rounds where the published model rounds."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Normalises in float32, rounds to the dtype of the input, then multiplies by the weight."""
+    """Normalises in float32 at least, rounds to the dtype of `x`, then multiplies by the weight."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -14,6 +15,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` [..., width] to [..., width]."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.type_as(x)
+        # Given the weight, `rms_norm` would round only after it.
+        return self.weight * F.rms_norm(x, self.weight.shape, eps=self.eps)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.mlp import LinearGelu
-from model.network.moe import Experts
+from model.network.moe import Experts, RowExperts
 
 # Absorbed attention reads this weight head by head, which the format of oneDNN does not allow.
 NEVER_PREPACKED = "kv_b_proj"
@@ -62,16 +62,16 @@ class PrepackedLinear(nn.Module):
         return self._matrix.product(x, self.bias, self._gelu)
 
 
-class PrepackedExperts(nn.Module):
+class PrepackedExperts(RowExperts):
     """Takes the place of `Experts`: one product for each expert that has rows."""
 
     def __init__(self, experts: Experts) -> None:
-        super().__init__()
+        super().__init__(len(experts.rows_computed))
         self._gate_up = [PrepackedMatrix(weight) for weight in experts.gate_up_proj]
         self._down = [PrepackedMatrix(weight) for weight in experts.down_proj]
 
-    def forward(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
-        """Map `rows` [M, D], by local expert, to [M, D]."""
+    def products(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
+        """See `RowExperts.products`."""
         y = torch.empty_like(rows)
         first = 0
         for expert, count in enumerate(rows_per_expert.tolist()):
@@ -104,23 +104,23 @@ class WidenedLinear(nn.Module):
         return product if self._gelu is None else F.gelu(product, approximate=self._gelu)
 
 
-class WidenedExperts(nn.Module):
+class WidenedExperts(RowExperts):
     """Takes the place of `Experts`; its weights stay bfloat16."""
 
     def __init__(self, experts: Experts) -> None:
-        super().__init__()
+        super().__init__(len(experts.rows_computed))
         self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
 
-    def forward(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
-        """Map `rows` [M, D], by local expert, to [M, D]."""
-        counts = rows_per_expert.tolist()
+    def products(self, rows: Tensor, rows_per_expert: Tensor) -> Tensor:
+        """See `RowExperts.products`."""
         y = torch.empty_like(rows)
-        for expert, (own, found) in enumerate(
-            zip(rows.split(counts), y.split(counts), strict=True)
-        ):
-            if len(own):
-                gate, up = widened_product(own, self.gate_up_proj[expert]).chunk(2, dim=-1)
-                found.copy_(widened_product(F.silu(gate) * up, self.down_proj[expert]))
+        first = 0
+        for expert, count in enumerate(rows_per_expert.tolist()):
+            own = slice(first, first + count)
+            if count:
+                gate, up = widened_product(rows[own], self.gate_up_proj[expert]).chunk(2, dim=-1)
+                y[own] = widened_product(F.silu(gate) * up, self.down_proj[expert])
+            first += count
         return y
 
 

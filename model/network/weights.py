@@ -118,7 +118,7 @@ def empty_model(
     require_room(sum(parameter.nbytes for parameter in model.parameters()), device)
     model.to_empty(device=device)
     for moe in model.experts.values():
-        moe.rows_computed.zero_()  # `to_empty` leaves buffers undefined too
+        moe.experts.rows_computed.zero_()  # `to_empty` leaves buffers undefined too
     return model
 
 

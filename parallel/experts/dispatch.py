@@ -10,26 +10,20 @@ by layer, even with no tokens: a rank that stays away leaves the others waiting 
 | `AllToAllDispatcher` | each row to each rank that holds one of its experts | once per layer |
 | `AllGatherDispatcher` | `bucket` rows of every rank to every rank | never |
 
-Letters: T tokens, D hidden size, K experts per token, R ranks, M rows that reach the local experts,
-S rows that this rank sends, N rows that it receives.
+Letters: T tokens, D hidden size, K experts per token, R ranks, S rows that this rank sends,
+N rows that it receives.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.network.moe import add_rows
-from parallel.experts.permute import (
-    RowsByExpert,
-    count_copies,
-    deserialize_rows,
-    serialize_rows,
-)
+from model.network.moe import RoutedRows, add_rows
 from parallel.experts.policy import WireDtype
+from parallel.experts.wire import deserialize_rows, serialize_rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class InFlightRows:
     top_k: int
     wire_dtype: WireDtype
 
-    def wait(self) -> tuple[Tensor, Tensor, Tensor]:
+    def wait(self) -> RoutedRows:
         """Wait until all rows are here: rows [N, D], slots or local ids [N, K], weights [N, K]."""
         assert self.work is not None
         self.work.wait()
@@ -72,7 +66,7 @@ class AllToAllDispatcher:
         ranks, local_ids = slots // self.num_local_experts, slots % self.num_local_experts
         dest_mask = torch.zeros(len(x), num_ranks, dtype=torch.bool, device=x.device)
         dest_mask.scatter_(1, ranks, value=True)  # [T, R]
-        counts = self._exchange_counts(slots, dest_mask)
+        counts = self._exchange_counts(dest_mask.sum(0))
 
         # By token -> by rank, then by token.
         route = torch.nonzero_static(dest_mask.T, size=sum(counts.sent_rows))  # [S, 2]
@@ -84,27 +78,21 @@ class AllToAllDispatcher:
         splits = (counts.received_rows, counts.sent_rows)
         work = dist.all_to_all_single(received, sent, *splits, group=self.group, async_op=True)
         in_flight = InFlightRows(sent, received, work, x, slots.shape[1], self.wire_dtype)
-        return AllToAllDispatch(self, in_flight, counts, token, dest_mask)
+        return AllToAllDispatch(self, in_flight, counts, dest_mask)
 
-    def _exchange_counts(self, slots: Tensor, dest_mask: Tensor) -> "RowCounts":
-        """Tell every rank how many copies each of its experts gets, and how many rows they are."""
-        num_ranks = self.group.size()
-        copies = count_copies(slots, num_ranks * self.num_local_experts).view(num_ranks, -1)
-        sent = torch.cat((copies, dest_mask.sum(0)[:, None]), dim=1)  # [R, local experts + 1]
+    def _exchange_counts(self, sent: Tensor) -> "RowCounts":
+        """Tell every rank how many rows it gets from this one; `sent` are [R] int64."""
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=self.group)
-        rows_per_expert = received[:, :-1].sum(0)
         # The only wait for the device in this layer: a collective takes its sizes from the host.
-        sizes = torch.cat((sent[:, -1], received[:, -1], rows_per_expert.sum()[None])).tolist()
-        return RowCounts(rows_per_expert, sizes[-1], sizes[:num_ranks], sizes[num_ranks:-1])
+        sizes = torch.cat((sent, received)).tolist()
+        return RowCounts(sizes[: len(sent)], sizes[len(sent) :])
 
 
 @dataclass(frozen=True)
 class RowCounts:
     """How many rows an all-to-all moves."""
 
-    rows_per_expert: Tensor  # [local experts] int64
-    num_copies: int  # their sum, M
     sent_rows: list[int]  # to each rank; they sum to S
     received_rows: list[int]  # from each rank; they sum to N
 
@@ -116,36 +104,25 @@ class AllToAllDispatch:
     dispatcher: AllToAllDispatcher
     in_flight: InFlightRows
     counts: RowCounts
-    token: Tensor  # [S], the token of each sent row: by rank, then by token
     dest_mask: Tensor  # [T, R]
 
-    @cached_property
-    def _by_expert(self) -> RowsByExpert:
-        num_local_experts = self.dispatcher.num_local_experts
-        return RowsByExpert(*self.in_flight.wait(), num_local_experts, self.counts.num_copies)
-
     @property
-    def rows(self) -> Tensor:
-        """The rows [M, D] by local expert; the first read waits until they have arrived."""
-        return self._by_expert.rows
+    def arrived(self) -> RoutedRows:
+        """The rows [N, D] that are here; a read waits until they have arrived."""
+        return self.in_flight.wait()
 
-    @property
-    def rows_per_expert(self) -> Tensor:
-        """How many rows each local expert has: [local experts] int64."""
-        return self.counts.rows_per_expert
-
-    def combine(self, y: Tensor) -> Tensor:
-        """Bring the outputs of the local experts [M, D] home and sum them: [T, D]."""
-        partial = self._by_expert.partial_sums(y)  # [N, D]
+    def combine(self, sums: Tensor) -> Tensor:
+        """Bring the sums of the local experts [N, D] home, and add those of all ranks: [T, D]."""
+        dtype = sums.dtype
         if self.dispatcher.wire_dtype != "auto":
-            partial = partial.bfloat16()
-        returned = partial.new_empty(sum(self.counts.sent_rows), y.shape[1])  # [S, D]
+            sums = sums.bfloat16()
+        returned = sums.new_empty(sum(self.counts.sent_rows), sums.shape[1])  # [S, D]
         splits = (self.counts.sent_rows, self.counts.received_rows)
-        dist.all_to_all_single(returned, partial, *splits, group=self.dispatcher.group)
-        # Sums come back in the order in which rows were sent.
-        # By rank, then by token -> by token, then by rank.
-        by_token = self.token.argsort(stable=True)
-        return add_rows(returned.type_as(y), by_token, self.dest_mask.sum(1))
+        dist.all_to_all_single(returned, sums, *splits, group=self.dispatcher.group)
+        # Sums come back in the order in which rows were sent: by rank, then by token.
+        by_rank = self.dest_mask.T  # [R, T]
+        places = by_rank.flatten().cumsum(0).view(by_rank.shape).T - 1  # [T, R]
+        return add_rows(returned.to(dtype), places.where(self.dest_mask, -1))
 
 
 @dataclass
@@ -175,42 +152,23 @@ class AllGatherDispatcher:
 
 @dataclass(frozen=True)
 class AllGatherDispatch:
-    """Rows that an all-gather brings to the experts; a `model.network.moe.Dispatch`.
-
-    On a GPU the host does not know M, and asking would wait for the device. So there are as many
-    rows as there could be, and the content of those beyond the sum of `rows_per_expert` is
-    undefined.
-    """
+    """Rows that an all-gather brings to the experts; a `model.network.moe.Dispatch`."""
 
     dispatcher: AllGatherDispatcher
     x: Tensor  # [T, D]
     in_flight: InFlightRows
 
-    @cached_property
-    def _arrived(self) -> tuple[RowsByExpert, Tensor]:
-        x, slots, weights = self.in_flight.wait()  # [R * bucket, ...]
+    @property
+    def arrived(self) -> RoutedRows:
+        """The rows of all ranks [R * bucket, D]; a read waits until they have arrived."""
+        x, slots, weights = self.in_flight.wait()
         num_local = self.dispatcher.num_local_experts
         local_ids = slots - self.dispatcher.group.rank() * num_local
         is_here = (slots >= 0) & (local_ids >= 0) & (local_ids < num_local)
-        local_ids = torch.where(is_here, local_ids, -1)
-        counts = count_copies(local_ids, num_local)
-        most = len(local_ids) * min(local_ids.shape[1], num_local)
-        num_copies = int(counts.sum()) if x.device.type == "cpu" else most
-        return RowsByExpert(x, local_ids, weights, num_local, num_copies), counts
+        return x, local_ids.where(is_here, -1), weights
 
-    @property
-    def rows(self) -> Tensor:
-        """The rows [M, D] by local expert; the first read waits until they have arrived."""
-        return self._arrived[0].rows
-
-    @property
-    def rows_per_expert(self) -> Tensor:
-        """How many rows each local expert has: [local experts] int64."""
-        return self._arrived[1]
-
-    def combine(self, y: Tensor) -> Tensor:
-        """Bring the outputs of the local experts [M, D] home and sum them: [T, D]."""
-        partial = self._arrived[0].partial_sums(y).float()  # [R * bucket, D]
-        home = partial.new_empty(self.dispatcher.bucket, partial.shape[1])
-        dist.reduce_scatter_single(home, partial, group=self.dispatcher.group)
+    def combine(self, sums: Tensor) -> Tensor:
+        """Bring the sums of the local experts [R * bucket, D] home, and add all ranks': [T, D]."""
+        home = sums.new_empty(self.dispatcher.bucket, sums.shape[1], dtype=torch.float32)
+        dist.reduce_scatter_single(home, sums.float(), group=self.dispatcher.group)
         return home[: len(self.x)].type_as(self.x)

@@ -19,7 +19,7 @@ class Exchange:
     """How the ranks of a group pass tokens to each other."""
 
     dispatch: DispatchChoice = "auto"
-    wire_dtype: WireDtype = "auto"  # of rows between ranks; see `parallel.experts.permute`
+    wire_dtype: WireDtype = "auto"  # of rows between ranks; see `parallel.experts.wire`
 
 
 # With so few ranks, an all-gather moves about as many bytes in a decode as the all-to-all does, and

@@ -69,5 +69,5 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_read(monkeypatch, t
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
     with pytest.raises(ValueError, match="are free on cpu; share the experts"):
         load_model(tmp_path)
-    shard = ExpertShard(range(4), LocalDispatcher(16))
+    shard = ExpertShard(range(4), LocalDispatcher())
     load_model(tmp_path, shards=lambda _: shard)  # a quarter of the experts does fit

@@ -70,7 +70,7 @@ def test_a_file_that_ends_too_early_is_an_error(tmp_path):
 @pytest.mark.parametrize("buffer_bytes", [64, 1000, 1 << 20])
 def test_a_checkpoint_through_buffers_is_the_one_that_cpus_load(tmp_path, dtype, buffer_bytes):
     tiny_checkpoint(tmp_path, dtype=torch.bfloat16)
-    shard = ExpertShard((7, 2, 5), LocalDispatcher(16))  # of stacks, in an order of their own
+    shard = ExpertShard((7, 2, 5), LocalDispatcher())  # of stacks, in an order of their own
     expected = load_model(tmp_path, dtype=dtype, shards=lambda _: shard)
     config = KimiVLConfig.from_checkpoint(tmp_path)
     model = empty_model(config, dtype, CPU, lambda _: shard)

@@ -88,7 +88,6 @@ class Process:
         layers = model.experts.values()
         for layer, experts in zip(layers, shard, strict=True):
             layer.dispatcher = dispatcher.for_layer(topology)
-            layer.rows_computed = layer.rows_computed[: topology.num_local_experts].clone()
             setattr(layer, "experts", experts)  # noqa: B010  prepacked ones are of another class
         lockstep = Lockstep(self._group, dispatcher.begin)
         self._step = ExpertParallelEngine(self._engine, lockstep, dispatcher).step
@@ -157,4 +156,5 @@ def _slice(experts: Experts, held: Sequence[int]) -> Experts:
     here = slice(held[0], held[-1] + 1)
     sliced.gate_up_proj = nn.Parameter(experts.gate_up_proj[here], requires_grad=False)
     sliced.down_proj = nn.Parameter(experts.down_proj[here], requires_grad=False)
+    sliced.rows_computed = experts.rows_computed[here].clone()
     return sliced

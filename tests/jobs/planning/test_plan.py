@@ -47,7 +47,7 @@ def test_the_published_network_has_its_parameters():
 def test_a_rank_has_the_bytes_that_it_would_load(num_ranks, num_copies):
     config = tiny_config()
     held = range(16 // num_ranks + num_copies)
-    share = ExpertShard(held, LocalDispatcher(16))
+    share = ExpertShard(held, LocalDispatcher())
     loaded = sum(p.numel() for p in KimiVL(config, lambda _: share).parameters())
     assert Network(config).weights_bytes(num_ranks, num_copies) == 2 * loaded
 

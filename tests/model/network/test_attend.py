@@ -12,6 +12,7 @@ from model.network.attend import (
     attend_varlen,
 )
 from model.network.kv_pieces import PIECE_LEN, pieces_of, slots_of
+from tests.model.fake_gpu import fake_gpu
 
 SCALE = 0.3
 
@@ -46,6 +47,32 @@ def test_the_fused_kernel_equals_plain_products(dtype, is_causal):
     torch.testing.assert_close(fused.lse, plain.lse, rtol=0, atol=tolerance, check_dtype=True)
 
 
+@pytest.mark.parametrize("std", [5.0, 50.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_plain_products_do_not_round_scores_to_16_bits(dtype, std):
+    query, key, value = (random(4, 2, 64, 96, seed=seed) for seed in range(3))
+    q, k, v = (query * std / (SCALE * 96**0.5)).to(dtype), key.to(dtype), value.to(dtype)
+    exact = attend_plainly(q.double(), k.double(), v.double(), SCALE).output
+
+    def error(found):
+        return ((found.output.double() - exact).norm() / exact.norm()).item()
+
+    assert error(attend_plainly(q, k, v, SCALE)) < 1.5 * error(attend(q, k, v, SCALE))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_scores_on_a_gpu_are_float32(dtype):
+    with fake_gpu():
+        query = torch.empty(2, 3, 5, 8, dtype=dtype, device="cuda")
+        key = torch.empty(2, 7, 3, 8, dtype=dtype, device="cuda").transpose(1, 2)
+        with Made() as made:
+            found = attend_plainly(query, key, key, SCALE)
+    assert made.dtypes[2, 3, 5, 7] == [torch.float32, dtype][: 1 + (dtype != torch.float32)]
+    assert found.output.shape == (2, 3, 5, 8)
+    assert found.output.dtype == dtype
+    assert found.lse.dtype == torch.float32
+
+
 @pytest.mark.parametrize("most", [1, 125, 6 * 20 * 7, 1 << 25], ids=str)
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("rows_of_mask", [None, 1, 20], ids=["no mask", "one", "each"])
@@ -57,6 +84,21 @@ def test_plain_products_cut_into_pieces_equal_the_whole(monkeypatch, most, is_ca
     found = attend_plainly(query, key, value, SCALE, is_causal=is_causal, mask=mask)
     torch.testing.assert_close(found.output, whole.output)
     torch.testing.assert_close(found.lse, whole.lse)
+
+
+class Made(TorchDispatchMode):
+    """Records the dtypes of the tensors that are made in its `with`, by shape, each dtype once."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            dtypes = self.dtypes.setdefault(tuple(made.shape), [])
+            dtypes.extend({made.dtype}.difference(dtypes))
+        return made
 
 
 class Largest(TorchDispatchMode):

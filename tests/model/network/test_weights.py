@@ -87,7 +87,7 @@ def test_every_parameter_is_the_tensor_of_its_name(tmp_path, num_shards):
 
 def test_only_the_local_experts_are_loaded(tmp_path):
     tiny_checkpoint(tmp_path)
-    shard = ExpertShard(range(4, 10), LocalDispatcher(16))
+    shard = ExpertShard(range(4, 10), LocalDispatcher())
     whole, part = load_model(tmp_path), load_model(tmp_path, shards=lambda _: shard)
     wanted = dict(part.named_parameters())
     for name, parameter in whole.named_parameters():
@@ -100,7 +100,7 @@ def test_layers_may_hold_different_experts_in_any_order(tmp_path):
     local_experts = {1: (3, 1), 2: (15, 0)}
     whole = dict(load_model(tmp_path).named_parameters())
     part = load_model(
-        tmp_path, shards=lambda layer: ExpertShard(local_experts[layer], LocalDispatcher(16))
+        tmp_path, shards=lambda layer: ExpertShard(local_experts[layer], LocalDispatcher())
     )
     for name, parameter in part.named_parameters():
         if ".mlp.experts." in name:

@@ -5,7 +5,14 @@ import torch
 import torch.distributed as dist
 
 from model.config import TextConfig
-from model.network.moe import Dispatch, Dispatcher, ExpertShard, LocalDispatcher, MoE
+from model.network.moe import (
+    Dispatch,
+    Dispatcher,
+    ExpertShard,
+    LocalDispatcher,
+    MoE,
+    RowsByExpert,
+)
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.experts.policy import WireDtype
 from parallel.experts.topology import Topology
@@ -55,6 +62,14 @@ class OfExperts:
 MAKERS = [all_to_all, all_gather]
 
 
+def sent_home(dispatch: Dispatch, local_experts, compute=lambda rows, expert: rows):
+    """Let `compute(rows, expert)` be what experts do, and bring the sums home."""
+    by_expert = RowsByExpert(dispatch.arrived, len(local_experts))
+    assert int(by_expert.rows_per_expert.sum()) == len(by_expert.rows)
+    expert = torch.tensor(local_experts).repeat_interleave(by_expert.rows_per_expert)
+    return dispatch.combine(by_expert.sums(compute(by_expert.rows, expert[:, None])))
+
+
 def routed(rank: int, num_tokens: int, num_experts: int, top_k: int, favourite: int | None):
     """Make tokens and their routing, the same for the same arguments."""
     generator = torch.Generator().manual_seed(rank)
@@ -79,11 +94,7 @@ def test_each_token_gets_exactly_what_its_experts_give(
         x, expert_ids, weights = routed(rank, tokens[rank], num_experts, top_k, favourite)
         dispatcher = make(topology, group, bucket=max(tokens))
         dispatch = dispatcher.dispatch(x, expert_ids, weights)
-        assert int(dispatch.rows_per_expert.sum()) == len(dispatch.rows)
-        expert = torch.tensor(topology.local_experts[rank]).repeat_interleave(
-            dispatch.rows_per_expert
-        )
-        home = dispatch.combine(dispatch.rows + expert[:, None])
+        home = sent_home(dispatch, topology.local_experts[rank], torch.add)
         expected = (x[:, None] + expert_ids[..., None]) * weights[..., None]
         assert torch.equal(home, expected.sum(1))
 
@@ -95,7 +106,7 @@ def networks(num_ranks: int, **text: object):
     config: TextConfig = tiny_config(text).text
     torch.manual_seed(0)
     num_experts = config.n_routed_experts
-    whole = MoE(config, ExpertShard(range(num_experts), LocalDispatcher(num_experts)))
+    whole = MoE(config, ExpertShard(range(num_experts), LocalDispatcher()))
     topology = Topology.even(config.n_routed_experts, num_ranks)
 
     def part(rank: int, dispatcher) -> MoE:
@@ -153,7 +164,7 @@ def test_a_narrow_wire_rounds_rows_to_it(make, dtype, wire, tolerance):
         expert_ids = torch.rand(5, 8, generator=generator).topk(3).indices
         dispatcher = make(topology, group, bucket=5, wire=wire)
         dispatch = dispatcher.dispatch(x.to(dtype), expert_ids, torch.full((5, 3), 1 / 3))
-        home = dispatch.combine(dispatch.rows)
+        home = sent_home(dispatch, topology.local_experts[group.rank()])
         assert home.dtype == dtype
         error = (home.float() - x).abs()
         assert (error <= 1.5 * tolerance * x.abs() + 2**-9 * x.abs().amax(1, keepdim=True)).all()
@@ -171,7 +182,7 @@ def test_numbers_that_break_in_one_token_stay_in_that_token(make, wire):
         x, expert_ids, weights = routed(group.rank(), 4, 8, 3, None)
         x[1] = torch.nan
         dispatch = make(topology, group, bucket=6, wire=wire).dispatch(x, expert_ids, weights)
-        home = dispatch.combine(dispatch.rows)
+        home = sent_home(dispatch, topology.local_experts[group.rank()])
         assert home.isnan().any(1).tolist() == [False, True, False, False]
 
     run_ranks(2, on_rank)
@@ -185,10 +196,7 @@ def test_experts_may_live_on_several_ranks_in_any_order(make):
         rank = group.rank()
         x, expert_ids, weights = routed(rank, 5 + rank, 6, 3, None)
         dispatch = make(topology, group, bucket=6).dispatch(x, expert_ids, weights)
-        expert = torch.tensor(topology.local_experts[rank]).repeat_interleave(
-            dispatch.rows_per_expert
-        )
-        home = dispatch.combine(dispatch.rows * expert[:, None])
+        home = sent_home(dispatch, topology.local_experts[rank], torch.mul)
         expected = (x[:, None] * expert_ids[..., None] * weights[..., None]).sum(1)
         assert torch.equal(home, expected)
 

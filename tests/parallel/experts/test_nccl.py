@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 import torch
 
-from model.network.moe import LocalDispatcher
+from model.network.moe import Dispatch, LocalDispatcher, RowsByExpert
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.experts.topology import Topology
 from parallel.ranks.rank_spec import RankSpec
@@ -14,6 +14,16 @@ from parallel.ranks.rendezvous_store import RendezvousStore
 
 NUM_EXPERTS, TOP_K, HIDDEN = 64, 6, 256
 pytestmark = pytest.mark.gpu
+
+
+def sent_home(dispatch: Dispatch, local_experts: torch.Tensor) -> torch.Tensor:
+    """Let expert e add e to its rows, and bring the sums home."""
+    ids = dispatch.arrived[1]
+    by_expert = RowsByExpert(dispatch.arrived, len(local_experts), num_copies=ids.numel())
+    number = local_experts.to(ids.device).repeat_interleave(by_expert.rows_per_expert)
+    y = by_expert.rows.clone()
+    y[: len(number)] += number[:, None]
+    return dispatch.combine(by_expert.sums(y))
 
 
 def on_rank(rank_spec: RankSpec) -> None:
@@ -26,9 +36,7 @@ def on_rank(rank_spec: RankSpec) -> None:
     x = torch.randn(num_tokens, HIDDEN, generator=generator).to(device)
     expert_ids = torch.rand(num_tokens, NUM_EXPERTS, generator=generator).topk(TOP_K).indices
     tokens = (x, expert_ids.to(device), torch.rand(num_tokens, TOP_K).to(device))
-    local = LocalDispatcher(NUM_EXPERTS).dispatch(*tokens)
-    number = torch.arange(NUM_EXPERTS, device=device).repeat_interleave(local.rows_per_expert)
-    expected = local.combine(local.rows + number[:, None])
+    expected = sent_home(LocalDispatcher().dispatch(*tokens), torch.arange(NUM_EXPERTS))
     for dispatcher in (
         AllToAllDispatcher(topology.num_local_experts, group),
         AllGatherDispatcher(topology.num_local_experts, group, bucket=5 * rank_spec.num_ranks),
@@ -36,11 +44,8 @@ def on_rank(rank_spec: RankSpec) -> None:
         x, expert_ids, weights = tokens
         slots = torch.tensor(topology.slots(rank_spec.rank), device=device)
         dispatch = dispatcher.dispatch(x, slots[expert_ids], weights)
-        local = torch.tensor(topology.local_experts[rank_spec.rank], device=device)
-        number = local.repeat_interleave(dispatch.rows_per_expert)
-        y = dispatch.rows.clone()
-        y[: len(number)] += number[:, None]
-        torch.testing.assert_close(dispatch.combine(y), expected)
+        local_experts = torch.tensor(topology.local_experts[rank_spec.rank])
+        torch.testing.assert_close(sent_home(dispatch, local_experts), expected)
 
 
 def test_dispatchers_over_nccl_equal_the_local_one():

@@ -39,7 +39,7 @@ def test_ranks_read_the_shared_part_and_each_expert_once(checkpoint, monkeypatch
     seen: list[str] = []
     for local_experts in topology.local_experts:
         read.clear()
-        shard = ExpertShard(local_experts, LocalDispatcher(NUM_EXPERTS))
+        shard = ExpertShard(local_experts, LocalDispatcher())
         model = load_model(checkpoint, shards=lambda _, shard=shard: shard)
         assert len(set(read)) == len(read)
         shared = {name for name in stored if not IGNORED.fullmatch(name)} - of_experts

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from model.network.moe import Experts
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
-from parallel.experts.permute import RowsByExpert
 from parallel.experts.topology import Topology
 from tests.parallel.rank_threads import run_ranks
 
@@ -32,6 +32,10 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x, expert_ids, torch.empty(NUM_TOKENS, TOP_K, device=META)
 
 
+def experts() -> Experts:
+    return Experts(TOPOLOGY.num_local_experts, HIDDEN, 16).to(META, torch.bfloat16)
+
+
 @pytest.mark.parametrize("wire", ["auto", "float8"])
 def test_all_gather_never_waits_for_the_device(fake_group, wire):
     dispatcher = AllGatherDispatcher(
@@ -39,8 +43,8 @@ def test_all_gather_never_waits_for_the_device(fake_group, wire):
     )
     with torch.device(META):
         dispatch = dispatcher.dispatch(*tokens())
-        assert dispatch.rows.shape == (NUM_RANKS * 16 * TOP_K, HIDDEN)
-        home = dispatch.combine(dispatch.rows)
+        assert [len(each) for each in dispatch.arrived] == [NUM_RANKS * 16] * 3
+        home = dispatch.combine(experts()(*dispatch.arrived))
     assert (home.shape, home.dtype) == ((NUM_TOKENS, HIDDEN), torch.bfloat16)
 
 
@@ -50,26 +54,16 @@ def test_all_to_all_waits_for_the_device_once(fake_group, monkeypatch, wire):
 
     def tolist(tensor):
         waits.append(tensor)
-        return [2, 3, 4, 1, 5, 0, 2, 1, 20]  # rows sent, rows that arrive, copies
+        return [2, 3, 4, 1, 5, 0, 2, 1]  # rows sent, rows that arrive
 
     monkeypatch.setattr(torch.Tensor, "tolist", tolist)
     dispatcher = AllToAllDispatcher(TOPOLOGY.num_local_experts, fake_group, wire)
     with torch.device(META):
         dispatch = dispatcher.dispatch(*tokens())
-        assert dispatch.rows.shape == (20, HIDDEN)
-        assert dispatch.combine(dispatch.rows).shape == (NUM_TOKENS, HIDDEN)
+        assert [len(each) for each in dispatch.arrived] == [8] * 3
+        home = dispatch.combine(experts()(*dispatch.arrived))
+    assert home.shape == (NUM_TOKENS, HIDDEN)
     assert len(waits) == 1
-
-
-def test_rows_beyond_the_last_expert_are_never_read():
-    x = torch.arange(8.0).view(4, 2)
-    local_ids = torch.tensor([[1, -1], [-1, -1], [0, 1], [-1, 0]])
-    weights = torch.tensor([[0.5, 9.0], [9.0, 9.0], [1.0, 2.0], [9.0, 4.0]])
-    by_expert = RowsByExpert(x, local_ids, weights, num_local_experts=2, num_copies=8)
-    assert by_expert.rows[:4].tolist() == [[4, 5], [6, 7], [0, 1], [4, 5]]
-    y = by_expert.rows.clone()
-    y[4:] = torch.nan
-    assert by_expert.partial_sums(y).tolist() == [[0, 0.5], [0, 0], [12, 15], [24, 28]]
 
 
 def test_a_row_crosses_to_a_rank_at_most_once():
@@ -81,6 +75,6 @@ def test_a_row_crosses_to_a_rank_at_most_once():
         owners = [{expert // 16 for expert in token} for token in expert_ids.tolist()]
         to_rank = [sum(rank in ranks for ranks in owners) for rank in range(NUM_RANKS)]
         assert dispatch.counts.sent_rows == to_rank
-        dispatch.combine(dispatch.rows)
+        dispatch.combine(dispatch.arrived[0].contiguous())
 
     run_ranks(NUM_RANKS, on_rank)
