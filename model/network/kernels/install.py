@@ -6,6 +6,7 @@ from torch import Tensor
 from model.network.attention import LatentAttention
 from model.network.kimi_vl import KimiVL
 from model.network.kv_pieces import PagedContexts
+from model.network.moe import Experts, MoE
 
 _MIN_CAPABILITY = (8, 0)  # the first GPUs that multiply bfloat16
 # New tokens behind a cached past up to which each attends to the cache alone. Each of them reads
@@ -23,12 +24,15 @@ def are_usable(model: KimiVL) -> bool:
 def install(model: KimiVL) -> None:
     """Let kernels do, in place, what they can do of the work of this model."""
     # Triton comes with torch for CUDA only.
-    from model.network.kernels import latent_write
+    from model.network.kernels.grouped_experts import GroupedExperts
+    from model.network.kernels.latent_write import rotate_and_write
 
-    attentions = [each for each in model.modules() if isinstance(each, LatentAttention)]
-    for attention in attentions:
-        attention.decode = _decode
-        attention.rotate_and_write = latent_write.rotate_and_write
+    for module in list(model.modules()):
+        if isinstance(module, LatentAttention):
+            module.decode = _decode
+            module.rotate_and_write = rotate_and_write
+        elif isinstance(module, MoE) and isinstance(module.experts, Experts):
+            setattr(module, "experts", GroupedExperts(module.experts))  # noqa: B010  another class
     if model.config.text.kv_lora_rank is not None:
         model.max_paged_len = _MAX_PAGED_LEN
         model.never_waits = True
