@@ -57,6 +57,7 @@ PREPARED_FIELDS = (
     pa.field("prompt_token_ids", pa.list_(pa.int32())),  # [S]
     pa.field("prompt_patches", pa.large_binary()),  # [P, 3, patch, patch] uint8
     pa.field("prompt_grid_hw", pa.list_(pa.int32())),  # [I, 2], flattened
+    pa.field("prompt_image_digests", pa.list_(pa.binary(16))),  # [I]
     pa.field("seed", pa.int64()),
     *MEDIA_FIELDS,
     pa.field("status", pa.string()),

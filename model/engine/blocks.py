@@ -23,17 +23,16 @@ def blocks_for(num_tokens: int) -> int:
     return -(-num_tokens // BLOCK_SIZE)
 
 
-def block_keys(prompt: Prompt, media_token_id: int, digests: Sequence[bytes]) -> list[bytes]:
+def block_keys(prompt: Prompt, media_token_id: int) -> list[bytes]:
     """Make a key for each full block of a prompt; it stands for the block and all blocks before.
 
-    The media pads of the prompt stand for its images, in order; `digests` are those of
-    `image_digests`.
+    The media pads of the prompt stand for its images, in order.
     """
     # All pads are the same token, so each also has the digest of its image.
     content = np.zeros((len(prompt.token_ids), 3), np.int64)  # token, two halves of the digest
     content[:, 0] = prompt.token_ids
     pads_of_image = prompt.grid_hw.prod(axis=1, dtype=np.int64) // 4
-    images = np.frombuffer(b"".join(digests), np.int64).reshape(-1, 2)
+    images = np.frombuffer(b"".join(prompt.image_digests), np.int64).reshape(-1, 2)
     content[prompt.token_ids == media_token_id, 1:] = images.repeat(pads_of_image, axis=0)
     keys: list[bytes] = []
     key = b""
@@ -42,16 +41,6 @@ def block_keys(prompt: Prompt, media_token_id: int, digests: Sequence[bytes]) ->
         key = blake2b(key + block, digest_size=16).digest()
         keys.append(key)
     return keys
-
-
-def image_digests(prompt: Prompt) -> list[bytes]:
-    """Make 16 bytes for each image, equal only for equal pixels in an equal grid."""
-    ends = prompt.grid_hw.prod(axis=1, dtype=np.int64).cumsum()
-    parts = np.split(prompt.patches, ends)[:-1]  # behind the last image there is nothing
-    return [
-        blake2b(grid.tobytes() + patches.tobytes(), digest_size=16).digest()
-        for grid, patches in zip(prompt.grid_hw, parts, strict=True)
-    ]
 
 
 class BlockPool:

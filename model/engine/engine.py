@@ -30,7 +30,7 @@ from torch import Tensor
 
 from model.config import BLOCK_SIZE
 from model.engine.batch_builder import BatchBuilder, DeviceStep
-from model.engine.blocks import BlockPool, block_keys, blocks_for, image_digests
+from model.engine.blocks import BlockPool, block_keys, blocks_for
 from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import DecodeGraphs
 from model.engine.dtype import choose_dtype
@@ -173,8 +173,13 @@ class Engine:
         """Whether a step would compute anything."""
         return self.scheduler.has_work
 
-    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
-        """Queue a prompt, or raise `PromptError` for it alone; its samples share the prefill."""
+    def add(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, *, own_step: bool = False
+    ) -> None:
+        """Queue a prompt, or raise `PromptError` for it alone; its samples share the prefill.
+
+        With `own_step` nothing else is in the steps that compute it, and it begins before others.
+        """
         num_prompt = len(prompt.token_ids)
         capacity = min(self.max_model_len, self.pool.num_blocks * BLOCK_SIZE)
         if num_prompt >= capacity:
@@ -186,8 +191,7 @@ class Engine:
         self._check_tokens(prompt)
         constraints = [self._constraint(params) for _ in range(params.n)]
         choice_ids = self._choice_ids(params)
-        digests = image_digests(prompt)
-        keys = block_keys(prompt, self.model.config.media_token_id, digests)
+        keys = block_keys(prompt, self.model.config.media_token_id)
         max_tokens = min(params.max_tokens, capacity - num_prompt)
         answer = Answer(params.n)
         for number, constraint in enumerate(constraints):
@@ -197,10 +201,10 @@ class Engine:
                 params.of_sample(number),
                 max_tokens,
                 block_keys=keys,
-                image_digests=digests,
                 constraint=constraint,
                 choice_ids=choice_ids,
                 number=number,
+                own_step=own_step,
                 answer=answer,
             )
             self.scheduler.add(sequence)

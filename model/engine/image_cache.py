@@ -82,7 +82,7 @@ class ImageFeatures:
 
 def _images_of(chunk: Chunk, model: KimiVL) -> Iterator[_ImageInChunk]:
     """List the images whose pads stand in a chunk, in order."""
-    prompt, digests = chunk.sequence.prompt, chunk.sequence.image_digests
+    prompt = chunk.sequence.prompt
     if chunk.start >= len(prompt.token_ids):
         return  # a generated token is text, whatever its id
     is_pad = prompt.token_ids == model.config.media_token_id
@@ -90,7 +90,7 @@ def _images_of(chunk: Chunk, model: KimiVL) -> Iterator[_ImageInChunk]:
     end = int(is_pad[: chunk.end].sum())
     ends = prompt.grid_hw.prod(axis=1, dtype=np.int64).cumsum().tolist()  # in patches
     for digest, (height, width), last_patch in zip(
-        digests, prompt.grid_hw.tolist(), ends, strict=True
+        prompt.image_digests, prompt.grid_hw.tolist(), ends, strict=True
     ):
         first_patch = last_patch - height * width
         first, last = max(start, first_patch // 4), min(end, last_patch // 4)

@@ -7,6 +7,9 @@ Every step first decodes all running sequences that can be decoded. The rest of 
 goes to prompts: first to those begun before, then to new ones. After a preemption a sequence
 computes all its tokens again, generated ones too, so the tokens that follow are the same.
 
+A sequence with `own_step` is computed in steps that hold nothing else, so that the rest of a batch
+cannot change how its sums are rounded.
+
 A sequence may be planned while its last token is pending: the device knows it, the host does not.
 """
 
@@ -74,7 +77,10 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; the caller has refused one that could never fit."""
         assert blocks_for(len(sequence.prompt.token_ids) + 1) <= self._pool.num_blocks
-        self._waiting.append(sequence)
+        if sequence.own_step:
+            self._waiting.appendleft(sequence)
+        else:
+            self._waiting.append(sequence)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, waiting or running; an unknown one is no error."""
@@ -116,6 +122,9 @@ class Scheduler:
         `max_new_tokens` is how many tokens of prompts should begin in this step. The first prompt
         begins unless this is 0, another one only if it brings their tokens closer to this number.
         """
+        only = self._own_step(max_new_tokens)
+        if only is not None:
+            return [only]
         decodes = list(self._decodes())
         prompts: list[Chunk] = []
         budget = max(1, self._max_step_tokens - len(decodes))
@@ -132,6 +141,15 @@ class Scheduler:
                 break
         return sorted([*decodes, *prompts], key=lambda chunk: not chunk.is_decode)
 
+    def _own_step(self, max_new_tokens: float) -> Chunk | None:
+        """Plan the first sequence that wants the step for itself, if one can have it."""
+        begun = (each for each in self._running if each.own_step and not _is_ended(each))
+        sequence = next(chain(begun, self._admissions(max_new_tokens, own_step=True)), None)
+        if sequence is None or not self._has_room(sequence):
+            return None
+        end = min(sequence.num_tokens, sequence.num_cached + self._max_step_tokens)
+        return self._chunk(sequence, end)
+
     def _should_gather(self, budget: int) -> bool:
         """Say whether waiting prompts should wait for more of them, while others decode."""
         tokens = self.num_waiting_tokens if self._num_gathering < self._gather_steps else budget
@@ -142,10 +160,9 @@ class Scheduler:
         """Plan one token for each running sequence that lacks only its last, oldest first."""
         for sequence in list(self._running):
             lacks_one = sequence.num_tokens - sequence.num_cached == 1
-            is_ended = sequence.num_sampled >= sequence.max_tokens  # once its last token is known
             if (
                 lacks_one
-                and not is_ended
+                and not _is_ended(sequence)
                 and sequence in self._running
                 and self._has_room(sequence)
             ):
@@ -165,11 +182,13 @@ class Scheduler:
                     return False
         return True
 
-    def _admissions(self, max_new_tokens: float) -> Iterator[Sequence]:
-        """Admit waiting sequences, each with blocks for all its tokens."""
+    def _admissions(self, max_new_tokens: float, *, own_step: bool = False) -> Iterator[Sequence]:
+        """Admit waiting sequences of one kind, each with blocks for all its tokens."""
         left = max_new_tokens
         while left > 0 and self._waiting and len(self._running) < self._max_batch_size:
             sequence = self._waiting[0]
+            if sequence.own_step != own_step:
+                return
             known = self._known_blocks(sequence)
             if known is None or sequence.num_pending:  # preempted, its last token is not here yet
                 return
@@ -208,3 +227,8 @@ class Scheduler:
         self._free_rows.append(sequence.table_row)
         sequence.blocks = []
         sequence.num_cached = 0
+
+
+def _is_ended(sequence: Sequence) -> bool:
+    """Say whether nothing is left to compute of it, once its last token is known."""
+    return sequence.num_sampled >= sequence.max_tokens

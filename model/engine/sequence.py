@@ -140,10 +140,10 @@ class Sequence:
     params: SamplingParams
     max_tokens: int  # those of `params`, or fewer if the context or the cache is shorter
     block_keys: list[bytes]  # of the full blocks of the prompt, see `model.engine.blocks`
-    image_digests: list[bytes]  # see `model.engine.blocks`
     constraint: Constraint | None = None  # the grammar that only this text follows
     choice_ids: list[int] = field(default_factory=list)  # whose log-probabilities are returned
     number: int = 0  # of this sample among those of the request
+    own_step: bool = False  # whether nothing else is in the steps that compute it
     answer: Answer = field(default_factory=Answer)  # collects all samples of the request
     blocks: list[int] = field(default_factory=list)
     table_row: int = 0  # of its blocks, in the tables on the device, while it runs

@@ -34,7 +34,7 @@ class LatentCache:
             for _ in range(config.num_hidden_layers)
         )
         for layer in self.layers:
-            layer[0] = 0  # what is read behind the end of a context; it must be finite
+            layer[:1].zero_()  # what is read behind the end of a context; it must be finite
 
     @staticmethod
     def block_bytes(config: TextConfig, dtype: torch.dtype) -> int:

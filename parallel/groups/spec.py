@@ -37,7 +37,6 @@ class GroupSpec:
     stall_timeout_s: float = 900.0  # of one step
     topologies: Topologies | None = None  # as in `RankSpec`, for `num_ranks`
     golden: tuple[Request, ...] = ()  # see `parallel.groups.golden`; none turns the check off
-    golden_tolerance: float = 0.25  # nats
     golden_every_steps: int = 2000  # of a group, between two checks
 
     def __post_init__(self) -> None:
@@ -50,7 +49,7 @@ class GroupSpec:
             raise ValueError("a rank needs a CPU or a GPU, or a part of one")
         for name in (
             "resources_timeout_s start_timeout_s exchange_timeout_s heartbeat_s "
-            "heartbeat_timeout_s stall_timeout_s golden_tolerance golden_every_steps"
+            "heartbeat_timeout_s stall_timeout_s golden_every_steps"
         ).split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -85,7 +85,7 @@ class Supervisor:
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._store: RendezvousStore | None = None
-        self._golden = GoldenPrompts(spec.golden, spec.golden_tolerance, spec.start_timeout_s)
+        self._golden = GoldenPrompts(spec.golden, spec.start_timeout_s)
         self._monitors: list[GroupMonitor] = []  # of all generations, dead ones too
 
     async def start(self) -> None:

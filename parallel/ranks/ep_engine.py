@@ -107,10 +107,12 @@ class ExpertParallelEngine:
         self._lockstep = lockstep
         self._dispatcher = dispatcher
 
-    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+    def add(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, *, own_step: bool = False
+    ) -> None:
         """Queue a prompt; see `Engine.add`."""
         with self._lockstep.announced(PromptError):
-            self._engine.add(request_id, prompt, params)
+            self._engine.add(request_id, prompt, params, own_step=own_step)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; see `Engine.cancel`."""

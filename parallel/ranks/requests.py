@@ -13,6 +13,7 @@ class Request:
     request_id: str
     prompt: Prompt
     params: SamplingParams
+    own_step: bool = False  # whether nothing else is in the steps that compute it on its rank
 
     @property
     def num_tokens(self) -> int:

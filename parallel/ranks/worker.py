@@ -46,8 +46,10 @@ class Engine(Protocol):
         """Whether a step would do anything."""
         ...
 
-    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
-        """Queue a prompt, or raise `PromptError` for it alone."""
+    def add(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, *, own_step: bool = False
+    ) -> None:
+        """Queue a prompt, or raise `PromptError` for it alone; `own_step` as in `Request`."""
         ...
 
     def step(self) -> Sequence[tuple[str, Completion | PromptError]]:
@@ -216,7 +218,8 @@ class Rank:
         self._running |= {job.key: job for job in jobs}
         for job in jobs:
             try:
-                engine.add(job.key, job.request.prompt, job.request.params)
+                request = job.request
+                engine.add(job.key, request.prompt, request.params, own_step=request.own_step)
             except PromptError as error:
                 self._answer(job.key, error)
 

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from model.inputs.prompt import Prompt
 
-PROMPT_COLUMNS = ("prompt_token_ids", "prompt_patches", "prompt_grid_hw")
+PROMPT_COLUMNS = (
+    "prompt_token_ids",
+    "prompt_patches",
+    "prompt_grid_hw",
+    "prompt_image_digests",
+)
 
 
 def encode_prompt(prompt: Prompt) -> dict[str, object]:
@@ -25,6 +30,7 @@ def encode_prompt(prompt: Prompt) -> dict[str, object]:
         "prompt_token_ids": prompt.token_ids,
         "prompt_patches": prompt.patches.tobytes(),
         "prompt_grid_hw": prompt.grid_hw.ravel(),
+        "prompt_image_digests": prompt.image_digests,
     }
 
 
@@ -42,18 +48,11 @@ def decode_prompt(table: pa.Table, row: int, before: Prompt | None = None) -> Pr
     if token_ids is None:
         return None
     grid_hw = table["prompt_grid_hw"][row].values.to_numpy().reshape(-1, 2)
-    pixels = table["prompt_patches"]
-    if before is not None and pixels.slice(row, 1).null_count:
-        return Prompt(token_ids=token_ids.to_numpy(), patches=before.patches, grid_hw=grid_hw)
-    while pixels.slice(row, 1).null_count:
-        row -= 1
-    patches = _bytes_of(pixels, row)
-    num_patches = int(grid_hw.prod(axis=1, dtype=np.int64).sum())
-    side_px = isqrt(patches.size // (3 * num_patches)) if num_patches else 1
     return Prompt(
         token_ids=token_ids.to_numpy(),
-        patches=patches.reshape(-1, 3, side_px, side_px),
+        patches=_patches(table["prompt_patches"], row, grid_hw, before),
         grid_hw=grid_hw,
+        image_digests=tuple(table["prompt_image_digests"][row].as_py()),
     )
 
 
@@ -64,6 +63,19 @@ def row_seed(seed: int, seed_id: str) -> int:
     """
     digest = hashlib.blake2b(f"{seed}:{seed_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def _patches(
+    pixels: pa.ChunkedArray, row: int, grid_hw: NDArray[np.int32], before: Prompt | None
+) -> NDArray[np.uint8]:
+    if before is not None and pixels.slice(row, 1).null_count:
+        return before.patches
+    while pixels.slice(row, 1).null_count:
+        row -= 1
+    patches = _bytes_of(pixels, row)
+    num_patches = int(grid_hw.prod(axis=1, dtype=np.int64).sum())
+    side_px = isqrt(patches.size // (3 * num_patches)) if num_patches else 1
+    return patches.reshape(-1, 3, side_px, side_px)
 
 
 def _bytes_of(column: pa.ChunkedArray, row: int) -> NDArray[np.uint8]:

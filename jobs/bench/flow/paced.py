@@ -37,9 +37,11 @@ class PacedEngine:
         """Whether any request waits."""
         return bool(self._waiting)
 
-    def add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+    def add(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, *, own_step: bool = False
+    ) -> None:
         """Queue a prompt."""
-        del prompt, params
+        del prompt, params, own_step
         self._waiting.append(request_id)
 
     def step(self) -> Sequence[tuple[str, Completion | PromptError]]:

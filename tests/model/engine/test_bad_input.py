@@ -149,6 +149,13 @@ def test_patches_that_are_no_pixels_are_refused(patches):
     assert error.value.code == "bad_prompt"
 
 
+def test_digests_that_are_not_those_of_the_images_are_refused(processor):
+    prompt = processor.prompt([picture(28, 28), picture(56, 56), "what is it?"])
+    with pytest.raises(PromptError, match="1 digests for 2 images") as error:
+        replace(prompt, image_digests=prompt.image_digests[:1])
+    assert error.value.code == "bad_prompt"
+
+
 def test_patches_of_another_network_are_refused(engine, processor):
     prompt = processor.prompt([picture(28, 28), "what is it?"])
     odd = replace(prompt, patches=np.zeros((4, 3, 16, 16), np.uint8))

@@ -1,11 +1,13 @@
 """For every schedule, the tokens are those of a forward pass over whole sequences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from model.config import BLOCK_SIZE
-from model.engine.blocks import BlockPool, block_keys, image_digests
+from model.engine.blocks import BlockPool, block_keys
 from model.engine.config import EngineConfig
 from model.engine.engine import GIB, Engine
 from model.engine.sequence import SamplingParams
@@ -38,6 +40,20 @@ def run(engine):
     while engine.has_work:
         done |= dict(engine.step())
     return done
+
+
+def watch_plans(engine):
+    """Record the plans of all steps that compute several chunks."""
+    shared, plan = [], engine.scheduler.plan
+
+    def plan_and_note(*args):
+        chunks = plan(*args)
+        if len(chunks) > 1:
+            shared.append(chunks)
+        return chunks
+
+    engine.scheduler.plan = plan_and_note
+    return shared
 
 
 def count_tokens(monkeypatch):
@@ -101,6 +117,19 @@ def questions(checkpoint, processor):
 @pytest.mark.parametrize("seed", range(NUM_SCHEDULES))
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "one step ahead"])
 def test_no_schedule_changes_a_token(checkpoint, questions, seed, runs_ahead):
+    check_schedule(checkpoint, questions, seed, runs_ahead, own_steps=0.0)
+
+
+@pytest.mark.parametrize("seed", range(NUM_SCHEDULES // 2))
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "one step ahead"])
+def test_sequences_that_have_steps_for_themselves_change_no_token(
+    checkpoint, questions, seed, runs_ahead
+):
+    check_schedule(checkpoint, questions, seed, runs_ahead, own_steps=0.3)
+
+
+def check_schedule(checkpoint, questions, seed, runs_ahead, own_steps):
+    """Compare the tokens of a random schedule; a share of sequences has steps for themselves."""
     generator = np.random.default_rng(seed)
     longest = max(len(prompt.token_ids) + length for prompt, length, _ in questions)
     least = -(-longest // BLOCK_SIZE)
@@ -112,19 +141,62 @@ def test_no_schedule_changes_a_token(checkpoint, questions, seed, runs_ahead):
         max_vision_patches=int(generator.choice([1, 40, 1000])),
         runs_ahead=runs_ahead,
     )
+    shared = watch_plans(engine)
     arrivals = generator.permutation(np.repeat(np.arange(len(questions)), 2)).tolist()
     done = {}
     while arrivals or engine.has_work:
         for _ in range(min(len(arrivals), int(generator.integers(0, 4)))):
             number = arrivals.pop()
             prompt, length, _ = questions[number]
-            engine.add(f"{number}:{len(arrivals)}", prompt, SamplingParams(max_tokens=length))
+            is_own = len(arrivals) / (2 * len(questions)) < own_steps
+            params = SamplingParams(max_tokens=length)
+            engine.add(f"{number}:{len(arrivals)}", prompt, params, own_step=is_own)
         if engine.has_work:
             done |= dict(engine.step())
     assert len(done) == 2 * len(questions)
     for name, completion in done.items():
         assert completion.token_ids == questions[int(name.split(":")[0])][2], name
     assert engine.pool.num_available == engine.pool.num_blocks
+    assert not any(chunk.sequence.own_step for chunks in shared for chunk in chunks)
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["in step", "one step ahead"])
+def test_a_step_for_itself_gives_the_same_logprobs_to_the_bit_whatever_else_runs(
+    checkpoint, processor, runs_ahead
+):
+    engine = make_engine(checkpoint, max_batch_size=4, max_step_tokens=20, runs_ahead=runs_ahead)
+    shared = watch_plans(engine)
+    prompt, params = processor.prompt(["red circle"]), SamplingParams(max_tokens=3)
+    asked = replace(prompt, token_ids=prompt.token_ids[: BLOCK_SIZE - 1])  # no block to share
+    engine.add("own", asked, params, own_step=True)
+    (quiet,) = run(engine).values()
+    for number in range(6):  # two of them wait for a place
+        prompt = processor.prompt([f"{number} blue square " * (number + 1)])
+        engine.add(str(number), prompt, SamplingParams(max_tokens=12 + number))
+    for _ in range(6):
+        engine.step()
+    engine.add("own", asked, params, own_step=True)
+    done = []
+    while engine.has_work:
+        done += engine.step()
+    names = [name for name, _ in done]
+    assert names.index("own") < names.index("5")  # for which it does not wait
+    busy = dict(done)["own"]
+    assert (busy.mean_logprob, busy.token_ids) == (quiet.mean_logprob, quiet.token_ids)
+    assert max(map(len, shared)) == 4
+    assert not any(chunk.sequence.own_step for chunks in shared for chunk in chunks)
+
+
+def test_a_step_for_itself_waits_until_prompts_may_begin(checkpoint, processor):
+    engine = make_engine(checkpoint)
+    prompt, params = processor.prompt(["red circle"]), SamplingParams(max_tokens=2)
+    engine.add("other", prompt, params)
+    engine.step()
+    engine.add("own", processor.prompt(["blue square"]), params, own_step=True)
+    (held,) = engine.scheduler.plan(max_new_tokens=0)
+    assert held.sequence.request_id == "other"
+    (begun,) = engine.scheduler.plan(max_new_tokens=1)
+    assert begun.sequence.request_id == "own"
 
 
 def test_a_sequence_that_finds_no_block_is_computed_again(checkpoint, questions):
@@ -186,7 +258,7 @@ def test_prompts_that_differ_in_an_image_alone_share_nothing_after_it(checkpoint
 def test_keys_tell_prompts_apart_where_they_differ(processor):
     def keys(*content):
         prompt = processor.prompt(list(content))
-        return block_keys(prompt, processor.config.media_token_id, image_digests(prompt))
+        return block_keys(prompt, processor.config.media_token_id)
 
     first = keys(picture(0), "describe this picture")
     assert keys(picture(0), "describe this picture") == first

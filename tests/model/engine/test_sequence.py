@@ -12,7 +12,7 @@ def sequence(**settings):
         grid_hw=np.zeros((0, 2), np.int32),
     )
     params = SamplingParams(**{"max_tokens": 10_000, **settings})
-    return Sequence("x", prompt, params, params.max_tokens, [], [])
+    return Sequence("x", prompt, params, params.max_tokens, [])
 
 
 def write(seq, tokens):

@@ -177,6 +177,20 @@ def test_a_prompt_of_text_has_no_patches(processor):
     assert prompt.num_patches == 0
 
 
+def test_images_have_equal_digests_exactly_where_grid_and_pixels_are_equal(processor):
+    one, other = image(56, 56), image(56, 56, seed=1)
+    together = processor.prompt([one, "is not", other, one])
+    apart = processor.prompt(["another question about", other])
+    first, second, third = together.image_digests
+    assert (third, apart.image_digests) == (first, (second,))
+    assert first != second
+    assert {len(digest) for digest in together.image_digests} == {16}
+    tall = processor.prompt([image(28, 56)])
+    turned = dataclasses.replace(tall, grid_hw=tall.grid_hw[:, ::-1].copy(), image_digests=())
+    assert turned.patches is tall.patches
+    assert turned.image_digests != tall.image_digests
+
+
 def test_max_frame_tokens_bounds_each_image(processor):
     prompt = processor.prompt([image(640, 360), image(28, 28)], max_frame_tokens=144)
     assert prompt.grid_hw.tolist() == [[18, 32], [2, 2]]

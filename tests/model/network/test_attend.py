@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jobs.bench.measure.fake_gpu import fake_gpu
 from model.config import BLOCK_SIZE
 from model.network import attend as attend_module
 from model.network.attend import (
@@ -13,7 +14,6 @@ from model.network.attend import (
 )
 from model.network.kv_pieces import PIECE_LEN, pieces_of, slots_of
 from model.network.varlen import Spans
-from tests.model.fake_gpu import fake_gpu
 
 SCALE = 0.3
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from jobs.bench.measure.fake_gpu import fake_gpu
 from model.network import varlen
 from model.network.attend import attend_varlen
 from model.network.batch import whole_sequences
 from model.network.varlen import Spans
-from tests.model.fake_gpu import fake_gpu
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jobs.bench.measure.fake_gpu import fake_gpu
 from model.config import VisionConfig
 from model.engine.transfer import to_device
 from model.network.kimi_vl import KimiVL
@@ -19,7 +20,6 @@ from model.network.vision import (
     rows_of_images,
     runs_of_equal_grids,
 )
-from tests.model.fake_gpu import fake_gpu
 from tests.tiny import tiny_config, tiny_model
 
 GRIDS = [(4, 6), (2, 2), (2, 2), (10, 4)]

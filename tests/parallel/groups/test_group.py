@@ -38,7 +38,7 @@ class SlowEngine:
     def has_work(self):
         return bool(self.left)
 
-    def add(self, request_id, prompt, params):
+    def add(self, request_id, prompt, params, *, own_step=False):
         if prompt.token_ids[0] == DEADLY:
             os.kill(os.getpid(), signal.SIGKILL)
         self.left[request_id] = params.max_tokens

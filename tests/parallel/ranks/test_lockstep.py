@@ -83,6 +83,7 @@ def answer_together(
     shares: Sequence[Sequence[str]],
     choice: DispatchChoice = "auto",
     load: ExpertLoad | None = None,
+    own_steps: Sequence[str] = (),
 ) -> dict[str, tuple[int, ...]]:
     """Let each rank answer its part; rank 0 ends the group when all have."""
     answers: dict[str, tuple[int, ...]] = {}
@@ -92,7 +93,8 @@ def answer_together(
         engine = load_rank(checkpoint, group, choice, load)
         for name in shares[group.rank()]:
             prompt, num_tokens = work[name]
-            engine.add(name, prompt, SamplingParams(max_tokens=num_tokens))
+            params = SamplingParams(max_tokens=num_tokens)
+            engine.add(name, prompt, params, own_step=name in own_steps)
         while len(answers) < len(work) or group.rank():
             try:
                 answers.update(tokens_of(engine.step()))
@@ -119,6 +121,13 @@ def answer_together(
 )
 def test_ranks_together_write_what_one_engine_alone_writes(checkpoint, work, shares, choice):
     assert answer_together(checkpoint, work, shares, choice) == answer_alone(checkpoint, work)
+
+
+@pytest.mark.parametrize("own_steps", [["short", "chunks"], ["same", "image", "two"]])
+def test_prompts_with_steps_for_themselves_hold_up_no_rank(checkpoint, work, own_steps):
+    shares = [["short", "long", "two"], ["image", "chunks", "same"]]
+    answers = answer_together(checkpoint, work, shares, own_steps=own_steps)
+    assert answers == answer_alone(checkpoint, work)
 
 
 @pytest.mark.parametrize("choice", ["all_to_all", "all_gather"])

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,18 @@ class CountingEngine:
         self.left: dict[str, int] = {}
         self.asked: dict[str, int] = {}
         self.batch_sizes: list[int] = []
+        self.own_steps: list[int] = []  # tokens of the requests that asked for them
         self.has_broken_experts = False
 
     @property
     def has_work(self):
         return bool(self.left)
 
-    def add(self, request_id, prompt, params):
+    def add(self, request_id, prompt, params, *, own_step=False):
         if prompt.token_ids[0] < 0:
             raise PromptError("bad_prompt", f"token id {prompt.token_ids[0]}")
+        if own_step:
+            self.own_steps.append(params.max_tokens)
         self.left[request_id] = self.asked[request_id] = params.max_tokens
 
     def cancel(self, request_id):
@@ -125,6 +129,15 @@ def test_many_callers_share_the_steps_and_each_gets_its_own_answers_in_order():
         ]
         assert max(engine.batch_sizes) > 40
         assert len(engine.batch_sizes) < sum(n + 51 for n in range(40)) / 10
+
+    on_rank(use)
+
+
+def test_the_engine_hears_which_requests_want_steps_for_themselves():
+    async def use(rank, engine):
+        wanted = replace(request(2), own_step=True)
+        await rank.generate("client", [request(1), wanted, request(3)])
+        assert engine.own_steps == [2]
 
     on_rank(use)
 

@@ -367,6 +367,8 @@ def test_each_named_prompt_is_the_prompt_that_it_would_be_alone(processor, clip)
         assert got is not None
         assert np.array_equal(got.token_ids, expected.token_ids)
         assert np.array_equal(got.patches, expected.patches)
+        assert len(got.image_digests) == len(got.grid_hw)
+        assert got.image_digests == expected.image_digests  # so an engine encodes frames once
     seeds = together["seed"].to_pylist()
     assert seeds[0] == row_seed(0, "r0/mood")
     assert len({*seeds} - {None}) == 3

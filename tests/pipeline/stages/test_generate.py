@@ -170,9 +170,27 @@ def test_a_prompt_survives_the_columns(prompt):
         assert back is not None
         assert np.array_equal(back.token_ids, prompt.token_ids)
         assert np.array_equal(back.grid_hw, prompt.grid_hw)
+        assert back.image_digests == prompt.image_digests
         assert np.array_equal(back.patches.ravel(), prompt.patches.ravel())
         assert (back.patches.shape == prompt.patches.shape) or not prompt.num_patches
         assert (back.patches.dtype, back.token_ids.dtype) == (np.uint8, np.int32)
+
+
+def test_pixels_are_hashed_by_none_but_who_prepares_them(monkeypatch):
+    prompt = make_prompt(7, (2, 4), (6, 2))
+    table = prepared(prompt, make_prompt(5))
+
+    def hash_again(*_):
+        pytest.fail("somebody hashes pixels again")
+
+    monkeypatch.setattr("model.inputs.prompt.image_digests", hash_again)
+    with pytest.raises(pytest.fail.Exception):
+        make_prompt(7, (2, 4), (6, 2))
+    back = decode_prompt(table, 0)
+    assert back is not None
+    assert len(set(back.image_digests)) == 2
+    assert pickle.loads(pickle.dumps(back)).image_digests == prompt.image_digests
+    assert decode_prompt(table, 1) is not None
 
 
 def test_the_patches_are_not_copied_on_the_way_to_the_engine():

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jobs.bench.measure.fake_gpu import fake_gpu
 from model.network.kernels.grouped_experts import GroupedExperts, choose_tiles, most_blocks
 from model.network.moe import Experts, MoE, unsharded
-from tests.model.fake_gpu import fake_gpu
 from tests.tiny import tiny_config
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
+from jobs.bench.measure.fake_gpu import fake_gpu
 from model.config import BLOCK_SIZE
 from model.network.attend import attend_pieces
 from model.network.attention import as_one_head
 from model.network.kernels import latent_decode
 from model.network.kernels.latent_decode import MAX_SPLITS, decode, num_splits
 from model.network.kv_pieces import pieces_of, slots_of
-from tests.model.fake_gpu import fake_gpu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SCALE = 0.3

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from jobs.bench.measure.fake_gpu import fake_gpu
 from model.network import attention
 from model.network.kernels.latent_write import latent_write, rotate_and_write
 from model.network.norm import RMSNorm
 from model.network.rope import text_rotation
-from tests.model.fake_gpu import fake_gpu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The twin rounds each product of a rotation, the kernel rounds once.

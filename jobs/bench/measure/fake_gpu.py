@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ def fake_gpu() -> Iterator[None]:
 class Detours(TorchFunctionMode):
     """Replace what asks for CUDA itself, which torch without CUDA does not have."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`, or what stands for it."""
         if func is torch.Tensor.__getitem__:
             return indexed(*args)
         if func is torch.Tensor.pin_memory:
