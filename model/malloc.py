@@ -1,12 +1,17 @@
-"""Settings of the C library's malloc, and the peak memory of a process.
+"""Settings of the C library's malloc and of torch's on GPUs, and the peak memory of a process.
 
 glibc maps every tensor above 32 MiB anew and unmaps it when it is freed. So each large intermediate
 of each step pays for a page fault per 4 KiB: 200,000 faults in a prefill of 1,024 tokens at the
 published widths. Memory that malloc keeps costs nothing the second time, but the process then stays
 at its highest use.
+
+On a GPU, torch keeps freed blocks itself. Steps of changing size cut them into pieces that fit no
+later step; expandable segments map such pieces together again.
+https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-alloc-conf
 """
 
 import ctypes
+import os
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +20,9 @@ from pathlib import Path
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _NEVER_BYTES = 2**31 - 1  # the largest value of its int parameter
+
+# torch 2.11 to 2.14 read both, and the older name wins; neither warns.
+_OF_CUDA = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def own_peak_bytes() -> int:
@@ -30,6 +38,15 @@ def keep_freed_memory() -> bool:
         return False
     parameters = (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)
     return all(mallopt(parameter, _NEVER_BYTES) == 1 for parameter in parameters)
+
+
+def use_expandable_segments(device: str) -> None:
+    """Set torch's memory to expandable segments if `device` is a GPU and nobody has set it.
+
+    torch reads these variables once in a process, when CUDA is first used, so this comes before.
+    """
+    if device.startswith("cuda") and not any(name in os.environ for name in _OF_CUDA):
+        os.environ[_OF_CUDA[0]] = "expandable_segments:True"
 
 
 def give_back_freed_memory() -> None:

@@ -36,16 +36,21 @@ if TYPE_CHECKING:
     Carry = Callable[..., Report]
 
 ROOT = Path(__file__).resolve().parents[1]
+WHY_SKIPPED = {1: "needs a GPU", 2: "needs two GPUs"}  # by the GPUs that a test needs
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip `gpu` tests where there is none, or fail them where there must be one."""
-    if item.get_closest_marker("gpu") is None:
+    """Skip `gpu` tests where there are too few, or fail them where there must be one."""
+    marker = item.get_closest_marker("gpu")
+    if marker is None:
         return
-    if not torch.cuda.is_available():
-        if os.environ.get("MOONSWEEP_REQUIRE_GPU") == "1":
-            pytest.fail("MOONSWEEP_REQUIRE_GPU=1, but torch sees no GPU")
-        pytest.skip("needs a GPU")
+    needed = marker.kwargs.get("at_least", 1)
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found >= needed:
+        return
+    if not found and os.environ.get("MOONSWEEP_REQUIRE_GPU") == "1":
+        pytest.fail("MOONSWEEP_REQUIRE_GPU=1, but torch sees no GPU")
+    pytest.skip(WHY_SKIPPED[needed])
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +61,14 @@ def same_random_state_for_every_test() -> Iterator[None]:
     random.setstate(python)
     np.random.set_state(numpy)
     torch.set_rng_state(torch_state)
+
+
+@pytest.fixture
+def unset_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that says nothing of torch's memory on GPUs; it is as before afterwards."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that its removal is undone even where it was not set
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

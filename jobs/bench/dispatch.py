@@ -25,6 +25,7 @@ from jobs.bench.measure.ranks import run_on_ranks
 from jobs.cli.options import positive, positive_list
 from jobs.planning.network import least_rows
 from model.malloc import keep_freed_memory
+from parallel.experts.collectives import all_gather_single, reduce_scatter_single
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatch, AllToAllDispatcher
 from parallel.experts.policy import WireDtype
 from parallel.experts.topology import Topology
@@ -127,8 +128,8 @@ def _bare_all_gather(group: dist.ProcessGroup, tokens: Tokens, wire: WireDtype) 
     home = torch.zeros(len(x), x.shape[1], device=x.device)
 
     def bare() -> None:
-        dist.all_gather_single(arrived, leaving, group=group)
-        dist.reduce_scatter_single(home, partials, group=group)
+        all_gather_single(arrived, leaving, group=group)
+        reduce_scatter_single(home, partials, group=group)
 
     rows = group.size() - 1
     return rows, rows * (leaving.shape[1] + x.shape[1] * partials.element_size()), bare

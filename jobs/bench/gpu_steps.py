@@ -47,10 +47,10 @@ PREFILL = (2048,) * 4
 _CONTEXT_LEN = 40  # of decodes; no count depends on it
 # They give another view of the same memory, or reserve memory, and start nothing on the device.
 _FREE = frozenset(
-    "device view _unsafe_view transpose slice select split split_with_sizes expand unsqueeze permute "
-    "t as_strided detach alias unbind squeeze unflatten _reshape_alias lift_fresh chunk view_as "
-    "reshape diagonal view_as_complex view_as_real unfold empty new_empty empty_like unsafe_chunk "
-    "new_empty_strided empty_strided".split()
+    "device view _unsafe_view transpose slice select split split_with_sizes expand unsqueeze "
+    "permute t as_strided detach alias unbind squeeze unflatten _reshape_alias lift_fresh chunk "
+    "view_as reshape diagonal view_as_complex view_as_real unfold empty new_empty empty_like "
+    "unsafe_chunk new_empty_strided empty_strided".split()
 )
 
 

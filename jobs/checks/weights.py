@@ -11,6 +11,7 @@ from jobs.checks.finding import Finding
 from model.config import KimiVLConfig
 from model.engine.config import EngineConfig
 from model.engine.dtype import choose_dtype
+from model.malloc import use_expandable_segments
 from model.memory import free_bytes
 from model.network.weights import EMBEDDING, check_checkpoint, destinations, stored_tensors
 
@@ -100,5 +101,6 @@ def findings(
 
 def free_gib(device: str) -> tuple[float, str]:
     """Return the free GiB for a rank on `device`, and where: the first GPU, or this machine."""
+    use_expandable_segments(device)  # for the engine that answers rows later in this process
     where = f"GPU 0 of {torch.cuda.device_count()}" if device == "cuda" else "this machine"
     return free_bytes(torch.device(device)) / _GIB, where

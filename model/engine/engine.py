@@ -42,7 +42,7 @@ from model.engine.sequence import Answer, Completion, SamplingParams, Sequence
 from model.engine.utilization import EngineTime
 from model.inputs.prompt import Prompt, PromptError
 from model.inputs.tokenizer import Tokenizer
-from model.malloc import keep_freed_memory
+from model.malloc import keep_freed_memory, use_expandable_segments
 from model.memory import free_bytes
 from model.network.kernels import install as kernels
 from model.network.kimi_vl import KimiVL
@@ -125,12 +125,14 @@ class Engine:
     ) -> Self:
         """Load a checkpoint and reserve the cache; `shards` are those of `KimiVL`.
 
-        This sets the number of torch's threads and the settings of malloc, for the whole process.
+        This sets the number of torch's threads, the settings of malloc, and those of torch's memory
+        on GPUs unless the environment has them, for the whole process.
         It raises CheckpointError, with nothing reserved, for a checkpoint that cannot be used, and
         ValueError if this machine has no such device, or weights or cache do not fit.
         """
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
+        use_expandable_segments(config.device)
         torch.set_num_threads(config.num_threads)
         dtype = choose_dtype(directory, config).dtype
         device = torch.device(config.device)

@@ -142,17 +142,18 @@ def add_rows(y: Tensor, places: Tensor, weights: Tensor | None = None) -> Tensor
     """
     if y.device.type != "cpu":
         return add_rows_plainly(y, places, weights)
-    is_row = places >= 0
-    which = places[is_row]
-    starts = F.pad(is_row.sum(1).cumsum(0), (1, 0))  # the last one begins an empty sum
-    chosen = None if weights is None else weights[is_row]
-    if chosen is not None and y.dtype != torch.float32:
+    if weights is not None and y.dtype != torch.float32:
         # Torch takes only weights of y's dtype, which would round them. So each weight becomes the
         # sum of two such numbers, and each row is added twice.
-        high = chosen.to(y.dtype)
-        chosen = torch.stack((high, (chosen - high).to(y.dtype)), dim=1).flatten()
-        which, starts = which.repeat_interleave(2), 2 * starts
-    return F.embedding_bag(which, y, starts, mode="sum", per_sample_weights=chosen)[:-1]
+        high = weights.to(y.dtype)
+        weights = torch.stack((high, (weights - high).to(y.dtype)), dim=-1).flatten(1)
+        places = places.repeat_interleave(2, dim=1)
+    is_row = places >= 0
+    if len(places) and is_row.all():
+        return F.embedding_bag(places, y, mode="sum", per_sample_weights=weights)
+    starts = F.pad(is_row.sum(1).cumsum(0), (1, 0))  # the last one begins an empty sum
+    weights = None if weights is None else weights[is_row]
+    return F.embedding_bag(places[is_row], y, starts, mode="sum", per_sample_weights=weights)[:-1]
 
 
 def add_rows_plainly(y: Tensor, places: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -190,16 +191,17 @@ class RowsByExpert:
     ) -> None:
         x, local_ids, self._weights = arrived
         copies = local_ids.flatten()  # [n*K], by row
+        is_absent = copies < 0
         # The copies of no expert get the number behind the last expert, so they come last.
-        experts, order = copies.where(copies >= 0, num_local_experts).sort(stable=True)
+        experts, order = copies.masked_fill(is_absent, num_local_experts).sort(stable=True)
         borders = torch.arange(num_local_experts + 1, dtype=copies.dtype, device=x.device)
         starts = torch.searchsorted(experts, borders)  # unlike `bincount`, this waits for nobody
         self.rows_per_expert = starts.diff()  # [local experts] int64
         order = order[: int(starts[-1]) if num_copies is None else num_copies]
         self.rows = x.index_select(0, order // local_ids.shape[1])  # [M, D], by expert, then by row
         places = torch.empty_like(copies, dtype=torch.int64)
-        places = places.scatter(0, order, torch.arange(len(order), device=x.device))
-        self._places = places.where(copies >= 0, -1).view(local_ids.shape)
+        places.scatter_(0, order, torch.arange(len(order), device=x.device))
+        self._places = places.masked_fill_(is_absent, -1).view(local_ids.shape)
 
     def sums(self, y: Tensor) -> Tensor:
         """Sum, for each row, the weighted outputs of its local experts: [M, D] -> [n, D]."""
@@ -217,10 +219,7 @@ class RowExperts(nn.Module):
         self.register_buffer("rows_computed", rows, persistent=False)  # no checkpoint has it
 
     def forward(self, x: Tensor, local_ids: Tensor, weights: Tensor) -> Tensor:
-        """Sum, for each row of `RoutedRows`, the weighted outputs of its local experts: [n, D].
-
-        The sums are float32, in the order of the local ids, and rounded once.
-        """
+        """Sum, for each row of `RoutedRows`, the weighted outputs of its local experts: [n, D]."""
         # On a GPU the host does not know M, and asking would wait for the device.
         num_copies = None if x.device.type == "cpu" else local_ids.numel()
         by_expert = RowsByExpert((x, local_ids, weights), len(self.rows_computed), num_copies)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.network.moe import RoutedRows, add_rows
+from parallel.experts.collectives import all_gather_single, reduce_scatter_single
 from parallel.experts.policy import WireDtype
 from parallel.experts.wire import deserialize_rows, serialize_rows
 
@@ -145,7 +146,7 @@ class AllGatherDispatcher:
         slots = F.pad(slots, padding, value=-1)
         sent = serialize_rows(F.pad(x, padding), slots, F.pad(weights, padding), self.wire_dtype)
         received = sent.new_empty(self.group.size() * self.bucket, sent.shape[1])
-        work = dist.all_gather_single(received, sent, group=self.group, async_op=True)
+        work = all_gather_single(received, sent, group=self.group, async_op=True)
         in_flight = InFlightRows(sent, received, work, x, slots.shape[1], self.wire_dtype)
         return AllGatherDispatch(self, x, in_flight)
 
@@ -163,12 +164,12 @@ class AllGatherDispatch:
         """The rows of all ranks [R * bucket, D]; a read waits until they have arrived."""
         x, slots, weights = self.in_flight.wait()
         num_local = self.dispatcher.num_local_experts
+        # Slots of ranks before this one, and those of padding, become negative by this.
         local_ids = slots - self.dispatcher.group.rank() * num_local
-        is_here = (slots >= 0) & (local_ids >= 0) & (local_ids < num_local)
-        return x, local_ids.where(is_here, -1), weights
+        return x, local_ids.masked_fill(local_ids >= num_local, -1), weights
 
     def combine(self, sums: Tensor) -> Tensor:
         """Bring the sums of the local experts [R * bucket, D] home, and add all ranks': [T, D]."""
         home = sums.new_empty(self.dispatcher.bucket, sums.shape[1], dtype=torch.float32)
-        dist.reduce_scatter_single(home, sums.float(), group=self.dispatcher.group)
+        reduce_scatter_single(home, sums.float(), group=self.dispatcher.group)
         return home[: len(self.x)].type_as(self.x)

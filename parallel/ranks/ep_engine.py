@@ -19,6 +19,7 @@ from model.engine.dtype import choose_dtype
 from model.engine.engine import Engine, StepTurn
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
+from model.malloc import use_expandable_segments
 from parallel.experts.load import ExpertLoad
 from parallel.experts.policy import Exchange
 from parallel.experts.topology import Topologies, even_topologies
@@ -53,6 +54,7 @@ def load_ep_engine(
 
 def _own_device(config: EngineConfig) -> torch.device:
     """Return the device of this process, a GPU with its number: NCCL asks for it."""
+    use_expandable_segments(config.device)
     device = torch.device(config.device)
     if device.type == "cuda":
         if device.index is None:  # Ray hides all GPUs but the rank's own

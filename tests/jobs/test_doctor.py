@@ -198,7 +198,9 @@ def test_gpus_that_are_not_here_are_noted(clips, capsys):
     assert "this machine has no GPU for --device cuda" in out
 
 
-def test_the_forecast_is_for_the_copies_that_the_job_would_have(clips, capsys, monkeypatch):
+def test_the_forecast_is_for_the_copies_that_the_job_would_have(
+    clips, capsys, monkeypatch, unset_allocator
+):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

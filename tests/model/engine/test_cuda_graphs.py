@@ -70,10 +70,12 @@ def test_a_filled_up_step_gives_the_numbers_of_the_step(shape):
 
 
 def fake_model(config):
-    """Give a model fake parameters on a GPU; torch cannot move or initialise fake ones."""
+    """Give a model fake tensors on a GPU; torch cannot move or initialise fake ones."""
     with torch.device("meta"):
         model = KimiVL(config)
     for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cuda"))
         for name, parameter in module.named_parameters(recurse=False):
             there = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
             module.register_parameter(name, nn.Parameter(there, requires_grad=False))

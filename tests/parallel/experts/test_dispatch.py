@@ -1,10 +1,14 @@
 """Dispatchers over real gloo, compared with the local one and with what a token must get."""
 
+from threading import Lock
+
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from model.config import TextConfig
+from model.network.kernels.grouped_experts import GroupedExperts
 from model.network.moe import (
     Dispatch,
     Dispatcher,
@@ -146,6 +150,40 @@ def test_a_layer_over_ranks_equals_the_layer_in_one_process(make, tokens, dtype,
         moe = part(rank, make(topology, group, bucket=max(tokens))).to(dtype)
         got = moe(inputs[rank])
         torch.testing.assert_close(got, whole(inputs[rank]), rtol=tolerance, atol=tolerance)
+
+    run_ranks(len(tokens), on_rank)
+
+
+class OneAtATime(nn.Module):
+    """Triton's interpreter computes in one thread only."""
+
+    lock = Lock()
+
+    def __init__(self, experts: nn.Module) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, *arrived: torch.Tensor) -> torch.Tensor:
+        with self.lock:
+            return self.experts(*arrived)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_kernels_compute_what_dispatchers_bring(make):
+    tokens = [3, 0, 5]
+    whole, part, topology = networks(len(tokens), n_routed_experts=12)
+    inputs = [torch.randn(n, whole.gate.config.hidden_size) for n in tokens]
+
+    @torch.inference_mode()
+    def on_rank(group: dist.ProcessGroup) -> None:
+        rank = group.rank()
+        moe = part(rank, make(topology, group, bucket=max(tokens)))
+        grouped = GroupedExperts(moe.experts)
+        moe.add_module("experts", OneAtATime(grouped))
+        torch.testing.assert_close(moe(inputs[rank]), whole(inputs[rank]), rtol=1e-5, atol=1e-5)
+        local_experts = list(topology.local_experts[rank])
+        chosen = whole.gate(torch.cat(inputs))[0].flatten().bincount(minlength=12)
+        assert torch.equal(grouped.rows_computed, chosen[local_experts])
 
     run_ranks(len(tokens), on_rank)
 

@@ -13,7 +13,7 @@ from parallel.ranks.rendezvous import JoinedGroup
 from parallel.ranks.rendezvous_store import RendezvousStore
 
 NUM_EXPERTS, TOP_K, HIDDEN = 64, 6, 256
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(at_least=2)
 
 
 def sent_home(dispatch: Dispatch, local_experts: torch.Tensor) -> torch.Tensor:

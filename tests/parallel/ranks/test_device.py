@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from model.network.kernels.grouped_experts import GroupedExperts
 from model.network.moe import Experts
 from parallel.experts.dispatch import AllGatherDispatcher, AllToAllDispatcher
 from parallel.experts.topology import Topology
@@ -32,12 +34,18 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x, expert_ids, torch.empty(NUM_TOKENS, TOP_K, device=META)
 
 
-def experts() -> Experts:
+def plain_experts() -> nn.Module:
     return Experts(TOPOLOGY.num_local_experts, HIDDEN, 16).to(META, torch.bfloat16)
 
 
+def grouped_experts() -> nn.Module:
+    experts = Experts(TOPOLOGY.num_local_experts, HIDDEN, 16).to(META, torch.bfloat16)
+    return GroupedExperts(experts.requires_grad_(False))
+
+
+@pytest.mark.parametrize("experts", [plain_experts, grouped_experts])
 @pytest.mark.parametrize("wire", ["auto", "float8"])
-def test_all_gather_never_waits_for_the_device(fake_group, wire):
+def test_all_gather_never_waits_for_the_device(fake_group, wire, experts):
     dispatcher = AllGatherDispatcher(
         TOPOLOGY.num_local_experts, fake_group, bucket=16, wire_dtype=wire
     )
@@ -48,8 +56,9 @@ def test_all_gather_never_waits_for_the_device(fake_group, wire):
     assert (home.shape, home.dtype) == ((NUM_TOKENS, HIDDEN), torch.bfloat16)
 
 
+@pytest.mark.parametrize("experts", [plain_experts, grouped_experts])
 @pytest.mark.parametrize("wire", ["auto", "float8"])
-def test_all_to_all_waits_for_the_device_once(fake_group, monkeypatch, wire):
+def test_all_to_all_waits_for_the_device_once(fake_group, monkeypatch, wire, experts):
     waits = []
 
     def tolist(tensor):

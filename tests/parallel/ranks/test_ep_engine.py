@@ -1,5 +1,6 @@
 """How a rank joins its group, without a group and without a GPU."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -33,10 +34,14 @@ RANK_SPEC = RankSpec(
     ],
 )
 def test_a_rank_joins_with_the_number_of_its_gpu(
-    tmp_path, monkeypatch, asked, joined, made_current
+    tmp_path, monkeypatch, unset_allocator, asked, joined, made_current
 ):
     tiny_checkpoint(tmp_path)
-    current, used = [], []
+    current, used, at_first_use = [], [], []
+
+    def current_device():
+        at_first_use.append(os.environ.get("PYTORCH_ALLOC_CONF"))
+        return 3
 
     def join(rank_spec, device):
         used.append(device)
@@ -44,9 +49,10 @@ def test_a_rank_joins_with_the_number_of_its_gpu(
 
     def set_device(device):
         assert device.index is not None  # as torch, which raises otherwise
+        at_first_use.append(os.environ.get("PYTORCH_ALLOC_CONF"))
         current.append(device)
 
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "current_device", current_device)
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setattr(module, "JoinedGroup", join)
     monkeypatch.setattr(module, "load_shard", lambda *_: "the engine")
@@ -54,6 +60,7 @@ def test_a_rank_joins_with_the_number_of_its_gpu(
     assert engine == "the engine"
     assert [str(device) for device in used] == [joined]
     assert [str(device) for device in current] == made_current
+    assert set(at_first_use) == ({"expandable_segments:True"} if asked != "cpu" else set())
 
 
 @pytest.mark.parametrize(
