@@ -106,6 +106,7 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
     from jobs.checks import attacks, sampled_rows, trial, weights
     from jobs.cli.pipeline_config import pipeline_config
     from model.inputs.processor import Processor
+    from model.network.weights import check_checkpoint
     from pipeline.cluster.deployment import choose_deployment
     from pipeline.dry_run import dry_run
     from pipeline.preflight import open_input
@@ -118,19 +119,19 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     plan = dry_run(config, num_gpus=num_gpus, where="")
     yield _planned(plan)
-    footprint = weights.read_footprint(config.checkpoint, config.engine.dtype)
     if config.device == "cuda" and not num_gpus:
         text = "this machine has no GPU for --device cuda; checked for CPUs instead"
         yield Finding("note", "machines", text)
         config = replace(config, device="cpu")
-    num_experts = footprint.config.text.n_routed_experts
+    num_experts = check_checkpoint(config.checkpoint).text.n_routed_experts
     try:
-        deployment = choose_deployment(config, [num_gpus], num_experts)
+        deployment = choose_deployment(config, [num_gpus], num_experts).explained(config)
         yield Finding("ok", "machines", f"{deployment} (if the job ran on this machine alone)")
     except ValueError as error:
         deployment = choose_deployment(config, [config.expert_parallel or 1], num_experts)
         yield Finding("note", "machines", f"the job cannot run on this machine alone: {error}")
-    config = replace(config, engine=replace(config.engine, device=deployment.device))
+    config = replace(config, engine=deployment.engine_of(config.engine))
+    footprint = weights.read_footprint(config.checkpoint, config.engine)
     group_sizes = dict.fromkeys((deployment.num_ranks, *_GROUP_SIZES))  # the chosen one first
     yield from weights.findings(footprint, config.engine, list(group_sizes))
     processor = Processor.from_checkpoint(config.checkpoint)

@@ -13,14 +13,14 @@ from model.malloc import own_peak_bytes
 from parallel.groups.client import Groups
 from parallel.groups.errors import GroupError
 from pipeline.cluster.expert_load import record_load
-from pipeline.cluster.groups import Capacities, rank_numbers, rank_stats
+from pipeline.cluster.groups import Capacities, loading_text, rank_numbers, rank_stats
 from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
 from pipeline.monitor.poll import polling
 from pipeline.monitor.progress import open_display
 from pipeline.monitor.report import Usage
-from pipeline.monitor.snapshot import RunMonitor
+from pipeline.monitor.snapshot import RankStats, RunMonitor
 from pipeline.monitor.stage_costs import Costs
 from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import KILLED_RUNS
@@ -51,6 +51,16 @@ def drive(plan: RunPlan, writer: PartWriter, backend: Backend, *, show_progress:
             write_journal(plan.store, plan.index.done.left_in(plan.in_flight_counts))
 
 
+def _start_lines(
+    backend: Backend, stats: RankStats | None, capacities: Capacities
+) -> Iterator[str]:
+    """Say how long the weights took, which is only long on GPUs, and what engines chose."""
+    if backend.deployment.device == "cuda":
+        yield loading_text(stats)
+    if capacities.least is not None:
+        yield f"each rank: {capacities.least}"
+
+
 def _drive(
     plan: RunPlan, writer: PartWriter, backend: Backend, journal: Journal, *, show_progress: bool
 ) -> Usage:
@@ -60,9 +70,10 @@ def _drive(
         num_done = plan.rows.num_done + len(plan.rows.poisoned)
         monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.row_schema.columns)
         display = [open_display()] if show_progress else []
-        capacities = Capacities.of(rank_stats(groups.status, fresh=True))
-        if show_progress and capacities.least is not None:
-            tqdm.write(f"each rank: {capacities.least}", file=sys.stderr)
+        stats = rank_stats(groups.status, fresh=True)
+        capacities = Capacities.of(stats)
+        for line in _start_lines(backend, stats, capacities) if show_progress else ():
+            tqdm.write(line, file=sys.stderr)
         reporters = [*display, *backend.reporters()]
         costs = Costs()
         started = latest = time.monotonic()

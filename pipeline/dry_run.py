@@ -137,7 +137,7 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
 def _deployment(config: PipelineConfig, num_gpus: int, num_experts: int) -> str:
     """Say what would be chosen, or why nothing fits: a cluster may have more GPUs than assumed."""
     try:
-        return str(choose_deployment(config, [num_gpus], num_experts))
+        return str(choose_deployment(config, [num_gpus], num_experts).explained(config))
     except ValueError as error:
         return f"REFUSED: {error}"
 

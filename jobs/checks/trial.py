@@ -8,8 +8,8 @@ from jobs.checks.finding import Finding, Level
 from jobs.checks.sampled_rows import SampledRow
 from jobs.checks.weights import Footprint, free_gib
 from model.config import BLOCK_SIZE
-from model.engine.capacity import default_batch_size
 from model.engine.config import EngineConfig
+from model.engine.fit.capacity import default_batch_size
 from model.malloc import own_peak_bytes
 from pipeline.cluster.groups import load_engine
 from pipeline.config import PipelineConfig

@@ -9,8 +9,9 @@ import torch
 
 from jobs.checks.finding import Finding
 from model.config import KimiVLConfig
-from model.engine.capacity import CPU_CACHE_GIB
 from model.engine.config import EngineConfig
+from model.engine.dtype import choose_dtype
+from model.engine.fit.capacity import CPU_CACHE_GIB
 from model.malloc import use_expandable_segments
 from model.memory import free_bytes
 from model.network.kv_cache import cache_width
@@ -26,7 +27,7 @@ class Footprint:
     """The sizes of a checkpoint's weights in the dtype that an engine uses."""
 
     config: KimiVLConfig
-    dtype: str  # the requested one, or the stored one
+    dtype: str  # the requested or chosen one, or the stored one
     num_tensors: int
     num_parameters: int
     shared_bytes: int  # whole on every rank
@@ -61,8 +62,8 @@ class Footprint:
         return cache_width(text) * text.num_hidden_layers * DTYPE_BYTES[self.dtype]
 
 
-def read_footprint(directory: Path, dtype: str) -> Footprint:
-    """Check the name and shape of every tensor, and count bytes; read headers only.
+def read_footprint(directory: Path, engine: EngineConfig) -> Footprint:
+    """Check the name and shape of every tensor, and count the bytes of `engine`; read headers only.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -70,7 +71,8 @@ def read_footprint(directory: Path, dtype: str) -> Footprint:
     config = check_checkpoint(directory)
     stored = stored_tensors(directory)
     wanted = destinations(config)
-    dtype = stored[EMBEDDING].dtype if dtype == "auto" else dtype  # as `load_model` decides
+    chosen = choose_dtype(directory, engine).dtype
+    dtype = stored[EMBEDDING].dtype if chosen is None else str(chosen).removeprefix("torch.")
     num_parameters = shared_bytes = expert_bytes = 0
     for name, tensor in stored.items():
         if name not in wanted:

@@ -9,8 +9,8 @@ class EngineConfig:
     """How one engine runs a checkpoint; ValueError names a setting that is out of its range."""
 
     device: str = "cpu"
-    dtype: str = "auto"  # of weights and activations; "auto" keeps the stored dtype
-    # What is None here is chosen for the device, see `model.engine.capacity`.
+    dtype: str = "auto"  # of weights and activations; "auto": see `model.engine.dtype`
+    # What is None here is chosen for the device, see `model.engine.fit.capacity`.
     max_batch_size: int | None = None  # sequences that generate together
     max_model_len: int | None = None  # prompt + generated tokens; None: the checkpoint's context
     max_step_tokens: int = 8192  # tokens of one step; longer prompts are computed in chunks
@@ -19,6 +19,7 @@ class EngineConfig:
     cache_fraction: float | None = None  # replaces it: part of what is free after loading
     feature_cache_gib: float = 0.5  # of features of images that later prompts may hold again
     num_threads: int = 1  # of torch, on CPUs
+    ranks_per_machine: int = 1  # that may share its memory, at most; only dtype="auto" asks
     cuda_graphs: bool | None = None  # replay decode steps; None: where the network allows it
     runs_ahead: bool | None = None  # begin a step before the last one's tokens are known; None:
     # on GPUs, where the host would else wait for the device
@@ -28,7 +29,9 @@ class EngineConfig:
             raise ValueError(
                 f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}"
             )
-        for name in ("max_batch_size", "max_step_tokens", "max_vision_patches", "num_threads"):
+        for name in (
+            "max_batch_size max_step_tokens max_vision_patches num_threads ranks_per_machine"
+        ).split():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

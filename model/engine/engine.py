@@ -14,9 +14,10 @@ of the step before and plans the next one.
 Letters: T tokens of the step, B sequences, V vision tokens.
 """
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,10 +33,12 @@ from torch import Tensor
 from model.config import BLOCK_SIZE
 from model.engine.batch_builder import BatchBuilder, DeviceStep
 from model.engine.blocks import BlockPool, block_keys, blocks_for
-from model.engine.capacity import GIB
 from model.engine.config import EngineConfig
 from model.engine.cuda_graphs import DecodeGraphs
-from model.engine.device_fit import fit_device
+from model.engine.dtype import choose_dtype
+from model.engine.fit.capacity import GIB
+from model.engine.fit.device_fit import fit_device
+from model.engine.fit.worst_case import take_worst_step
 from model.engine.grammar import Constraint, Grammars
 from model.engine.image_cache import ImageFeatures
 from model.engine.sampled_step import SampledStep
@@ -43,7 +46,6 @@ from model.engine.scheduler import Chunk, Scheduler
 from model.engine.sequence import Answer, Completion, SamplingParams, Sequence
 from model.engine.step_parts import Finished, StepParts
 from model.engine.utilization import EngineTime
-from model.engine.worst_case import take_worst_step
 from model.inputs.prompt import Prompt, PromptError
 from model.inputs.tokenizer import Tokenizer
 from model.malloc import keep_freed_memory, use_expandable_segments
@@ -52,6 +54,8 @@ from model.network.kimi_vl import KimiVL
 from model.network.moe import Shards
 from model.network.onednn import prepack
 from model.network.weights import load_model
+
+logger = logging.getLogger(__name__)
 
 _GATHER_STEPS = 16  # of pure decodes between prompts, where graphs replay them
 
@@ -126,6 +130,7 @@ class Engine:
         self._ahead: SampledStep | None = None  # the last step, if its tokens are still pending
         self._time = EngineTime(batch_size)
         self._num_steps = 0
+        self.loading: Mapping[str, float] = {}  # what `from_checkpoint` took, for `stats`
         self._grammars = Grammars(tokenizer, model.config.stop_token_ids)
         self._features = ImageFeatures(
             model, config.max_vision_patches, int(config.feature_cache_gib * GIB)
@@ -150,12 +155,18 @@ class Engine:
             raise ValueError(f"device={config.device!r}, but torch sees no GPU on this machine")
         use_expandable_segments(config.device)
         torch.set_num_threads(config.num_threads)
-        dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+        dtype = choose_dtype(directory, config).dtype
         device = torch.device(config.device)
+        began_s = time.monotonic()
         model = load_model(directory, dtype=dtype, device=device, shards=shards)
+        load_s = time.monotonic() - began_s
+        num_gb = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
+        logger.info("%.2f GB of weights in %.1f s, %.2f GB/s", num_gb, load_s, num_gb / load_s)
         make_fast(model)
         tokenizer = Tokenizer.from_checkpoint(directory, model.config.text.vocab_size)
-        return cls(model, tokenizer, config, turn)
+        engine = cls(model, tokenizer, config, turn)
+        engine.loading = {"load_s": load_s, "load_gb_per_s": num_gb / load_s}
+        return engine
 
     def _worst_step(self, batch_size: int, turn: Turn) -> int:
         """Compute a step as large as any by an engine of its own; see `take_worst_step`."""
@@ -225,8 +236,13 @@ class Engine:
         self.scheduler.cancel(request_id)
 
     def stats(self) -> dict[str, float]:
-        """Return numbers so far, for reports; see `EngineTime` for `step_s` and `needed_s`."""
+        """Return numbers so far, for reports; see `EngineTime` for `step_s` and `needed_s`.
+
+        `load_s` is how long the weights took to read, `load_gb_per_s` how many of their 10^9 bytes
+        came each second.
+        """
         return {
+            **self.loading,
             "steps": self._num_steps,
             "preemptions": self.scheduler.num_preemptions,
             "step_s": self._time.step_s,

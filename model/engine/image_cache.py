@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.engine.scheduler import Chunk
+from model.engine.transfer import to_device
 from model.network.kimi_vl import KimiVL
 from model.network.vision import Grid
 
@@ -49,7 +50,8 @@ class ImageFeatures:
         if not images:
             return None
         features = self._encode({image.digest: image for image in images})
-        return torch.cat([features[image.digest][image.first : image.last] for image in images])
+        rows = [features[image.digest][image.first : image.last] for image in images]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def _encode(self, images: dict[bytes, _ImageInChunk]) -> dict[bytes, Tensor]:
         """Return the features of distinct images, cached or newly encoded."""
@@ -60,8 +62,9 @@ class ImageFeatures:
         waiting = iter(new)
         for grids in within_budget([image.grid for image in new], self._max_patches):
             call = list(islice(waiting, len(grids)))
-            patches = torch.from_numpy(np.concatenate([image.patches for image in call]))
-            features = self._model.encode_images(patches.to(self._model.device), grids)
+            pixels = np.concatenate([image.patches for image in call])
+            patches = to_device(pixels, self._model.device)
+            features = self._model.encode_images(patches, grids)
             sizes = [height * width // 4 for height, width in grids]
             for image, own in zip(call, features.split(sizes), strict=True):
                 # A clone: a view would keep the features of the whole call alive.

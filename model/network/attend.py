@@ -11,7 +11,7 @@ elsewhere, `attend_varlen` uses `varlen` on GPUs.
 Letters: B sequences, H heads, T tokens, N pieces, n queries, L keys.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model.network import varlen
 from model.network.kv_pieces import PIECE_LEN, Pieces
+from model.network.varlen import Spans
 
 TILE_LEN = 8192  # tokens of context that are read at once
 MAX_SCORES = 1 << 25  # of plain products at a time; three float32 copies of them are 384 MiB
@@ -109,18 +110,21 @@ def _products(query: Tensor, key: Tensor) -> Tensor:
 
 
 def attend_varlen(
-    query: Tensor, key: Tensor, value: Tensor, lens: Sequence[int], scale: float, is_causal: bool
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, is_causal: bool
 ) -> PartialAttention:
     """Attend within each of many sequences of different lengths, without padding and mask.
 
-    Queries, keys and values are [T, H, width], one sequence after another; `lens` sum to T.
+    Queries, keys and values are [T, H, width], one sequence after another, as `spans` say.
     Returns output [T, H, width], lse [T, H].
     """
     if varlen.runs_on(query):
-        output, lse = varlen.attend(query, key, value, lens, scale, is_causal=is_causal)
+        output, lse = varlen.attend(query, key, value, spans, scale, is_causal=is_causal)
         return PartialAttention(output, lse)
-    outputs, lses = [query[:0]], [query.new_empty(0, query.shape[1], dtype=torch.float32)]
-    runs = [(len(list(run)), length) for length, run in groupby(lens)]
+    if not spans.lens:
+        return PartialAttention(query, query.new_empty(query.shape[:2], dtype=torch.float32))
+    outputs: list[Tensor] = []
+    lses: list[Tensor] = []
+    runs = [(len(list(run)), length) for length, run in groupby(spans.lens)]
     totals = [count * length for count, length in runs]
     parts = (x.split(totals) for x in (query, key, value))
     for (count, length), *run in zip(runs, *parts, strict=True):
@@ -129,7 +133,12 @@ def attend_varlen(
         found = attend(q, k, v, scale, is_causal=is_causal)
         outputs.append(found.output.transpose(1, 2).flatten(0, 1))
         lses.append(found.lse.transpose(1, 2).flatten(0, 1))
-    return PartialAttention(torch.cat(outputs), torch.cat(lses))
+    return PartialAttention(joined(outputs), joined(lses))
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Concatenate along the first dimension; a part alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def attend_past(

@@ -19,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import TextConfig
-from model.network.attend import PartialAttention, attend_past, attend_pieces, attend_varlen
+from model.network.attend import (
+    PartialAttention,
+    attend_past,
+    attend_pieces,
+    attend_varlen,
+    joined,
+)
 from model.network.batch import TokenBatch
 from model.network.kv_pieces import PagedContexts, slots_of
 from model.network.norm import RMSNorm
@@ -137,8 +143,8 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """Attend from the chunks of prompts [T, H, nope + rope]: [T, H, value]."""
         key, value = self._expand(latent_kv)
-        lens = batch.query_lens[batch.num_paged :]
-        own = attend_varlen(self._widened(query), key, value, lens, self.scale, is_causal=True)
+        query_rows = self._widened(query)
+        own = attend_varlen(query_rows, key, value, batch.chunks, self.scale, is_causal=True)
         return merge_pasts(self._narrowed(own), query, cache, batch, self._past)
 
     def _past(self, query: Tensor, cache: Tensor, slots: Tensor) -> PartialAttention:
@@ -218,9 +224,8 @@ class MultiHeadAttention(nn.Module):
         num = batch.num_paged_tokens
         outputs = [self._decode(query[:num], cache, batch)] if cache is not None and num else []
         if len(x) > num:
-            lens = batch.query_lens[batch.num_paged :]
             key, value = self._repeated(key[num:]), self._repeated(value[num:])
-            own = attend_varlen(query[num:], key, value, lens, self.scale, is_causal=True)
+            own = attend_varlen(query[num:], key, value, batch.chunks, self.scale, is_causal=True)
             outputs.append(merge_pasts(own, query[num:], cache, batch, self._past))
         return self.o_proj(joined(outputs).flatten(-2))
 
@@ -257,11 +262,6 @@ def decode_in_pieces(
     # All heads read the same latent kv, so they are H queries of one head.
     found = attend_pieces(query[:, :, None], cache, contexts.pieces, as_one_head, scale)
     return found[:, :, 0, :latent_width]
-
-
-def joined(parts: list[Tensor]) -> Tensor:
-    """Concatenate along the first dimension; a part alone is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def as_one_head(latent_kv: Tensor) -> tuple[Tensor, Tensor]:

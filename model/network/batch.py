@@ -11,11 +11,13 @@ tokens of the step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from model.network.kv_pieces import PagedContexts
+from model.network.varlen import Spans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,11 @@ class TokenBatch:
     def num_paged_tokens(self) -> int:
         """P, the tokens of the sequences at the front that attend through `contexts`."""
         return sum(self.query_lens[: self.num_paged])
+
+    @cached_property
+    def chunks(self) -> Spans:
+        """The new tokens of the sequences behind the paged ones; each chunk attends to itself."""
+        return Spans(self.query_lens[self.num_paged :], self.token_ids.device)
 
 
 def whole_sequences(

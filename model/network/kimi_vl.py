@@ -53,6 +53,7 @@ class KimiVL(nn.Module):
         super().__init__()
         text = config.text
         self.config = config
+        self._pixel_scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.vision_tower = MoonViT(config.vision)
         self.multi_modal_projector = MultiModalProjector(
             config.vision.hidden_size, text.hidden_size
@@ -77,11 +78,17 @@ class KimiVL(nn.Module):
 
     def encode_images(self, patches: Tensor, grid_hw: Sequence[Grid]) -> Tensor:
         """Map the patches of images [P, 3, patch, patch] uint8 to features [V, D]."""
-        image = self.config.image
-        mean = torch.tensor(image.image_mean, device=patches.device)[:, None, None]
-        std = torch.tensor(image.image_std, device=patches.device)[:, None, None]
+        mean, std = self._mean_and_std(patches.device)
         pixels = ((patches.float() / 255.0 - mean) / std).to(self.dtype)
         return self.multi_modal_projector(self.vision_tower(pixels, grid_hw))
+
+    def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return [3, 1, 1] each, made once for a device: making them waits for it."""
+        if device not in self._pixel_scales:
+            image = self.config.image
+            mean, std = torch.tensor((image.image_mean, image.image_std), device=device)
+            self._pixel_scales[device] = mean[:, None, None], std[:, None, None]
+        return self._pixel_scales[device]
 
     def forward(
         self, batch: TokenBatch, cache: LatentCache | None = None, features: Tensor | None = None

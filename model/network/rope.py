@@ -55,6 +55,8 @@ class PatchRotation:
         """
         # On CPUs, few rows at a time: then their float32 copy stays in the processor's cache.
         step = _CACHED_ROWS if x.device.type == "cpu" else max(1, len(x))
+        if len(x) <= step:
+            return _turned(x, self.turns[:, None])
         parts = zip(x.split(step), self.turns.split(step), strict=True)
         return torch.cat([_turned(part, turns[:, None]) for part, turns in parts])
 

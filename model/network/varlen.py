@@ -2,10 +2,11 @@
 
 This has not yet run on a GPU. Tests check its shapes and dtypes with fake CUDA tensors.
 
-Letters: T tokens, H heads.
+Letters: T tokens, B sequences, H heads.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -15,23 +16,39 @@ from torch.nn.attention.varlen import AuxRequest, varlen_attn
 HALVES = (torch.bfloat16, torch.float16)  # the dtypes that the kernel takes
 
 
+@dataclass(frozen=True)
+class Spans:
+    """Sequences that stand one after another in a tensor; made once for all layers of a step."""
+
+    lens: tuple[int, ...]  # of each sequence, on the host
+    device: torch.device  # of the tensors
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """Where each sequence starts, and the end of the last: [B + 1] int32 on the device."""
+        starts = torch.tensor([0, *accumulate(self.lens)], dtype=torch.int32)
+        if self.device.type != "cuda":
+            return starts.to(self.device)
+        # Copied from pinned memory, so that the host does not wait for what the GPU has to do.
+        return starts.pin_memory().to(self.device, non_blocking=True)
+
+
 def runs_on(x: Tensor) -> bool:
     """Say whether `attend` takes tensors like this one."""
     return x.device.type == "cuda" and x.dtype in HALVES
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, lens: Sequence[int], scale: float, is_causal: bool
+    query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
     """Do as `model.network.attend.attend_varlen`: output [T, H, width], lse [T, H] float32."""
-    starts = torch.tensor([0, *accumulate(lens)], dtype=torch.int32, device=query.device)
-    longest = max(lens, default=0)
+    longest = max(spans.lens, default=0)
     output, lse = varlen_attn(
         query,
         key,
         value,
-        starts,
-        starts,
+        spans.starts,
+        spans.starts,
         longest,
         longest,
         return_aux=AuxRequest(lse=True),

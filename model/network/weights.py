@@ -5,12 +5,17 @@ files hold three matrices per expert, the network holds them stacked. A tensor t
 claims, a parameter that no tensor fills, and a wrong shape are refused by name. This needs only the
 headers of the files, so it comes before any weight is read. No pickle and no remote code is used.
 
+To a CPU, tensors are copied one by one out of the mapped file. To a GPU, each file is read once,
+from its start to its end, through pinned memory (`model.staging`).
+
 Letters: E routed experts, D hidden size, F expert width.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -22,6 +27,7 @@ from model.json_values import CheckpointError, read_json
 from model.memory import require_room
 from model.network.kimi_vl import KimiVL
 from model.network.moe import MoE, Router, Shards
+from model.staging import StagedReader
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -71,8 +77,9 @@ def load_model(
 ) -> KimiVL:
     """Build the network of a checkpoint, file by file; `shards` are those of `KimiVL`.
 
-    The peak memory beyond the model is one tensor. Experts that this process does not hold are not
-    read. `dtype=None` keeps the stored dtype, or that of the embedding if they differ.
+    The peak memory beyond the model is one tensor, or for a GPU two pinned buffers. Experts that
+    this process does not hold are not read. `dtype=None` keeps the stored dtype, or that of the
+    embedding if they differ.
 
     Raises:
         CheckpointError: see `check_checkpoint`; or a file cannot be read to its end.
@@ -84,16 +91,13 @@ def load_model(
     _match(stored, where, directory)
     device = device or torch.device("cpu")
     model = empty_model(config, dtype or READABLE_DTYPES[stored[EMBEDDING].dtype], device, shards)
-    parameters = dict(model.named_parameters())
-    local_experts = _local_experts(model)
-    wanted = {
-        name: target
-        for name, target in where.items()
-        if target.expert is None or target.expert in local_experts[target.parameter]
-    }
     with torch.no_grad():
-        for name, tensor in _read(stored, wanted):
-            _place(parameters, wanted[name], local_experts, tensor)
+        slots = weight_slots(model, where)
+        if device.type == "cuda":
+            read_staged(stored, slots, StagedReader())
+        else:
+            for name, tensor in _read(stored, slots):
+                _place(slots[name], tensor)
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -238,16 +242,54 @@ def _read(
             raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def _place(
-    parameters: Mapping[str, nn.Parameter],
-    target: Destination,
-    local_experts: Mapping[str, Sequence[int]],
-    tensor: Tensor,
+def read_staged(
+    stored: Mapping[str, StoredTensor], slots: Mapping[str, Tensor], reader: StagedReader
 ) -> None:
-    parameter = parameters[target.parameter]
-    if target.expert is None:
-        parameter.copy_(tensor)
-    else:
-        rows = slice(target.first_row, target.first_row + len(tensor))
-        place = local_experts[target.parameter].index(target.expert)
-        parameter[place, rows].copy_(tensor)
+    """Fill `slots` on a GPU with the stored tensors of their names, in their order in the files.
+
+    Raises CheckpointError: a file cannot be read to its end.
+    """
+    for file in sorted({stored[name].file for name in slots}):
+        try:
+            offsets = _offsets(file)
+            with FileIO(file) as opened:
+                for name in sorted(slots.keys() & offsets.keys(), key=offsets.__getitem__):
+                    dtype = READABLE_DTYPES[stored[name].dtype]
+                    reader.read(opened, offsets[name], dtype, slots[name])
+        except (EOFError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+    reader.finish()
+
+
+def _offsets(file: Path) -> dict[str, int]:
+    """Return where each tensor begins, in bytes from the start of the file.
+
+    A file begins with the length of its JSON header in 8 bytes, little endian; offsets in it count
+    from the end of the header (the format of safetensors). `_header` has had it checked.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+
+
+def weight_slots(model: KimiVL, where: Mapping[str, Destination]) -> dict[str, Tensor]:
+    """Return what each tensor of the files fills: a parameter, or rows in a stack of experts.
+
+    Tensors of experts that this process does not hold are left out.
+    """
+    parameters, local_experts = dict(model.named_parameters()), _local_experts(model)
+    slots: dict[str, Tensor] = {}
+    for name, target in where.items():
+        parameter = parameters[target.parameter]
+        if target.expert is None:
+            slots[name] = parameter
+        elif target.expert in (local := local_experts[target.parameter]):
+            rows = slice(target.first_row, target.first_row + target.shape[0])
+            slots[name] = parameter[local.index(target.expert), rows]
+    return slots
+
+
+def _place(slot: Tensor, tensor: Tensor) -> None:
+    slot.copy_(tensor)

@@ -7,6 +7,7 @@ of its own, because the others need its experts. It has the methods of an engine
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 from model.config import KimiVLConfig
 from model.engine.config import EngineConfig
+from model.engine.dtype import choose_dtype
 from model.engine.engine import Engine, StepTurn
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt, PromptError
@@ -75,6 +77,7 @@ def load_shard(
 
     `wait_until_all_loaded` is called before the worst-case step, which all ranks compute together.
     """
+    config = _with_common_dtype(checkpoint, config, group)
     dispatcher = StepDispatcher(topologies, group, torch.device(config.device), exchange)
 
     @contextmanager
@@ -87,6 +90,23 @@ def load_shard(
     shards = dispatcher.shards().__getitem__
     engine = Engine.from_checkpoint(checkpoint, config, shards, worst_turn)
     return ExpertParallelEngine.join(engine, group, dispatcher)
+
+
+def _with_common_dtype(
+    checkpoint: Path, config: EngineConfig, group: dist.ProcessGroup
+) -> EngineConfig:
+    """Let all ranks of a group compute in one dtype: rows travel between them as they are.
+
+    Float32 replaces a stored bfloat16 only if every rank would choose it by itself.
+    """
+    if config.dtype != "auto" or torch.device(config.device).type != "cpu":
+        return config
+    widens = choose_dtype(checkpoint, config).dtype == torch.float32
+    number = torch.tensor(int(widens))
+    dist.all_reduce(number, dist.ReduceOp.MIN, group)
+    if number.item():
+        return replace(config, dtype="float32")
+    return replace(config, dtype="bfloat16") if widens else config
 
 
 class ExpertParallelEngine:

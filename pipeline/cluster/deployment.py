@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.config import TextConfig
+from model.engine.config import EngineConfig
 from parallel.experts.load import ExpertLoad
 from parallel.experts.placement import place
 from parallel.experts.policy import explain
@@ -22,11 +23,33 @@ class Deployment:
     num_ranks: int  # of each group
     why: str  # these numbers, for people
     dispatch: str  # which dispatcher brings rows to experts, and why
+    dtype: str = ""  # why this machine would not compute in the stored dtype; empty if it does
 
     def __str__(self) -> str:
         groups = f"{self.num_groups} group{'s' * (self.num_groups > 1)}"
         ranks = f"{self.num_ranks} rank{'s' * (self.num_ranks > 1)}"
-        return f"{groups} of {ranks} on {self.device}: {self.why}; {self.dispatch}"
+        dtype = f"; this machine {self.dtype}" if self.dtype else ""
+        return f"{groups} of {ranks} on {self.device}: {self.why}; {self.dispatch}{dtype}"
+
+    def engine_of(self, engine: EngineConfig) -> EngineConfig:
+        """Return the configuration of the engine of each rank.
+
+        On CPUs all ranks count as neighbours, because Ray may place them on one machine.
+        """
+        neighbours = self.num_groups * self.num_ranks if self.device == "cpu" else 1
+        return replace(engine, device=self.device, ranks_per_machine=neighbours)
+
+    def explained(self, config: PipelineConfig) -> "Deployment":
+        """Add what `dtype="auto"` means on this machine; each rank decides for its own machine.
+
+        Raises:
+            CheckpointError: the headers of the weight files cannot be read.
+        """
+        from model.engine.dtype import choose_dtype  # here, as it imports torch
+
+        return replace(
+            self, dtype=choose_dtype(config.checkpoint, self.engine_of(config.engine)).why
+        )
 
 
 def check_ranks(config: PipelineConfig, num_experts: int) -> None:

@@ -8,8 +8,8 @@ from typing import Self
 
 from ray.exceptions import RayError
 
-from model.engine.capacity import Capacity
 from model.engine.config import EngineConfig
+from model.engine.fit.capacity import Capacity
 from model.inputs.processor import Processor
 from parallel.experts.load import ExpertLoad
 from parallel.experts.placement import place
@@ -70,7 +70,7 @@ def start_groups(
         GroupError: no group could be started; whatever had started was stopped again.
     """
     _check_cache(config.engine, deployment)
-    engine = replace(config.engine, device=deployment.device)
+    engine = deployment.engine_of(config.engine)
     topologies = None
     if load is not None and deployment.num_ranks > 1:
         topologies = place(load, deployment.num_ranks, config.expert_copies)
@@ -121,6 +121,16 @@ def rank_stats(status: Callable[..., GroupsStatus], fresh: bool) -> RankStats | 
         return status(fresh=fresh).rank_stats
     except (GroupError, RayError):
         return None
+
+
+def loading_text(stats: RankStats | None) -> str:
+    """Say how long the slowest of the ranks that have loaded took; empty if none tells it."""
+    ranks = [rank for group in (stats or {}).values() for rank in group if "load_s" in rank]
+    if not ranks:
+        return ""
+    slowest = max(ranks, key=lambda rank: rank["load_s"])
+    load_s, rate = slowest["load_s"], slowest["load_gb_per_s"]
+    return f"the slowest rank read its weights in {load_s:.1f} s, {rate:.2f} GB/s"
 
 
 def rank_numbers(status: GroupsStatus) -> Mapping[str, float]:

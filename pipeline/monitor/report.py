@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from model.engine.capacity import Capacity
+from model.engine.fit.capacity import Capacity
 from pipeline.monitor.progress import counts_text
 from pipeline.monitor.snapshot import Snapshot
 from pipeline.monitor.stage_costs import Costs, StageCost

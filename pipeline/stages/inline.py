@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -107,7 +107,7 @@ class InlineBackend:
         self._plan = plan
         self._engine_factory = engine_factory
         self._runner = runner
-        self.deployment = _deployment(plan.config)
+        self.deployment = _deployment(plan.config).explained(plan.config)
         self.sizing = choose_sizing(
             plan.config,
             self.deployment,
@@ -119,7 +119,7 @@ class InlineBackend:
     def start_groups(self) -> InlineGroup:
         """Load the engine in a thread of its own."""
         config = self._plan.config
-        engine = replace(config.engine, device=self.deployment.device)
+        engine = self.deployment.engine_of(config.engine)
         rank = Rank(
             partial(self._engine_factory, config.checkpoint, engine, config.exchange, None),
             self.sizing.admission,

@@ -39,7 +39,7 @@ class RayBackend:
         self._engine_factory = engine_factory
         self.deployment = choose_deployment(
             plan.config, _gpus_of_nodes(), plan.text.n_routed_experts
-        )
+        ).explained(plan.config)
         self.sizing = choose_sizing(
             plan.config,
             self.deployment,

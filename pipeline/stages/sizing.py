@@ -9,7 +9,7 @@ rows where each costs much. The rows alone decide what a batch is (`batching.Bat
 import math
 from dataclasses import dataclass, replace
 
-from model.engine.capacity import default_batch_size
+from model.engine.fit.capacity import default_batch_size
 from parallel.ranks.admission import AdmissionPolicy
 from pipeline.cluster.deployment import Deployment
 from pipeline.config import PipelineConfig

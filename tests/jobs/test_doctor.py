@@ -14,6 +14,7 @@ from jobs.checks import attacks, trial, weights
 from jobs.checks.sampled_rows import SampledRow
 from jobs.cli import config_file
 from jobs.cli.checkpoint import DEMO
+from model.engine import dtype
 from model.engine.config import EngineConfig
 from model.engine.sequence import SamplingParams
 from model.inputs.processor import Processor
@@ -176,7 +177,8 @@ def test_rows_are_drawn_over_the_whole_input_and_the_draw_has_a_seed(clips, caps
 def test_where_no_whole_copy_fits_there_is_a_note_and_no_forecast(
     clips, capsys, monkeypatch, ranks
 ):
-    footprint, engine = weights.read_footprint(DEMO, "auto"), EngineConfig(cache_gib=0.1)
+    engine = EngineConfig(cache_gib=0.1)
+    footprint = weights.read_footprint(DEMO, engine)
     free = (footprint.rank_gib(1, engine) + footprint.rank_gib(2, engine)) / 2
     monkeypatch.setattr(weights, "free_bytes", lambda _device: free * 2**30)
 
@@ -269,23 +271,26 @@ def test_a_knock_at_the_port_is_counted():
     assert not attacks.Answer(error_code="media_corrupt", seconds=0.1, num_connections=1).is_refused
 
 
-def test_a_rank_holds_the_shared_part_whole_and_its_share_of_the_experts():
-    footprint = weights.read_footprint(DEMO, "auto")
+def test_a_rank_holds_the_shared_part_whole_and_its_share_of_the_experts(monkeypatch):
+    monkeypatch.setattr(dtype, "has_bfloat16_products", lambda: True)
+    footprint = weights.read_footprint(DEMO, EngineConfig())
     assert footprint.dtype == "BF16"
     files = sum(file.stat().st_size for file in DEMO.glob("*.safetensors"))
 
     assert footprint.rank_bytes(1) == pytest.approx(files, rel=0.02)  # but for the headers
     halves = footprint.rank_bytes(2) - footprint.shared_bytes
     assert halves == footprint.expert_bytes // 2
-    wide = weights.read_footprint(DEMO, "float32")
+    wide = weights.read_footprint(DEMO, EngineConfig(dtype="float32"))
     assert wide.rank_bytes(4) == pytest.approx(2 * footprint.rank_bytes(4), rel=1e-4)
     found = list(weights.findings(footprint, EngineConfig(cache_gib=1e6), (2, 4)))
+    monkeypatch.setattr(dtype, "has_bfloat16_products", lambda: False)
+    assert weights.read_footprint(DEMO, EngineConfig()).dtype == "float32"
     assert found[-1].level == "BAD"
     assert "1000001.5 needed for a rank of 2" in found[-1].text
 
 
 def test_the_cache_of_a_gpu_that_nobody_sized_is_what_is_left():
-    footprint = weights.read_footprint(DEMO, "auto")
+    footprint = weights.read_footprint(DEMO, EngineConfig())
     text = footprint.config.text
     sequence_gib = text.max_position_embeddings * footprint.token_bytes() / 2**30
     assert footprint.cache_gib(EngineConfig(device="cuda")) == pytest.approx(sequence_gib)
@@ -296,7 +301,7 @@ def test_the_cache_of_a_gpu_that_nobody_sized_is_what_is_left():
 
 
 def test_the_cache_of_a_gpu_is_not_compared_with_rows_before_it_is_known():
-    footprint = weights.read_footprint(DEMO, "auto")
+    footprint = weights.read_footprint(DEMO, EngineConfig())
     finding = trial.cache_finding([], footprint, EngineConfig(device="cuda"))
     assert (finding.level, finding.subject) == ("note", "memory")
     assert "only once a worst-case step has been measured" in finding.text

@@ -24,12 +24,21 @@ class Detours(TorchFunctionMode):
         """Call `func`, or what stands for it."""
         if func is torch.Tensor.__getitem__:
             return indexed(*args)
+        if func is torch.Tensor.pin_memory:
+            return args[0]
+        if func is torch.Tensor.to and torch.device("cuda") in map(device_of, args[1:]):
+            return torch.ops.aten._to_copy(args[0], device=args[1], **(kwargs or {}))
         if func is torch.Tensor.contiguous:
             return args[0].clone(memory_format=torch.contiguous_format)
         if func is torch.nn.functional.rms_norm and args[0].device.type == "cuda":
             # One operation where torch has CUDA; torch without CUDA takes it apart.
             return args[0].clone()
         return func(*args, **(kwargs or {}))
+
+
+def device_of(argument: object) -> torch.device | None:
+    """Return the device, without its number, that an argument of `Tensor.to` names, if any."""
+    return torch.device(argument.type) if isinstance(argument, torch.device) else None
 
 
 def indexed(x: Tensor, index: object) -> Tensor:

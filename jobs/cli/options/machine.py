@@ -7,7 +7,8 @@ from jobs.cli.options.values import count, number_or, positive, positive_or, sha
 
 _MACHINE = """
 --device: auto: GPUs if the cluster has any, else CPUs
---dtype: type of weights and computation; auto: as the weights are stored
+--dtype: type of weights and computation; auto: as the weights are stored, but float32 on CPUs
+    without instructions for bfloat16, where memory allows
 --groups N: copies of the model; default: auto, as many as the GPUs can hold, or one on CPUs
 --expert-parallel R: ranks that share the experts of one copy, one GPU each; default: auto, which is
     1, or with --groups the GPUs divided by the copies

@@ -1,7 +1,7 @@
 """Which kernels take the place of plain torch, and on which GPUs."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.network.attention import LatentAttention
 from model.network.kimi_vl import KimiVL
@@ -33,7 +33,9 @@ def install(model: KimiVL) -> None:
             module.rotate_and_write = rotate_and_write
         elif isinstance(module, MoE) and isinstance(module.experts, Experts):
             setattr(module, "experts", GroupedExperts(module.experts))  # noqa: B010  another class
-            module.gate.float()  # it computes in float32: this saves a conversion in each step
+            # The router computes in float32: this saves a conversion in each step.
+            weight = module.gate.weight.float()
+            module.gate.weight = nn.Parameter(weight, requires_grad=False)
     if model.config.text.kv_lora_rank is not None:
         model.max_paged_len = _MAX_PAGED_LEN
         model.never_waits = True

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from model.config import BLOCK_SIZE
-from model.engine import device_fit
 from model.engine.blocks import blocks_for
-from model.engine.capacity import (
+from model.engine.config import EngineConfig
+from model.engine.engine import Engine, own_turn
+from model.engine.fit import device_fit
+from model.engine.fit.capacity import (
     GIB,
     Capacity,
     StepMemory,
@@ -19,10 +21,8 @@ from model.engine.capacity import (
     default_batch_size,
     kept_bytes,
 )
-from model.engine.config import EngineConfig
-from model.engine.engine import Engine, own_turn
+from model.engine.fit.worst_case import measure, worst_prompts
 from model.engine.sequence import SamplingParams
-from model.engine.worst_case import measure, worst_prompts
 from model.network.kimi_vl import KimiVL
 from model.network.kv_cache import LatentCache
 from tests.tiny import tiny_config

@@ -205,7 +205,7 @@ def test_a_small_cache_makes_sequences_wait_and_loses_none(checkpoint, processor
 def test_the_cache_takes_its_fraction_of_what_is_free(checkpoint, monkeypatch):
     whole = Engine.from_checkpoint(checkpoint, EngineConfig())
     per_block = sum(layer.nbytes for layer in whole.cache.layers) // (whole.pool.num_blocks + 1)
-    monkeypatch.setattr("model.engine.device_fit.free_bytes", lambda device: 21 * per_block)
+    monkeypatch.setattr("model.engine.fit.device_fit.free_bytes", lambda device: 21 * per_block)
     half = Engine.from_checkpoint(checkpoint, EngineConfig(cache_fraction=0.5))
     assert half.pool.num_blocks == 10
     message = r"cache_fraction=0.01 of 0.00 GiB free is too small for one block"

@@ -13,6 +13,7 @@ from model.network.attend import (
     attend_varlen,
 )
 from model.network.kv_pieces import PIECE_LEN, pieces_of, slots_of
+from model.network.varlen import Spans
 
 SCALE = 0.3
 
@@ -135,7 +136,9 @@ def test_two_parts_of_a_context_merge_to_the_whole():
 @pytest.mark.parametrize("lens", [[7], [4, 4, 9, 1, 1], []], ids=["one", "runs", "none"])
 def test_sequences_side_by_side_see_themselves_alone(lens, is_causal):
     query, key, value = (random(sum(lens), 2, 8, seed=seed) for seed in range(3))
-    found = attend_varlen(query, key, value, lens, SCALE, is_causal=is_causal)
+    found = attend_varlen(
+        query, key, value, Spans(tuple(lens), query.device), SCALE, is_causal=is_causal
+    )
     sequence = torch.arange(len(lens)).repeat_interleave(torch.tensor(lens, dtype=torch.int64))
     mask = sequence[:, None] == sequence
     expected = by_hand(query, key, value, mask.tril() if is_causal else mask)
@@ -195,7 +198,9 @@ def test_a_past_is_read_tile_by_tile():
 def test_attention_learns():
     query, key, value = (random(6, 2, 8, seed=seed).requires_grad_() for seed in range(3))
     inputs = (query, key, value)
-    found = attend_varlen(query, key, value, [2, 4], SCALE, is_causal=True).output
+    found = attend_varlen(
+        query, key, value, Spans((2, 4), query.device), SCALE, is_causal=True
+    ).output
     mask = torch.block_diag(torch.ones(2, 2), torch.ones(4, 4)).bool().tril()
     expected = by_hand(*inputs, mask)
     for mine, theirs in zip(

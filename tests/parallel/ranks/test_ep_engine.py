@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from model.engine.config import EngineConfig
+from model.engine.dtype import AS_STORED, DtypeChoice
 from parallel.experts.policy import Exchange
 from parallel.ranks import ep_engine as module
 from parallel.ranks.ep_engine import load_ep_engine
 from parallel.ranks.rank_spec import Address, RankSpec
+from tests.parallel.rank_threads import run_ranks
 from tests.tiny import tiny_checkpoint
 
 RANK_SPEC = RankSpec(
@@ -59,3 +61,25 @@ def test_a_rank_joins_with_the_number_of_its_gpu(
     assert [str(device) for device in used] == [joined]
     assert [str(device) for device in current] == made_current
     assert set(at_first_use) == ({"expandable_segments:True"} if asked != "cpu" else set())
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        pytest.param(["float32", "float32"], ["float32", "float32"], id="all choose float32"),
+        pytest.param(["float32", "bfloat16"], ["bfloat16", "auto"], id="one lacks memory"),
+        pytest.param([None, "float32"], ["auto", "bfloat16"], id="one has bfloat16 products"),
+    ],
+)
+def test_ranks_of_a_group_compute_in_one_dtype(tmp_path, monkeypatch, choices, expected):
+    def choose(_, config):
+        name = choices[config.num_threads - 1]
+        return AS_STORED if name is None else DtypeChoice(getattr(torch, name))
+
+    def agree(group):
+        config = EngineConfig(num_threads=group.rank() + 1)
+        return module._with_common_dtype(tmp_path, config, group).dtype
+
+    monkeypatch.setattr(module, "choose_dtype", choose)
+    # "auto" is the stored dtype, bfloat16, on a rank that would not choose float32.
+    assert run_ranks(2, agree) == expected

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from model.engine import engine as engine_module
-from model.engine.device_fit import fit_device
+from model.engine.fit.device_fit import fit_device
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError

@@ -4,9 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from model.engine import dtype
 from pipeline.cluster.deployment import check_ranks, choose_deployment
 from pipeline.config import PipelineConfig
+from tests.tiny import tiny_checkpoint
 
 
 def config(**changes) -> PipelineConfig:
@@ -85,3 +88,25 @@ def test_ranks_that_cannot_share_the_experts_are_refused(num_experts):
     with pytest.raises(ValueError, match=rf"expert_parallel=3.*{num_experts} routed experts"):
         check_ranks(config(expert_parallel=3), num_experts)
     check_ranks(config(expert_parallel=1), num_experts)
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_gpus", "ranks_per_machine"),
+    [({}, 0, 1), ({"num_groups": 2, "expert_parallel": 4}, 0, 8), ({"num_groups": 2}, 8, 1)],
+)
+def test_ranks_on_cpus_may_all_share_one_machine(asked, num_gpus, ranks_per_machine):
+    wanted = config(**asked)
+    deployment = choose_deployment(wanted, [num_gpus], num_experts=64)
+    engine = deployment.engine_of(wanted.engine)
+    assert (engine.device, engine.ranks_per_machine) == (deployment.device, ranks_per_machine)
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_a_dtype_that_is_not_the_stored_one_is_said(tmp_path, monkeypatch, is_old):
+    monkeypatch.setattr(dtype, "has_bfloat16_products", lambda: not is_old)
+    tiny_checkpoint(tmp_path, dtype=torch.bfloat16)
+    wanted = replace(config(), checkpoint=tmp_path)
+    plain = choose_deployment(wanted, [], num_experts=64)
+    said = "; this machine computes in float32, because this processor has no instructions for"
+    assert (said in str(plain.explained(wanted))) == is_old
+    assert said not in str(plain)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from model.engine.capacity import Capacity
 from model.engine.config import EngineConfig
+from model.engine.fit.capacity import Capacity
 from model.json_values import CheckpointError
 from parallel.experts.policy import Exchange
 from parallel.groups.errors import GroupError
@@ -19,7 +19,14 @@ from parallel.groups.supervisor import GroupsStatus
 from parallel.ranks.admission import AdmissionPolicy
 from pipeline.cluster import groups as module
 from pipeline.cluster.deployment import choose_deployment
-from pipeline.cluster.groups import Capacities, load_engine, rank_numbers, rank_stats, start_groups
+from pipeline.cluster.groups import (
+    Capacities,
+    load_engine,
+    loading_text,
+    rank_numbers,
+    rank_stats,
+    start_groups,
+)
 from pipeline.config import PipelineConfig
 from pipeline.stages.ray_data import _Preparer
 from tests.tiny import tiny_checkpoint
@@ -128,3 +135,10 @@ def test_the_capacity_of_a_run_is_that_of_the_rank_with_the_smallest_cache():
     found = Capacities.of({0: ranks[:2], 3: ranks[2:]})
     assert found == Capacities(small, 320, 3)
     assert Capacities.of(None) == Capacities.of({0: [{"steps": 1.0}]}) == Capacities()
+
+
+def test_the_slowest_rank_says_how_long_the_weights_took():
+    loaded = [{"load_s": 2.0, "load_gb_per_s": 4.0}, {"load_s": 12.34, "load_gb_per_s": 2.678}]
+    text = loading_text({0: ({}, loaded[0]), 1: (loaded[1],)})
+    assert text == "the slowest rank read its weights in 12.3 s, 2.68 GB/s"
+    assert loading_text({0: ({},)}) == loading_text(None) == ""

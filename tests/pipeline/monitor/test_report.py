@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from model.engine.capacity import Capacity
+from model.engine.fit.capacity import Capacity
 from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.monitor.stage_costs import Cost, Costs
 

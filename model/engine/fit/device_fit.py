@@ -6,7 +6,8 @@ import torch
 
 from model.config import BLOCK_SIZE
 from model.engine.blocks import blocks_for
-from model.engine.capacity import (
+from model.engine.config import EngineConfig
+from model.engine.fit.capacity import (
     CPU_CACHE_GIB,
     GIB,
     Capacity,
@@ -15,8 +16,7 @@ from model.engine.capacity import (
     default_batch_size,
     kept_bytes,
 )
-from model.engine.config import EngineConfig
-from model.engine.worst_case import measure
+from model.engine.fit.worst_case import measure
 from model.memory import free_bytes
 from model.network.kimi_vl import KimiVL
 from model.network.kv_cache import LatentCache

@@ -1,7 +1,7 @@
 """A step as large as any: its prompts, and what it takes of a card's memory.
 
 An engine on a GPU computes it once at its start, with a cache of its own, and gives the rest of the
-card to the cache that stays (`model.engine.capacity`).
+card to the cache that stays (`model.engine.fit.capacity`).
 
 Letters: B sequences, T tokens of the step, P patches, V vision tokens (V = P / 4), S tokens of a
 prompt.
@@ -18,8 +18,8 @@ import torch
 
 from model.config import KimiVLConfig
 from model.engine.blocks import blocks_for
-from model.engine.capacity import GIB, MORE_ROOM, StepMemory
 from model.engine.config import EngineConfig
+from model.engine.fit.capacity import GIB, MORE_ROOM, StepMemory
 from model.engine.sequence import SamplingParams
 from model.inputs.prompt import Prompt
 from model.network.kimi_vl import KimiVL

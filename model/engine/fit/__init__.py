@@ -1,0 +1,1 @@
+"""What an engine takes of its device: the size of the batch and of the cache."""
