@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.bench.command import bench_parser, print_json, print_rows
 from jobs.bench.measure.fake_gpu import fake_gpu
-from jobs.bench.measure.shapes import text_prompt
+from jobs.bench.measure.shapes import engine_with, text_prompt
 from jobs.cli.options import Parser, positive
 from jobs.planning.shapes import moonlight
 from model.config import KimiVLConfig
@@ -38,7 +38,6 @@ from model.engine import batch_builder, image_cache, sampled_step, sampling
 from model.engine.config import EngineConfig
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
-from model.inputs.tokenizer import Tokenizer
 from model.network.kernels.install import install
 from model.network.kimi_vl import KimiVL
 
@@ -166,7 +165,7 @@ def prefill_counts(model: KimiVL) -> Counts:
 def _counted_step(model: KimiVL, prompt_lens: Sequence[int], *, is_decode: bool) -> Counts:
     transfer = FakeTransfer()
     with transfer.installed():
-        engine = _engine(model, prompt_lens)
+        engine = _engine(model, len(prompt_lens))
         for number, length in enumerate(prompt_lens):
             prompt = text_prompt(np.full(length, 5 + number, np.int32))
             engine.add(str(number), prompt, SamplingParams(max_tokens=64, loop_guard=0))
@@ -181,18 +180,15 @@ def _counted_step(model: KimiVL, prompt_lens: Sequence[int], *, is_decode: bool)
     return transfer.counts
 
 
-def _engine(model: KimiVL, prompt_lens: Sequence[int]) -> Engine:
-    tokenizer = Tokenizer(
-        {bytes([byte]): byte for byte in range(256)}, {}, vocab_size=model.config.text.vocab_size
-    )
+def _engine(model: KimiVL, num_sequences: int) -> Engine:
     config = EngineConfig(
         device="cuda",
-        max_batch_size=max(4, len(prompt_lens)),
+        max_batch_size=max(4, num_sequences),
         max_model_len=4096,
         cache_gib=4.0,
         cuda_graphs=False,
     )
-    return Engine(model, tokenizer, config)
+    return engine_with(model, config)
 
 
 def fake_model(config: KimiVLConfig, dtype: torch.dtype = torch.bfloat16) -> KimiVL:

@@ -87,6 +87,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
             cache_gib=options.cache_gib,
             cache_fraction=options.cache_fraction,
             num_threads=options.threads or _fair_threads(options),
+            cuda_graphs=False if options.no_cuda_graphs else None,
         ),
         device=options.device,
         num_groups=options.groups,

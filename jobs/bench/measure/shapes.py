@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -66,9 +67,13 @@ def engine_for(model: KimiVL, max_batch_size: int, num_threads: int, cache_gib: 
 
 def engine_with(model: KimiVL, config: EngineConfig) -> Engine:
     """Make an engine; its tokenizer decodes to no text, because text is not measured."""
-    bytes_alone = {bytes([byte]): byte for byte in range(256)}
-    tokenizer = Tokenizer(bytes_alone, {}, vocab_size=model.config.text.vocab_size)
-    return Engine(model, tokenizer, config)
+    return Engine(model, _bytes_alone(model.config.text.vocab_size), config)
+
+
+@cache
+def _bytes_alone(vocab_size: int) -> Tokenizer:
+    """Make a tokenizer of single bytes; with the published number of ids it takes two seconds."""
+    return Tokenizer({bytes([byte]): byte for byte in range(256)}, {}, vocab_size=vocab_size)
 
 
 class RandomPrompts:

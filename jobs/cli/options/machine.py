@@ -29,6 +29,8 @@ _MACHINE = """
     steps; fewer take less memory
 --max-vision-patches N: patches of 14 x 14 pixels that a rank encodes together, at most; a larger
     image is encoded alone; fewer take less memory
+--no-cuda-graphs: launch every kernel of a step by itself; by default, steps on GPUs that only
+    generate are replayed as CUDA graphs
 """
 _CACHE = """
 --cache-gib G: KV cache of each rank, in GiB: memory for the tokens of prompts and captions;

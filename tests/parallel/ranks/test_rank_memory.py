@@ -58,7 +58,7 @@ def answer_on_two_ranks(checkpoint, work):
             return f"{type(error).__name__}: {error}"
         return "closed"
 
-    return done, run_ranks(2, on_rank, timeout_s=10)
+    return done, run_ranks(2, on_rank, timeout_s=4)
 
 
 def test_images_that_are_too_large_for_one_rank_fail_alone(checkpoint, work, monkeypatch):
