@@ -61,6 +61,7 @@ def golden_requests(num_token_ids: int, seed: int = 0) -> list[Request]:
             ),
             params=SamplingParams(max_tokens=1),
             own_step=True,
+            may_wait=False,  # else each ask takes the longest wait of a rank on a CPU
         )
         for token_ids in generator.integers(0, num_token_ids, shape)
     ]

@@ -16,7 +16,7 @@ from parallel.ranks.requests import Outcome, Request
 class AdmissionPolicy:
     """Holds new requests until `min_batch` sequences wait or run, or `max_wait_s` has passed.
 
-    The default holds nothing back.
+    The default holds nothing back. A request that may not wait begins at once, with all others.
     """
 
     min_batch: int = 1  # sequences: those of held requests, and those that the engine works on
@@ -57,8 +57,10 @@ class AdmissionQueue:
         return len(self._held)
 
     def put(self, job: Job) -> None:
-        """Hold a job; the first one starts the clock."""
-        if not self._held:
+        """Hold a job; the first one starts the clock, and one that may not wait ends it."""
+        if not job.request.may_wait:
+            self._deadline_s = time.monotonic()
+        elif not self._held:
             self._deadline_s = time.monotonic() + self._policy.max_wait_s
         self._held.append(job)
 

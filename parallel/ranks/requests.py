@@ -14,6 +14,7 @@ class Request:
     prompt: Prompt
     params: SamplingParams
     own_step: bool = False  # whether nothing else is in the steps that compute it on its rank
+    may_wait: bool = True  # whether a rank may hold it back until others come (`AdmissionPolicy`)
 
     @property
     def num_tokens(self) -> int:

@@ -85,7 +85,7 @@ def choose_sizing(
         batches_ahead=max(
             2, min(_BATCHES_AHEAD, max_queued_bytes // (8 * num_preparers * batch_bytes))
         ),
-        admission=_admission(config, machines, rows_in_flight // num_engines),
+        admission=_admission(config, machines, min(num_rows, rows_in_flight) // num_engines),
     )
 
 

@@ -17,9 +17,10 @@ PROMPT = Prompt(
 )
 
 
-def job(key: str, num_samples: int = 1) -> Job:
+def job(key: str, num_samples: int = 1, *, may_wait: bool = True) -> Job:
     params = SamplingParams(n=num_samples, temperature=1.0)
-    return Job(key, "client", Request(request_id="row", prompt=PROMPT, params=params))
+    request = Request(request_id="row", prompt=PROMPT, params=params, may_wait=may_wait)
+    return Job(key, "client", request)
 
 
 def holding(*jobs: Job, min_batch: int, max_wait_s: float = 60.0) -> AdmissionQueue:
@@ -57,6 +58,14 @@ def test_the_oldest_job_says_how_long_all_wait():
     assert wait_s <= 0.02
     time.sleep(0.03)
     assert [each.key for each in queue.remove_due(0)] == ["first", "second"]
+
+
+def test_a_job_that_may_not_wait_begins_at_once_with_all_that_are_held():
+    queue = holding(job("held"), job("golden", may_wait=False), min_batch=9)
+    assert queue.wait_s(0) == 0
+    assert [each.key for each in queue.remove_due(0)] == ["held", "golden"]
+    queue.put(job("later"))
+    assert queue.remove_due(0) == []
 
 
 def test_an_empty_queue_waits_for_nothing():

@@ -13,12 +13,12 @@ from pipeline.stages.sizing import choose_batching, choose_sizing
 CONFIG = PipelineConfig(input="in", output="out", checkpoint=Path("here"))
 
 
-def sizing(device, *, num_groups=1, **engine):
+def sizing(device, *, num_groups=1, num_rows=10**6, **engine):
     config = replace(CONFIG, engine=EngineConfig(**engine))
     machines = Deployment(
         device=device, num_groups=num_groups, num_ranks=1, why="as asked", dispatch=""
     )
-    return choose_sizing(config, machines, num_rows=10**6, num_cpus=8, store_bytes=1 << 40)
+    return choose_sizing(config, machines, num_rows=num_rows, num_cpus=8, store_bytes=1 << 40)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,11 @@ def test_requests_wait_for_half_a_batch_on_cpus_only():
     assert sizing("cpu").admission.min_batch == 16
     assert sizing("cpu", max_batch_size=8).admission.min_batch == 4
     assert sizing("cuda").admission.min_batch == 1
+
+
+def test_no_request_waits_for_more_rows_than_there_are():
+    assert sizing("cpu", num_rows=3).admission.min_batch == 1
+    assert sizing("cpu", num_rows=20).admission.min_batch == 10
 
 
 def test_rows_travel_together_where_large_batches_wait_for_them():
