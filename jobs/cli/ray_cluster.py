@@ -210,14 +210,16 @@ def _start_local() -> None:
     # next `ray start` asks for tokens that the next `ray job submit` does not send.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Ray chooses the size of the object store: it considers containers and a small /dev/shm.
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env=_runtime_env(os.environ),
-    )
+    # Workers take the path from Ray's own processes and not from a runtime environment, for which
+    # Ray could not use the workers that it starts in advance.
+    with _set("PYTHONPATH", _python_path(os.environ), replace=True):
+        # Ray chooses the size of the object store: it considers containers and a small /dev/shm.
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 def _hush() -> None:
@@ -261,21 +263,29 @@ def _runtime_env(environment: Mapping[str, str]) -> dict[str, Any]:
     env_vars = (submitted.get("runtime_env") or {}).get("env_vars") or {}
     if "PYTHONPATH" in env_vars:
         return {}  # Ray refuses to merge two values, so the submitter's value is kept
-    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+    return {"env_vars": {"PYTHONPATH": _python_path(environment)}}
+
+
+def _python_path(environment: Mapping[str, str]) -> str:
+    """Put this repository before the paths that the user gave."""
+    return os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
 
 
 @contextmanager
-def _set(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable during a `with`, unless it is set already."""
-    if name in os.environ:
+def _set(name: str, value: str, *, replace: bool = False) -> Iterator[None]:
+    """Set an environment variable during a `with`; one that is set already only to `replace` it."""
+    earlier = os.environ.get(name)
+    if earlier is not None and not replace:
         yield
         return
     os.environ[name] = value
     try:
         yield
     finally:
-        del os.environ[name]
+        if earlier is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = earlier
 
 
 @contextmanager

@@ -41,7 +41,9 @@ def calls(monkeypatch):
     """What `connect` asks of Ray."""
     asked = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options))
+    monkeypatch.setattr(
+        ray, "init", lambda **options: asked.append({"env": dict(os.environ), **options})
+    )
     monkeypatch.setattr(ray, "shutdown", lambda: asked.append("shutdown"))
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "PYTHONPATH"):
         monkeypatch.delenv(name, raising=False)
@@ -119,8 +121,18 @@ def test_workers_can_import_this_repository(monkeypatch, calls):
     with connect():
         pass
     assert calls[0]["address"] == "local"
-    assert calls[0]["runtime_env"] == {"env_vars": {"PYTHONPATH": f"{ROOT}:/more"}}
+    assert calls[0]["env"]["PYTHONPATH"] == f"{ROOT}:/more"  # which its workers inherit
+    assert "runtime_env" not in calls[0]  # else its first workers would wait in vain
+    assert os.environ["PYTHONPATH"] == "/more"
     assert (ROOT / "pipeline" / "schema.py").exists()
+
+
+def test_workers_of_a_running_cluster_can_import_this_repository(monkeypatch, calls, listener):
+    monkeypatch.setenv("PYTHONPATH", "/more")
+    monkeypatch.setenv("RAY_ADDRESS", listener)
+    with connect():
+        pass
+    assert calls[0]["runtime_env"] == {"env_vars": {"PYTHONPATH": f"{ROOT}:/more"}}
 
 
 def test_a_python_path_that_was_submitted_with_the_job_is_left_alone(monkeypatch, calls, listener):
