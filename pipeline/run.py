@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pyarrow as pa
-from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from tqdm import tqdm
 
@@ -30,7 +29,7 @@ from pipeline.stages.inline import InlineBackend
 from pipeline.stages.ray_backend import RayBackend
 
 _STORY = "_error.txt"
-_FAILURES = (RayError, ExecutionTimeoutError, RuntimeError, ValueError, OSError, pa.ArrowException)
+_FAILURES = (RayError, RuntimeError, ValueError, OSError, pa.ArrowException)
 
 
 class RunError(RuntimeError):

@@ -1,7 +1,11 @@
-"""`RayBackend`: groups of ranks as Ray actors, stages as a stream of Ray Data."""
+"""`RayBackend`: groups of ranks as Ray actors, stages as a stream of Ray Data.
+
+Where rows are few, one worker has all stages (`few_rows`), and Ray Data is not even imported.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -18,9 +22,9 @@ from pipeline.monitor.object_store import ObjectStoreUse, object_store_use
 from pipeline.monitor.poll import Reporter
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
+from pipeline.stages.few_rows import is_few, run_few, start_worker
 from pipeline.stages.generate import EngineGroups
 from pipeline.stages.journal import Journal, RemoteJournal
-from pipeline.stages.ray_data import run_stages
 from pipeline.stages.sizing import choose_sizing
 from pipeline.stages.workers import CostedRows, StageSpec
 
@@ -37,6 +41,7 @@ class RayBackend:
         resources = ray.cluster_resources()
         self._plan = plan
         self._engine_factory = engine_factory
+        self._is_few = is_few(plan)
         self.deployment = choose_deployment(
             plan.config, _gpus_of_nodes(), plan.text.n_routed_experts
         ).explained(plan.config)
@@ -47,6 +52,9 @@ class RayBackend:
             num_cpus=resources.get("CPU", 1),
             store_bytes=int(resources.get("object_store_memory", 1 << 30)),
         )
+        self._worker: Any = None  # of all stages, where rows are few; it lives with the journal
+        if self._is_few:
+            self.sizing = replace(self.sizing, num_preparers=1, num_clients=1)
         self._stored_before = _object_store()
 
     def start_groups(self) -> Groups:
@@ -61,15 +69,24 @@ class RayBackend:
 
     @contextmanager
     def journal(self, before: Mapping[int, int]) -> Iterator[RemoteJournal]:
-        """Run the journal as an actor on this node, so that it lives as long as the driver."""
+        """Run the journal as an actor on this node, so that it lives as long as the driver.
+
+        The one worker of few rows starts here too, so that it imports while the groups load.
+        """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(InFlightJournal)  # Any: its methods get `.remote` at run time
         journal = actor.options(num_cpus=0, scheduling_strategy=here).remote(
             self._plan.store, before
         )
+        remote = RemoteJournal(journal)
+        if self._is_few:
+            spec = StageSpec.of(self._plan, self.sizing, one_by_one=False)
+            self._worker = start_worker(spec, remote)
         try:
-            yield RemoteJournal(journal)
+            yield remote
         finally:
+            if self._worker is not None:
+                ray.kill(self._worker)
             with suppress(RayError):  # after this it writes no more; or it is dead
                 ray.get(journal.close.remote(), timeout=_CLOSE_TIMEOUT_S)
             ray.kill(journal)
@@ -82,7 +99,12 @@ class RayBackend:
         *,
         one_by_one: bool = False,
     ) -> Iterator[CostedRows]:
-        """Run the stages as a stream of Ray Data."""
+        """Run the stages, as a stream of Ray Data unless rows are few."""
+        if self._worker is not None:
+            return run_few(self._worker, splits, groups)
+        # Imported here, since Ray Data takes a second to load.
+        from pipeline.stages.ray_data import run_stages
+
         spec = StageSpec.of(self._plan, self.sizing, one_by_one=one_by_one)
         return run_stages(spec, splits, groups, journal)
 
