@@ -1,13 +1,11 @@
 """The driver's loop: rows flow, and are committed as they come."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from model.malloc import own_peak_bytes
 from parallel.groups.client import Groups
@@ -22,6 +20,7 @@ from pipeline.monitor.progress import open_display
 from pipeline.monitor.report import Usage
 from pipeline.monitor.snapshot import RankStats, RunMonitor
 from pipeline.monitor.stage_costs import Costs
+from pipeline.monitor.told import tell
 from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import KILLED_RUNS
 from pipeline.output.writer import PartWriter
@@ -54,11 +53,12 @@ def drive(plan: RunPlan, writer: PartWriter, backend: Backend, *, show_progress:
 def _start_lines(
     backend: Backend, stats: RankStats | None, capacities: Capacities
 ) -> Iterator[str]:
-    """Say how long the weights took, which is only long on GPUs, and what engines chose."""
+    """Say how long the weights took, which is only long on GPUs, what engines chose, what comes."""
     if backend.deployment.device == "cuda":
         yield loading_text(stats)
     if capacities.least is not None:
         yield f"each rank: {capacities.least}"
+    yield "waiting for the first row to be read, prepared and answered"
 
 
 def _drive(
@@ -66,6 +66,8 @@ def _drive(
 ) -> Usage:
     for rows in poisoned_rows(plan.source, plan.rows):
         writer.add(rows)
+    if show_progress:
+        tell("waiting for an engine to load")
     with closing(backend.start_groups()) as groups, _load_recorded(plan, groups):
         num_done = plan.rows.num_done + len(plan.rows.poisoned)
         monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.row_schema.columns)
@@ -73,7 +75,7 @@ def _drive(
         stats = rank_stats(groups.status, fresh=True)
         capacities = Capacities.of(stats)
         for line in _start_lines(backend, stats, capacities) if show_progress else ():
-            tqdm.write(line, file=sys.stderr)
+            tell(line)
         reporters = [*display, *backend.reporters()]
         costs = Costs()
         started = latest = time.monotonic()
@@ -86,6 +88,8 @@ def _drive(
             ),
         ):
             for rows, cost in _results(plan.rows, groups, backend, journal):
+                if show_progress and latest == started:
+                    tell(f"the first row came {time.monotonic() - started:.1f} s later")
                 earlier, latest = latest, time.monotonic()
                 longest_pause_s = max(longest_pause_s, latest - earlier)
                 writer.add(rows)

@@ -8,17 +8,17 @@ import asyncio
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pyarrow as pa
 from ray.exceptions import RayError, RayTaskError, UserCodeException
-from tqdm import tqdm
 
 from parallel.groups.errors import GroupError
 from pipeline.cluster.groups import EngineFactory, load_engine
 from pipeline.config import PipelineConfig
 from pipeline.driver import Backend, drive
 from pipeline.monitor.report import OutputCounts, Report, Usage
+from pipeline.monitor.told import tell, told_if_slow
 from pipeline.output import ledger
 from pipeline.output.lock import lock_output
 from pipeline.output.recipe import write_json
@@ -29,6 +29,7 @@ from pipeline.stages.inline import InlineBackend
 from pipeline.stages.ray_backend import RayBackend
 
 _STORY = "_error.txt"
+_CHECKING = "checking the checkpoint and the input"
 _FAILURES = (RayError, RuntimeError, ValueError, OSError, pa.ArrowException)
 
 
@@ -56,20 +57,24 @@ def run(
         ValueError: refused; nothing was done.
         RunError: stopped half-way.
     """
-    checked = check(config)
+    with told_if_slow(_CHECKING) if show_progress else nullcontext():
+        checked = check(config)
     store = open_store(config.output)
     with lock_output(store) as lock:
         plan = plan_run(config, checked, store)
         writer = plan.open_writer(lock.check)
         usage = Usage()
         if plan.rows.num_todo:
+            if show_progress:
+                rows, to_do = f"{plan.rows.num_rows:,} rows", f"{plan.rows.num_todo:,}"
+                tell(f"{to_do} of {rows} to do; starting {'here' if inline else 'or joining Ray'}")
             with (
                 connect(),
                 _as_run_error(writer, store),
                 _backend(plan, engine_factory, inline=inline) as backend,
             ):
                 if show_progress:
-                    tqdm.write(str(backend.deployment), file=sys.stderr)
+                    tell(str(backend.deployment))
                 usage = drive(plan, writer, backend, show_progress=show_progress)
         report = _report(plan, writer, usage)
         if plan.rows.num_todo:

@@ -1,9 +1,10 @@
-"""Measure the pipeline without its model: ceiling, memory, resuming, overlap.
+"""Measure the pipeline without its model: ceiling, memory, resuming, overlap, starting.
 
     python -m jobs.bench.pipeline ceiling     rows/s with an engine that answers at once
     python -m jobs.bench.pipeline slow        memory over time with a slow engine, as a PNG
     python -m jobs.bench.pipeline resume      seconds and memory to find that all rows are done
     python -m jobs.bench.pipeline overlap     a whole run compared with its stages alone
+    python -m jobs.bench.pipeline start       seconds of three rows from typing to exit, and of Ray
 
 The last line of the output is one JSON object.
 """
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from jobs.bench.command import bench_parser, print_json
 from jobs.bench.flow.overlap import measure_overlap
 from jobs.bench.flow.paced import run_with
+from jobs.bench.flow.start import measure_start
 from jobs.cli.checkpoint import DEMO
 from jobs.cli.processes import command_line, private_bytes
 from jobs.demo.clips import encode, write_clips
@@ -121,6 +123,12 @@ def overlap(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         minutes = write_input(folder / "minutes.parquet", minute_clip(), num_rows + _FEW // 4)
         found["minutes_of_720p"] = measure_overlap(minutes, _FEW // 4)
     return found
+
+
+def start(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Measure a run of three rows from typing to exit, and Ray's own start and end."""
+    del options  # it is always three rows
+    return measure_start(folder)
 
 
 def resume(folder: Path, options: argparse.Namespace) -> dict[str, object]:
@@ -253,7 +261,7 @@ def _never() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark and return the exit code."""
     parser = bench_parser("jobs.bench.pipeline", __doc__)
-    benches = {"ceiling": ceiling, "slow": slow, "resume": resume, "overlap": overlap}
+    benches = {each.__name__: each for each in (ceiling, slow, resume, overlap, start)}
     parser.add_argument("bench", choices=list(benches), help="what to measure")
     defaults = ", ".join(f"{number} for {name}" for name, number in _ROWS.items())
     add = parser.add_argument
@@ -261,9 +269,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--rows-per-s", type=float, default=4.0, help="rate of the slow engine")
     add("--chart", default="flow.png", help="file for the chart of the slow engine's memory")
     options = parser.parse_args(arguments)
-    options.rows = options.rows or _ROWS[options.bench]
+    options.rows = options.rows or _ROWS.get(options.bench)
     with tempfile.TemporaryDirectory(prefix="bench-flow-") as folder:
-        print_json({options.bench: benches[options.bench](Path(folder), options)})
+        found = benches[options.bench](Path(folder), options)
+        print_json(found if options.bench == "start" else {options.bench: found})
     return 0
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from jobs.bench import pipeline
+from jobs.bench.flow.start import parts_of
 
 
 def last_line(capfd):
@@ -26,6 +27,39 @@ def test_a_resume_is_measured(capfd):
     assert pipeline.main(["resume", "--rows", "300"]) == 0
 
     assert last_line(capfd)["resume"]["rows"] == 300
+
+
+def test_the_parts_of_a_start_end_with_their_lines_and_add_up_to_the_whole():
+    lines = [
+        (0.5, "checking the checkpoint and the input"),
+        (2.0, "3 of 3 rows to do; starting or joining Ray"),
+        (6.0, "waiting for an engine to load"),
+        (9.0, "waiting for the first row to be read, prepared and answered"),
+        (9.5, "the first row came 0.5 s later"),
+        (10.0, "engine  50% 3/3 rows"),
+        (11.0, "3 rows in = 3 written: 3 ok"),
+    ]
+
+    assert parts_of(lines, 12.0) == {
+        "imports_and_checks": 2.0,
+        "ray_start": 4.0,
+        "groups_ready": 3.0,
+        "first_row": 0.5,
+        "last_row": 0.5,
+        "shutdown": 2.0,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_start_is_measured_beside_ray_alone(capfd):
+    assert pipeline.main(["start"]) == 0
+
+    found = last_line(capfd)
+    assert found["seconds"] > 0
+    assert found["ray_s"] > 0
+    assert all(seconds > 0 for name, seconds in found["where"].items() if name != "last_row")
+    assert sum(found["where"].values()) == pytest.approx(found["seconds"], abs=0.5)
 
 
 @pytest.mark.slow
