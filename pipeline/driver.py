@@ -10,7 +10,7 @@ import pyarrow as pa
 from model.malloc import own_peak_bytes
 from parallel.groups.client import Groups
 from parallel.groups.errors import GroupError
-from pipeline.cluster.expert_load import record_load
+from pipeline.cluster.expert_load import LoadPicture, record_load
 from pipeline.cluster.groups import Capacities, loading_text, rank_numbers, rank_stats
 from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
@@ -36,14 +36,22 @@ Backend = RayBackend | InlineBackend
 RunningGroups = Groups | InlineGroup
 
 
-def drive(plan: RunPlan, writer: PartWriter, backend: Backend, *, show_progress: bool) -> Usage:
+def drive(
+    plan: RunPlan,
+    writer: PartWriter,
+    backend: Backend,
+    picture: LoadPicture,
+    *,
+    show_progress: bool,
+) -> Usage:
     """Start the groups, let the rows flow and commit them; return what it took.
 
-    Some row must be to do. `show_progress` shows on standard error how the run goes.
+    Some row must be to do. `picture` is started, and the caller finishes it. `show_progress` shows
+    on standard error how the run goes.
     """
     try:
         with backend.journal(plan.in_flight_counts) as journal:
-            return _drive(plan, writer, backend, journal, show_progress=show_progress)
+            return _drive(plan, writer, backend, journal, picture, show_progress=show_progress)
     finally:
         # Only a driver that is killed leaves counts of the rows that were in flight.
         with suppress(OSError):
@@ -62,13 +70,19 @@ def _start_lines(
 
 
 def _drive(
-    plan: RunPlan, writer: PartWriter, backend: Backend, journal: Journal, *, show_progress: bool
+    plan: RunPlan,
+    writer: PartWriter,
+    backend: Backend,
+    journal: Journal,
+    picture: LoadPicture,
+    *,
+    show_progress: bool,
 ) -> Usage:
     for rows in poisoned_rows(plan.source, plan.rows):
         writer.add(rows)
     if show_progress:
         tell("waiting for an engine to load")
-    with closing(backend.start_groups()) as groups, _load_recorded(plan, groups):
+    with closing(backend.start_groups()) as groups, _load_recorded(plan, groups, picture):
         num_done = plan.rows.num_done + len(plan.rows.poisoned)
         monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.row_schema.columns)
         display = [open_display()] if show_progress else []
@@ -144,16 +158,17 @@ def _results(
 
 
 @contextmanager
-def _load_recorded(plan: RunPlan, groups: RunningGroups) -> Iterator[None]:
+def _load_recorded(plan: RunPlan, groups: RunningGroups, picture: LoadPicture) -> Iterator[None]:
     """Record what the experts computed, also of a run that does not come to its end."""
     checkpoint = plan.recipe.fields["checkpoint"]
     try:
         yield
     except BaseException:
         with suppress(GroupError, OSError):  # the first error is the one to tell
-            record_load(plan.store, groups.expert_load(), checkpoint)
+            record_load(plan.store, groups.expert_load(), checkpoint, picture)
+            picture.finish()
         raise
-    record_load(plan.store, groups.expert_load(), checkpoint)
+    record_load(plan.store, groups.expert_load(), checkpoint, picture)
 
 
 def poisoned_rows(source: Source, rows: Plan) -> Iterator[pa.Table]:

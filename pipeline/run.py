@@ -14,6 +14,7 @@ import pyarrow as pa
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 
 from parallel.groups.errors import GroupError
+from pipeline.cluster.expert_load import LoadPicture
 from pipeline.cluster.groups import EngineFactory, load_engine
 from pipeline.config import PipelineConfig
 from pipeline.driver import Backend, drive
@@ -63,7 +64,7 @@ def run(
     with lock_output(store) as lock:
         plan = plan_run(config, checked, store)
         writer = plan.open_writer(lock.check)
-        usage = Usage()
+        usage, picture = Usage(), LoadPicture()
         if plan.rows.num_todo:
             if show_progress:
                 rows, to_do = f"{plan.rows.num_rows:,} rows", f"{plan.rows.num_todo:,}"
@@ -75,7 +76,9 @@ def run(
             ):
                 if show_progress:
                     tell(str(backend.deployment))
-                usage = drive(plan, writer, backend, show_progress=show_progress)
+                usage = drive(plan, writer, backend, picture, show_progress=show_progress)
+            with _as_run_error(writer, store):
+                picture.finish()  # drawn while groups and Ray ended
         report = _report(plan, writer, usage)
         if plan.rows.num_todo:
             ids = {"run_id": plan.run_id, "recipe_sha256": plan.recipe.sha256}

@@ -5,6 +5,8 @@ add to its record, so it counts all work that was done for the output, even that
 computed twice. A driver that is killed adds nothing.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,17 +28,39 @@ _SCHEMA = pa.schema(
 _ORIGIN = b"moonsweep.checkpoint"  # metadata key of the checkpoint's fingerprint
 
 
-def record_load(store: Store, load: ExpertLoad, checkpoint: str) -> None:
-    """Add the tokens that a run's experts computed to the record of its output.
+class LoadPicture:
+    """Draws the picture of a record in a thread, which takes seconds, while a run ends."""
 
-    Without any tokens nothing is written. A record of another checkpoint, by its fingerprint, is
-    replaced.
-    """
-    if not any(tokens.any() for tokens in load.values()):
-        return
+    def __init__(self) -> None:
+        self._drawing: Future[None] | None = None
+
+    def start(self, store: Store, load: ExpertLoad) -> None:
+        """Begin to draw the whole record of an output."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="picture")
+        self._drawing = pool.submit(_draw, store, load)
+        pool.shutdown(wait=False)  # no more work; the thread ends with this one
+
+    def finish(self) -> None:
+        """Wait until the picture is written, if there is one; raise what went wrong."""
+        if self._drawing is not None:
+            self._drawing.result()
+
+
+def _draw(store: Store, load: ExpertLoad) -> None:
     # Imported here, since matplotlib takes a moment to load and only the end of a run needs it.
     from pipeline.cluster.heat_map import heat_map_png
 
+    store.write(LOAD_PICTURE, heat_map_png(load))
+
+
+def record_load(store: Store, load: ExpertLoad, checkpoint: str, picture: LoadPicture) -> None:
+    """Add the tokens that a run's experts computed to the record of its output.
+
+    Without any tokens nothing is written. A record of another checkpoint, by its fingerprint, is
+    replaced. The picture is complete once it is finished.
+    """
+    if not any(tokens.any() for tokens in load.values()):
+        return
     content = store.read(LOAD_FILE)
     if content is not None:
         before = pq.read_table(pa.BufferReader(content))
@@ -45,7 +69,7 @@ def record_load(store: Store, load: ExpertLoad, checkpoint: str) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(_to_table(load, checkpoint), buffer)
     store.write(LOAD_FILE, buffer.getvalue())
-    store.write(LOAD_PICTURE, heat_map_png(load))
+    picture.start(store, load)
 
 
 def read_load(uri: str, text: TextConfig) -> ExpertLoad:

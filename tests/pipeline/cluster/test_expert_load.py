@@ -10,7 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.cluster.expert_load import LOAD_FILE, LOAD_PICTURE, read_load, record_load
+from pipeline.cluster.expert_load import (
+    LOAD_FILE,
+    LOAD_PICTURE,
+    LoadPicture,
+    read_load,
+    record_load,
+)
 from pipeline.cluster.heat_map import heat_map_png
 from pipeline.output.store import LocalStore
 from tests.tiny import tiny_config
@@ -28,13 +34,19 @@ def as_lists(load):
     return {layer: tokens.tolist() for layer, tokens in load.items()}
 
 
+def record(store, load, checkpoint):
+    picture = LoadPicture()
+    record_load(store, load, checkpoint, picture)
+    picture.finish()
+
+
 def test_runs_of_an_output_add_up_and_another_checkpoint_begins_anew(store, tmp_path):
     path = str(tmp_path / LOAD_FILE)
-    record_load(store, LOAD, "one checkpoint")
+    record(store, LOAD, "one checkpoint")
     assert as_lists(read_load(path, TEXT)) == as_lists(LOAD)
-    record_load(store, LOAD, "one checkpoint")
+    record(store, LOAD, "one checkpoint")
     assert as_lists(read_load(path, TEXT)) == {k: (2 * v).tolist() for k, v in LOAD.items()}
-    record_load(store, LOAD, "another")
+    record(store, LOAD, "another")
     assert as_lists(read_load(path, TEXT)) == as_lists(LOAD)
     table = pq.read_table(path)
     assert table.column_names == ["layer", "expert", "tokens"]
@@ -42,19 +54,30 @@ def test_runs_of_an_output_add_up_and_another_checkpoint_begins_anew(store, tmp_
 
 
 def test_a_run_that_computed_nothing_leaves_no_record(store):
-    record_load(store, {}, "checkpoint")
-    record_load(store, {1: np.zeros(16, int)}, "checkpoint")
+    record(store, {}, "checkpoint")
+    record(store, {1: np.zeros(16, int)}, "checkpoint")
     assert store.names() == []
 
 
+def test_a_picture_that_cannot_be_written_is_told_at_the_end(store, monkeypatch):
+    def full(name, content):
+        raise OSError(f"no space left for {name}")
+
+    picture = LoadPicture()
+    monkeypatch.setattr(LocalStore, "write", lambda self, name, content: full(name, content))
+    picture.start(store, LOAD)
+    with pytest.raises(OSError, match=LOAD_PICTURE):
+        picture.finish()
+
+
 def test_readers_of_the_output_do_not_see_it(store, tmp_path):
-    record_load(store, LOAD, "checkpoint")
+    record(store, LOAD, "checkpoint")
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "part-0.parquet")
     assert ds.dataset(tmp_path).to_table().to_pydict() == {"caption": ["a"]}
 
 
 def test_the_picture_has_a_colour_for_each_expert(store):
-    record_load(store, LOAD, "checkpoint")
+    record(store, LOAD, "checkpoint")
     image = Image.open(io.BytesIO(store.read(LOAD_PICTURE) or b"")).convert("RGB")
 
     def colour(layer: int, expert: int):
@@ -85,7 +108,7 @@ def test_networks_of_any_size_have_a_picture(num_experts):
     ],
 )
 def test_a_record_of_another_network_is_refused(store, tmp_path, change, message):
-    record_load(store, LOAD, "checkpoint")
+    record(store, LOAD, "checkpoint")
     with pytest.raises(ValueError, match=message):
         read_load(str(tmp_path / LOAD_FILE), dataclasses.replace(TEXT, **change))
 
