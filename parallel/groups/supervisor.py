@@ -10,7 +10,7 @@ stops the job. Drivers and clients reach the supervisor through `parallel.groups
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from parallel.experts.load import ExpertLoad, add
 from parallel.groups.errors import DeadGroupError, GroupError, NoRoomError, reason_of
 from parallel.groups.golden import GoldenPrompts
 from parallel.groups.group import EngineGroup
-from parallel.groups.leases import Client, Grant, Leases
+from parallel.groups.leases import Client, Leases
 from parallel.groups.monitor import GroupMonitor
 from parallel.groups.spec import GroupSpec
 from parallel.ranks.rendezvous_store import RendezvousStore
@@ -46,7 +46,6 @@ class _Slot:
 
     group_id: int
     monitor: GroupMonitor | None = None  # None while there is no running generation
-    is_reserved: bool = False  # for a client that wants the group exclusively
     is_given_up: bool = False  # because no node had room for it
 
     @property
@@ -78,11 +77,11 @@ class Supervisor:
         self._spec = spec
         self._max_failures = max_group_failures
         self._slots = [_Slot(group_id) for group_id in range(num_groups)]
-        self._leases = Leases()
+        self._leases = Leases(num_groups)
         self._failures: list[str] = []
         self._error: str | None = None  # why the job must stop
         self._has_worked = False  # whether any group was ever ready
-        self._changed = asyncio.Condition()
+        self._has_begun = asyncio.Event()  # the first group is ready, or the job must stop
         self._tasks: set[asyncio.Task[None]] = set()
         self._store: RendezvousStore | None = None
         self._golden = GoldenPrompts(spec.golden, spec.start_timeout_s)
@@ -96,7 +95,9 @@ class Supervisor:
         self._store = self._spec.open_store()
         for slot in self._slots:
             self._in_background(self._build(slot, None))
-        await self._until(lambda: self._num_ready > 0)
+        await self._has_begun.wait()
+        if self._error is not None:
+            raise GroupError(self._error)
 
     async def acquire(
         self, client: Client, num_tokens: int, *, exclusive: bool
@@ -107,18 +108,15 @@ class Supervisor:
         nobody in before `release`. A new process of a known actor takes over from the earlier one.
         Raises GroupError: the job must stop.
         """
-        self._end_leases_of_earlier_process(client)
-        group = await (self._idle_group() if exclusive else self._best_group())
-        number = self._leases.add(Grant(client, group, num_tokens, exclusive))
-        if self._leases.is_replaced(client):  # its process died while it waited here
-            await self.release(number)
-            raise GroupError("this client has a successor")
-        return number, group
+        earlier = self._leases.register(client)
+        if earlier is not None:
+            for monitor in self._running():
+                monitor.group.cancel_client(earlier.process_id)
+        return await self._leases.acquire(client, num_tokens, exclusive=exclusive)
 
     async def release(self, number: int) -> None:
         """End a lease; a lease that has already ended is no error."""
-        self._end(number)
-        await self._notify()
+        self._leases.end(number)
 
     async def report_failure(self, group_id: int, generation: int, reason: str) -> None:
         """Replace a dead generation of a group; repeated reports of it change nothing."""
@@ -127,9 +125,9 @@ class Supervisor:
         if dead is None or dead.generation != generation:
             return
         slot.clear()
+        self._leases.shut(group_id)
         self._count_failure(reason)
         self._in_background(self._build(slot, dead))
-        await self._notify()
 
     async def status(self, *, fresh: bool = False) -> GroupsStatus:
         """Return what runs and what has failed so far; `fresh` asks the ranks for new numbers."""
@@ -162,7 +160,6 @@ class Supervisor:
             if slot.group is not None:
                 slot.group.close()
                 slot.clear()
-        await self._notify()
 
     @property
     def _num_ready(self) -> int:
@@ -183,7 +180,6 @@ class Supervisor:
         if error is not None:
             logger.error("the supervisor of the groups failed", exc_info=error)
             self._stop(f"{type(error).__name__}: {reason_of(error)}")
-            self._in_background(self._notify())
 
     async def _build(self, slot: _Slot, dead: EngineGroup | None) -> None:
         """Start a group in `slot`: the next generation of `dead`, or the first one."""
@@ -199,11 +195,12 @@ class Supervisor:
                     if self._gives_up(slot, error):
                         break
                     await asyncio.sleep(_RETRY_AFTER_S)
-        await self._notify()
 
     def _watch(self, slot: _Slot, group: EngineGroup) -> None:
         slot.monitor = GroupMonitor(group, self._spec, self._golden, self._report_death)
         self._monitors.append(slot.monitor)
+        self._leases.open(group)
+        self._has_begun.set()
         for loop in slot.monitor.loops():
             self._in_background(loop)
 
@@ -256,60 +253,5 @@ class Supervisor:
 
     def _stop(self, reason: str) -> None:
         self._error = self._error or reason  # the first reason is the cause of later ones
-
-    async def _best_group(self) -> EngineGroup:
-        """Return the group with the fewest tokens on lease; wait until there is any."""
-        await self._until(lambda: bool(self._free_slots()))
-        slot = min(self._free_slots(), key=self._num_tokens)
-        assert slot.group is not None
-        return slot.group
-
-    async def _idle_group(self) -> EngineGroup:
-        """Reserve a group, wait until nobody else has it, and return it still reserved."""
-        while True:
-            await self._until(lambda: bool(self._free_slots()))
-            slot = min(self._free_slots(), key=self._num_tokens)
-            slot.is_reserved = True
-            with ExitStack() as undo:
-                undo.callback(setattr, slot, "is_reserved", False)
-                await self._until(lambda slot=slot: not (slot.group and self._num_tokens(slot)))
-                if slot.group is not None:
-                    undo.pop_all()
-                    return slot.group
-
-    def _free_slots(self) -> list[_Slot]:
-        return [slot for slot in self._slots if slot.group and not slot.is_reserved]
-
-    def _num_tokens(self, slot: _Slot) -> int:
-        return self._leases.num_tokens(slot.group)
-
-    def _end(self, number: int) -> None:
-        grant = self._leases.end(number)
-        if grant is not None and grant.is_exclusive:
-            self._slots[grant.group.group_id].is_reserved = False
-
-    def _end_leases_of_earlier_process(self, client: Client) -> None:
-        """End the leases and requests of an earlier process of the same actor: it is dead."""
-        earlier = self._leases.register(client)
-        if earlier is None:
-            return
-        for number in self._leases.numbers_of(earlier):
-            self._end(number)
-        for slot in self._slots:
-            if slot.group is not None:
-                slot.group.cancel_client(earlier.process_id)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds; it still does when this returns.
-
-        No other coroutine runs between the last test of the condition and the return.
-        Raises GroupError: the job must stop.
-        """
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._error is not None or condition())
-        if self._error is not None:
-            raise GroupError(self._error)
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+        self._leases.stop(self._error)
+        self._has_begun.set()
