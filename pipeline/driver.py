@@ -103,6 +103,7 @@ def _drive(
             deployment=str(backend.deployment),
             ranks=rank_numbers(status),
             group_failures=status.failures,
+            groups_set_apart=tuple(status.set_apart.values()),
             longest_pause_s=longest_pause_s,
             snapshot=monitor.snapshot(),
             num_preparers=backend.sizing.num_preparers,

@@ -4,19 +4,22 @@ Groups live outside Ray Data, so a restarted map actor never touches them. The s
 the driver and dies with it; then Ray removes the ranks and their placement groups.
 
 The supervisor leases the least-loaded group to whoever asks. It rebuilds a group that is reported
-dead, under a new generation number. After too many failures everybody gets a `GroupError`, which
-stops the job. Drivers and clients reach the supervisor through `parallel.groups.client`.
+dead, under a new generation number. A group that fails again and again is set apart, and the others
+go on. After too many failures everybody gets a `GroupError`, which stops the job. Drivers and
+clients reach the supervisor through `parallel.groups.client`.
 """
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from parallel.experts.load import ExpertLoad, add
 from parallel.groups.errors import DeadGroupError, GroupError, NoRoomError, reason_of
+from parallel.groups.failures import Failures
 from parallel.groups.golden import GoldenPrompts
 from parallel.groups.group import EngineGroup
 from parallel.groups.leases import Client, Leases
@@ -38,6 +41,7 @@ class GroupsStatus:
     failures: tuple[str, ...]  # all so far, oldest first
     # Group -> the latest numbers of each of its ranks.
     rank_stats: Mapping[int, tuple[Mapping[str, float], ...]]
+    set_apart: Mapping[int, str] = field(default_factory=dict)  # group -> its last failure
 
 
 @dataclass
@@ -46,7 +50,9 @@ class _Slot:
 
     group_id: int
     monitor: GroupMonitor | None = None  # None while there is no running generation
-    is_given_up: bool = False  # because no node had room for it
+    is_given_up: bool = False  # because no node had room for it, or since it was set apart
+    # A generation that was set apart, which keeps its resources: nobody shall get them.
+    apart: EngineGroup | None = None
 
     @property
     def group(self) -> EngineGroup | None:
@@ -65,7 +71,7 @@ class Supervisor:
 
     build each group --> ready: acquire, release
           ^                |
-          +-- report_failure (a new generation, until there were too many failures)
+          +-- report_failure (a new generation, or the group is set apart, or the job stops)
 
     Everything runs on one event loop, so state changes only between awaits and needs no locks.
 
@@ -73,12 +79,17 @@ class Supervisor:
     that comes at the same moment as the answer, and `close` would then wait forever.
     """
 
-    def __init__(self, spec: GroupSpec, num_groups: int, max_group_failures: int) -> None:
+    def __init__(
+        self,
+        spec: GroupSpec,
+        num_groups: int,
+        max_group_failures: float,  # a group and day; see `Failures`
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._spec = spec
-        self._max_failures = max_group_failures
+        self._failures = Failures(spec, num_groups, max_group_failures, clock)
         self._slots = [_Slot(group_id) for group_id in range(num_groups)]
         self._leases = Leases(num_groups)
-        self._failures: list[str] = []
         self._error: str | None = None  # why the job must stop
         self._has_worked = False  # whether any group was ever ready
         self._has_begun = asyncio.Event()  # the first group is ready, or the job must stop
@@ -126,8 +137,8 @@ class Supervisor:
             return
         slot.clear()
         self._leases.shut(group_id)
-        self._count_failure(reason)
-        self._in_background(self._build(slot, dead))
+        if self._counts_on(slot, dead, reason):
+            self._in_background(self._build(slot, dead))
 
     async def status(self, *, fresh: bool = False) -> GroupsStatus:
         """Return what runs and what has failed so far; `fresh` asks the ranks for new numbers."""
@@ -136,12 +147,13 @@ class Supervisor:
         return GroupsStatus(
             num_groups=len(self._slots),
             num_ready=self._num_ready,
-            failures=tuple(self._failures),
+            failures=tuple(self._failures.texts),
             rank_stats={
                 monitor.group.group_id: tuple(rank.stats for rank in monitor.health)
                 for monitor in self._running()
                 if monitor.health
             },
+            set_apart=dict(self._failures.set_apart),
         )
 
     async def expert_load(self) -> ExpertLoad:
@@ -160,6 +172,8 @@ class Supervisor:
             if slot.group is not None:
                 slot.group.close()
                 slot.clear()
+            if slot.apart is not None:
+                slot.apart.close()
 
     @property
     def _num_ready(self) -> int:
@@ -192,7 +206,9 @@ class Supervisor:
                     undo.pop_all()
                     self._watch(slot, group)
                 except GroupError as error:
-                    if self._gives_up(slot, error):
+                    if self._gives_up(slot, dead, error):
+                        if slot.apart is not None:
+                            undo.pop_all()
                         break
                     await asyncio.sleep(_RETRY_AFTER_S)
 
@@ -200,6 +216,7 @@ class Supervisor:
         slot.monitor = GroupMonitor(group, self._spec, self._golden, self._report_death)
         self._monitors.append(slot.monitor)
         self._leases.open(group)
+        self._failures.note_start(group.group_id)
         self._has_begun.set()
         for loop in slot.monitor.loops():
             self._in_background(loop)
@@ -207,16 +224,15 @@ class Supervisor:
     async def _report_death(self, group: EngineGroup, reason: str) -> None:
         await self.report_failure(group.group_id, group.generation, reason)
 
-    def _gives_up(self, slot: _Slot, error: GroupError) -> bool:
+    def _gives_up(self, slot: _Slot, dead: EngineGroup | None, error: GroupError) -> bool:
         """Note a start that failed; say whether to leave the slot empty instead of retrying."""
         if isinstance(error, NoRoomError) and self._can_do_without(slot):
             slot.is_given_up = True
-            self._failures.append(f"{error} (the other groups go on)")
+            self._failures.texts.append(f"{error} (the other groups go on)")
         elif not self._has_worked:
             self._stop(str(error))  # another attempt would most likely fail alike, later
         else:
-            self._count_failure(str(error))
-            return False
+            return not self._counts_on(slot, dead, str(error))
         return True
 
     def _can_do_without(self, slot: _Slot) -> bool:
@@ -241,15 +257,21 @@ class Supervisor:
         self._has_worked = True
         return group
 
-    def _count_failure(self, reason: str) -> None:
-        self._failures.append(reason)
-        if len(self._failures) > self._max_failures:
-            self._stop(
-                f"groups failed {len(self._failures)} times, more than the allowed "
-                f"{self._max_failures}; the last failure: {reason}. What is committed is safe. "
-                "Find the cause (if it is memory, run fewer sequences at a time), and run the same "
-                "command again to continue"
-            )
+    def _counts_on(self, slot: _Slot, dead: EngineGroup | None, reason: str) -> bool:
+        """Count a failure; say whether the group gets another generation in place of `dead`."""
+        self._failures.add(slot.group_id, reason)
+        others = [other for other in self._slots if other is not slot and not other.is_given_up]
+        is_apart = self._failures.is_repeated(slot.group_id) and bool(others)
+        if is_apart:
+            logger.warning("%s", self._failures.set_group_apart(slot.group_id))
+            slot.is_given_up = True
+            if dead is not None:
+                dead.kill()
+                slot.apart = dead
+        excess = self._failures.excess()
+        if excess is not None:
+            self._stop(excess)
+        return not is_apart
 
     def _stop(self, reason: str) -> None:
         self._error = self._error or reason  # the first reason is the cause of later ones

@@ -18,7 +18,9 @@ from parallel.groups.supervisor import Supervisor
 from parallel.ranks.worker import RankHealth
 
 SPEC = GroupSpec(
-    heartbeat_s=0.005, engine_factory=lambda _: pytest.fail("nobody loads an engine here")
+    heartbeat_s=0.005,
+    failures_at_once=3,
+    engine_factory=lambda _: pytest.fail("nobody loads an engine here"),
 )
 ONE, OTHER = Client("process 1", "actor 1"), Client("process 2", "actor 2")
 
@@ -29,6 +31,7 @@ class Groups:
 
     starts: list[Exception | None] = field(default_factory=list)
     closed: list[tuple[int, int]] = field(default_factory=list)
+    killed: list[tuple[int, int]] = field(default_factory=list)  # but their resources are kept
     cancelled: list[str] = field(default_factory=list)
     hanging: set[int] = field(default_factory=set)  # generations that do not answer
     gates: dict[int, asyncio.Event] = field(default_factory=dict)  # of groups that start late
@@ -68,6 +71,9 @@ class Group:
 
     def cancel_client(self, process_id):
         self.groups.cancelled.append(process_id)
+
+    def kill(self):
+        self.groups.killed.append((self.group_id, self.generation))
 
     def close(self):
         self.groups.closed.append((self.group_id, self.generation))
@@ -201,6 +207,107 @@ def test_too_many_failures_stop_everybody_with_the_last_reason(groups):
             await waiting
 
     supervise(use)
+
+
+def test_a_group_that_fails_again_and_again_is_set_apart_and_keeps_its_resources(groups):
+    async def use(supervisor):
+        await settle()
+        for generation in range(6):
+            assert (await supervisor.status()).set_apart == {}
+            await supervisor.report_failure(1, generation, f"death {generation} (on node-7)")
+            await settle()
+        status = await supervisor.status()
+        (text,) = status.set_apart.values()
+        assert "death 5 (on node-7); group 1 is set apart after 6 failures in a row" in text
+        assert (status.num_ready, status.failures[-1]) == (2, text)
+        assert groups.killed == [(1, 5)]
+        assert groups.closed == []  # nobody else gets what it had
+        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(4)]
+        assert [group.group_id for _, group in leases] == [0, 2, 0, 2]
+        # Its failures do not count against the others, which may have three each.
+        for generation in range(3):
+            for group_id in (0, 2):
+                await supervisor.report_failure(group_id, generation, "killed")
+            await settle()
+            await supervisor.acquire(ONE, 10, exclusive=False)
+        await supervisor.report_failure(0, 3, "killed")
+        with pytest.raises(GroupError, match=r"13 times.*Before that: death 5 \(on node-7\)"):
+            await supervisor.acquire(ONE, 10, exclusive=False)
+
+    supervise(use, num_groups=3, max_group_failures=0)
+    assert (1, 5) in groups.closed
+
+
+def test_a_group_whose_starts_fail_is_set_apart_too(groups):
+    async def use(supervisor):
+        await settle()
+        groups.starts = [GroupError(f"group 0 (on node-7) did not start: {n}") for n in range(5)]
+        await supervisor.report_failure(0, 0, "killed")
+        await settle()
+        status = await supervisor.status()
+        assert "(on node-7) did not start: 4; group 0 is set apart" in status.set_apart[0]
+        assert (status.num_ready, groups.starts) == (1, [])
+
+    supervise(use, num_groups=2)
+
+
+def test_the_last_group_is_not_set_apart_but_stops_the_job(groups):
+    spec = replace(SPEC, failures_at_once=8)
+
+    async def main():
+        supervisor = Supervisor(spec, 2, max_group_failures=0)
+        await supervisor.start()
+        await settle()
+        for group_id, num_deaths in ((0, 6), (1, 8)):
+            for generation in range(num_deaths):
+                await supervisor.report_failure(group_id, generation, f"{group_id}.{generation}")
+                await settle()
+        assert [*(await supervisor.status()).set_apart] == [0]
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
+        assert (group.group_id, group.generation) == (1, 8)
+        await supervisor.report_failure(1, 8, "the last straw")
+        with pytest.raises(GroupError, match=r"15 times.*: the last straw\. Before that: 0\.5"):
+            await supervisor.acquire(ONE, 10, exclusive=False)
+        await supervisor.close()
+        assert (0, 5) in groups.closed
+
+    asyncio.run(main())
+
+
+def test_512_groups_that_fail_as_often_as_allowed_work_for_a_week(groups):
+    """A fake clock goes on by a week; each group dies twice a day, in a row for nobody."""
+    now = 0.0
+
+    async def main():
+        nonlocal now
+        spec = replace(SPEC, heartbeat_s=3600.0, failures_at_once=16)
+        supervisor = Supervisor(spec, 512, max_group_failures=2, clock=lambda: now)
+        await supervisor.start()
+        deaths = [(day, group_id) for day in range(14) for group_id in range(512)]
+        for half_day, group_id in deaths:
+            await settle_one()
+            now += 43_200 / 512
+            await supervisor.report_failure(group_id, half_day, "its node was taken away")
+        await settle()
+        status = await supervisor.status()
+        assert (status.num_ready, len(status.failures)) == (512, 7168)
+        assert status.set_apart == {}
+        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(4096)]
+        assert {group.group_id for _, group in leases} == {*range(512)}
+        # The same week does not excuse a fault that hits all at once; one of its deaths is recent.
+        for generation in range(14, 18):
+            for group_id in range(512):
+                await supervisor.report_failure(group_id, generation, "no memory")
+            await settle()
+        with pytest.raises(GroupError, match=r"8704 times, more than the allowed 1536 at once"):
+            await supervisor.acquire(ONE, 10, exclusive=False)
+        await supervisor.close()
+
+    async def settle_one() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
 
 
 def test_a_failure_before_anything_worked_is_the_answer_to_start(groups):
