@@ -104,10 +104,15 @@ def has_lost_a_node(reservation: PlacementGroup) -> bool:
 
     Ray would wait forever for another node that can take the bundle.
     """
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    alive = living_nodes()
     table = placement_group_table(reservation)
     places = table["bundles_to_node_id"].values()
     return table["state"] == "REMOVED" or any(node not in alive for node in places)
+
+
+def living_nodes() -> set[str]:
+    """Return the ids of the nodes that the cluster has now."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def nodes_of(reservation: PlacementGroup) -> tuple[str, ...]:

@@ -25,9 +25,11 @@ from parallel.groups.group import EngineGroup
 from parallel.groups.leases import Client, Leases
 from parallel.groups.monitor import GroupMonitor
 from parallel.groups.spec import GroupSpec
+from parallel.groups.start import living_nodes
 from parallel.ranks.rendezvous_store import RendezvousStore
 
 _RETRY_AFTER_S = 2.0  # after a start that failed
+_LOOK_FOR_NODES_S = 10.0  # between two looks, while groups have no room
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class _Slot:
 
     group_id: int
     monitor: GroupMonitor | None = None  # None while there is no running generation
-    is_given_up: bool = False  # because no node had room for it, or since it was set apart
+    is_given_up: bool = False  # set apart, or until a node comes, since none had room for it
     # A generation that was set apart, which keeps its resources: nobody shall get them.
     apart: EngineGroup | None = None
 
@@ -94,6 +96,7 @@ class Supervisor:
         self._has_worked = False  # whether any group was ever ready
         self._has_begun = asyncio.Event()  # the first group is ready, or the job must stop
         self._tasks: set[asyncio.Task[None]] = set()
+        self._arrival: asyncio.Task[None] | None = None  # ends when a node comes
         self._store: RendezvousStore | None = None
         self._golden = GoldenPrompts(spec.golden, spec.start_timeout_s)
         self._monitors: list[GroupMonitor] = []  # of all generations, dead ones too
@@ -182,10 +185,11 @@ class Supervisor:
     def _running(self) -> list[GroupMonitor]:
         return [slot.monitor for slot in self._slots if slot.monitor is not None]
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop keeps only weak references, so a task could vanish
         task.add_done_callback(self._end_task)
+        return task
 
     def _end_task(self, task: asyncio.Task[None]) -> None:
         """Stop the job if a task failed: somebody may wait for what it would have done."""
@@ -206,15 +210,19 @@ class Supervisor:
                     undo.pop_all()
                     self._watch(slot, group)
                 except GroupError as error:
-                    if self._gives_up(slot, dead, error):
+                    if isinstance(error, NoRoomError) and self._can_do_without(slot):
+                        await self._until_a_node_comes(slot, dead, str(error))
+                    elif not self._goes_on(slot, dead, str(error)):
                         if slot.apart is not None:
                             undo.pop_all()
                         break
-                    await asyncio.sleep(_RETRY_AFTER_S)
+                    else:
+                        await asyncio.sleep(_RETRY_AFTER_S)
 
     def _watch(self, slot: _Slot, group: EngineGroup) -> None:
         slot.monitor = GroupMonitor(group, self._spec, self._golden, self._report_death)
         self._monitors.append(slot.monitor)
+        slot.is_given_up = False
         self._leases.open(group)
         self._failures.note_start(group.group_id)
         self._has_begun.set()
@@ -224,16 +232,23 @@ class Supervisor:
     async def _report_death(self, group: EngineGroup, reason: str) -> None:
         await self.report_failure(group.group_id, group.generation, reason)
 
-    def _gives_up(self, slot: _Slot, dead: EngineGroup | None, error: GroupError) -> bool:
-        """Note a start that failed; say whether to leave the slot empty instead of retrying."""
-        if isinstance(error, NoRoomError) and self._can_do_without(slot):
+    def _goes_on(self, slot: _Slot, dead: EngineGroup | None, reason: str) -> bool:
+        """Note a start that failed; say whether to try again."""
+        if self._has_worked:
+            return self._counts_on(slot, dead, reason)
+        self._stop(reason)  # another attempt would most likely fail alike, later
+        return False
+
+    async def _until_a_node_comes(self, slot: _Slot, dead: EngineGroup | None, reason: str) -> None:
+        """Leave `slot` empty until the cluster has a node that it did not have."""
+        if not slot.is_given_up:
             slot.is_given_up = True
-            self._failures.texts.append(f"{error} (the other groups go on)")
-        elif not self._has_worked:
-            self._stop(str(error))  # another attempt would most likely fail alike, later
-        else:
-            return not self._counts_on(slot, dead, str(error))
-        return True
+            self._failures.texts.append(f"{reason} (the other groups go on)")
+        if dead is not None:
+            dead.close()  # what it had on other nodes may be of use to others
+        if self._arrival is None or self._arrival.done():
+            self._arrival = self._in_background(_next_arrival())  # one look for all that wait
+        await asyncio.shield(self._arrival)
 
     def _can_do_without(self, slot: _Slot) -> bool:
         """Say whether other groups work, or still load if none has worked yet."""
@@ -277,3 +292,11 @@ class Supervisor:
         self._error = self._error or reason  # the first reason is the cause of later ones
         self._leases.stop(self._error)
         self._has_begun.set()
+
+
+async def _next_arrival() -> None:
+    """Wait until a node comes."""
+    known = await asyncio.to_thread(living_nodes)
+    while not (now := await asyncio.to_thread(living_nodes)) - known:
+        known = now  # so that a node that went and comes again is new
+        await asyncio.sleep(_LOOK_FOR_NODES_S)

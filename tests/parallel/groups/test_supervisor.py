@@ -35,6 +35,7 @@ class Groups:
     cancelled: list[str] = field(default_factory=list)
     hanging: set[int] = field(default_factory=set)  # generations that do not answer
     gates: dict[int, asyncio.Event] = field(default_factory=dict)  # of groups that start late
+    nodes: set[str] = field(default_factory=lambda: {"node 1"})  # of the cluster
     num_steps: int = 7  # of any group
     pace: int = 0  # steps between two health checks
 
@@ -84,6 +85,8 @@ def groups(monkeypatch):
     fakes = Groups()
     monkeypatch.setattr(module, "EngineGroup", fakes)
     monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
+    monkeypatch.setattr(module, "_LOOK_FOR_NODES_S", 0.001)
+    monkeypatch.setattr(module, "living_nodes", lambda: set(fakes.nodes))
     return fakes
 
 
@@ -385,6 +388,49 @@ def test_a_group_without_a_place_is_given_up_while_others_load(groups):
         await supervisor.close()
 
     asyncio.run(main())
+
+
+def test_a_node_that_comes_later_gets_the_groups_that_had_no_place(groups):
+    async def use(supervisor):
+        await settle()
+        groups.starts = [NoRoomError("its node is gone"), NoRoomError("its node is gone")]
+        groups.nodes = {"node 1"}
+        for group_id in (0, 1):
+            await supervisor.report_failure(group_id, 0, "killed")
+        await asyncio.sleep(0.05)
+        assert (await supervisor.status()).num_ready == 1
+        assert groups.closed == [(0, 0), (1, 0)]
+        groups.starts = [None, NoRoomError("the new node is full")]
+        groups.nodes = {"node 1", "node 2"}
+        await asyncio.sleep(0.05)
+        status = await supervisor.status()
+        assert status.num_ready == 2
+        # Each is told once, and waiting for a place is no failure that counts.
+        assert len(status.failures) == 4
+        groups.nodes = {"node 1"}  # node 2 went with nobody noticing yet
+        await asyncio.sleep(0.05)
+        groups.nodes = {"node 1", "node 2"}
+        await asyncio.sleep(0.05)
+        assert (await supervisor.status()).num_ready == 3
+        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(3)]
+        assert {(group.group_id, group.generation) for _, group in leases} == {
+            (0, 1), (1, 1), (2, 0)
+        }  # fmt: skip
+
+    supervise(use, num_groups=3)
+
+
+def test_closing_while_groups_wait_for_a_node_ends_the_wait(groups):
+    async def use(supervisor):
+        await settle()
+        groups.starts = [NoRoomError("its node is gone")]
+        await supervisor.report_failure(0, 0, "killed")
+        await asyncio.sleep(0.02)
+        async with asyncio.timeout(1):
+            await supervisor.close()
+        assert not supervisor._tasks
+
+    supervise(use, num_groups=2)
 
 
 def test_groups_of_which_none_has_a_place_do_not_start(groups):
