@@ -28,7 +28,7 @@ class Failures:
         clock: Callable[[], float],  # in seconds
     ) -> None:
         self.texts: list[str] = []  # all so far, oldest first
-        self.set_apart: dict[int, str] = {}  # group -> its last failure
+        self.set_apart: dict[int, str] = {}  # group -> its last failure, while it is set apart
         self._spec = spec
         self._num_groups = num_groups
         self._max_per_group_day = max_per_group_day
@@ -39,7 +39,8 @@ class Failures:
         self._served_since: dict[int, float] = {}  # of the groups that are running
 
     def note_start(self, group_id: int) -> None:
-        """Note that a group serves from now on."""
+        """Note that a group serves from now on, or again."""
+        self.set_apart.pop(group_id, None)
         self._served_since[group_id] = self._clock()
 
     def add(self, group_id: int, reason: str) -> None:

@@ -51,9 +51,12 @@ class EngineGroup:
             undo.pop_all()
         return cls(group_id, 0, reservation, ranks, nodes)
 
-    async def rebuild(self, spec: GroupSpec, address: Address | None) -> Self:
+    async def rebuild(
+        self, spec: GroupSpec, address: Address | None, *, elsewhere: bool = False
+    ) -> Self:
         """Kill this generation and start the next one, elsewhere if one of its nodes is gone.
 
+        With `elsewhere` this generation keeps its reservation, so that the next one gets another.
         Raises NoRoomError: no other node had room in time; or another GroupError: a rank died or
         did not load.
         """
@@ -61,8 +64,10 @@ class EngineGroup:
         self.kill()
         with ExitStack() as undo:
             reservation = self.reservation
-            if await asyncio.to_thread(has_lost_a_node, reservation):
+            is_lost = not elsewhere and await asyncio.to_thread(has_lost_a_node, reservation)
+            if is_lost:
                 remove_placement_group(reservation)
+            if elsewhere or is_lost:
                 reservation = reserve(spec)
                 undo.callback(remove_placement_group, reservation)
             ranks, nodes = await start_ranks(spec, self.group_id, generation, reservation, address)

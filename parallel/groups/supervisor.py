@@ -52,9 +52,9 @@ class _Slot:
 
     group_id: int
     monitor: GroupMonitor | None = None  # None while there is no running generation
-    is_given_up: bool = False  # set apart, or until a node comes, since none had room for it
-    # A generation that was set apart, which keeps its resources: nobody shall get them.
-    apart: EngineGroup | None = None
+    is_given_up: bool = False  # until a node comes: set apart, or no node had room for it
+    # Generations that were set apart, which keep their resources: nobody shall get them.
+    apart: list[EngineGroup] = field(default_factory=list)
 
     @property
     def group(self) -> EngineGroup | None:
@@ -140,8 +140,8 @@ class Supervisor:
             return
         slot.clear()
         self._leases.shut(group_id)
-        if self._counts_on(slot, dead, reason):
-            self._in_background(self._build(slot, dead))
+        self._count(slot, dead, reason)
+        self._in_background(self._build(slot, dead))
 
     async def status(self, *, fresh: bool = False) -> GroupsStatus:
         """Return what runs and what has failed so far; `fresh` asks the ranks for new numbers."""
@@ -175,8 +175,8 @@ class Supervisor:
             if slot.group is not None:
                 slot.group.close()
                 slot.clear()
-            if slot.apart is not None:
-                slot.apart.close()
+            for group in slot.apart:
+                group.close()
 
     @property
     def _num_ready(self) -> int:
@@ -204,18 +204,17 @@ class Supervisor:
         with ExitStack() as undo:
             if dead is not None:
                 undo.callback(dead.close)
+            if slot.is_given_up:
+                await self._until_a_node_comes()
             while self._error is None and slot.group is None:
                 try:
-                    group = await self._start(slot.group_id, dead)
+                    group = await self._start(slot, dead)
                     undo.pop_all()
                     self._watch(slot, group)
                 except GroupError as error:
-                    if isinstance(error, NoRoomError) and self._can_do_without(slot):
-                        await self._until_a_node_comes(slot, dead, str(error))
-                    elif not self._goes_on(slot, dead, str(error)):
-                        if slot.apart is not None:
-                            undo.pop_all()
-                        break
+                    self._note_start_that_failed(slot, dead, error)
+                    if slot.is_given_up:
+                        await self._until_a_node_comes()
                     else:
                         await asyncio.sleep(_RETRY_AFTER_S)
 
@@ -232,20 +231,25 @@ class Supervisor:
     async def _report_death(self, group: EngineGroup, reason: str) -> None:
         await self.report_failure(group.group_id, group.generation, reason)
 
-    def _goes_on(self, slot: _Slot, dead: EngineGroup | None, reason: str) -> bool:
-        """Note a start that failed; say whether to try again."""
-        if self._has_worked:
-            return self._counts_on(slot, dead, reason)
-        self._stop(reason)  # another attempt would most likely fail alike, later
-        return False
+    def _note_start_that_failed(
+        self, slot: _Slot, dead: EngineGroup | None, error: GroupError
+    ) -> None:
+        """Count the failure, or stop the job, or give the group up if no node has room for it."""
+        if isinstance(error, NoRoomError) and self._can_do_without(slot):
+            if not slot.is_given_up:
+                slot.is_given_up = True
+                self._failures.texts.append(f"{error} (the other groups go on)")
+            if dead is not None and dead not in slot.apart:
+                dead.close()  # what it had on other nodes may be of use to others
+        elif self._has_worked:
+            self._count(slot, dead, str(error))
+        else:
+            self._stop(str(error))  # another attempt would most likely fail alike, later
 
-    async def _until_a_node_comes(self, slot: _Slot, dead: EngineGroup | None, reason: str) -> None:
-        """Leave `slot` empty until the cluster has a node that it did not have."""
-        if not slot.is_given_up:
-            slot.is_given_up = True
-            self._failures.texts.append(f"{reason} (the other groups go on)")
-        if dead is not None:
-            dead.close()  # what it had on other nodes may be of use to others
+    async def _until_a_node_comes(self) -> None:
+        """Wait until the cluster has a node that it did not have, or the job must stop."""
+        if self._error is not None:
+            return
         if self._arrival is None or self._arrival.done():
             self._arrival = self._in_background(_next_arrival())  # one look for all that wait
         await asyncio.shield(self._arrival)
@@ -256,10 +260,12 @@ class Supervisor:
             return self._num_ready > 0
         return any(not other.is_given_up for other in self._slots if other is not slot)
 
-    async def _start(self, group_id: int, dead: EngineGroup | None) -> EngineGroup:
+    async def _start(self, slot: _Slot, dead: EngineGroup | None) -> EngineGroup:
         address = None if self._store is None else self._store.address
         if dead is None:
-            group = await EngineGroup.start(self._spec, group_id, address)
+            group = await EngineGroup.start(self._spec, slot.group_id, address)
+        elif dead in slot.apart:
+            group = await dead.rebuild(self._spec, address, elsewhere=True)
         else:
             group = await dead.rebuild(self._spec, address)
         with ExitStack() as undo:
@@ -272,21 +278,19 @@ class Supervisor:
         self._has_worked = True
         return group
 
-    def _counts_on(self, slot: _Slot, dead: EngineGroup | None, reason: str) -> bool:
-        """Count a failure; say whether the group gets another generation in place of `dead`."""
+    def _count(self, slot: _Slot, dead: EngineGroup | None, reason: str) -> None:
+        """Count a failure of a group; set the group apart or stop the job for it."""
         self._failures.add(slot.group_id, reason)
         others = [other for other in self._slots if other is not slot and not other.is_given_up]
-        is_apart = self._failures.is_repeated(slot.group_id) and bool(others)
-        if is_apart:
+        if others and self._failures.is_repeated(slot.group_id):
             logger.warning("%s", self._failures.set_group_apart(slot.group_id))
             slot.is_given_up = True
-            if dead is not None:
+            if dead is not None and dead not in slot.apart:
                 dead.kill()
-                slot.apart = dead
+                slot.apart.append(dead)
         excess = self._failures.excess()
         if excess is not None:
             self._stop(excess)
-        return not is_apart
 
     def _stop(self, reason: str) -> None:
         self._error = self._error or reason  # the first reason is the cause of later ones

@@ -35,9 +35,21 @@ class Groups:
     cancelled: list[str] = field(default_factory=list)
     hanging: set[int] = field(default_factory=set)  # generations that do not answer
     gates: dict[int, asyncio.Event] = field(default_factory=dict)  # of groups that start late
+    moved: list[tuple[int, int]] = field(default_factory=list)  # and keep what they have
+    num_looks: int = 0  # at the nodes
     nodes: set[str] = field(default_factory=lambda: {"node 1"})  # of the cluster
     num_steps: int = 7  # of any group
     pace: int = 0  # steps between two health checks
+
+    def living_nodes(self):
+        self.num_looks += 1
+        return set(self.nodes)
+
+    async def looked(self):
+        """Wait until somebody has seen the nodes as they are now."""
+        enough = self.num_looks + 2
+        while self.num_looks < enough:
+            await asyncio.sleep(0.001)
 
     async def start(self, spec, group_id, address):
         return await self.build(group_id, 0)
@@ -67,7 +79,9 @@ class Group:
     async def expert_load(self):
         return {1: np.array([self.generation, 10])}
 
-    async def rebuild(self, spec, address):
+    async def rebuild(self, spec, address, *, elsewhere=False):
+        if elsewhere:
+            self.groups.moved.append((self.group_id, self.generation))
         return await self.groups.build(self.group_id, self.generation + 1)
 
     def cancel_client(self, process_id):
@@ -86,7 +100,7 @@ def groups(monkeypatch):
     monkeypatch.setattr(module, "EngineGroup", fakes)
     monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
     monkeypatch.setattr(module, "_LOOK_FOR_NODES_S", 0.001)
-    monkeypatch.setattr(module, "living_nodes", lambda: set(fakes.nodes))
+    monkeypatch.setattr(module, "living_nodes", fakes.living_nodes)
     return fakes
 
 
@@ -101,6 +115,11 @@ def supervise(
         await supervisor.close()
 
     asyncio.run(main())
+
+
+async def until_ready(supervisor: Supervisor, num_ready: int) -> None:
+    while (await supervisor.status()).num_ready != num_ready:
+        await asyncio.sleep(0.001)
 
 
 async def settle() -> None:
@@ -394,24 +413,20 @@ def test_a_node_that_comes_later_gets_the_groups_that_had_no_place(groups):
     async def use(supervisor):
         await settle()
         groups.starts = [NoRoomError("its node is gone"), NoRoomError("its node is gone")]
-        groups.nodes = {"node 1"}
         for group_id in (0, 1):
             await supervisor.report_failure(group_id, 0, "killed")
-        await asyncio.sleep(0.05)
+        await groups.looked()
         assert (await supervisor.status()).num_ready == 1
         assert groups.closed == [(0, 0), (1, 0)]
         groups.starts = [None, NoRoomError("the new node is full")]
         groups.nodes = {"node 1", "node 2"}
-        await asyncio.sleep(0.05)
-        status = await supervisor.status()
-        assert status.num_ready == 2
-        # Each is told once, and waiting for a place is no failure that counts.
-        assert len(status.failures) == 4
-        groups.nodes = {"node 1"}  # node 2 went with nobody noticing yet
-        await asyncio.sleep(0.05)
-        groups.nodes = {"node 1", "node 2"}
-        await asyncio.sleep(0.05)
-        assert (await supervisor.status()).num_ready == 3
+        await until_ready(supervisor, 2)
+        assert len((await supervisor.status()).failures) == 4  # a group without room is told once
+        groups.nodes = {"node 1"}
+        await groups.looked()
+        assert (await supervisor.status()).num_ready == 2
+        groups.nodes = {"node 1", "node 2"}  # a node that went and comes again is new
+        await until_ready(supervisor, 3)
         leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(3)]
         assert {(group.group_id, group.generation) for _, group in leases} == {
             (0, 1), (1, 1), (2, 0)
@@ -420,14 +435,38 @@ def test_a_node_that_comes_later_gets_the_groups_that_had_no_place(groups):
     supervise(use, num_groups=3)
 
 
+def test_a_node_that_comes_later_gets_a_group_that_was_set_apart(groups):
+    async def use(supervisor):
+        await settle()
+        for generation in range(6):
+            await supervisor.report_failure(0, generation, "killed")
+            await settle()
+        assert [*(await supervisor.status()).set_apart] == [0]
+        await groups.looked()
+        assert (await supervisor.status()).num_ready == 1
+        groups.nodes = {"node 1", "node 2"}
+        await until_ready(supervisor, 2)
+        assert groups.moved == [(0, 5)]  # what it had on the bad node stays reserved
+        assert groups.closed == []
+        assert (await supervisor.status()).set_apart == {}
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
+        assert (group.group_id, group.generation) == (0, 6)
+        for generation in range(6, 12):  # the new node is no better
+            await supervisor.report_failure(0, generation, "killed")
+            await settle()
+        assert [*(await supervisor.status()).set_apart] == [0]
+
+    supervise(use, num_groups=2)
+    assert {(0, 5), (0, 11), (1, 0)} <= {*groups.closed}
+
+
 def test_closing_while_groups_wait_for_a_node_ends_the_wait(groups):
     async def use(supervisor):
         await settle()
         groups.starts = [NoRoomError("its node is gone")]
         await supervisor.report_failure(0, 0, "killed")
-        await asyncio.sleep(0.02)
-        async with asyncio.timeout(1):
-            await supervisor.close()
+        await groups.looked()
+        await supervisor.close()
         assert not supervisor._tasks
 
     supervise(use, num_groups=2)
