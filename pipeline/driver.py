@@ -22,6 +22,7 @@ from pipeline.monitor.progress import open_display
 from pipeline.monitor.report import Usage
 from pipeline.monitor.snapshot import RankStats, RunMonitor
 from pipeline.monitor.stage_costs import Costs
+from pipeline.output.behind import writing_behind
 from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import KILLED_RUNS
 from pipeline.output.writer import PartWriter
@@ -80,15 +81,16 @@ def _drive(
         longest_pause_s = 0.0
         with (
             _committed_at_end(writer),
+            writing_behind(writer) as behind,
             writer.on_time(),
             polling(
-                monitor, partial(rank_stats, groups.status), lambda: writer.writing_s, reporters
+                monitor, partial(rank_stats, groups.status), lambda: behind.waited_s, reporters
             ),
         ):
             for rows, cost in _results(plan.rows, groups, backend, journal):
                 earlier, latest = latest, time.monotonic()
                 longest_pause_s = max(longest_pause_s, latest - earlier)
-                writer.add(rows)
+                behind.add(rows)
                 costs.add(cost)
                 monitor.add(rows)
         costs.note_peak("rank", monitor.rank_peak_bytes)
