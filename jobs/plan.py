@@ -186,8 +186,8 @@ _HELP = {
     "vision_share": "share of --tflops that products of images reach; default: 0.35",
     "memory_share": "share of --memory-gbs that reads reach; default: 0.35",
     "link_share": "share of the bandwidth that exchanges reach; default: 0.7",
-    "launch_us": "least time of a layer that the host launches, in microseconds; default: 333",
-    "replay_us": "least time of a layer that a CUDA graph replays, in microseconds; default: 139",
+    "launch_us": "least time of a layer that the host launches, in microseconds; default: 237",
+    "replay_us": "least time of a layer that a CUDA graph replays, in microseconds; default: 94",
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class PipelineConfig:
     # The placement of experts is no part of the recipe, like the number of ranks.
     expert_placement: str | None = None  # a record of expert load, as for `read_load`
     expert_copies: int = 0  # extra copies of the busiest experts on each rank, in each layer
-    max_group_failures: int = 16
+    max_group_failures: float = 4.0  # a group and day, as for `parallel.groups.failures`
     rows_per_part: int = 10_000  # at most, in each part file
     max_part_age_s: float = 300.0  # finished rows wait at most so long for their part file
     make_ids_unique: bool = False  # rename null and repeated ids instead of refusing them
@@ -72,6 +73,11 @@ class PipelineConfig:
             raise ValueError("windows of a row go with neither --samples nor --token-logprobs")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
+        if not 0 <= self.max_group_failures < inf:
+            raise ValueError(
+                "max_group_failures must be a number and at least 0, got "
+                f"{self.max_group_failures:g}"
+            )
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -21,6 +21,7 @@ from pipeline.monitor.report import Usage
 from pipeline.monitor.snapshot import RankStats, RunMonitor
 from pipeline.monitor.stage_costs import Costs
 from pipeline.monitor.told import tell
+from pipeline.output.behind import writing_behind
 from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import KILLED_RUNS
 from pipeline.output.writer import PartWriter
@@ -96,9 +97,10 @@ def _drive(
         longest_pause_s = 0.0
         with (
             _committed_at_end(writer),
+            writing_behind(writer) as behind,
             writer.on_time(),
             polling(
-                monitor, partial(rank_stats, groups.status), lambda: writer.writing_s, reporters
+                monitor, partial(rank_stats, groups.status), lambda: behind.waited_s, reporters
             ),
         ):
             for rows, cost in _results(plan.rows, groups, backend, journal):
@@ -106,7 +108,7 @@ def _drive(
                     tell(f"the first row came {time.monotonic() - started:.1f} s later")
                 earlier, latest = latest, time.monotonic()
                 longest_pause_s = max(longest_pause_s, latest - earlier)
-                writer.add(rows)
+                behind.add(rows)
                 costs.add(cost)
                 monitor.add(rows)
         costs.note_peak("rank", monitor.rank_peak_bytes)
@@ -121,6 +123,7 @@ def _drive(
             deployment=str(backend.deployment),
             ranks=rank_numbers(status),
             group_failures=status.failures,
+            groups_set_apart=tuple(status.set_apart.values()),
             longest_pause_s=longest_pause_s,
             snapshot=monitor.snapshot(),
             num_preparers=backend.sizing.num_preparers,

@@ -96,6 +96,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         placement=options.placement.upper(),
         expert_placement=options.expert_placement,
         expert_copies=options.expert_copies,
+        max_group_failures=options.max_group_failures,
         rows_per_part=options.rows_per_part,
         max_part_age_s=options.max_part_age,
         make_ids_unique=options.make_ids_unique,

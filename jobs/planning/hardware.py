@@ -20,10 +20,11 @@ class Hardware:
     vision_share: float = 0.35  # of images
     memory_share: float = 0.35
     link_share: float = 0.7
-    # The least time of a layer. A decode step has at most 1,500 operations in 27 layers, and each
-    # takes the host some 6 us, or the device some 2.5 us when a CUDA graph replays it.
-    launch_us: float = 333.0  # launched by the host
-    replay_us: float = 139.0  # replayed from a CUDA graph
+    # The least time of a layer. A step with prompts has 1,068 operations in 27 layers, one of
+    # decodes 1,012 (counted by jobs.bench.gpu_steps). Each is guessed to take the host 6 us, or the
+    # device 2.5 us when a CUDA graph replays it.
+    launch_us: float = 237.0  # launched by the host
+    replay_us: float = 94.0  # replayed from a CUDA graph
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -1,6 +1,6 @@
 """`Groups`: the groups of a run, for the driver that owns them and for the clients that use them.
 
-    groups = Groups.start(spec, num_groups=4, max_group_failures=16)      # driver
+    groups = Groups.start(spec, num_groups=4, max_group_failures=4)       # driver
     async with groups.lease(num_tokens) as lease:                         # any process
         answers = await lease.generate([requests])
     groups.close()                                                        # driver
@@ -91,9 +91,10 @@ class Groups:
         return Groups, (self._supervisor,)
 
     @classmethod
-    def start(cls, spec: GroupSpec, *, num_groups: int, max_group_failures: int) -> Self:
+    def start(cls, spec: GroupSpec, *, num_groups: int, max_group_failures: float) -> Self:
         """Start the groups of a run from its driver; return when the first is ready.
 
+        `max_group_failures` is a rate, a group and day; see `Failures`.
         Raises GroupError: no group could be started; nothing is left behind.
         """
         if num_groups < 1:

@@ -28,7 +28,7 @@ from model.config import BLOCK_SIZE
 from model.engine.sequence import Completion, SamplingParams
 from model.inputs.prompt import Prompt
 from parallel.groups.errors import DeadGroupError
-from parallel.groups.group import EngineGroup
+from parallel.groups.group import EngineGroup, place
 from parallel.ranks.requests import Outcome, Request
 
 _NUM_PROMPTS = 8
@@ -154,6 +154,7 @@ class GoldenPrompts:
                 outcomes = await group.generate("golden prompts", requests, rank)
         except TimeoutError:
             silence = f"no answer to the golden prompts in {self._timeout_s:g} s"
+            silence = f"{silence}{place(group.nodes, rank)}"
             raise DeadGroupError(f"{_name(group, rank)}: {silence}") from None
         return np.array([_logprob(outcome) for outcome in outcomes])
 
@@ -199,5 +200,5 @@ def _message(
     return (
         f"{_name(group, rank)}: the golden prompts drift by {drift:.3g} nats from the first "
         f"answers of this run, the same prompt in each of {num_asks} asks; {tolerance.nats:.3g} "
-        f"nats are allowed ({tolerance.origin})"
+        f"nats are allowed ({tolerance.origin}){place(group.nodes, rank)}"
     )

@@ -35,6 +35,7 @@ class EngineGroup:
     generation: int
     reservation: PlacementGroup
     ranks: tuple[Any, ...]  # handles of the `Rank` actors
+    nodes: tuple[str, ...] = ()  # of each rank, for messages; empty if they are not known
 
     @classmethod
     async def start(cls, spec: GroupSpec, group_id: int, address: Address | None) -> Self:
@@ -46,27 +47,32 @@ class EngineGroup:
         with ExitStack() as undo:
             reservation = reserve(spec)
             undo.callback(remove_placement_group, reservation)
-            ranks = await start_ranks(spec, group_id, 0, reservation, address)
+            ranks, nodes = await start_ranks(spec, group_id, 0, reservation, address)
             undo.pop_all()
-        return cls(group_id, 0, reservation, ranks)
+        return cls(group_id, 0, reservation, ranks, nodes)
 
-    async def rebuild(self, spec: GroupSpec, address: Address | None) -> Self:
+    async def rebuild(
+        self, spec: GroupSpec, address: Address | None, *, elsewhere: bool = False
+    ) -> Self:
         """Kill this generation and start the next one, elsewhere if one of its nodes is gone.
 
+        With `elsewhere` this generation keeps its reservation, so that the next one gets another.
         Raises NoRoomError: no other node had room in time; or another GroupError: a rank died or
         did not load.
         """
         generation = self.generation + 1
-        self._kill_ranks()
+        self.kill()
         with ExitStack() as undo:
             reservation = self.reservation
-            if await asyncio.to_thread(has_lost_a_node, reservation):
+            is_lost = not elsewhere and await asyncio.to_thread(has_lost_a_node, reservation)
+            if is_lost:
                 remove_placement_group(reservation)
+            if elsewhere or is_lost:
                 reservation = reserve(spec)
                 undo.callback(remove_placement_group, reservation)
-            ranks = await start_ranks(spec, self.group_id, generation, reservation, address)
+            ranks, nodes = await start_ranks(spec, self.group_id, generation, reservation, address)
             undo.pop_all()
-        return type(self)(self.group_id, generation, reservation, ranks)
+        return type(self)(self.group_id, generation, reservation, ranks, nodes)
 
     async def generate(
         self, client_id: str, requests: Sequence[Request], rank: int = 0
@@ -113,14 +119,15 @@ class EngineGroup:
         for rank in self.ranks:
             rank.cancel_client.remote(client_id)
 
-    def close(self) -> None:
-        """Kill the ranks and give their resources back; closing twice is no error."""
-        self._kill_ranks()
-        remove_placement_group(self.reservation)
-
-    def _kill_ranks(self) -> None:
+    def kill(self) -> None:
+        """Kill the ranks, but keep their resources, so that nobody else gets them."""
         for rank in self.ranks:
             ray.kill(rank)
+
+    def close(self) -> None:
+        """Kill the ranks and give their resources back; closing twice is no error."""
+        self.kill()
+        remove_placement_group(self.reservation)
 
     async def _answer(self, rank: int, answer: Awaitable[Any]) -> Any:
         try:
@@ -130,4 +137,11 @@ class EngineGroup:
 
     def _death(self, rank: int, reason: str) -> str:
         who = f"group {self.group_id} (generation {self.generation})"
-        return f"{who}, rank {rank}: {reason}" if len(self.ranks) > 1 else f"{who}: {reason}"
+        if len(self.ranks) > 1:
+            who = f"{who}, rank {rank}"
+        return f"{who}: {reason}{place(self.nodes, rank)}"
+
+
+def place(nodes: Sequence[str], rank: int) -> str:
+    """Return words for the node of a rank, to end a message; empty if nodes are not known."""
+    return f" (on {nodes[rank]})" if nodes else ""

@@ -35,6 +35,11 @@ class GroupSpec:
     heartbeat_s: float = 1.0  # between two health checks of a rank
     heartbeat_timeout_s: float = 15.0  # until a rank answers one
     stall_timeout_s: float = 900.0  # of one step
+    failures_at_once: int = 16  # of all groups; see `parallel.groups.failures`
+    # Until a group is set apart while others go on. One row may kill a group five times before it
+    # is given up, so fewer would blame the group for it.
+    max_failures_in_a_row: int = 6
+    long_service_s: float = 600.0  # after which a failure begins another row of failures
     topologies: Topologies | None = None  # as in `RankSpec`, for `num_ranks`
     golden: tuple[Request, ...] = ()  # see `parallel.groups.golden`; none turns the check off
     golden_every_steps: int = 2000  # of a group, between two checks
@@ -49,7 +54,8 @@ class GroupSpec:
             raise ValueError("a rank needs a CPU or a GPU, or a part of one")
         for name in (
             "resources_timeout_s start_timeout_s exchange_timeout_s heartbeat_s "
-            "heartbeat_timeout_s stall_timeout_s golden_every_steps"
+            "heartbeat_timeout_s stall_timeout_s golden_every_steps failures_at_once "
+            "max_failures_in_a_row long_service_s"
         ).split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

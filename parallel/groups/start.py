@@ -34,14 +34,18 @@ async def start_ranks(
     generation: int,
     reservation: PlacementGroup,
     address: Address | None,
-) -> tuple[Any, ...]:
-    """Start all ranks of a generation; return their handles, by rank, when they are ready.
+) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """Start all ranks of a generation; return their handles and nodes when they are ready.
+
+    Both are in the order of the ranks; a node is named as by `nodes_of`.
 
     Raises NoRoomError: the reservation was not granted in time; or another GroupError: a rank died
     or did not load. Then no rank is left.
     """
     if not await _is_granted(reservation, spec.resources_timeout_s):
         raise NoRoomError(_no_room(spec, group_id))
+    nodes = await asyncio.to_thread(nodes_of, reservation)
+    who = f"group {group_id} (on {', '.join(dict.fromkeys(nodes))})"
     actor: Any = ray.remote(Rank)  # Any: Ray adds `.remote` to the methods at run time
     with ExitStack() as undo:
         ranks: list[Any] = []
@@ -57,13 +61,13 @@ async def start_ranks(
             ).remote(partial(spec.engine_factory, rank_spec), spec.admission)
             undo.callback(ray.kill, rank)
             ranks.append(rank)
-        await _until_ready(spec, group_id, ranks, reservation)
+        await _until_ready(spec, who, ranks, reservation)
         undo.pop_all()
-    return tuple(ranks)
+    return tuple(ranks), nodes
 
 
 async def _until_ready(
-    spec: GroupSpec, group_id: int, ranks: Sequence[Any], reservation: PlacementGroup
+    spec: GroupSpec, who: str, ranks: Sequence[Any], reservation: PlacementGroup
 ) -> None:
     """Wait until all ranks are ready, or until the first one fails."""
     deadline = time.monotonic() + spec.start_timeout_s
@@ -75,14 +79,14 @@ async def _until_ready(
         for error in errors:
             if not isinstance(error, RayError):
                 raise error
-            raise GroupError(f"group {group_id} did not start: {reason_of(error)}") from error
+            raise GroupError(f"{who} did not start: {reason_of(error)}") from error
         if left and time.monotonic() >= deadline:
             raise GroupError(
-                f"group {group_id} did not load its engine in {spec.start_timeout_s:g} s; if the "
+                f"{who} did not load its engine in {spec.start_timeout_s:g} s; if the "
                 "checkpoint is on a slow disk, copy it to the nodes"
             )
         if left and not done and await asyncio.to_thread(has_lost_a_node, reservation):
-            raise GroupError(f"group {group_id} lost a node while it started")
+            raise GroupError(f"{who} lost a node while it started")
 
 
 async def _is_granted(reservation: PlacementGroup, timeout_s: float) -> bool:
@@ -100,10 +104,25 @@ def has_lost_a_node(reservation: PlacementGroup) -> bool:
 
     Ray would wait forever for another node that can take the bundle.
     """
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    alive = living_nodes()
     table = placement_group_table(reservation)
     places = table["bundles_to_node_id"].values()
     return table["state"] == "REMOVED" or any(node not in alive for node in places)
+
+
+def living_nodes() -> set[str]:
+    """Return the ids of the nodes that the cluster has now."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def nodes_of(reservation: PlacementGroup) -> tuple[str, ...]:
+    """Name the node of each bundle of a granted reservation, by host name and address."""
+    names = {
+        node["NodeID"]: f"{node['NodeManagerHostname']}, {node['NodeManagerAddress']}"
+        for node in ray.nodes()
+    }
+    places = placement_group_table(reservation)["bundles_to_node_id"]
+    return tuple(names.get(places[bundle], "a node that is gone") for bundle in sorted(places))
 
 
 def _no_room(spec: GroupSpec, group_id: int) -> str:

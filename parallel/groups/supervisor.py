@@ -4,27 +4,32 @@ Groups live outside Ray Data, so a restarted map actor never touches them. The s
 the driver and dies with it; then Ray removes the ranks and their placement groups.
 
 The supervisor leases the least-loaded group to whoever asks. It rebuilds a group that is reported
-dead, under a new generation number. After too many failures everybody gets a `GroupError`, which
-stops the job. Drivers and clients reach the supervisor through `parallel.groups.client`.
+dead, under a new generation number. A group that fails again and again is set apart, and the others
+go on. After too many failures everybody gets a `GroupError`, which stops the job. Drivers and
+clients reach the supervisor through `parallel.groups.client`.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from parallel.experts.load import ExpertLoad, add
 from parallel.groups.errors import DeadGroupError, GroupError, NoRoomError, reason_of
+from parallel.groups.failures import Failures
 from parallel.groups.golden import GoldenPrompts
 from parallel.groups.group import EngineGroup
-from parallel.groups.leases import Client, Grant, Leases
+from parallel.groups.leases import Client, Leases
 from parallel.groups.monitor import GroupMonitor
 from parallel.groups.spec import GroupSpec
+from parallel.groups.start import living_nodes
 from parallel.ranks.rendezvous_store import RendezvousStore
 
 _RETRY_AFTER_S = 2.0  # after a start that failed
+_LOOK_FOR_NODES_S = 10.0  # between two looks, while groups have no room
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +43,7 @@ class GroupsStatus:
     failures: tuple[str, ...]  # all so far, oldest first
     # Group -> the latest numbers of each of its ranks.
     rank_stats: Mapping[int, tuple[Mapping[str, float], ...]]
+    set_apart: Mapping[int, str] = field(default_factory=dict)  # group -> its last failure
 
 
 @dataclass
@@ -46,8 +52,9 @@ class _Slot:
 
     group_id: int
     monitor: GroupMonitor | None = None  # None while there is no running generation
-    is_reserved: bool = False  # for a client that wants the group exclusively
-    is_given_up: bool = False  # because no node had room for it
+    is_given_up: bool = False  # until a node comes: set apart, or no node had room for it
+    # Generations that were set apart, which keep their resources: nobody shall get them.
+    apart: list[EngineGroup] = field(default_factory=list)
 
     @property
     def group(self) -> EngineGroup | None:
@@ -66,7 +73,7 @@ class Supervisor:
 
     build each group --> ready: acquire, release
           ^                |
-          +-- report_failure (a new generation, until there were too many failures)
+          +-- report_failure (a new generation, or the group is set apart, or the job stops)
 
     Everything runs on one event loop, so state changes only between awaits and needs no locks.
 
@@ -74,16 +81,22 @@ class Supervisor:
     that comes at the same moment as the answer, and `close` would then wait forever.
     """
 
-    def __init__(self, spec: GroupSpec, num_groups: int, max_group_failures: int) -> None:
+    def __init__(
+        self,
+        spec: GroupSpec,
+        num_groups: int,
+        max_group_failures: float,  # a group and day; see `Failures`
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._spec = spec
-        self._max_failures = max_group_failures
+        self._failures = Failures(spec, num_groups, max_group_failures, clock)
         self._slots = [_Slot(group_id) for group_id in range(num_groups)]
-        self._leases = Leases()
-        self._failures: list[str] = []
+        self._leases = Leases(num_groups)
         self._error: str | None = None  # why the job must stop
         self._has_worked = False  # whether any group was ever ready
-        self._changed = asyncio.Condition()
+        self._has_begun = asyncio.Event()  # the first group is ready, or the job must stop
         self._tasks: set[asyncio.Task[None]] = set()
+        self._arrival: asyncio.Task[None] | None = None  # ends when a node comes
         self._store: RendezvousStore | None = None
         self._golden = GoldenPrompts(spec.golden, spec.start_timeout_s)
         self._monitors: list[GroupMonitor] = []  # of all generations, dead ones too
@@ -96,7 +109,9 @@ class Supervisor:
         self._store = self._spec.open_store()
         for slot in self._slots:
             self._in_background(self._build(slot, None))
-        await self._until(lambda: self._num_ready > 0)
+        await self._has_begun.wait()
+        if self._error is not None:
+            raise GroupError(self._error)
 
     async def acquire(
         self, client: Client, num_tokens: int, *, exclusive: bool
@@ -107,18 +122,15 @@ class Supervisor:
         nobody in before `release`. A new process of a known actor takes over from the earlier one.
         Raises GroupError: the job must stop.
         """
-        self._end_leases_of_earlier_process(client)
-        group = await (self._idle_group() if exclusive else self._best_group())
-        number = self._leases.add(Grant(client, group, num_tokens, exclusive))
-        if self._leases.is_replaced(client):  # its process died while it waited here
-            await self.release(number)
-            raise GroupError("this client has a successor")
-        return number, group
+        earlier = self._leases.register(client)
+        if earlier is not None:
+            for monitor in self._running():
+                monitor.group.cancel_client(earlier.process_id)
+        return await self._leases.acquire(client, num_tokens, exclusive=exclusive)
 
     async def release(self, number: int) -> None:
         """End a lease; a lease that has already ended is no error."""
-        self._end(number)
-        await self._notify()
+        self._leases.end(number)
 
     async def report_failure(self, group_id: int, generation: int, reason: str) -> None:
         """Replace a dead generation of a group; repeated reports of it change nothing."""
@@ -127,9 +139,9 @@ class Supervisor:
         if dead is None or dead.generation != generation:
             return
         slot.clear()
-        self._count_failure(reason)
+        self._leases.shut(group_id)
+        self._count(slot, dead, reason)
         self._in_background(self._build(slot, dead))
-        await self._notify()
 
     async def status(self, *, fresh: bool = False) -> GroupsStatus:
         """Return what runs and what has failed so far; `fresh` asks the ranks for new numbers."""
@@ -138,12 +150,13 @@ class Supervisor:
         return GroupsStatus(
             num_groups=len(self._slots),
             num_ready=self._num_ready,
-            failures=tuple(self._failures),
+            failures=tuple(self._failures.texts),
             rank_stats={
                 monitor.group.group_id: tuple(rank.stats for rank in monitor.health)
                 for monitor in self._running()
                 if monitor.health
             },
+            set_apart=dict(self._failures.set_apart),
         )
 
     async def expert_load(self) -> ExpertLoad:
@@ -162,7 +175,8 @@ class Supervisor:
             if slot.group is not None:
                 slot.group.close()
                 slot.clear()
-        await self._notify()
+            for group in slot.apart:
+                group.close()
 
     @property
     def _num_ready(self) -> int:
@@ -171,10 +185,11 @@ class Supervisor:
     def _running(self) -> list[GroupMonitor]:
         return [slot.monitor for slot in self._slots if slot.monitor is not None]
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop keeps only weak references, so a task could vanish
         task.add_done_callback(self._end_task)
+        return task
 
     def _end_task(self, task: asyncio.Task[None]) -> None:
         """Stop the job if a task failed: somebody may wait for what it would have done."""
@@ -183,44 +198,61 @@ class Supervisor:
         if error is not None:
             logger.error("the supervisor of the groups failed", exc_info=error)
             self._stop(f"{type(error).__name__}: {reason_of(error)}")
-            self._in_background(self._notify())
 
     async def _build(self, slot: _Slot, dead: EngineGroup | None) -> None:
         """Start a group in `slot`: the next generation of `dead`, or the first one."""
         with ExitStack() as undo:
             if dead is not None:
                 undo.callback(dead.close)
+            if slot.is_given_up:
+                await self._until_a_node_comes()
             while self._error is None and slot.group is None:
                 try:
-                    group = await self._start(slot.group_id, dead)
+                    group = await self._start(slot, dead)
                     undo.pop_all()
                     self._watch(slot, group)
                 except GroupError as error:
-                    if self._gives_up(slot, error):
-                        break
-                    await asyncio.sleep(_RETRY_AFTER_S)
-        await self._notify()
+                    self._note_start_that_failed(slot, dead, error)
+                    if slot.is_given_up:
+                        await self._until_a_node_comes()
+                    else:
+                        await asyncio.sleep(_RETRY_AFTER_S)
 
     def _watch(self, slot: _Slot, group: EngineGroup) -> None:
         slot.monitor = GroupMonitor(group, self._spec, self._golden, self._report_death)
         self._monitors.append(slot.monitor)
+        slot.is_given_up = False
+        self._leases.open(group)
+        self._failures.note_start(group.group_id)
+        self._has_begun.set()
         for loop in slot.monitor.loops():
             self._in_background(loop)
 
     async def _report_death(self, group: EngineGroup, reason: str) -> None:
         await self.report_failure(group.group_id, group.generation, reason)
 
-    def _gives_up(self, slot: _Slot, error: GroupError) -> bool:
-        """Note a start that failed; say whether to leave the slot empty instead of retrying."""
+    def _note_start_that_failed(
+        self, slot: _Slot, dead: EngineGroup | None, error: GroupError
+    ) -> None:
+        """Count the failure, or stop the job, or give the group up if no node has room for it."""
         if isinstance(error, NoRoomError) and self._can_do_without(slot):
-            slot.is_given_up = True
-            self._failures.append(f"{error} (the other groups go on)")
-        elif not self._has_worked:
-            self._stop(str(error))  # another attempt would most likely fail alike, later
+            if not slot.is_given_up:
+                slot.is_given_up = True
+                self._failures.texts.append(f"{error} (the other groups go on)")
+            if dead is not None and dead not in slot.apart:
+                dead.close()  # what it had on other nodes may be of use to others
+        elif self._has_worked:
+            self._count(slot, dead, str(error))
         else:
-            self._count_failure(str(error))
-            return False
-        return True
+            self._stop(str(error))  # another attempt would most likely fail alike, later
+
+    async def _until_a_node_comes(self) -> None:
+        """Wait until the cluster has a node that it did not have, or the job must stop."""
+        if self._error is not None:
+            return
+        if self._arrival is None or self._arrival.done():
+            self._arrival = self._in_background(_next_arrival())  # one look for all that wait
+        await asyncio.shield(self._arrival)
 
     def _can_do_without(self, slot: _Slot) -> bool:
         """Say whether other groups work, or still load if none has worked yet."""
@@ -228,10 +260,12 @@ class Supervisor:
             return self._num_ready > 0
         return any(not other.is_given_up for other in self._slots if other is not slot)
 
-    async def _start(self, group_id: int, dead: EngineGroup | None) -> EngineGroup:
+    async def _start(self, slot: _Slot, dead: EngineGroup | None) -> EngineGroup:
         address = None if self._store is None else self._store.address
         if dead is None:
-            group = await EngineGroup.start(self._spec, group_id, address)
+            group = await EngineGroup.start(self._spec, slot.group_id, address)
+        elif dead in slot.apart:
+            group = await dead.rebuild(self._spec, address, elsewhere=True)
         else:
             group = await dead.rebuild(self._spec, address)
         with ExitStack() as undo:
@@ -244,72 +278,29 @@ class Supervisor:
         self._has_worked = True
         return group
 
-    def _count_failure(self, reason: str) -> None:
-        self._failures.append(reason)
-        if len(self._failures) > self._max_failures:
-            self._stop(
-                f"groups failed {len(self._failures)} times, more than the allowed "
-                f"{self._max_failures}; the last failure: {reason}. What is committed is safe. "
-                "Find the cause (if it is memory, run fewer sequences at a time), and run the same "
-                "command again to continue"
-            )
+    def _count(self, slot: _Slot, dead: EngineGroup | None, reason: str) -> None:
+        """Count a failure of a group; set the group apart or stop the job for it."""
+        self._failures.add(slot.group_id, reason)
+        others = [other for other in self._slots if other is not slot and not other.is_given_up]
+        if others and self._failures.is_repeated(slot.group_id):
+            logger.warning("%s", self._failures.set_group_apart(slot.group_id))
+            slot.is_given_up = True
+            if dead is not None and dead not in slot.apart:
+                dead.kill()
+                slot.apart.append(dead)
+        excess = self._failures.excess()
+        if excess is not None:
+            self._stop(excess)
 
     def _stop(self, reason: str) -> None:
         self._error = self._error or reason  # the first reason is the cause of later ones
+        self._leases.stop(self._error)
+        self._has_begun.set()
 
-    async def _best_group(self) -> EngineGroup:
-        """Return the group with the fewest tokens on lease; wait until there is any."""
-        await self._until(lambda: bool(self._free_slots()))
-        slot = min(self._free_slots(), key=self._num_tokens)
-        assert slot.group is not None
-        return slot.group
 
-    async def _idle_group(self) -> EngineGroup:
-        """Reserve a group, wait until nobody else has it, and return it still reserved."""
-        while True:
-            await self._until(lambda: bool(self._free_slots()))
-            slot = min(self._free_slots(), key=self._num_tokens)
-            slot.is_reserved = True
-            with ExitStack() as undo:
-                undo.callback(setattr, slot, "is_reserved", False)
-                await self._until(lambda slot=slot: not (slot.group and self._num_tokens(slot)))
-                if slot.group is not None:
-                    undo.pop_all()
-                    return slot.group
-
-    def _free_slots(self) -> list[_Slot]:
-        return [slot for slot in self._slots if slot.group and not slot.is_reserved]
-
-    def _num_tokens(self, slot: _Slot) -> int:
-        return self._leases.num_tokens(slot.group)
-
-    def _end(self, number: int) -> None:
-        grant = self._leases.end(number)
-        if grant is not None and grant.is_exclusive:
-            self._slots[grant.group.group_id].is_reserved = False
-
-    def _end_leases_of_earlier_process(self, client: Client) -> None:
-        """End the leases and requests of an earlier process of the same actor: it is dead."""
-        earlier = self._leases.register(client)
-        if earlier is None:
-            return
-        for number in self._leases.numbers_of(earlier):
-            self._end(number)
-        for slot in self._slots:
-            if slot.group is not None:
-                slot.group.cancel_client(earlier.process_id)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds; it still does when this returns.
-
-        No other coroutine runs between the last test of the condition and the return.
-        Raises GroupError: the job must stop.
-        """
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._error is not None or condition())
-        if self._error is not None:
-            raise GroupError(self._error)
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+async def _next_arrival() -> None:
+    """Wait until a node comes."""
+    known = await asyncio.to_thread(living_nodes)
+    while not (now := await asyncio.to_thread(living_nodes)) - known:
+        known = now  # so that a node that went and comes again is new
+        await asyncio.sleep(_LOOK_FOR_NODES_S)

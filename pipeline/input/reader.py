@@ -16,16 +16,21 @@ from pipeline.input.row_ids import InputFile, numbered, renamed
 from pipeline.input.schema_merge import conform
 from pipeline.schema import RowSchema
 
-_MAX_SLICE_BYTES = 8 << 20
+SLICE_BYTES = 8 << 20
 # Of each column. Without a buffer, pyarrow reads each column of a row group at once and whole,
 # which may be gigabytes of media.
 _READ_BUFFER_BYTES = 4 << 20
 
 
 def read_split(
-    filesystem: pafs.FileSystem, row_schema: RowSchema, split: RowGroupSplit, *, max_rows: int
+    filesystem: pafs.FileSystem,
+    row_schema: RowSchema,
+    split: RowGroupSplit,
+    *,
+    max_rows: int,
+    max_bytes: int = SLICE_BYTES,
 ) -> Iterator[pa.Table]:
-    """Read the rows to do of a row group, at most `max_rows` and about 8 MiB at a time.
+    """Read the rows to do of a row group, at most `max_rows` and about `max_bytes` at a time.
 
     Yields:
         Tables of `row_id` and the `read` columns of `row_schema`.
@@ -37,18 +42,22 @@ def read_split(
         with pq.ParquetFile(
             split.file.path, filesystem=filesystem, buffer_size=_READ_BUFFER_BYTES
         ) as file:
-            yield from _slices(file, row_schema, split, max_rows)
+            yield from _slices(file, row_schema, split, max_rows, max_bytes)
     except (OSError, pa.ArrowException) as error:
         where = f"{split.file.path}, row group {split.row_group}"
         raise ValueError(f"{where} cannot be read: {error}") from error
 
 
 def _slices(
-    file: pq.ParquetFile, row_schema: RowSchema, split: RowGroupSplit, max_rows: int
+    file: pq.ParquetFile,
+    row_schema: RowSchema,
+    split: RowGroupSplit,
+    max_rows: int,
+    max_bytes: int,
 ) -> Iterator[pa.Table]:
     todo, is_renamed = _unpack(split, split.todo), _unpack(split, split.renamed)
     batches = file.iter_batches(
-        batch_size=_slice_rows(file.metadata, split.row_group, row_schema, max_rows),
+        batch_size=_slice_rows(file.metadata, split.row_group, row_schema, max_rows, max_bytes),
         row_groups=[split.row_group],
         columns=[name for name in row_schema.read.names if name in file.schema_arrow.names],
         use_threads=False,  # a reader asks Ray for a fraction of one CPU
@@ -99,7 +108,11 @@ def _unpack(split: RowGroupSplit, packed: bytes) -> NDArray[np.bool_]:
 
 
 def _slice_rows(
-    footer: pq.FileMetaData, row_group: int, row_schema: RowSchema, max_rows: int
+    footer: pq.FileMetaData,
+    row_group: int,
+    row_schema: RowSchema,
+    max_rows: int,
+    max_bytes: int,
 ) -> int:
     """Choose how many rows to read at a time, so that large media do not make large slices."""
     group = footer.row_group(row_group)
@@ -109,4 +122,4 @@ def _slice_rows(
         for column in columns
         if column.path_in_schema.split(".")[0] in row_schema.read.names
     )
-    return max(1, min(max_rows, _MAX_SLICE_BYTES * group.num_rows // max(1, num_bytes)))
+    return max(1, min(max_rows, max_bytes * group.num_rows // max(1, num_bytes)))

@@ -30,22 +30,22 @@ class Reporter(Protocol):
 def polling(
     monitor: RunMonitor,
     rank_stats: Callable[[bool], RankStats | None],
-    writing_s: Callable[[], float],
+    waited_s: Callable[[], float],
     reporters: Sequence[Reporter],
     every_s: float = _POLL_EVERY_S,
 ) -> Iterator[None]:
     """Poll the ranks and show snapshots until the context ends; then show the last one.
 
     `rank_stats` returns the numbers of the ranks, or None if they cannot be had. True asks the
-    ranks for new numbers; False takes those of their group's last question. `writing_s` returns
-    the seconds spent on writing part files so far.
+    ranks for new numbers; False takes those of their group's last question. `waited_s` returns
+    the seconds for which the driver has waited for its writer so far.
     """
     ended = threading.Event()
 
     def poll_ranks(fresh: bool) -> None:
         stats = rank_stats(fresh)
         if stats is not None:
-            monitor.note_ranks(stats, writing_s())
+            monitor.note_ranks(stats, waited_s())
 
     def poll() -> None:
         while not ended.wait(every_s):

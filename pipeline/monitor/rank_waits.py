@@ -3,7 +3,7 @@
 The time of a rank, since its engine was loaded, has four parts that add up to 1:
 
     data    it had no request of its own: the next rows were not prepared yet, or all were done
-    writer  the same, while the driver wrote a part file and took no results
+    writer  the same, while the driver waited for its writer and took no results
     peers   its requests waited for other ranks of its group, before the layers of steps
     (rest)  it computed
 """
@@ -53,7 +53,7 @@ class RankTime:
     idle_share: float = 1.0  # of the time between the last two readings
     latest: Reading | None = None
     read_at_s: float = 0.0  # when `latest` came, by the monitor's clock
-    written_s: float = 0.0  # seconds that the driver had spent on writing until then
+    written_s: float = 0.0  # seconds that the driver had waited for its writer until then
 
     def add(self, reading: Reading, now_s: float, written_s: float) -> None:
         """Add what happened since the latest reading."""
@@ -67,7 +67,7 @@ class RankTime:
         ready_s = reading.ready_s - before.ready_s
         idle_s = max(0.0, ready_s - (reading.stepping_s - before.stepping_s))
         self.idle_share = idle_s / ready_s if ready_s else 1.0
-        # Idle time is the writer's as far as the driver wrote.
+        # Idle time is the writer's as far as the driver waited for it.
         writing_share = (written_s - self.written_s) / max(now_s - self.read_at_s, 1e-9)
         writer_s = idle_s * min(1.0, writing_share)
         self.ready_s += ready_s

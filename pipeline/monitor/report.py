@@ -20,6 +20,7 @@ class Usage:
     deployment: str = ""  # groups, ranks and device, and why; empty if there was nothing to do
     ranks: Mapping[str, float] = field(default_factory=dict)  # as `groups.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
+    groups_set_apart: tuple[str, ...] = ()  # the last failure of each group that was set apart
     longest_pause_s: float = 0.0  # the longest time without a finished row, once a group was ready
     snapshot: Snapshot | None = None  # the last one; None if there was nothing to do
     num_preparers: int = 0  # the most workers that may prepare rows
@@ -140,6 +141,7 @@ class Report:
             "engine": usage.engine_json(),
             "ranks": dict(usage.ranks),
             "group_failures": list(usage.group_failures),
+            "groups_set_apart": list(usage.groups_set_apart),
             "longest_pause_s": usage.longest_pause_s,
             "prepare_busy": round(usage.prepare_busy, 3),
             "mean_rows_at_engines": round(usage.mean_rows, 2),
@@ -169,6 +171,7 @@ class Report:
                 f"{self.usage.num_out_of_memory} tries of steps ran out of memory and were "
                 "divided; lower --cache-gib, --max-step-tokens or --batch-size"
             )
+        lines += [f"set apart: {text}" for text in self.usage.groups_set_apart]
         if self.error_share == 1:
             lines.append(
                 f"ALL {self.rows_written} ROWS OF THIS RUN FAILED{_counts(self.error_codes)}; the "

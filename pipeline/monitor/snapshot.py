@@ -105,7 +105,7 @@ class RunMonitor:
             self._codes.update(rows["error_code"].drop_null().to_pylist())
 
     def note_ranks(self, stats: RankStats, written_s: float) -> None:
-        """Take note of what the ranks tell, and of the seconds spent on writing part files."""
+        """Take note of what the ranks tell, and of the seconds that the driver waited to write."""
         with self._lock:
             for (group, _), rank in self._ranks.items():
                 if group not in stats:

@@ -3,27 +3,26 @@
 A row is in flight while a stage works on it, and not while it waits between stages or for its
 commit. The journal writes it down before the work begins, so a run that is killed leaves its rows
 in flight in `_starts.json`, each with the number of killed runs in which it was so. How many are
-too many, `pipeline.output.poison` says.
+too many, `pipeline.output.poison` says; how the file is written, `pipeline.output.journal_file`.
 
 Within a run the journal counts in the same way the processes that die by themselves, such as of too
 little memory, since Ray starts such a process again without end.
 """
 
 import asyncio
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import pyarrow as pa
 
+from pipeline.output.journal_file import JOURNAL, Change, JournalFile, replay
 from pipeline.output.ledger import IdSet, hash_ids
 from pipeline.output.store import Store
 
 Stage = Literal["prepare", "generate"]
-
-JOURNAL = "_starts.json"
 
 
 @dataclass
@@ -41,6 +40,9 @@ class InFlightJournal:
         self._in_flight: dict[Stage, set[int]] = {"prepare": set(), "generate": set()}
         self._deaths: dict[Stage, Counter[int]] = {"prepare": Counter(), "generate": Counter()}
         self._is_quarantine = self._is_closed = False
+        # Rows that have begun or ended since the file was last written.
+        self._touched: dict[Stage, set[int]] = {"prepare": set(), "generate": set()}
+        self._file = JournalFile(self.store, self.counts_before)
         self._changed = asyncio.Condition()
         self._writing = asyncio.Lock()
         self._num_changes = self._num_written = 0
@@ -62,19 +64,23 @@ class InFlightJournal:
             # Rows that are in flight already belonged to a task that died; Ray tries it again.
             self._deaths[stage].update(self._in_flight[stage] & hashes)
             self._in_flight[stage] |= hashes
+            self._touched[stage] |= hashes
         await self._write_changes()
         return max((self._deaths[stage][each] for each in hashes), default=0)
 
     async def end(self, ids: pa.Array, stage: Stage) -> None:
         """Note that a stage has finished rows; the file is updated with the next start."""
+        hashes = hash_ids(ids).tolist()
         async with self._changed:
-            self._in_flight[stage].difference_update(hash_ids(ids).tolist())
+            self._in_flight[stage].difference_update(hashes)
+            self._touched[stage].update(hashes)
             self._changed.notify_all()
 
     async def begin_quarantine(self) -> None:
         """From now on let `start` wait until no other rows are in flight."""
         async with self._changed:
-            for hashes in self._in_flight.values():
+            for stage, hashes in self._in_flight.items():
+                self._touched[stage] |= hashes
                 hashes.clear()  # all work before has ended, even if its `end` was lost
             self._is_quarantine = True
 
@@ -82,25 +88,50 @@ class InFlightJournal:
         """Write no more, so that the driver can write the last state of the file itself."""
         async with self._writing:
             self._is_closed = True
+            self._file.close()
 
     async def _write_changes(self) -> None:
-        """Write the counts; calls that wait for the same write share it."""
+        """Write what has changed; calls that wait for the same write share it."""
         self._num_changes += 1
         own_change = self._num_changes
         async with self._writing:
             if self._is_closed:
                 raise RuntimeError("the run has ended")
             if self._num_written < own_change:  # else an earlier call has written this change too
-                newest, counts = self._num_changes, self._counts()
-                await asyncio.to_thread(write_journal, self.store, counts)
+                newest = self._num_changes
+                if self._file.can_append:
+                    await _in_thread(partial(self._file.append, self._taken_changes()))
+                else:
+                    await _in_thread(partial(self._file.write, self._taken_state()))
                 self._num_written = newest
+
+    def _taken_changes(self) -> dict[str, Change]:
+        """Take what has changed since the last write; if it fails, the next writes everything."""
+        changes: dict[str, Change] = {}
+        for stage, touched in self._touched.items():
+            if touched:
+                in_flight = self._in_flight[stage]
+                changes[stage] = Change(started=touched & in_flight, ended=touched - in_flight)
+                self._touched[stage] = set()
+        return changes
+
+    def _taken_state(self) -> dict[str, set[int]]:
+        """Copy all rows in flight, since others may start while they are written."""
+        self._touched = {"prepare": set(), "generate": set()}
+        return {stage: set(rows) for stage, rows in self._in_flight.items()}
 
     def _all_in_flight(self) -> set[int]:
         return set().union(*self._in_flight.values())
 
-    def _counts(self) -> dict[int, int]:
-        before = self.counts_before
-        return {**before, **{row: 1 + before.get(row, 0) for row in self._all_in_flight()}}
+
+async def _in_thread(write: Callable[[], None]) -> None:
+    """Write in a thread; whoever is cancelled meanwhile waits, so that two never write at once."""
+    writing = asyncio.ensure_future(asyncio.to_thread(write))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
+        raise
 
 
 def read_journal(store: Store, done: IdSet) -> dict[int, int]:
@@ -112,9 +143,11 @@ def read_journal(store: Store, done: IdSet) -> dict[int, int]:
         ValueError: the file is damaged.
     """
     content = store.read(JOURNAL)
+    if content is None:
+        return {}
     try:
-        counts = {int(key): int(count) for key, count in json.loads(content or b"{}").items()}
-    except (ValueError, AttributeError) as error:
+        counts = replay(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{JOURNAL} of {store.uri} is damaged ({error}); delete it, and rows that killed "
             "earlier runs are tried again like all others"
@@ -125,6 +158,6 @@ def read_journal(store: Store, done: IdSet) -> dict[int, int]:
 def write_journal(store: Store, counts: Mapping[int, int]) -> None:
     """Write the counts; remove the file if there are none."""
     if counts:
-        store.write(JOURNAL, json.dumps({str(key): n for key, n in counts.items()}).encode())
+        JournalFile(store, counts).write({})
     else:
         store.delete(JOURNAL)

@@ -1,7 +1,8 @@
 """The `Store` of an output: one flat folder in which every file is whole.
 
 Both kinds of store replace a file in one step, so readers never see half a file, and a file that is
-written survives a crash. `LocalStore` writes a hidden file, syncs it and renames it. `ObjectStore`
+written survives a crash. `LocalStore` writes a hidden file, syncs it and renames it; it alone can
+append to a file, as the in-flight journal does, whose readers know a torn end. `ObjectStore`
 (S3, GCS and others that pyarrow or fsspec knows) relies on PUT, which shows an object only when it
 is complete.
 """
@@ -70,6 +71,10 @@ class LocalStore:
             new.unlink(missing_ok=True)  # frees the space on a full disk
             raise _named(error, self.directory / name) from error
         _sync_directory(self.directory)
+
+    def open_end(self, name: str) -> int:
+        """Open a file to append to it; who has the descriptor writes, syncs and closes it."""
+        return os.open(self.directory / name, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def move(self, name: str, folder: str) -> None:
         """Rename a file into a folder below, which readers of the output skip."""

@@ -62,14 +62,6 @@ class PartWriter:
         self.error_codes: Counter[str] = Counter()
         self.first_error: str | None = None  # id and message
         self.num_bytes = 0  # of the part files that this object wrote
-        self._writing_s = 0.0
-        self._writing_since: float | None = None
-
-    @property
-    def writing_s(self) -> float:
-        """Seconds spent on writing part files so far, during which the driver takes no results."""
-        since = self._writing_since
-        return self._writing_s + (0.0 if since is None else time.monotonic() - since)
 
     def add(self, rows: pa.Table) -> None:
         """Take finished rows, fill in `attempts`, and commit if many or old rows wait."""
@@ -118,17 +110,7 @@ class PartWriter:
         """
         with self._lock:
             if self._waiting:
-                with self._writing():
-                    self._commit_waiting()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        began = self._writing_since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._writing_since = None
-            self._writing_s += time.monotonic() - began
+                self._commit_waiting()
 
     def _commit_waiting(self) -> None:
         rows = pa.concat_tables(self._waiting)

@@ -2,7 +2,7 @@
 
 Ray moves some tens of batches a second, whatever is in them, so small rows share one. A batch waits
 for its slowest row, so a row that is large, or whose media lie elsewhere and may be, is not held
-together with others for that.
+together with others for that, unless there are very many. `sizing` says how many rows each has.
 
 Only the rows decide, never the clock: a task that Ray runs again must give the same batches, or
 rows would be lost.

@@ -8,12 +8,23 @@ continues.
 """
 
 import asyncio
+import signal
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 from parallel.experts.load import ExpertLoad
 from parallel.experts.policy import explain
@@ -40,6 +51,7 @@ from pipeline.stages.workers import (
 )
 
 _CLIENT = "inline"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 T = TypeVar("T")
 _QUEUED_BYTES = 1 << 30  # of prepared rows, as if it were an object store
 
@@ -157,18 +169,18 @@ class InlineBackend:
         preparing: asyncio.Task[CostedRows | None] = loop.create_task(_next(prepared))
         pending: deque[asyncio.Task[CostedRows]] = deque()
         try:
-            while batch := self._runner.run(_result(preparing)):
+            while batch := run_undisturbed(self._runner, _result(preparing)):
                 preparing = loop.create_task(_next(prepared))
                 pending.append(loop.create_task(generate(*batch)))
                 while pending and (
                     pending[0].done() or len(pending) > self.sizing.batches_per_client
                 ):
-                    yield self._runner.run(_result(pending.popleft()))
+                    yield run_undisturbed(self._runner, _result(pending.popleft()))
             while pending:
-                yield self._runner.run(_result(pending.popleft()))
+                yield run_undisturbed(self._runner, _result(pending.popleft()))
         finally:
             # A thread cannot be stopped, and what it prepares may wait for this event loop.
-            self._runner.run(_end(preparing, pending))
+            run_undisturbed(self._runner, _end(preparing, pending))
             prepared.close()
 
     def reporters(self) -> list[Reporter]:
@@ -200,6 +212,33 @@ async def _next(prepared: Iterator[CostedRows]) -> CostedRows | None:
 async def _result(task: asyncio.Task[T]) -> T:
     """Wait for a task; Ctrl-C ends the wait and leaves the task to `_end`."""
     return await asyncio.shield(task)
+
+
+def run_undisturbed(runner: asyncio.Runner, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run in the event loop, and let signals end the wait; what they raise is raised after it.
+
+    An exception in the midst of the loop would lose the call that it was about to make, and a
+    thread could wait for that without end.
+    """
+    task = runner.get_loop().create_task(coroutine)
+    caught: list[tuple[int, FrameType | None]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append((number, frame))
+        runner.get_loop().call_soon_threadsafe(task.cancel)
+
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    own = {number: each for number, each in handlers.items() if callable(each)}
+    for number in own if threading.current_thread() is threading.main_thread() else ():
+        signal.signal(number, note)
+    try:
+        return runner.get_loop().run_until_complete(task)
+    finally:
+        for number, handler in own.items():
+            if signal.getsignal(number) is note:
+                signal.signal(number, handler)
+        if caught:
+            own[signal.Signals(caught[0][0])](*caught[0])
 
 
 async def _end(

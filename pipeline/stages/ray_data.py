@@ -47,6 +47,7 @@ _MAX_READERS = 2
 # Of a task. Ray ends workers that wait for the next task, and starting others takes seconds of a
 # processor; but more rows would have to be read again when a node is lost.
 _ROWS_PER_READ = 256
+_SLICES_PER_READ = 16  # or so many, where a slice has many rows
 
 
 def run_stages(
@@ -57,7 +58,8 @@ def run_stages(
 ) -> Iterator[CostedRows]:
     """Read, prepare and answer rows as one stream of Ray Data."""
     sizing = spec.sizing
-    reads = batched_splits(splits, _ROWS_PER_READ)
+    rows_per_read = max(_ROWS_PER_READ, _SLICES_PER_READ * sizing.read_rows)
+    reads = batched_splits(splits, rows_per_read)
     with _settings(sizing, keep_order=spec.config.keep_order), _quiet():
         rows = ray.data.read_datasource(
             _Rows(spec, reads),

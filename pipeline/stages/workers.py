@@ -59,9 +59,15 @@ class StageSpec:
 
 
 def read_splits(spec: StageSpec, splits: Iterable[RowGroupSplit]) -> Iterator[CostedRows]:
-    """Read rows, at most `read_rows` at a time."""
+    """Read rows, at most `read_rows` and about `read_bytes` at a time."""
     for split in splits:
-        tables = read_split(spec.filesystem, spec.row_schema, split, max_rows=spec.sizing.read_rows)
+        tables = read_split(
+            spec.filesystem,
+            spec.row_schema,
+            split,
+            max_rows=spec.sizing.read_rows,
+            max_bytes=spec.sizing.read_bytes,
+        )
         while True:
             with measured("read") as cost:
                 rows = next(tables, None)

@@ -1,5 +1,7 @@
 """What a run records of its configuration, under keys that no renaming may change."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
@@ -49,3 +51,9 @@ def test_named_prompts_are_recorded_as_questions_with_looks(checkpoint):
         },
         "timestamps": "none", "max_frame_tokens": 256, "max_row_tokens": 64,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("inf"), float("nan")])
+def test_a_rate_of_failures_that_is_no_number_from_0_on_is_refused(rate):
+    with pytest.raises(ValueError, match="max_group_failures must be a number and at least 0"):
+        PipelineConfig(input="x", output="y", checkpoint=Path("z"), max_group_failures=rate)

@@ -22,6 +22,9 @@ _MACHINE = """
     ranks of a copy get equal work; default: equally many experts per rank, in their order
 --expert-copies N: with --expert-placement: extra copies of the busiest experts on each rank, in
     each layer
+--max-group-failures F: failures of copies that the run survives, for each copy and day, beside 16
+    at once or 3 for each copy, whichever is more; a copy that fails 6 times in a row is set apart
+    while others go on; the default is meant for machines that are taken away a few times a day
 --threads N: threads of torch per rank on CPUs; default: auto, half of the CPUs divided by the ranks
 --batch-size N: captions that each rank generates at the same time; default: auto, chosen for the
     card: 256 from 80 GB, 128 from 48, 64 from 24, else 32; 32 on CPUs
@@ -69,6 +72,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
             "--wire-dtype": {"choices": ("auto", "bfloat16", "float8"), "default": "auto"},
             "--placement": {"choices": ("strict_pack", "pack", "spread"), "default": "strict_pack"},
             "--expert-copies": {"type": count, "default": 0},
+            "--max-group-failures": {"type": float, "default": 4.0},
             "--threads": {"type": positive_or("auto")},
             "--batch-size": {"type": positive_or("auto")},
             "--max-step-tokens": {"type": positive, "default": 8192},

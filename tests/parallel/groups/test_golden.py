@@ -44,6 +44,7 @@ class Group:
     num_asks: int = 0  # of all ranks
     ranks: list[int] = field(default_factory=list)
     own_steps: list[bool] = field(default_factory=list)
+    nodes: tuple[str, ...] = ()  # of each rank
 
     def __post_init__(self):
         self.ranks = list(range(len(self.offs)))
@@ -229,7 +230,7 @@ def test_a_group_that_fails_its_start_is_no_reference_for_others():
 class EngineRank:
     """A group of one engine in this process."""
 
-    group_id, generation, ranks = 0, 0, (0,)
+    group_id, generation, ranks, nodes = 0, 0, (0,), ()
 
     def __init__(self) -> None:
         torch.set_num_threads(1)

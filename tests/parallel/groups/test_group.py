@@ -148,9 +148,11 @@ def test_a_killed_rank_is_replaced_and_nothing_is_left_after_close():
 
 
 def test_a_request_that_kills_every_rank_ends_in_an_error_that_says_so():
-    groups = Groups.start(spec(), num_groups=1, max_group_failures=1)
+    groups = Groups.start(spec(failures_at_once=1), num_groups=1, max_group_failures=0)
     try:
-        with pytest.raises(GroupError, match=r"failed 2 times, more than the allowed 1"):
+        with pytest.raises(
+            GroupError, match=r"failed 4 times, more than the allowed 3 at once.*\(on .*, [0-9.]+\)"
+        ):
             asyncio.run(answer(groups, token_id=DEADLY))
     finally:
         groups.close()

@@ -1,6 +1,7 @@
 """Calls of ranks that are gone, by each exception of Ray. Ranks are fakes, and no Ray runs."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -79,3 +80,9 @@ def test_a_look_that_is_cancelled_at_the_moment_of_the_answer_ends():
             await look
 
     asyncio.run(main())
+
+
+def test_a_death_names_the_node_of_its_rank():
+    group = replace(group_of(ActorDiedError()), nodes=("node-6, 10.0.0.6", "node-7, 10.0.0.7"))
+    with pytest.raises(DeadGroupError, match=r"rank 1: .* \(on node-7, 10\.0\.0\.7\)$"):
+        asyncio.run(group.generate("client", [], rank=1))

@@ -18,7 +18,9 @@ from parallel.groups.supervisor import Supervisor
 from parallel.ranks.worker import RankHealth
 
 SPEC = GroupSpec(
-    heartbeat_s=0.005, engine_factory=lambda _: pytest.fail("nobody loads an engine here")
+    heartbeat_s=0.005,
+    failures_at_once=3,
+    engine_factory=lambda _: pytest.fail("nobody loads an engine here"),
 )
 ONE, OTHER = Client("process 1", "actor 1"), Client("process 2", "actor 2")
 
@@ -29,11 +31,25 @@ class Groups:
 
     starts: list[Exception | None] = field(default_factory=list)
     closed: list[tuple[int, int]] = field(default_factory=list)
+    killed: list[tuple[int, int]] = field(default_factory=list)  # but their resources are kept
     cancelled: list[str] = field(default_factory=list)
     hanging: set[int] = field(default_factory=set)  # generations that do not answer
     gates: dict[int, asyncio.Event] = field(default_factory=dict)  # of groups that start late
+    moved: list[tuple[int, int]] = field(default_factory=list)  # and keep what they have
+    num_looks: int = 0  # at the nodes
+    nodes: set[str] = field(default_factory=lambda: {"node 1"})  # of the cluster
     num_steps: int = 7  # of any group
     pace: int = 0  # steps between two health checks
+
+    def living_nodes(self):
+        self.num_looks += 1
+        return set(self.nodes)
+
+    async def looked(self):
+        """Wait until somebody has seen the nodes as they are now."""
+        enough = self.num_looks + 2
+        while self.num_looks < enough:
+            await asyncio.sleep(0.001)
 
     async def start(self, spec, group_id, address):
         return await self.build(group_id, 0)
@@ -63,11 +79,16 @@ class Group:
     async def expert_load(self):
         return {1: np.array([self.generation, 10])}
 
-    async def rebuild(self, spec, address):
+    async def rebuild(self, spec, address, *, elsewhere=False):
+        if elsewhere:
+            self.groups.moved.append((self.group_id, self.generation))
         return await self.groups.build(self.group_id, self.generation + 1)
 
     def cancel_client(self, process_id):
         self.groups.cancelled.append(process_id)
+
+    def kill(self):
+        self.groups.killed.append((self.group_id, self.generation))
 
     def close(self):
         self.groups.closed.append((self.group_id, self.generation))
@@ -78,6 +99,8 @@ def groups(monkeypatch):
     fakes = Groups()
     monkeypatch.setattr(module, "EngineGroup", fakes)
     monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
+    monkeypatch.setattr(module, "_LOOK_FOR_NODES_S", 0.001)
+    monkeypatch.setattr(module, "living_nodes", fakes.living_nodes)
     return fakes
 
 
@@ -92,6 +115,11 @@ def supervise(
         await supervisor.close()
 
     asyncio.run(main())
+
+
+async def until_ready(supervisor: Supervisor, num_ready: int) -> None:
+    while (await supervisor.status()).num_ready != num_ready:
+        await asyncio.sleep(0.001)
 
 
 async def settle() -> None:
@@ -203,6 +231,107 @@ def test_too_many_failures_stop_everybody_with_the_last_reason(groups):
     supervise(use)
 
 
+def test_a_group_that_fails_again_and_again_is_set_apart_and_keeps_its_resources(groups):
+    async def use(supervisor):
+        await settle()
+        for generation in range(6):
+            assert (await supervisor.status()).set_apart == {}
+            await supervisor.report_failure(1, generation, f"death {generation} (on node-7)")
+            await settle()
+        status = await supervisor.status()
+        (text,) = status.set_apart.values()
+        assert "death 5 (on node-7); group 1 is set apart after 6 failures in a row" in text
+        assert (status.num_ready, status.failures[-1]) == (2, text)
+        assert groups.killed == [(1, 5)]
+        assert groups.closed == []  # nobody else gets what it had
+        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(4)]
+        assert [group.group_id for _, group in leases] == [0, 2, 0, 2]
+        # Its failures do not count against the others, which may have three each.
+        for generation in range(3):
+            for group_id in (0, 2):
+                await supervisor.report_failure(group_id, generation, "killed")
+            await settle()
+            await supervisor.acquire(ONE, 10, exclusive=False)
+        await supervisor.report_failure(0, 3, "killed")
+        with pytest.raises(GroupError, match=r"13 times.*Before that: death 5 \(on node-7\)"):
+            await supervisor.acquire(ONE, 10, exclusive=False)
+
+    supervise(use, num_groups=3, max_group_failures=0)
+    assert (1, 5) in groups.closed
+
+
+def test_a_group_whose_starts_fail_is_set_apart_too(groups):
+    async def use(supervisor):
+        await settle()
+        groups.starts = [GroupError(f"group 0 (on node-7) did not start: {n}") for n in range(5)]
+        await supervisor.report_failure(0, 0, "killed")
+        await settle()
+        status = await supervisor.status()
+        assert "(on node-7) did not start: 4; group 0 is set apart" in status.set_apart[0]
+        assert (status.num_ready, groups.starts) == (1, [])
+
+    supervise(use, num_groups=2)
+
+
+def test_the_last_group_is_not_set_apart_but_stops_the_job(groups):
+    spec = replace(SPEC, failures_at_once=8)
+
+    async def main():
+        supervisor = Supervisor(spec, 2, max_group_failures=0)
+        await supervisor.start()
+        await settle()
+        for group_id, num_deaths in ((0, 6), (1, 8)):
+            for generation in range(num_deaths):
+                await supervisor.report_failure(group_id, generation, f"{group_id}.{generation}")
+                await settle()
+        assert [*(await supervisor.status()).set_apart] == [0]
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
+        assert (group.group_id, group.generation) == (1, 8)
+        await supervisor.report_failure(1, 8, "the last straw")
+        with pytest.raises(GroupError, match=r"15 times.*: the last straw\. Before that: 0\.5"):
+            await supervisor.acquire(ONE, 10, exclusive=False)
+        await supervisor.close()
+        assert (0, 5) in groups.closed
+
+    asyncio.run(main())
+
+
+def test_512_groups_that_fail_as_often_as_allowed_work_for_a_week(groups):
+    """A fake clock goes on by a week; each group dies twice a day, in a row for nobody."""
+    now = 0.0
+
+    async def main():
+        nonlocal now
+        spec = replace(SPEC, heartbeat_s=3600.0, failures_at_once=16)
+        supervisor = Supervisor(spec, 512, max_group_failures=2, clock=lambda: now)
+        await supervisor.start()
+        deaths = [(day, group_id) for day in range(14) for group_id in range(512)]
+        for half_day, group_id in deaths:
+            await settle_one()
+            now += 43_200 / 512
+            await supervisor.report_failure(group_id, half_day, "its node was taken away")
+        await settle()
+        status = await supervisor.status()
+        assert (status.num_ready, len(status.failures)) == (512, 7168)
+        assert status.set_apart == {}
+        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(4096)]
+        assert {group.group_id for _, group in leases} == {*range(512)}
+        # The same week does not excuse a fault that hits all at once; one of its deaths is recent.
+        for generation in range(14, 18):
+            for group_id in range(512):
+                await supervisor.report_failure(group_id, generation, "no memory")
+            await settle()
+        with pytest.raises(GroupError, match=r"8704 times, more than the allowed 1536 at once"):
+            await supervisor.acquire(ONE, 10, exclusive=False)
+        await supervisor.close()
+
+    async def settle_one() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
 def test_a_failure_before_anything_worked_is_the_answer_to_start(groups):
     groups.starts = [GroupError("no such checkpoint"), NoRoomError("no GPU")]
 
@@ -278,6 +407,69 @@ def test_a_group_without_a_place_is_given_up_while_others_load(groups):
         await supervisor.close()
 
     asyncio.run(main())
+
+
+def test_a_node_that_comes_later_gets_the_groups_that_had_no_place(groups):
+    async def use(supervisor):
+        await settle()
+        groups.starts = [NoRoomError("its node is gone"), NoRoomError("its node is gone")]
+        for group_id in (0, 1):
+            await supervisor.report_failure(group_id, 0, "killed")
+        await groups.looked()
+        assert (await supervisor.status()).num_ready == 1
+        assert groups.closed == [(0, 0), (1, 0)]
+        groups.starts = [None, NoRoomError("the new node is full")]
+        groups.nodes = {"node 1", "node 2"}
+        await until_ready(supervisor, 2)
+        assert len((await supervisor.status()).failures) == 4  # a group without room is told once
+        groups.nodes = {"node 1"}
+        await groups.looked()
+        assert (await supervisor.status()).num_ready == 2
+        groups.nodes = {"node 1", "node 2"}  # a node that went and comes again is new
+        await until_ready(supervisor, 3)
+        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(3)]
+        assert {(group.group_id, group.generation) for _, group in leases} == {
+            (0, 1), (1, 1), (2, 0)
+        }  # fmt: skip
+
+    supervise(use, num_groups=3)
+
+
+def test_a_node_that_comes_later_gets_a_group_that_was_set_apart(groups):
+    async def use(supervisor):
+        await settle()
+        for generation in range(6):
+            await supervisor.report_failure(0, generation, "killed")
+            await settle()
+        assert [*(await supervisor.status()).set_apart] == [0]
+        await groups.looked()
+        assert (await supervisor.status()).num_ready == 1
+        groups.nodes = {"node 1", "node 2"}
+        await until_ready(supervisor, 2)
+        assert groups.moved == [(0, 5)]  # what it had on the bad node stays reserved
+        assert groups.closed == []
+        assert (await supervisor.status()).set_apart == {}
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
+        assert (group.group_id, group.generation) == (0, 6)
+        for generation in range(6, 12):  # the new node is no better
+            await supervisor.report_failure(0, generation, "killed")
+            await settle()
+        assert [*(await supervisor.status()).set_apart] == [0]
+
+    supervise(use, num_groups=2)
+    assert {(0, 5), (0, 11), (1, 0)} <= {*groups.closed}
+
+
+def test_closing_while_groups_wait_for_a_node_ends_the_wait(groups):
+    async def use(supervisor):
+        await settle()
+        groups.starts = [NoRoomError("its node is gone")]
+        await supervisor.report_failure(0, 0, "killed")
+        await groups.looked()
+        await supervisor.close()
+        assert not supervisor._tasks
+
+    supervise(use, num_groups=2)
 
 
 def test_groups_of_which_none_has_a_place_do_not_start(groups):

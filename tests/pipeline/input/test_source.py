@@ -95,6 +95,11 @@ def test_big_media_make_small_slices(tmp_path):
         2,
         2,
     ]
+    (split,) = plan(source, OutputIndex.empty()).splits
+    tables = read_split(
+        source.filesystem, source.row_schema, split, max_rows=100, max_bytes=10 << 20
+    )
+    assert [table.num_rows for table in tables] == [3, 1]  # where batches are large
 
 
 def test_done_rows_are_not_read(tmp_path):

@@ -135,3 +135,13 @@ def test_a_run_whose_rows_all_failed_says_so_at_the_end():
     )
     assert "FAILED" not in str(report())
     assert failed.as_json().keys() == report().as_json().keys()
+
+
+def test_a_group_that_was_set_apart_is_told_with_its_reason():
+    text = "group 3 (generation 5): killed (on node-7, 10.0.0.7)"
+    told = report()
+    told = replace(told, usage=replace(told.usage, groups_set_apart=(text,)))
+    assert f"set apart: {text}" in str(told).splitlines()
+    assert told.as_json()["groups_set_apart"] == [text]
+    assert "set apart" not in str(report())
+    assert report().as_json()["groups_set_apart"] == []

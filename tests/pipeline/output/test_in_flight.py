@@ -1,13 +1,14 @@
 """What was being worked on when a run was killed is known to the next one."""
 
 import asyncio
-import json
+import os
 import time
 
 import pyarrow as pa
 import pytest
 
-from pipeline.output.in_flight import JOURNAL, InFlightJournal, read_journal, write_journal
+from pipeline.output.in_flight import InFlightJournal, read_journal, write_journal
+from pipeline.output.journal_file import JOURNAL, JournalFile
 from pipeline.output.ledger import IdSet, hash_ids
 from pipeline.output.store import LocalStore
 
@@ -79,20 +80,25 @@ def test_rows_that_were_committed_after_all_are_forgotten(store):
 def test_starts_at_the_same_time_share_their_writes(store, monkeypatch):
     written = []
 
-    def slow_write(_, name, content):
-        time.sleep(0.05)
-        written.append((name, content))
+    def slow(method):
+        def write(*arguments):
+            time.sleep(0.05)
+            method(*arguments)
+            written.append(arguments)
 
-    monkeypatch.setattr(LocalStore, "write", slow_write)
+        return write
+
+    for name in ("write", "append"):
+        monkeypatch.setattr(JournalFile, name, slow(getattr(JournalFile, name)))
 
     async def run():
         journal = InFlightJournal(store, {})
         await asyncio.gather(
             *(journal.start(pa.array([str(number)]), "prepare") for number in range(20))
         )
-        return set(json.loads(written[-1][1]))
+        return set(read_journal(store, IdSet()))
 
-    assert asyncio.run(run()) == {str(key) for key in keys(*map(str, range(20)))}
+    assert asyncio.run(run()) == set(keys(*map(str, range(20))))
     assert 1 < len(written) <= 3
 
 
@@ -110,6 +116,57 @@ def test_a_count_that_cannot_be_written_is_tried_again_with_the_next(store, monk
 
     asyncio.run(run())
     assert read_journal(store, IdSet()) == dict.fromkeys(keys("a", "b"), 1)
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+def test_after_a_failed_append_everything_is_written_anew(store, monkeypatch, failing):
+    write = os.write
+
+    def full(descriptor, *content):
+        if content:
+            write(descriptor, content[0][: len(content[0]) // 2])  # a torn line
+        raise OSError(28, "full")
+
+    async def run():
+        journal = InFlightJournal(store, {})
+        await journal.start(pa.array(["a"]), "prepare")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, failing, full)
+            with pytest.raises(OSError, match="full"):
+                await journal.start(pa.array(["b"]), "prepare")
+        await journal.start(pa.array(["c"]), "prepare")
+
+    asyncio.run(run())
+    assert read_journal(store, IdSet()) == dict.fromkeys(keys("a", "b", "c"), 1)
+    assert len(store.read(JOURNAL).splitlines()) == 1
+
+
+def test_a_start_that_is_cancelled_ends_its_write_first(store, monkeypatch):
+    log = []
+
+    def slow_append(self, changes):
+        log.append("begins")
+        time.sleep(0.1)
+        append(self, changes)
+        log.append("ends")
+
+    append = JournalFile.append
+    monkeypatch.setattr(JournalFile, "append", slow_append)
+
+    async def run():
+        journal = InFlightJournal(store, {})
+        await journal.start(pa.array(["a"]), "prepare")
+        task = asyncio.create_task(journal.start(pa.array(["b"]), "prepare"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(
+            journal.start(pa.array(["c"]), "prepare"), task, return_exceptions=True
+        )
+        await journal.close()
+
+    asyncio.run(run())
+    assert log == ["begins", "ends"] * 2
+    assert read_journal(store, IdSet()) == dict.fromkeys(keys("a", "b", "c"), 1)
 
 
 def test_alone_means_that_no_other_row_is_worked_on(store):

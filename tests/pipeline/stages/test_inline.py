@@ -1,5 +1,6 @@
 """A run in one process: what it refuses, and what is left of it however it ends."""
 
+import asyncio
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ import torch
 
 from model.engine.engine import Engine, own_turn
 from pipeline.cluster.groups import load_engine
+from pipeline.output.journal_file import replay
 from pipeline.run import RunError, run
+from pipeline.stages.inline import run_undisturbed
 from tests.conftest import ON_RAY_SLOWLY, ROOT
 from tests.pipeline.runs import answer_without_ray, small_config
 from tests.tiny import tiny_checkpoint
@@ -206,7 +209,7 @@ def test_every_row_is_there_once_after_the_process_was_stopped(
     journal = Path(config.output) / "_starts.json"
     assert journal.exists() == was_counted
     if was_counted:
-        assert set(json.loads(journal.read_text()).values()) == {1}
+        assert set(replay(journal.read_bytes()).values()) == {1}
     carry_out(replace(config, engine=replace(config.engine, max_batch_size=1)))
 
     rows = rows_of(config)
@@ -214,6 +217,40 @@ def test_every_row_is_there_once_after_the_process_was_stopped(
     assert all(row == kept.get(row["row_id"], row) for row in rows)
     assert {row["attempts"] for row in rows} == ({1, 2} if was_counted else {1})
     assert not journal.exists()
+
+
+@pytest.mark.parametrize("when", ["as it waits", "with its last step"])
+def test_what_a_signal_raises_comes_after_the_event_loop(when):
+    called = []
+
+    async def other():
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0)
+        called.append("other")
+
+    async def wait():
+        task = asyncio.create_task(other())
+        await (asyncio.sleep(60) if when == "as it waits" else asyncio.sleep(0))
+        called.append("last step")
+        return task
+
+    async def answer():
+        await asyncio.sleep(0.01)
+        return 2
+
+    def stop(*_):
+        raise SystemExit
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with asyncio.Runner() as runner:
+            with pytest.raises(SystemExit):
+                run_undisturbed(runner, wait())
+            assert run_undisturbed(runner, answer()) == 2  # nothing of the first wait is left
+        assert "other" in called
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_rows_that_an_earlier_run_left_are_not_read_again(config, carry_out):
