@@ -11,7 +11,6 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 HALVES = (torch.bfloat16, torch.float16)  # the dtypes that the kernel takes
 
@@ -42,6 +41,9 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
     """Do as `model.network.attend.attend_varlen`: output [T, H, width], lse [T, H] float32."""
+    # It takes a second to import, which processes on CPUs need not wait for.
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
     longest = max(spans.lens, default=0)
     output, lse = varlen_attn(
         query,
