@@ -15,12 +15,12 @@ from pipeline.cluster.groups import Capacities, loading_text, rank_numbers, rank
 from pipeline.input.plan import Plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
+from pipeline.monitor.announce import announce
 from pipeline.monitor.poll import polling
 from pipeline.monitor.progress import open_display
 from pipeline.monitor.report import Usage
 from pipeline.monitor.snapshot import RankStats, RunMonitor
 from pipeline.monitor.stage_costs import Costs
-from pipeline.monitor.told import tell
 from pipeline.output.behind import writing_behind
 from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import KILLED_RUNS
@@ -82,7 +82,7 @@ def _drive(
     for rows in poisoned_rows(plan.source, plan.rows):
         writer.add(rows)
     if show_progress:
-        tell("waiting for an engine to load")
+        announce("waiting for an engine to load")
     with closing(backend.start_groups()) as groups, _load_recorded(plan, groups, picture):
         num_done = plan.rows.num_done + len(plan.rows.poisoned)
         monitor = RunMonitor(plan.rows.num_rows, num_done, plan.source.row_schema.columns)
@@ -90,7 +90,7 @@ def _drive(
         stats = rank_stats(groups.status, fresh=True)
         capacities = Capacities.of(stats)
         for line in _start_lines(backend, stats, capacities) if show_progress else ():
-            tell(line)
+            announce(line)
         reporters = [*display, *backend.reporters()]
         costs = Costs()
         started = latest = time.monotonic()
@@ -105,7 +105,7 @@ def _drive(
         ):
             for rows, cost in _results(plan.rows, groups, backend, journal):
                 if show_progress and latest == started:
-                    tell(f"the first row came {time.monotonic() - started:.1f} s later")
+                    announce(f"the first row came {time.monotonic() - started:.1f} s later")
                 earlier, latest = latest, time.monotonic()
                 longest_pause_s = max(longest_pause_s, latest - earlier)
                 behind.add(rows)

@@ -18,8 +18,8 @@ from pipeline.cluster.expert_load import LoadPicture
 from pipeline.cluster.groups import EngineFactory, load_engine
 from pipeline.config import PipelineConfig
 from pipeline.driver import Backend, drive
+from pipeline.monitor.announce import announce, announced_if_slow
 from pipeline.monitor.report import OutputCounts, Report, Usage
-from pipeline.monitor.told import tell, told_if_slow
 from pipeline.output import ledger
 from pipeline.output.lock import lock_output
 from pipeline.output.recipe import write_json
@@ -58,7 +58,7 @@ def run(
         ValueError: refused; nothing was done.
         RunError: stopped half-way.
     """
-    with told_if_slow(_CHECKING) if show_progress else nullcontext():
+    with announced_if_slow(_CHECKING) if show_progress else nullcontext():
         checked = check(config)
     store = open_store(config.output)
     with lock_output(store) as lock:
@@ -67,15 +67,15 @@ def run(
         usage, picture = Usage(), LoadPicture()
         if plan.rows.num_todo:
             if show_progress:
-                rows, to_do = f"{plan.rows.num_rows:,} rows", f"{plan.rows.num_todo:,}"
-                tell(f"{to_do} of {rows} to do; starting {'here' if inline else 'or joining Ray'}")
+                rows, where = plan.rows, "here" if inline else "or joining Ray"
+                announce(f"{rows.num_todo:,} of {rows.num_rows:,} rows to do; starting {where}")
             with (
                 connect(),
                 _as_run_error(writer, store),
                 _backend(plan, engine_factory, inline=inline) as backend,
             ):
                 if show_progress:
-                    tell(str(backend.deployment))
+                    announce(str(backend.deployment))
                 usage = drive(plan, writer, backend, picture, show_progress=show_progress)
             with _as_run_error(writer, store):
                 picture.finish()  # drawn while groups and Ray ended

@@ -1,6 +1,6 @@
 """The chunks of a step -> `TokenBatch`. All numbers of a step come to the device in one copy.
 
-`pack` works on the host alone. `BatchBuilder.upload` copies, and updates the block tables of the
+`BatchBuilder.on_host` works on the host alone. `upload` copies, and updates the block tables of the
 running sequences, which stay on the device: a step sends only the blocks that are new.
 
 A sequence may be computed before the host knows its last token (`Sequence.num_pending`). That token
@@ -31,7 +31,7 @@ _PADDING = {"token_ids": 0, "positions": 1, "slots": 1, "paged_rows": 0, "paged_
 
 
 @dataclass(frozen=True)
-class PackedStep:
+class HostStep:
     """The numbers of a step, on the host."""
 
     numbers: dict[str, NDArray[np.int64]]
@@ -77,8 +77,8 @@ class BatchBuilder:
         # Row 0 stays zero: it is the table of padding.
         self.tables = torch.zeros(num_rows + 1, num_blocks, dtype=torch.int32, device=device)
 
-    def pack(self, chunks: Sequence[Chunk]) -> tuple[PackedStep, list[Chunk]]:
-        """Pack the numbers of `chunks`; return the chunks too, in the order of the batch.
+    def on_host(self, chunks: Sequence[Chunk]) -> tuple[HostStep, list[Chunk]]:
+        """Collect the numbers of `chunks`; return the chunks too, in the order of the batch.
 
         Without chunks the step has no tokens. The sequences already own the blocks for them.
         """
@@ -96,7 +96,7 @@ class BatchBuilder:
             **_pending(ordered, sampling),
             "draws": draws.numbers.view(np.int64).ravel(),
         }
-        packed = PackedStep(
+        step = HostStep(
             numbers,
             query_lens=tuple(chunk.end - chunk.start for chunk in ordered),
             context_lens=tuple(chunk.end for chunk in ordered),
@@ -104,10 +104,10 @@ class BatchBuilder:
             num_paged=len(paged),
             draws=draws,
         )
-        return packed, ordered
+        return step, ordered
 
     def upload(
-        self, step: PackedStep, sampled: Tensor | None = None, size: int | None = None
+        self, step: HostStep, sampled: Tensor | None = None, size: int | None = None
     ) -> DeviceStep:
         """Bring a step to the device, and update the block tables there.
 

@@ -300,29 +300,29 @@ class Engine:
 
     def _computed(self, chunks: Seq[Chunk], turn: Turn) -> list[Finished]:
         began_s = time.monotonic()
-        packed, chunks = self._builder.pack(chunks)
+        on_host, chunks = self._builder.on_host(chunks)
         features = self._features.for_chunks(chunks)
         # A token of an image may look like a decode, but has features, which graphs do not take.
         only_decodes = features is None and all(chunk.is_decode for chunk in chunks)
         planned_s = time.monotonic()
-        with turn(packed.num_tokens, only_decodes) as agreed:
+        with turn(on_host.num_tokens, only_decodes) as agreed:
             if not agreed.num_tokens:
                 return self._take_pending()
             waited_s = time.monotonic() - planned_s
             replays = self._graphs is not None and agreed.may_replay
             size = self.graph_size(agreed.num_tokens) if replays else None
             known = None if self._ahead is None else self._ahead.token_ids
-            step = self._builder.upload(packed, known, size)
+            step = self._builder.upload(on_host, known, size)
             hidden = self._hidden(step, features, replays=replays)
         before = self._ahead
-        self._ahead = self._sampled(step, chunks, hidden, packed.draws.num_free)
+        self._ahead = self._sampled(step, chunks, hidden, on_host.draws.num_free)
         self._num_steps += 1  # from here on nothing takes memory
         finished = [] if before is None else self._take(before)
         if not self._runs_ahead:
             finished += self._take_pending()
         own_s = time.monotonic() - began_s - waited_s
         is_full = self.scheduler.num_waiting > 0
-        self._time.note(packed.num_tokens, own_s, only_decodes=only_decodes, is_full=is_full)
+        self._time.note(on_host.num_tokens, own_s, only_decodes=only_decodes, is_full=is_full)
         return finished
 
     @property

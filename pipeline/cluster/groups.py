@@ -160,9 +160,9 @@ class Capacities:
     def of(cls, stats: RankStats | None) -> Self:
         """Find them among what `rank_stats` returned."""
         ranks = [rank for group in (stats or {}).values() for rank in group]
-        told = [found for rank in ranks if (found := Capacity.of(rank)) is not None]
+        capacities = [found for rank in ranks if (found := Capacity.of(rank)) is not None]
         return cls(
-            least=min(told, key=lambda each: each.cache_tokens, default=None),
-            num_sequences=sum(each.batch_size for each in told),
+            least=min(capacities, key=lambda each: each.cache_tokens, default=None),
+            num_sequences=sum(each.batch_size for each in capacities),
             num_out_of_memory=int(sum(rank.get("out_of_memory", 0) for rank in ranks)),
         )

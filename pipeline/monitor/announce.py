@@ -7,21 +7,21 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-_PATIENCE_S = 0.5
+_SLOW_S = 0.5
 
 
-def tell(text: str) -> None:
+def announce(text: str) -> None:
     """Write a line, above the bar if there is one."""
     tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager
-def told_if_slow(text: str) -> Iterator[None]:
+def announced_if_slow(text: str) -> Iterator[None]:
     """Write a line if the `with` is not over soon.
 
     What is refused at once is so refused in one line, the one that says why.
     """
-    timer = threading.Timer(_PATIENCE_S, tell, [text])
+    timer = threading.Timer(_SLOW_S, announce, [text])
     timer.daemon = True
     timer.start()
     try:

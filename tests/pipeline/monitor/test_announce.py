@@ -6,25 +6,25 @@ from threading import Event
 
 import pytest
 
-from pipeline.monitor import told
+from pipeline.monitor import announce
 from pipeline.run import run
 from tests.pipeline.runs import small_config
 from tests.tiny import tiny_checkpoint
 
 
 def test_what_is_over_soon_is_not_told(capsys, monkeypatch):
-    monkeypatch.setattr(told, "_PATIENCE_S", 60.0)
-    with told.told_if_slow("checking"):
+    monkeypatch.setattr(announce, "_SLOW_S", 60.0)
+    with announce.announced_if_slow("checking"):
         pass
     assert capsys.readouterr().err == ""
 
 
 def test_what_lasts_is_told_meanwhile(monkeypatch):
     written = Event()
-    monkeypatch.setattr(told, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(announce, "_SLOW_S", 0.0)
     lines = []
-    monkeypatch.setattr(told, "tell", lambda text: (lines.append(text), written.set()))
-    with told.told_if_slow("checking"):
+    monkeypatch.setattr(announce, "announce", lambda text: (lines.append(text), written.set()))
+    with announce.announced_if_slow("checking"):
         assert written.wait(30.0)
     assert lines == ["checking"]
 
@@ -36,10 +36,10 @@ def test_a_run_tells_what_it_waits_for_until_its_first_row_comes(tmp_path, capsy
 
     run(config, connect=nullcontext, inline=True, show_progress=show_progress)
 
-    told_lines = capsys.readouterr().err
+    lines = capsys.readouterr().err
     expected = (
         r"6 of 6 rows to do; starting here\n.*waiting for an engine to load\n.*"
         r"waiting for the first row to be read, prepared and answered\nthe first row came .* later"
     )
-    assert bool(re.search(expected, told_lines, re.DOTALL)) == show_progress
-    assert show_progress or not told_lines
+    assert bool(re.search(expected, lines, re.DOTALL)) == show_progress
+    assert show_progress or not lines
