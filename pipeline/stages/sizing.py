@@ -86,23 +86,23 @@ class Sizing:
 
 def choose_sizing(
     config: PipelineConfig,
-    machines: Deployment,
+    deployment: Deployment,
     *,
     num_rows: int,
     num_cpus: float,
     store_bytes: int,
 ) -> Sizing:
-    """Fit the rows in flight to a run with `num_rows` to do, and to its machines.
+    """Fit the rows in flight to a run with `num_rows` to do, and to its deployment.
 
     `num_cpus` are those of the cluster, and `store_bytes` those of all its object stores.
     """
-    num_engines = machines.num_groups * machines.num_ranks
-    wanted, of_a_row = _wanted_rows(config, num_engines, machines.device), row_bytes(config)
+    num_engines = deployment.num_groups * deployment.num_ranks
+    wanted, of_a_row = _wanted_rows(config, num_engines, deployment.device), row_bytes(config)
     max_queued_bytes = int(min(store_bytes * _STORE_SHARE, _QUEUED_SHARE * wanted * of_a_row))
     batching = choose_batching(
         config,
         num_engines,
-        machines.device,
+        deployment.device,
         num_rows=num_rows,
         max_queued_bytes=max_queued_bytes,
     )
@@ -122,7 +122,7 @@ def choose_sizing(
         batches_ahead=max(
             2, min(_BATCHES_AHEAD, max_queued_bytes // (8 * num_preparers * batch_bytes))
         ),
-        admission=_admission(config, machines, min(num_rows, rows_in_flight) // num_engines),
+        admission=_admission(config, deployment, min(num_rows, rows_in_flight) // num_engines),
     )
 
 
@@ -185,11 +185,11 @@ def _batch_size(config: PipelineConfig, device: str) -> int:
 
 
 def _admission(
-    config: PipelineConfig, machines: Deployment, rows_per_engine: int
+    config: PipelineConfig, deployment: Deployment, rows_per_engine: int
 ) -> AdmissionPolicy:
     """Half of what an engine can have at most, or requests would wait for what never comes."""
-    if machines.device != "cpu":
+    if deployment.device != "cpu":
         return AdmissionPolicy()
     given = rows_per_engine * config.sampling.n
-    most = max(1, min(given, _batch_size(config, machines.device)) // 2)
+    most = max(1, min(given, _batch_size(config, deployment.device)) // 2)
     return replace(_ADMISSION, min_batch=min(_ADMISSION.min_batch, most))
