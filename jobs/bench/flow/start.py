@@ -63,20 +63,20 @@ def _ray_alone_s() -> float:
 def _timed_by_lines(job: list[str]) -> tuple[float, dict[str, float]]:
     """Run a job; return its seconds, and those of its first line and of each part."""
     started_s = time.monotonic()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         job,
         cwd=ROOT,
         env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert process.stdout is not None
-    lines = [(time.monotonic() - started_s, line) for line in process.stdout]
-    code = process.wait()
+    ) as process:
+        assert process.stdout is not None
+        lines = [(time.monotonic() - started_s, line) for line in process.stdout]
     seconds = time.monotonic() - started_s
-    if code:
-        raise RuntimeError(f"the job ended with {code}: {''.join(line for _, line in lines)}")
+    if process.returncode:
+        text = "".join(line for _, line in lines)
+        raise RuntimeError(f"the job ended with {process.returncode}: {text}")
     return seconds, {"first_line": round(lines[0][0], 1), **parts_of(lines, seconds)}
 
 
