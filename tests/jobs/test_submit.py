@@ -30,11 +30,12 @@ def clips(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
     [
         pytest.param(["--working-dir", "."], id="with the repository"),
-        pytest.param([], id="where the head was started", marks=pytest.mark.slow),
+        pytest.param([], id="where the head was started"),
     ],
 )
 def test_a_submitted_job_succeeds(form, clips, ray_head: RayHead):  # noqa: F811

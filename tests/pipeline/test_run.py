@@ -65,7 +65,7 @@ def rows_of(config):
     return {row["row_id"]: row for row in pq.read_table(config.output).to_pylist()}
 
 
-@pytest.mark.parametrize("carry_out", EVERYWHERE, indirect=True)
+@pytest.mark.parametrize("carry_out", EVERYWHERE_SLOWLY, indirect=True)
 def test_a_run_continues_without_touching_the_media_of_done_rows(config, carry_out):
     answer_without_ray(config, [0, 1])
     before = rows_of(config)

@@ -37,6 +37,7 @@ def measure(capsys, *arguments):
     return code, out, json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_all_parts_and_says_that_it_is_one(capsys):
     code, out, measured = measure(capsys)
     assert code == 0

@@ -24,6 +24,7 @@ def answers(checkpoint, processor, with_kernels, **config):
     return done
 
 
+@pytest.mark.slow
 def test_an_engine_with_kernels_gives_the_same_tokens(checkpoint, processor, monkeypatch):
     plain = answers(checkpoint, processor, with_kernels=False)
     queries = []
