@@ -84,8 +84,7 @@ class BatchBuilder:
         """
         paged = [chunk for chunk in chunks if self._is_paged(chunk)]
         ordered = [*paged, *(chunk for chunk in chunks if not self._is_paged(chunk))]
-        sampling = [chunk.sequence for chunk in ordered if chunk.is_last]
-        draws = Draws.of(sampling)
+        draws = Draws.of([chunk.sequence for chunk in ordered if chunk.is_last])
         numbers = _tokens(ordered, self._media_token_id) | {
             "paged_rows": np.repeat(
                 np.array([chunk.sequence.table_row for chunk in paged], np.int64),
@@ -93,7 +92,7 @@ class BatchBuilder:
             ),
             "paged_lens": _concatenated([np.arange(c.start, c.end) for c in paged]) + 1,
             **self._new_blocks(ordered),
-            **_pending(ordered, sampling),
+            **_pending(ordered),
             "draws": draws.numbers.view(np.int64).ravel(),
         }
         step = HostStep(
@@ -199,7 +198,7 @@ def _tokens(chunks: Sequence[Chunk], media_token_id: int) -> dict[str, NDArray[n
     }
 
 
-def _pending(chunks: Sequence[Chunk], sampling: Sequence[Any]) -> dict[str, NDArray[np.int64]]:
+def _pending(chunks: Sequence[Chunk]) -> dict[str, NDArray[np.int64]]:
     """Say which rows give a token, and which rows hold one that only the device knows."""
     ends = np.cumsum([chunk.end - chunk.start for chunk in chunks], dtype=np.int64)
     is_last = np.array([chunk.is_last for chunk in chunks], bool)

@@ -44,9 +44,9 @@ class StepParts:
     ) -> list[Finished]:
         """Compute the chunks of a step, as planned.
 
-        `compute` computes some of them, decodes first, and may raise torch.OutOfMemoryError; then
-        it has changed nothing that it does not do again. `give_up` fails the sequence of a chunk,
-        for a reason, and takes its blocks and those of all that share them.
+        `compute` computes some of them and may raise torch.OutOfMemoryError; then it has changed
+        nothing that it does not do again. `give_up` fails the sequence of a chunk, for a reason,
+        and takes its blocks and those of all that share them.
         """
         finished: list[Finished] = []
         num_parts, has_given_up = self._num_parts, False
@@ -115,7 +115,7 @@ def _try(
 ) -> tuple[str | None, list[Finished]]:
     """Compute a part; return why that failed, or None and what finished."""
     try:
-        return None, compute(sorted(part, key=lambda chunk: not chunk.is_decode))
+        return None, compute(part)
     except torch.OutOfMemoryError as error:
         if not part:
             raise

@@ -4,17 +4,10 @@ A program of its own, because the tests set TRITON_INTERPRET, and then nothing i
 """
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
-
-from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.compiler import compile as compile_kernel
 
 from model.network.kernels import latent_decode, latent_write
+from tests.model.network.kernels.resources import needs
 
 NUMBERS = ("query", "kv", "weight", "cos", "sin", "cache", "joined", "turned", "latent_kv")
 POINTERS = {"tables": "*i32", "rows": "*i32", "lens": "*i32", "slots": "*i64"}
@@ -28,26 +21,11 @@ CONSTANTS = {**PUBLISHED, **TILES, "CHUNK": 512, "NOPE": 128, "HALF": 32}
 
 
 def compiled(kernel, capability, dtype, **options):
-    """Compile one kernel for the published widths: spilled bytes and bytes of shared memory."""
+    """Compile one kernel for the published widths; see `needs`."""
     names = kernel.arg_names
-    types = {**TYPES, **dict.fromkeys(NUMBERS, f"*{dtype}")}
-    signature = {
-        name: "constexpr" if name in CONSTANTS else types.get(name, "i32") for name in names
-    }
-    constants = {(names.index(name),): CONSTANTS[name] for name in names if name in CONSTANTS}
+    types = dict.fromkeys(names, "i32") | TYPES | dict.fromkeys(NUMBERS, f"*{dtype}")
     aligned = [name for name in names if name not in CONSTANTS and name not in UNALIGNED]
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = ASTSource(kernel, signature, constants, attributes)
-    target = GPUTarget("cuda", capability, 32)
-    made = compile_kernel(source, target=target, options={"num_warps": 4, **options})
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        command = (knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"STACK:(\d+)", usage)
-    assert found is not None
-    return {"spilled": int(found[1]), "shared": made.metadata.shared}
+    return needs(kernel, capability, types, CONSTANTS, aligned, num_warps=4, **options)
 
 
 capability = int(sys.argv[1])
