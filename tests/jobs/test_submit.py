@@ -66,6 +66,7 @@ def test_a_submitted_job_succeeds(form, clips, ray_head: RayHead):  # noqa: F811
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_submitted_job_refuses_paths_that_would_vanish(clips, ray_head: RayHead):  # noqa: F811
     job = ["jobs/caption_videos.py", "--input", str(clips), "--output", "out", "--model", "demo"]
 

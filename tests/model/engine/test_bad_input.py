@@ -80,7 +80,7 @@ def beside_neighbours(engine, processor, prompt, params):
     ("height_px", "width_px", "grid_hw"),
     [
         pytest.param(1, 1, [2, 2], id="1x1"),
-        pytest.param(1792, 1792, [128, 128], id="1792x1792"),
+        pytest.param(1792, 1792, [128, 128], id="1792x1792", marks=pytest.mark.slow),
         pytest.param(40, 6000, [4, 430], id="6000x40"),
         pytest.param(6000, 40, [430, 4], id="40x6000"),
     ],

@@ -147,6 +147,7 @@ def test_a_killed_rank_is_replaced_and_nothing_is_left_after_close():
     assert eventually(lambda: not any(is_running(pid) for pid in pids))
 
 
+@pytest.mark.slow
 def test_a_request_that_kills_every_rank_ends_in_an_error_that_says_so():
     groups = Groups.start(spec(failures_at_once=1), num_groups=1, max_group_failures=0)
     try:
@@ -190,6 +191,7 @@ def test_a_rank_dies_with_its_supervisor():
     assert eventually(lambda: not is_running(pid))
 
 
+@pytest.mark.slow
 def test_closing_tells_when_the_supervisor_does_not_answer(monkeypatch, caplog):
     groups = Groups.start(spec(), num_groups=1, max_group_failures=5)
     pid = asyncio.run(answer(groups))

@@ -190,7 +190,7 @@ run(config, connect=ended_by_signals, inline=True, engine_factory=stuck, show_pr
     [
         pytest.param(signal.SIGKILL, -9, True, id="killed"),
         pytest.param(signal.SIGTERM, 143, False, id="SIGTERM"),
-        pytest.param(signal.SIGINT, 130, False, id="Ctrl-C"),
+        pytest.param(signal.SIGINT, 130, False, id="Ctrl-C", marks=pytest.mark.slow),
     ],
 )
 def test_every_row_is_there_once_after_the_process_was_stopped(
