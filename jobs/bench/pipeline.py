@@ -1,9 +1,10 @@
-"""Measure the pipeline without its model: ceiling, memory, resuming, overlap, starting.
+"""Measure the pipeline without its model: ceiling, memory, resuming, overlap, fleets, starting.
 
     python -m jobs.bench.pipeline ceiling     rows/s with an engine that answers at once
     python -m jobs.bench.pipeline slow        memory over time with a slow engine, as a PNG
     python -m jobs.bench.pipeline resume      seconds and memory to find that all rows are done
     python -m jobs.bench.pipeline overlap     a whole run compared with its stages alone
+    python -m jobs.bench.pipeline fleet       what each row of a fleet takes of each single process
     python -m jobs.bench.pipeline start       seconds of three rows from typing to exit, and of Ray
 
 The last line of the output is one JSON object.
@@ -31,10 +32,12 @@ import ray
 from numpy.typing import NDArray
 
 from jobs.bench.command import bench_parser, print_json
+from jobs.bench.flow.fleet import measure_fleet
 from jobs.bench.flow.overlap import measure_overlap
 from jobs.bench.flow.paced import run_with
 from jobs.bench.flow.start import measure_start
 from jobs.cli.checkpoint import DEMO
+from jobs.cli.options import positive_list
 from jobs.cli.processes import command_line, private_bytes
 from jobs.demo.clips import encode, write_clips
 from model.engine.config import EngineConfig
@@ -129,6 +132,11 @@ def start(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """Measure a run of three rows from typing to exit, and Ray's own start and end."""
     del options  # it is always three rows
     return measure_start(folder)
+
+
+def fleet(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Measure milliseconds a row of all that every row of a fleet passes through."""
+    return measure_fleet(folder, options.groups, options.rows)
 
 
 def resume(folder: Path, options: argparse.Namespace) -> dict[str, object]:
@@ -261,18 +269,19 @@ def _never() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark and return the exit code."""
     parser = bench_parser("jobs.bench.pipeline", __doc__)
-    benches = {each.__name__: each for each in (ceiling, slow, resume, overlap, start)}
+    benches = {each.__name__: each for each in (ceiling, slow, resume, overlap, fleet, start)}
     parser.add_argument("bench", choices=list(benches), help="what to measure")
     defaults = ", ".join(f"{number} for {name}" for name, number in _ROWS.items())
     add = parser.add_argument
     add("--rows", type=int, help=f"rows of the input; default: {defaults}")
+    add("--groups", type=positive_list, default="8,64,512", metavar="N,...", help="sizes of fleets")
     add("--rows-per-s", type=float, default=4.0, help="rate of the slow engine")
     add("--chart", default="flow.png", help="file for the chart of the slow engine's memory")
     options = parser.parse_args(arguments)
     options.rows = options.rows or _ROWS.get(options.bench)
     with tempfile.TemporaryDirectory(prefix="bench-flow-") as folder:
         found = benches[options.bench](Path(folder), options)
-        print_json(found if options.bench == "start" else {options.bench: found})
+        print_json(found if options.bench in ("start", "fleet") else {options.bench: found})
     return 0
 
 

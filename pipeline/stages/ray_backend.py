@@ -21,12 +21,14 @@ from pipeline.monitor.metrics import Metrics
 from pipeline.monitor.object_store import ObjectStoreUse, object_store_use
 from pipeline.monitor.poll import Reporter
 from pipeline.output.in_flight import InFlightJournal
+from pipeline.output.store import Store
 from pipeline.run_plan import RunPlan
 from pipeline.stages.few_rows import is_few, run_few, start_worker
 from pipeline.stages.generate import EngineGroups
 from pipeline.stages.journal import Journal, RemoteJournal
 from pipeline.stages.sizing import choose_sizing
-from pipeline.stages.workers import CostedRows, StageSpec
+from pipeline.stages.streams import run_streams
+from pipeline.stages.workers import CostedRows, StageSpec, Workers
 
 _CLOSE_TIMEOUT_S = 30.0
 
@@ -69,27 +71,19 @@ class RayBackend:
 
     @contextmanager
     def journal(self, before: Mapping[int, int]) -> Iterator[RemoteJournal]:
-        """Run the journal as an actor on this node, so that it lives as long as the driver.
+        """Run the journal.
 
         The one worker of few rows starts here too, so that it imports while the groups load.
         """
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(InFlightJournal)  # Any: its methods get `.remote` at run time
-        journal = actor.options(num_cpus=0, scheduling_strategy=here).remote(
-            self._plan.store, before
-        )
-        remote = RemoteJournal(journal)
-        if self._is_few:
-            spec = StageSpec.of(self._plan, self.sizing, one_by_one=False)
-            self._worker = start_worker(spec, remote)
-        try:
-            yield remote
-        finally:
-            if self._worker is not None:
-                ray.kill(self._worker)
-            with suppress(RayError):  # after this it writes no more; or it is dead
-                ray.get(journal.close.remote(), timeout=_CLOSE_TIMEOUT_S)
-            ray.kill(journal)
+        with running_journal(self._plan.store, before) as journal:
+            if self._is_few:
+                spec = StageSpec.of(self._plan, self.sizing, one_by_one=False)
+                self._worker = start_worker(spec, journal)
+            try:
+                yield journal
+            finally:
+                if self._worker is not None:
+                    ray.kill(self._worker)
 
     def results(
         self,
@@ -99,14 +93,16 @@ class RayBackend:
         *,
         one_by_one: bool = False,
     ) -> Iterator[CostedRows]:
-        """Run the stages, as a stream of Ray Data unless rows are few."""
+        """Run the stages: as a stream of Ray Data, or several in a fleet, unless rows are few."""
         if self._worker is not None:
             return run_few(self._worker, splits, groups)
+        spec = StageSpec.of(self._plan, self.sizing, one_by_one=one_by_one)
+        if self.sizing.num_streams > 1 and not one_by_one:
+            return run_streams(spec, splits, groups, journal, Workers())
         # Imported here, since Ray Data takes a second to load.
         from pipeline.stages.ray_data import run_stages
 
-        spec = StageSpec.of(self._plan, self.sizing, one_by_one=one_by_one)
-        return run_stages(spec, splits, groups, journal)
+        return run_stages(spec, splits, groups, journal, Workers())
 
     def reporters(self) -> list[Reporter]:
         """Prometheus; and on CPUs, what keeps processors free for the engines."""
@@ -121,6 +117,20 @@ class RayBackend:
         if self._stored_before is None or now is None:
             return None
         return now.spilled_bytes - self._stored_before.spilled_bytes
+
+
+@contextmanager
+def running_journal(store: Store, before: Mapping[int, int]) -> Iterator[RemoteJournal]:
+    """Run a journal as an actor on this node, so that it lives as long as the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(InFlightJournal)  # Any: its methods get `.remote` at run time
+    journal = actor.options(num_cpus=0, scheduling_strategy=here).remote(store, before)
+    try:
+        yield RemoteJournal(journal)
+    finally:
+        with suppress(RayError):  # after this it writes no more; or it is dead
+            ray.get(journal.close.remote(), timeout=_CLOSE_TIMEOUT_S)
+        ray.kill(journal)
 
 
 def _object_store() -> ObjectStoreUse | None:

@@ -4,22 +4,17 @@
     tasks    actors      clients of
                          the groups
 
-Ray Data sees each batch of rows as one row of bytes (`seal`). It would cut and join blocks by their
-size; sealed, a batch stays the unit of work, of retry and of output from its read to its part, a
-retried task gives as many blocks as the first one, and no column type of the input has to survive a
-conversion. What a stage asks of Ray is fractional, so that a cluster of one CPU can run them all.
+Ray Data sees each batch of rows as one row of bytes (`sealed`). What a stage asks of Ray is
+fractional, so that a cluster of one CPU can run them all.
 """
 
-import json
 import logging
 import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -28,22 +23,22 @@ from ray.data.block import BlockMetadata
 
 from pipeline.cluster.processes import lower_priority
 from pipeline.input.plan import RowGroupSplit, batched_splits
-from pipeline.monitor.stage_costs import Cost
 from pipeline.stages.generate import EngineGroups
 from pipeline.stages.journal import Journal
+from pipeline.stages.sealed import copied, costs_of, seal, unseal
 from pipeline.stages.sizing import Sizing
 from pipeline.stages.workers import (
     CostedRows,
-    GenerateWorker,
-    PrepareWorker,
     StageSpec,
+    Workers,
     read_splits,
 )
 
 # Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
 _READ_CPUS = 0.2
 _PREPARE_CPUS = 0.25
-_MAX_READERS = 2
+_MIN_READERS = 2
+_PREPARERS_PER_READER = 32
 # Of a task. Ray ends workers that wait for the next task, and starting others takes seconds of a
 # processor; but more rows would have to be read again when a node is lost.
 _ROWS_PER_READ = 256
@@ -55,6 +50,7 @@ def run_stages(
     splits: Sequence[RowGroupSplit],
     groups: EngineGroups,
     journal: Journal,
+    workers: Workers,
 ) -> Iterator[CostedRows]:
     """Read, prepare and answer rows as one stream of Ray Data."""
     sizing = spec.sizing
@@ -64,12 +60,14 @@ def run_stages(
         rows = ray.data.read_datasource(
             _Rows(spec, reads),
             num_cpus=_READ_CPUS,
-            concurrency=min(_MAX_READERS, len(reads)),
+            concurrency=min(
+                max(_MIN_READERS, sizing.num_preparers // _PREPARERS_PER_READER), len(reads)
+            ),
             override_num_blocks=len(reads),  # else Ray Data would cut and join the tasks
         )
         rows = rows.map_batches(
             _Preparer,
-            fn_constructor_args=(spec, journal),
+            fn_constructor_args=(spec, journal, workers),
             batch_size=None,  # a block as it is
             batch_format="pyarrow",
             num_cpus=_PREPARE_CPUS,
@@ -77,7 +75,7 @@ def run_stages(
         )
         rows = rows.map_batches(
             _Generator,
-            fn_constructor_args=(spec, groups, journal),
+            fn_constructor_args=(spec, groups, journal, workers),
             batch_size=None,  # a block as it is
             batch_format="pyarrow",
             num_cpus=0,  # it waits for the engines, which have reserved theirs
@@ -93,7 +91,7 @@ def run_stages(
             rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         )
         for block in blocks:
-            yield _copied(block), costs_of(block)
+            yield copied(block), costs_of(block)
 
 
 @contextmanager
@@ -124,32 +122,6 @@ def _settings(sizing: Sizing, *, keep_order: bool) -> Iterator[None]:
         yield
 
 
-def seal(rows: pa.Table, costs: Sequence[Cost] = ()) -> pa.Table:
-    """Make one row of a table, and what it has cost; its bytes are copied once."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_table(rows)
-    content = sink.getvalue()
-    offsets = pa.py_buffer(np.array([0, content.size], np.int64))
-    sealed = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, content])
-    return pa.table({"rows": sealed, "costs": [json.dumps([asdict(cost) for cost in costs])]})
-
-
-def unseal(block: pa.Table) -> pa.Table:
-    """The table that `seal` was given, without a copy."""
-    return pa.ipc.open_stream(block["rows"][0].as_buffer()).read_all()
-
-
-def _copied(block: pa.Table) -> pa.Table:
-    """As `unseal`, but what waits for its commit does not fill the object store."""
-    return pa.ipc.open_stream(pa.py_buffer(block["rows"][0].as_py())).read_all()
-
-
-def costs_of(block: pa.Table) -> list[Cost]:
-    """The costs that `seal` was given."""
-    return [Cost(**cost) for cost in json.loads(block["costs"][0].as_py())]
-
-
 class _Rows(Datasource):
     def __init__(self, spec: StageSpec, reads: Sequence[Sequence[RowGroupSplit]]) -> None:
         self._spec = spec
@@ -176,11 +148,11 @@ def _read(spec: StageSpec, splits: Sequence[RowGroupSplit]) -> Iterator[pa.Table
 
 
 class _Preparer:
-    """A `PrepareWorker` in an actor of Ray Data."""
+    """A worker of the prepare stage in an actor of Ray Data."""
 
-    def __init__(self, spec: StageSpec, journal: Journal) -> None:
+    def __init__(self, spec: StageSpec, journal: Journal, workers: Workers) -> None:
         lower_priority()
-        self._work = PrepareWorker(spec, journal)
+        self._work = workers.prepare(spec, journal)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for costed in self._work(unseal(block), costs_of(block)):
@@ -188,10 +160,12 @@ class _Preparer:
 
 
 class _Generator:
-    """A `GenerateWorker` in an actor of Ray Data."""
+    """A worker of the generate stage in an actor of Ray Data."""
 
-    def __init__(self, spec: StageSpec, groups: EngineGroups, journal: Journal) -> None:
-        self._work = GenerateWorker(spec, groups, journal)
+    def __init__(
+        self, spec: StageSpec, groups: EngineGroups, journal: Journal, workers: Workers
+    ) -> None:
+        self._work = workers.generate(spec, groups, journal)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         yield seal(*await self._work(unseal(block), costs_of(block)))

@@ -6,8 +6,8 @@ Engines never wait for rows while there are some, nothing is spilled to disk, an
 rows where each costs much. The rows alone decide what a batch is (`batching.Batching`).
 
 **Batches grow with the fleet.** A batch costs the driver, the journal and the supervisor several
-milliseconds whatever is in it: 13 of Ray Data's loop alone with 8 rows in each. So a batch has the
-most rows that all of these allow:
+milliseconds whatever is in it: about 10 of Ray Data's loop alone. So a batch has the most rows that
+all of these allow:
 
 * 8, or 1/64 of the rows that the engines want, if that is at least 32 (as of 4 engines of 256);
 * 1/8 of what one engine wants, so that no batch is a large part of what an engine has;
@@ -23,6 +23,10 @@ prepared before the first of them reaches an engine.
 A batch keeps its room until its slowest row is answered. So where batches are larger than 8, twice
 as many rows are in flight: by simulation (`tests/pipeline/stages/test_sizing.py`), an engine whose
 answers differ in length by half is 69 % full with 512 rows in batches of 64, and full with 1,024.
+
+**So does the number of loops.** A fleet has several streams of Ray Data, each with its part of the
+rows, preparers and clients (`streams`): 4 of them, and one for every 32 engines beyond 128. All
+engines serve all streams.
 
 All of this is fixed before the run begins, so that a task that is tried again cuts the same.
 """
@@ -55,6 +59,8 @@ _BATCHES_AHEAD = 16
 # A row costs a client 5 to 15 ms of a processor (docs/benchmarks-history.md), and more with more
 # pixels; `jobs.plan` expects of an H100 some 12 rows a second.
 _ENGINES_PER_CLIENT = 2
+_MIN_STREAMS = 4  # of a fleet
+_ENGINES_PER_STREAM = 32
 # On CPUs an engine that answers rows one by one takes them from what prepares the next.
 _ADMISSION = AdmissionPolicy(min_batch=16, max_wait_s=1.0)
 
@@ -72,6 +78,19 @@ class Sizing:
     max_queued_bytes: int  # of rows between the stages
     batches_ahead: int  # that one worker may have made before anybody takes them
     admission: AdmissionPolicy  # of each rank
+    num_streams: int = 1  # of Ray Data, which share all of the above
+
+    @property
+    def of_stream(self) -> "Sizing":
+        """What one of the streams has of it."""
+        return replace(
+            self,
+            num_preparers=math.ceil(self.num_preparers / self.num_streams),
+            num_clients=math.ceil(self.num_clients / self.num_streams),
+            rows_in_flight=math.ceil(self.rows_in_flight / self.num_streams),
+            max_queued_bytes=self.max_queued_bytes // self.num_streams,
+            num_streams=1,
+        )
 
     @property
     def rows_per_client(self) -> int:
@@ -111,19 +130,32 @@ def choose_sizing(
     if config.rows_per_batch is None and batching.num_rows > _MAX_BATCH_ROWS:
         wanted *= 2  # a large batch keeps its room long
     rows_in_flight = max(2 * batching.num_rows, min(wanted, max_queued_bytes // 2 // of_a_row))
+    num_clients = math.ceil(num_engines / _ENGINES_PER_CLIENT)
     return Sizing(
         batching=batching,
         read_rows=max(batching.num_rows, min(_READ_ROWS, num_rows // (4 * num_preparers))),
         read_bytes=max(SLICE_BYTES, batching.num_rows * _READ_BYTES_PER_ROW),
         num_preparers=num_preparers,
-        num_clients=math.ceil(num_engines / _ENGINES_PER_CLIENT),
+        num_clients=num_clients,
         rows_in_flight=rows_in_flight,
         max_queued_bytes=max_queued_bytes,
         batches_ahead=max(
             2, min(_BATCHES_AHEAD, max_queued_bytes // (8 * num_preparers * batch_bytes))
         ),
         admission=_admission(config, deployment, min(num_rows, rows_in_flight) // num_engines),
+        num_streams=_num_streams(config, deployment.device, num_engines, num_clients),
     )
+
+
+def _num_streams(config: PipelineConfig, device: str, num_engines: int, num_clients: int) -> int:
+    """How many streams of Ray Data a run has: several in a fleet, unless rows keep their order."""
+    if config.keep_order or not _is_fleet(config, device, num_engines):
+        return 1
+    return min(num_clients, max(_MIN_STREAMS, math.ceil(num_engines / _ENGINES_PER_STREAM)))
+
+
+def _is_fleet(config: PipelineConfig, device: str, num_engines: int) -> bool:
+    return _wanted_rows(config, num_engines, device) // _MAX_BATCHES >= _MIN_FLEET_ROWS
 
 
 def choose_batching(
@@ -143,7 +175,7 @@ def choose_batching(
         return Batching(num_rows=config.rows_per_batch, num_small_rows=config.rows_per_batch)
     wanted = _wanted_rows(config, num_engines, device)
     most_rows, most_bytes = _MAX_BATCH_ROWS, _MAX_BATCH_BYTES
-    if wanted // _MAX_BATCHES >= _MIN_FLEET_ROWS:
+    if _is_fleet(config, device, num_engines):
         of_fleet = min(
             wanted // _MAX_BATCHES,
             wanted // num_engines // _MAX_FLEET_SHARE,

@@ -4,7 +4,7 @@
 a batch into results. Each measures what it took.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -57,6 +57,10 @@ class StageSpec:
             sizing=replace(sizing, read_rows=1) if one_by_one else sizing,
         )
 
+    def of_stream(self) -> "StageSpec":
+        """Return the part of one stream."""
+        return replace(self, sizing=self.sizing.of_stream)
+
 
 def read_splits(spec: StageSpec, splits: Iterable[RowGroupSplit]) -> Iterator[CostedRows]:
     """Read rows, at most `read_rows` and about `read_bytes` at a time."""
@@ -75,6 +79,10 @@ def read_splits(spec: StageSpec, splits: Iterable[RowGroupSplit]) -> Iterator[Co
                 break
             cost.num_bytes = rows.nbytes
             yield rows, [cost]
+
+
+Preparing = Callable[[pa.Table, list[Cost]], Iterator[CostedRows]]
+Generating = Callable[[pa.Table, list[Cost]], Awaitable[CostedRows]]
 
 
 class PrepareWorker:
@@ -160,3 +168,11 @@ class GenerateWorker:
                     (rows,) = [rows async for rows in self._generate(rows)]
                 cost.num_rows = rows.num_rows
         return rows, [*costs, cost]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How the workers of a stream are made; a benchmark of all the rest has others."""
+
+    prepare: Callable[[StageSpec, Journal], Preparing] = PrepareWorker
+    generate: Callable[[StageSpec, EngineGroups, Journal], Generating] = GenerateWorker

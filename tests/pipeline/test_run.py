@@ -37,7 +37,7 @@ from pipeline.prompts.instructions import Instructions
 from pipeline.run import RunError, run
 from pipeline.schema import ErrorCode, InputColumns
 from pipeline.stages.batching import Batching
-from pipeline.stages.ray_data import costs_of, seal, unseal
+from pipeline.stages.sealed import costs_of, seal, unseal
 from pipeline.stages.sizing import choose_batching
 from tests.conftest import EVERYWHERE, EVERYWHERE_SLOWLY, ON_RAY_SLOWLY
 from tests.pipeline.runs import answer_without_ray, small_config, store_of

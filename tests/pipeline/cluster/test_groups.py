@@ -29,6 +29,7 @@ from pipeline.cluster.groups import (
 )
 from pipeline.config import PipelineConfig
 from pipeline.stages.ray_data import _Preparer
+from pipeline.stages.workers import Workers
 from tests.tiny import tiny_checkpoint
 
 
@@ -86,7 +87,7 @@ def test_a_node_without_the_checkpoint_is_named_by_what_begins_there(tmp_path):
     with pytest.raises(CheckpointError, match=re.escape(message)):
         load_engine(tmp_path, EngineConfig(), Exchange(), None)
     with pytest.raises(CheckpointError, match=re.escape(message)):
-        _Preparer(spec, nothing)
+        _Preparer(spec, nothing, Workers())
 
 
 def test_the_report_averages_over_ranks_and_says_nothing_of_ranks_alone():

@@ -15,8 +15,9 @@ from tests.tiny import tiny_checkpoint
 _PREPARER = """
 import os, pickle, subprocess, sys, threading
 from pipeline.stages.ray_data import _Preparer
+from pipeline.stages.workers import Workers
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-_Preparer(pickle.load(sys.stdin.buffer), None)
+_Preparer(pickle.load(sys.stdin.buffer), None, Workers())
 threads = {os.getpriority(os.PRIO_PROCESS, int(name)) for name in os.listdir("/proc/self/task")}
 child = [sys.executable, "-c", "import os; print(os.nice(0))"]
 print(threads, subprocess.check_output(child, text=True))
