@@ -51,6 +51,7 @@ def drive(
     on standard error how the run goes.
     """
     try:
+        write_journal(plan.store, plan.in_flight_counts)  # in place of what a killed run left
         with backend.journal(plan.in_flight_counts) as journal:
             return _drive(plan, writer, backend, journal, picture, show_progress=show_progress)
     finally:

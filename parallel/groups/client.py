@@ -31,6 +31,8 @@ from parallel.groups.supervisor import GroupsStatus, Supervisor
 from parallel.ranks.requests import Outcome, Request
 
 _CLOSE_TIMEOUT_S = 30.0
+# A call costs the supervisor half a millisecond. Mostly the end of a lease travels with the next.
+_RELEASE_AFTER_S = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class Groups:
         self._supervisor = supervisor
         # (group, generation, rank) -> tokens that this client has there.
         self._tokens: Counter[tuple[int, int, int]] = Counter()
+        self._ended: list[int] = []  # numbers of leases, which the supervisor will be told of
 
     def __reduce__(self) -> tuple[type["Groups"], tuple[Any]]:
         return Groups, (self._supervisor,)
@@ -148,13 +151,21 @@ class Groups:
         Raises GroupError: the job must stop.
         """
         with _plain_errors():
+            ended, self._ended = self._ended, []
             number, group = await self._supervisor.acquire.remote(
-                self.client, num_tokens, exclusive=exclusive
+                self.client, num_tokens, exclusive=exclusive, ended=ended
             )
         try:
             yield Lease(self, group)
         finally:
-            self._supervisor.release.remote(number)
+            self._ended.append(number)
+            asyncio.get_running_loop().call_later(_RELEASE_AFTER_S, self._release)
+
+    def _release(self) -> None:
+        """Tell the supervisor of leases that have ended, unless a call has told it meanwhile."""
+        if self._ended:
+            self._supervisor.release.remote(*self._ended)
+            self._ended = []
 
     @contextmanager
     def least_loaded_rank(self, group: EngineGroup, num_tokens: int) -> Iterator[int]:

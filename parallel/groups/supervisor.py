@@ -12,7 +12,7 @@ clients reach the supervisor through `parallel.groups.client`.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,23 +114,26 @@ class Supervisor:
             raise GroupError(self._error)
 
     async def acquire(
-        self, client: Client, num_tokens: int, *, exclusive: bool
+        self, client: Client, num_tokens: int, *, exclusive: bool, ended: Sequence[int] = ()
     ) -> tuple[int, EngineGroup]:
         """Lease the group with the fewest tokens on lease: the lease's number, and the group.
 
-        This waits while there is none; `exclusive` waits until nobody else has the group, and lets
-        nobody in before `release`. A new process of a known actor takes over from the earlier one.
+        Leases that have `ended` come to their end before. This waits while there is none;
+        `exclusive` waits until nobody else has the group, and lets nobody in before its end. A new
+        process of a known actor takes over from the earlier one.
         Raises GroupError: the job must stop.
         """
+        await self.release(*ended)
         earlier = self._leases.register(client)
         if earlier is not None:
             for monitor in self._running():
                 monitor.group.cancel_client(earlier.process_id)
         return await self._leases.acquire(client, num_tokens, exclusive=exclusive)
 
-    async def release(self, number: int) -> None:
-        """End a lease; a lease that has already ended is no error."""
-        self._leases.end(number)
+    async def release(self, *numbers: int) -> None:
+        """End leases; one that has already ended is no error."""
+        for number in numbers:
+            self._leases.end(number)
 
     async def report_failure(self, group_id: int, generation: int, reason: str) -> None:
         """Replace a dead generation of a group; repeated reports of it change nothing."""

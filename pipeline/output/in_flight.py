@@ -18,7 +18,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.output.journal_file import JOURNAL, Change, JournalFile, replay
+from pipeline.output.journal_file import JOURNAL, Change, JournalFile, replay, stream_journals
 from pipeline.output.ledger import IdSet, hash_ids
 from pipeline.output.store import Store
 
@@ -34,6 +34,7 @@ class InFlightJournal:
 
     store: Store
     counts_before: Mapping[int, int]  # in how many killed runs, by the hash of a row's id
+    name: str = JOURNAL  # of its file
 
     def __post_init__(self) -> None:
         # Hashes of the rows in flight, and how many processes died with each in this run.
@@ -42,7 +43,7 @@ class InFlightJournal:
         self._is_quarantine = self._is_closed = False
         # Rows that have begun or ended since the file was last written.
         self._touched: dict[Stage, set[int]] = {"prepare": set(), "generate": set()}
-        self._file = JournalFile(self.store, self.counts_before)
+        self._file = JournalFile(self.store, self.counts_before, self.name)
         self._changed = asyncio.Condition()
         self._writing = asyncio.Lock()
         self._num_changes = self._num_written = 0
@@ -142,22 +143,30 @@ def read_journal(store: Store, done: IdSet) -> dict[int, int]:
     Raises:
         ValueError: the file is damaged.
     """
-    content = store.read(JOURNAL)
-    if content is None:
-        return {}
-    try:
-        counts = replay(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{JOURNAL} of {store.uri} is damaged ({error}); delete it, and rows that killed "
-            "earlier runs are tried again like all others"
-        ) from error
+    counts: Counter[int] = Counter()
+    for name in (JOURNAL, *stream_journals(store)):
+        counts.update(_read_file(store, name))
     return done.left_in(counts)
 
 
+def _read_file(store: Store, name: str) -> dict[int, int]:
+    content = store.read(name)
+    if content is None:
+        return {}
+    try:
+        return replay(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{name} of {store.uri} is damaged ({error}); delete it, and rows that killed "
+            "earlier runs are tried again like all others"
+        ) from error
+
+
 def write_journal(store: Store, counts: Mapping[int, int]) -> None:
-    """Write the counts; remove the file if there are none."""
+    """Write the counts, of which the files of streams are a part; remove the file if none are."""
     if counts:
         JournalFile(store, counts).write({})
     else:
         store.delete(JOURNAL)
+    for name in stream_journals(store):
+        store.delete(name)

@@ -13,6 +13,9 @@ ended since the line before. Every line ends with the CRC-32 of its other conten
   drivers, read one by one and deleted. They would save little: one PUT is under way at a time, all
   starts meanwhile share the next, and 262,144 rows in flight (512 engines with 512 each) are 3 MB.
 
+Each stream of a fleet has a file of its own, `_starts-000.json` and so on, in which nothing was in
+flight before: `_starts.json` has the counts of earlier runs. A row is in one stream only.
+
 A killed driver leaves at most a torn last line, of starts that never returned; it is ignored. A
 line with others behind it was synced, so if it does not read back, the file is damaged.
 
@@ -33,6 +36,7 @@ import numpy as np
 from pipeline.output.store import LocalStore, Store
 
 JOURNAL = "_starts.json"
+_OF_STREAMS = "_starts-"  # how the names of the streams' journals begin
 STAGES = ("prepare", "generate")
 _MIN_APPENDED_BYTES = 1 << 20  # before the file is compacted
 
@@ -54,6 +58,7 @@ class JournalFile:
 
     store: Store
     counts_before: Mapping[int, int]  # in how many killed runs, by the hash of a row's id
+    name: str = JOURNAL
 
     def __post_init__(self) -> None:
         self._before = _packed_counts(self.counts_before)
@@ -77,10 +82,10 @@ class JournalFile:
         self.close()
         stages = {stage: {"started": _packed(rows)} for stage, rows in in_flight.items()}
         line = _line({"before": self._before, **stages})
-        self.store.write(JOURNAL, line)
+        self.store.write(self.name, line)
         self._whole_bytes, self._appended_bytes = len(line), 0
         if isinstance(self.store, LocalStore):
-            self._descriptor = self.store.open_end(JOURNAL)
+            self._descriptor = self.store.open_end(self.name)
             self._close = weakref.finalize(self, os.close, self._descriptor)
 
     def append(self, changes: Mapping[str, Change]) -> None:
@@ -109,6 +114,16 @@ class JournalFile:
         self._descriptor = None
         self._close()
         self._close = _nothing
+
+
+def stream_journal(number: int) -> str:
+    """Name the file of a stream of a fleet."""
+    return f"{_OF_STREAMS}{number:03}.json"
+
+
+def stream_journals(store: Store) -> list[str]:
+    """List the files of streams that a killed run has left."""
+    return [name for name in store.names() if name.startswith(_OF_STREAMS)]
 
 
 def replay(content: bytes) -> dict[int, int]:

@@ -1,15 +1,21 @@
 """`Journal`: how the stages tell an `InFlightJournal` of rows, before they work on them."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.output.in_flight import InFlightJournal
+from pipeline.output.journal_file import JOURNAL
+from pipeline.output.store import Store
+
+_CLOSE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,22 @@ class RemoteJournal:
     def begin_quarantine(self) -> None:
         """From now on, let a stage begin rows only when no other rows are being worked on."""
         ray.get(self.actor.begin_quarantine.remote())
+
+
+@contextmanager
+def running_journal(
+    store: Store, before: Mapping[int, int], name: str = JOURNAL
+) -> Iterator[RemoteJournal]:
+    """Run a journal as an actor on this node, so that it lives as long as the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(InFlightJournal)  # Any: its methods get `.remote` at run time
+    journal = actor.options(num_cpus=0, scheduling_strategy=here).remote(store, before, name)
+    try:
+        yield RemoteJournal(journal)
+    finally:
+        with suppress(RayError):  # after this it writes no more; or it is dead
+            ray.get(journal.close.remote(), timeout=_CLOSE_TIMEOUT_S)
+        ray.kill(journal)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ Where rows are few, one worker has all stages (`few_rows`), and Ray Data is not 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parallel.groups.client import Groups
 from pipeline.cluster.cpu import CpuAffinity
@@ -20,17 +18,13 @@ from pipeline.input.plan import RowGroupSplit
 from pipeline.monitor.metrics import Metrics
 from pipeline.monitor.object_store import ObjectStoreUse, object_store_use
 from pipeline.monitor.poll import Reporter
-from pipeline.output.in_flight import InFlightJournal
-from pipeline.output.store import Store
 from pipeline.run_plan import RunPlan
 from pipeline.stages.few_rows import is_few, run_few, start_worker
 from pipeline.stages.generate import EngineGroups
-from pipeline.stages.journal import Journal, RemoteJournal
+from pipeline.stages.journal import Journal, RemoteJournal, running_journal
 from pipeline.stages.sizing import choose_sizing
 from pipeline.stages.streams import run_streams
 from pipeline.stages.workers import CostedRows, StageSpec, Workers
-
-_CLOSE_TIMEOUT_S = 30.0
 
 
 class RayBackend:
@@ -98,7 +92,7 @@ class RayBackend:
             return run_few(self._worker, splits, groups)
         spec = StageSpec.of(self._plan, self.sizing, one_by_one=one_by_one)
         if self.sizing.num_streams > 1 and not one_by_one:
-            return run_streams(spec, splits, groups, journal, Workers())
+            return run_streams(spec, splits, groups, self._plan.store, Workers())
         # Imported here, since Ray Data takes a second to load.
         from pipeline.stages.ray_data import run_stages
 
@@ -117,20 +111,6 @@ class RayBackend:
         if self._stored_before is None or now is None:
             return None
         return now.spilled_bytes - self._stored_before.spilled_bytes
-
-
-@contextmanager
-def running_journal(store: Store, before: Mapping[int, int]) -> Iterator[RemoteJournal]:
-    """Run a journal as an actor on this node, so that it lives as long as the driver."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(InFlightJournal)  # Any: its methods get `.remote` at run time
-    journal = actor.options(num_cpus=0, scheduling_strategy=here).remote(store, before)
-    try:
-        yield RemoteJournal(journal)
-    finally:
-        with suppress(RayError):  # after this it writes no more; or it is dead
-            ray.get(journal.close.remote(), timeout=_CLOSE_TIMEOUT_S)
-        ray.kill(journal)
 
 
 def _object_store() -> ObjectStoreUse | None:

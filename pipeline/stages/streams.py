@@ -14,6 +14,7 @@ driver's own loop had died, and the same command continues it.
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from queue import Empty, Queue
 from typing import Any
 
@@ -22,8 +23,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.input.plan import RowGroupSplit
+from pipeline.output.journal_file import stream_journal
+from pipeline.output.store import Store
 from pipeline.stages.generate import EngineGroups
-from pipeline.stages.journal import Journal
+from pipeline.stages.journal import Journal, running_journal
 from pipeline.stages.sealed import copied, costs_of, seal
 from pipeline.stages.workers import CostedRows, StageSpec, Workers
 
@@ -56,18 +59,22 @@ def run_streams(
     spec: StageSpec,
     splits: Sequence[RowGroupSplit],
     groups: EngineGroups,
-    journal: Journal,
+    store: Store,
     workers: Workers,
 ) -> Iterator[CostedRows]:
-    """Read, prepare and answer rows in `num_streams` streams; yield results as they come."""
+    """Read, prepare and answer rows in `num_streams` streams; yield results as they come.
+
+    Each stream has a journal of its own in the output `store`.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(Stream)  # Any: its methods get `.remote` at run time
-    streams: list[Any] = []
     tables: list[Any] = []  # generators of references, one a stream
-    try:
-        for share in shares_of(splits, spec.sizing.num_streams):
-            streams.append(actor.options(num_cpus=0, scheduling_strategy=here).remote())
-            answer = streams[-1].answer.options(_generator_backpressure_num_objects=_TABLES_AHEAD)
+    with ExitStack() as undo:
+        for number, share in enumerate(shares_of(splits, spec.sizing.num_streams)):
+            journal = undo.enter_context(running_journal(store, {}, stream_journal(number)))
+            stream = actor.options(num_cpus=0, scheduling_strategy=here).remote()
+            undo.callback(ray.kill, stream)
+            answer = stream.answer.options(_generator_backpressure_num_objects=_TABLES_AHEAD)
             tables.append(answer.remote(spec.of_stream(), share, groups, journal, workers))
         while tables:
             ready: Any
@@ -78,9 +85,6 @@ def run_streams(
             tables.append(ready)  # behind the others, so that each has its turn
             table: Any = ray.get(reference)
             yield copied(table), costs_of(table)
-    finally:
-        for stream in streams:
-            ray.kill(stream)
 
 
 def shares_of(splits: Sequence[RowGroupSplit], num_shares: int) -> list[list[RowGroupSplit]]:

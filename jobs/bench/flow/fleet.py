@@ -1,18 +1,19 @@
-"""Measure what all rows of a fleet pass through: driver, writer, supervisor, journal, streams.
+"""Measure what all rows of a fleet pass through: driver, writer, supervisor, streams.
 
-Real: `pipeline.driver.drive` with Ray Data, the stream's reading, batches and sizing, the
-supervisor and its health checks by remote calls, the leases, the journal and its file, the writer
-and its parts, the polling and the metrics. One of the fleet's streams runs, with as many batches in
-flight as in a fleet; for the other streams the supervisor holds leases and the journal rows.
+Real: `pipeline.driver.drive`, one stream of the fleet with Ray Data, its reading, batches, sizing
+and journal, the supervisor and its health checks by remote calls, the leases, the writer and its
+parts, the polling and the metrics. As many batches are in flight as in a fleet; for the other
+streams the supervisor holds leases.
 
 Simulated: media, prompts, ranks and captions (`simulated`). Groups have 256 sequences each, and a
 batch is answered after rows in flight / rows per second, by the cost model of `jobs.plan` for
 H100s. Where the whole fleet would have less than 10,000 rows/s, answers come sooner, at that rate.
 
 Computed: milliseconds are processor time of a process, all its threads, for a row of that process.
-A stream's is divided by the number of streams. What a process takes by the second without rows
-(health checks of all groups, metrics, Ray's own threads) is measured before and subtracted; it is
-reported as a share of a processor, and the ceiling is what the rest of the processor suffices for.
+That of a stream and of its journal is divided by the number of streams. What a process takes by the
+second without rows (health checks of all groups, metrics, Ray's own threads) is measured before and
+subtracted; it is reported as a share of a processor, and the ceiling is what the rest of the
+busiest processor suffices for.
 Not in it: a fleet's hundreds of preparers and clients, of which this machine runs a few.
 """
 
@@ -67,12 +68,14 @@ _CPUS, _STORE_GIB = 16, 25  # of a group's machine
 _FLEET_ROWS = 10**8  # that a fleet has to do
 _WORKERS = 2  # of each stage, that this machine runs
 _IDLE_S = 5.0
+_ROUNDS, _LEAST_ROWS = 2, 30_000  # of a stream; the latter are three parts
 _ROWS_PER_GROUP = 1024  # of the input's row groups
 _PROCESSES = {
     "supervisor": re.compile(rb"^ray::SimulatedSupervisor"),
-    "journal": re.compile(rb"^ray::InFlightJournal"),
+    "journals": re.compile(rb"^ray::InFlightJournal"),
     "streams": re.compile(rb"^ray::Stream\b"),
 }
+_DIVIDED = ("streams", "journals")  # among the streams
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -103,7 +106,7 @@ def _measure(folder: Path, num_groups: int, num_rows: int | None) -> dict[str, o
     folder.mkdir()
     sizing = fleet_sizing(num_groups)
     in_flight = sizing.of_stream.rows_in_flight
-    num_rows = num_rows or max(3 * in_flight, 200 * sizing.batching.num_rows)
+    num_rows = num_rows or max(_ROUNDS * in_flight, _LEAST_ROWS)
     config = _config(
         _write_input(folder / "clips.parquet", num_rows), folder / "captions", num_groups
     )
@@ -131,7 +134,8 @@ def results_of(
         name: 1e3 * max(0.0, cpu_s - standing[name] * taken.at_s) / taken.num_rows
         for name, cpu_s in taken.cpu_s.items()
     }
-    by["streams"] /= sizing.num_streams
+    for name in _DIVIDED:
+        by[name] /= sizing.num_streams
     ceiling = min(1e3 * (1 - standing[name]) / ms for name, ms in by.items() if ms)
     by["driver"] -= by["writer"]  # a thread of it
     return {
@@ -193,20 +197,20 @@ class FleetBackend:
         self, splits: Sequence[RowGroupSplit], groups: Groups, journal: RemoteJournal
     ) -> Iterator[CostedRows]:
         """Yield the results of one stream, and mark what processes have taken until then."""
-        rows = pa.array([f"elsewhere/{number:012}.mp4" for number in range(self._rows_elsewhere)])
-        ray.get(journal.actor.start.remote(rows, "generate"))
+        del journal  # the stream has its own
         spec = StageSpec.of(self._plan, self.sizing, one_by_one=False)
         rate = max(self._num_groups * rows_per_s_of_group(), _ROWS_PER_S)
         batch_s = self.sizing.rows_in_flight / rate
         workers = Workers(SimulatedPrepare, partial(SimulatedGenerate, batch_s=batch_s))
-        before = self._mark(0)
+        before = _mark(0, _processes())
         time.sleep(_IDLE_S)
-        self.idle = self._mark(0) - before
-        num_rows = 0
+        self.idle = _mark(0, _processes()) - before
+        num_rows, processes = 0, None
         one_stream = replace(spec, sizing=spec.sizing.of_stream)
-        for table, costs in run_streams(one_stream, splits, groups, journal, workers):
+        for table, costs in run_streams(one_stream, splits, groups, self._plan.store, workers):
             num_rows += table.num_rows
-            self.marks.append(self._mark(num_rows))
+            processes = processes or _processes()  # to look for them takes long
+            self.marks.append(_mark(num_rows, processes))
             yield table, costs
 
     def reporters(self) -> list[Reporter]:
@@ -221,11 +225,16 @@ class FleetBackend:
         """Rows that the other streams have in flight."""
         return self.sizing.rows_in_flight - self.sizing.of_stream.rows_in_flight
 
-    def _mark(self, num_rows: int) -> Mark:
-        cpu_s = {"driver": time.process_time(), "writer": _writer_s()}
-        for name, sign in _PROCESSES.items():
-            cpu_s[name] = sum(map(_cpu_s, find(os.getpid(), sign)))
-        return Mark(time.monotonic(), num_rows, cpu_s)
+
+def _mark(num_rows: int, processes: Mapping[str, Sequence[int]]) -> Mark:
+    cpu_s = {"driver": time.process_time(), "writer": _writer_s()}
+    for name, pids in processes.items():
+        cpu_s[name] = sum(map(_cpu_s, pids))
+    return Mark(time.monotonic(), num_rows, cpu_s)
+
+
+def _processes() -> dict[str, list[int]]:
+    return {name: find(os.getpid(), sign) for name, sign in _PROCESSES.items()}
 
 
 def _actor(kind: type, *arguments: Any) -> Any:

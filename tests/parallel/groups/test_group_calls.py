@@ -15,10 +15,61 @@ from ray.exceptions import (
     RaySystemError,
 )
 
+from parallel.groups import client
 from parallel.groups.errors import DeadGroupError
 from parallel.groups.group import EngineGroup
 from parallel.groups.spec import GroupSpec
 from parallel.ranks.worker import DeadEngineError, RankHealth
+
+
+class FakeSupervisor:
+    """Notes the calls of a client, and grants all leases."""
+
+    def __init__(self):
+        self.calls = []
+        self.acquire = SimpleNamespace(remote=self._acquire)
+        self.release = SimpleNamespace(remote=lambda *numbers: self.calls.append(numbers))
+
+    async def _acquire(self, client, num_tokens, *, exclusive, ended):
+        self.calls.append((num_tokens, ended))
+        return num_tokens, group_of(ActorDiedError())
+
+
+@pytest.fixture
+def supervised(monkeypatch):
+    context = SimpleNamespace(get_worker_id=lambda: "worker", get_actor_id=lambda: "actor")
+    monkeypatch.setattr(client.ray, "get_runtime_context", lambda: context)
+    supervisor = FakeSupervisor()
+    return supervisor, client.Groups(supervisor)
+
+
+def test_the_end_of_a_lease_travels_with_the_next_one(supervised, monkeypatch):
+    supervisor, groups = supervised
+    monkeypatch.setattr(client, "_RELEASE_AFTER_S", 0.01)
+
+    async def use():
+        for number in (1, 2, 3):
+            async with groups.lease(number):
+                pass
+        await asyncio.sleep(0.1)
+
+    asyncio.run(use())
+    assert supervisor.calls == [(1, []), (2, [1]), (3, [2]), (3,)]
+
+
+def test_the_end_of_a_lease_waits_for_the_next_one_for_a_moment_only(supervised, monkeypatch):
+    supervisor, groups = supervised
+    monkeypatch.setattr(client, "_RELEASE_AFTER_S", 0.01)
+
+    async def use():
+        async with groups.lease(1), groups.lease(2):
+            pass
+        await asyncio.sleep(0.1)
+        async with groups.lease(3):
+            pass
+
+    asyncio.run(use())
+    assert supervisor.calls == [(1, []), (2, []), (2, 1), (3, [])]
 
 
 class Answer:

@@ -8,7 +8,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.output.in_flight import InFlightJournal, read_journal, write_journal
-from pipeline.output.journal_file import JOURNAL, JournalFile
+from pipeline.output.journal_file import (
+    JOURNAL,
+    JournalFile,
+    stream_journal,
+    stream_journals,
+)
 from pipeline.output.ledger import IdSet, hash_ids
 from pipeline.output.store import LocalStore
 
@@ -205,6 +210,34 @@ def test_no_counts_need_no_file(store, tmp_path):
 
     assert not (tmp_path / JOURNAL).exists()
     assert read_journal(store, IdSet()) == {}
+
+
+def test_rows_of_a_killed_fleet_are_found_in_the_files_of_its_streams(store):
+    async def run():
+        for number, row in enumerate(("a", "b", "a done row")):
+            journal = InFlightJournal(store, {}, stream_journal(number))
+            await journal.start(pa.array([row]), "generate")
+
+    (a, b, done) = keys("a", "b", "a done row")
+    write_journal(store, {a: 2})  # as a fleet does at its start
+    asyncio.run(run())
+    finished = IdSet()
+    finished.add(pa.array(["a done row"]))
+
+    counts = read_journal(store, finished)
+
+    assert counts == {a: 3, b: 1}
+    assert done not in counts
+    write_journal(store, counts)  # at the start of the next run
+    assert read_journal(store, finished) == counts
+    assert stream_journals(store) == []
+
+
+def test_a_damaged_file_of_a_stream_is_refused_by_its_name(store):
+    store.write(stream_journal(12), b"[1")
+
+    with pytest.raises(ValueError, match=r"_starts-012.json of .* is damaged .*delete it"):
+        read_journal(store, IdSet())
 
 
 def test_a_damaged_file_is_refused_with_what_to_do(store):

@@ -82,10 +82,27 @@ def test_batches_grow_with_the_fleet(num_groups, batch_rows, rows_per_group):
     assert found.batches_per_client * batch_rows == found.rows_per_client
 
 
-@pytest.mark.parametrize("num_groups", [8, 64, 512])
-def test_what_every_row_passes_through_costs_little(num_groups):
-    ms_per_batch = 6.4  # of the driver and the journal, by measurement with 64 rows in each
-    assert ms_per_batch / fleet(num_groups).batching.num_rows <= 0.1
+@pytest.mark.parametrize(
+    ("num_groups", "num_streams"), [(1, 1), (3, 1), (4, 2), (8, 4), (64, 4), (256, 8), (512, 16)]
+)
+def test_a_fleet_has_several_streams(num_groups, num_streams):
+    whole = fleet(num_groups)
+    part = whole.of_stream
+
+    assert whole.num_streams == num_streams
+    assert part.num_streams == 1
+    assert part.batching == whole.batching
+    assert part.rows_per_client == whole.rows_per_client
+    for name in ("num_preparers", "num_clients", "rows_in_flight"):
+        assert getattr(part, name) * num_streams == getattr(whole, name) or num_streams == 1
+    assert part.max_queued_bytes * num_streams <= whole.max_queued_bytes
+
+
+def test_rows_that_keep_their_order_have_one_stream():
+    machines = Deployment(device="cuda", num_groups=64, num_ranks=1, why="as asked", dispatch="")
+    config = replace(CONFIG, keep_order=True)
+    found = choose_sizing(config, machines, num_rows=10**8, num_cpus=8, store_bytes=1 << 40)
+    assert found.num_streams == 1
 
 
 @pytest.mark.parametrize("num_groups", [8, 64, 512])
