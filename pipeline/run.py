@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pyarrow as pa
-from ray.exceptions import RayError, RayTaskError, UserCodeException
+from ray.exceptions import RayError
 
 from parallel.groups.errors import GroupError
 from pipeline.cluster.expert_load import LoadPicture
@@ -28,6 +28,7 @@ from pipeline.output.writer import PartWriter
 from pipeline.run_plan import RunPlan, check, plan_run
 from pipeline.stages.inline import InlineBackend
 from pipeline.stages.ray_backend import RayBackend
+from pipeline.stages.streams import raised_first
 
 _STORY = "_error.txt"
 _CHECKING = "checking the checkpoint and the input"
@@ -117,11 +118,7 @@ def _as_run_error(writer: PartWriter, store: Store) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """The message of what was raised first, without Ray's wrapping."""
-    while isinstance(error, RayTaskError | UserCodeException):
-        cause = error.cause if isinstance(error, RayTaskError) else error.__cause__
-        if cause is None:
-            break
-        error = cause
+    error = raised_first(error)
     message = " ".join(str(error).split())
     if not isinstance(error, GroupError | ValueError | OSError):
         message = f"{type(error).__name__}: {message}"

@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayTaskError, UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.input.plan import RowGroupSplit
@@ -51,8 +52,12 @@ class Stream:
         # Imported here: Ray Data takes a second to load, and the driver does not need it.
         from pipeline.stages.ray_data import run_stages
 
-        for rows, costs in gathered(run_stages(spec, splits, groups, journal, workers)):
-            yield seal(rows, costs)
+        try:
+            for rows, costs in gathered(run_stages(spec, splits, groups, journal, workers)):
+                yield seal(rows, costs)
+        except (RayTaskError, UserCodeException) as error:
+            # Ray would send the message of its own wrapping alone.
+            raise raised_first(error) from None
 
 
 def run_streams(
@@ -85,6 +90,16 @@ def run_streams(
             tables.append(ready)  # behind the others, so that each has its turn
             table: Any = ray.get(reference)
             yield copied(table), costs_of(table)
+
+
+def raised_first(error: BaseException) -> BaseException:
+    """Return what was raised in a worker, without Ray's wrapping."""
+    while isinstance(error, RayTaskError | UserCodeException):
+        cause = error.cause if isinstance(error, RayTaskError) else error.__cause__
+        if cause is None:
+            break
+        error = cause
+    return error
 
 
 def shares_of(splits: Sequence[RowGroupSplit], num_shares: int) -> list[list[RowGroupSplit]]:

@@ -11,8 +11,10 @@ import pytest
 
 from pipeline.input.plan import RowGroupSplit
 from pipeline.monitor.stage_costs import Cost
+from pipeline.run import RunError
 from pipeline.stages import ray_backend
 from pipeline.stages.streams import gathered, shares_of
+from pipeline.stages.workers import Workers
 from tests.conftest import ON_RAY_SLOWLY
 from tests.pipeline.runs import small_config, store_of
 from tests.tiny import tiny_checkpoint
@@ -82,8 +84,9 @@ def test_nobody_gets_an_empty_share():
     assert shares_of(splits, 4) == [[splits[0]], [splits[1]]]
 
 
-@pytest.mark.parametrize("carry_out", [ON_RAY_SLOWLY], indirect=True)
-def test_a_fleet_answers_each_row_once(tmp_path, monkeypatch, carry_out):
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A small run that has two streams."""
     choose_sizing = ray_backend.choose_sizing
 
     def choose_fleet(*arguments, **options):
@@ -91,7 +94,22 @@ def test_a_fleet_answers_each_row_once(tmp_path, monkeypatch, carry_out):
 
     monkeypatch.setattr(ray_backend, "choose_sizing", choose_fleet)
     tiny_checkpoint(tmp_path / "checkpoint")
-    config = small_config(tmp_path, tmp_path / "checkpoint")
+    return small_config(tmp_path, tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("carry_out", [ON_RAY_SLOWLY], indirect=True)
+def test_a_run_says_why_a_stage_of_a_stream_failed(config, monkeypatch, carry_out):
+    def prepare(spec, journal):
+        raise ValueError("node-7 has no checkpoint")
+
+    monkeypatch.setattr(ray_backend, "Workers", lambda: Workers(prepare=prepare))
+
+    with pytest.raises(RunError, match=r"^node-7 has no checkpoint -- 0 rows"):
+        carry_out(config)
+
+
+@pytest.mark.parametrize("carry_out", [ON_RAY_SLOWLY], indirect=True)
+def test_a_fleet_answers_each_row_once(config, carry_out):
     (Path(config.input) / "4.mp4").unlink()
 
     report = carry_out(config)
