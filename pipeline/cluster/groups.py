@@ -27,6 +27,8 @@ from pipeline.cluster.nodes import require_checkpoint
 from pipeline.config import PipelineConfig
 from pipeline.monitor.snapshot import RankStats
 
+_RANKS_ASKED_PER_S = 64  # by the supervisor; each takes it half a millisecond of a processor
+
 # Makes the engine of a rank from the checkpoint, the engine's configuration, how ranks exchange
 # rows, and which rank of its group it is; the latter is None if the group has one rank.
 EngineFactory = Callable[[Path, EngineConfig, Exchange, RankSpec | None], Engine]
@@ -84,6 +86,7 @@ def start_groups(
         admission=admission,
         topologies=topologies,
         golden=tuple(golden_requests(tokenizer.num_ordinary)),
+        heartbeat_s=heartbeat_s(deployment),
     )
     if deployment.device == "cpu":
         # A rank encodes the images of a step before it exchanges rows. On CPUs this takes minutes,
@@ -92,6 +95,14 @@ def start_groups(
     return Groups.start(
         spec, num_groups=deployment.num_groups, max_group_failures=config.max_group_failures
     )
+
+
+def heartbeat_s(deployment: Deployment) -> float:
+    """Return the seconds between two health checks of a rank: one, and more in a large fleet.
+
+    A rank that hangs is noticed that much later; one that dies, by whoever uses it, at once.
+    """
+    return max(1.0, deployment.num_groups * deployment.num_ranks / _RANKS_ASKED_PER_S)
 
 
 def _check_cache(engine: EngineConfig, deployment: Deployment) -> None:

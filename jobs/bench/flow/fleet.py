@@ -48,6 +48,7 @@ from parallel.groups.client import Groups
 from parallel.groups.spec import GroupSpec
 from pipeline.cluster.deployment import Deployment
 from pipeline.cluster.expert_load import LoadPicture
+from pipeline.cluster.groups import heartbeat_s
 from pipeline.config import PipelineConfig
 from pipeline.driver import drive
 from pipeline.input.plan import RowGroupSplit
@@ -67,7 +68,7 @@ _SEQUENCES = 256  # of a group
 _CPUS, _STORE_GIB = 16, 25  # of a group's machine
 _FLEET_ROWS = 10**8  # that a fleet has to do
 _WORKERS = 2  # of each stage, that this machine runs
-_IDLE_S = 5.0
+_IDLE_S = 10.0
 _ROUNDS, _LEAST_ROWS = 2, 30_000  # of a stream; the latter are three parts
 _ROWS_PER_GROUP = 1024  # of the input's row groups
 _PROCESSES = {
@@ -180,7 +181,11 @@ class FleetBackend:
         """Start the supervisor, and lease what the other streams have in flight."""
         rank = _actor(SimulatedRank)
         reservation = placement_group([{"CPU": 0.001}])
-        spec = GroupSpec(engine_factory=_nothing, num_cpus_per_rank=0.001)
+        spec = GroupSpec(
+            engine_factory=_nothing,
+            num_cpus_per_rank=0.001,
+            heartbeat_s=heartbeat_s(self.deployment),
+        )
         supervisor = _actor(SimulatedSupervisor, spec, self._num_groups, rank, reservation)
         ray.get(supervisor.start.remote())
         groups = Groups(supervisor)

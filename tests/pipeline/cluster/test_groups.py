@@ -18,9 +18,10 @@ from parallel.groups.errors import GroupError
 from parallel.groups.supervisor import GroupsStatus
 from parallel.ranks.admission import AdmissionPolicy
 from pipeline.cluster import groups as module
-from pipeline.cluster.deployment import choose_deployment
+from pipeline.cluster.deployment import Deployment, choose_deployment
 from pipeline.cluster.groups import (
     Capacities,
+    heartbeat_s,
     load_engine,
     loading_text,
     rank_numbers,
@@ -143,3 +144,15 @@ def test_the_slowest_rank_says_how_long_the_weights_took():
     text = loading_text({0: ({}, loaded[0]), 1: (loaded[1],)})
     assert text == "the slowest rank read its weights in 12.3 s, 2.68 GB/s"
     assert loading_text({0: ({},)}) == loading_text(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "num_ranks", "seconds"), [(1, 1, 1), (64, 1, 1), (16, 8, 2), (512, 1, 8)]
+)
+def test_the_supervisor_asks_as_many_ranks_a_second_in_a_large_fleet(
+    num_groups, num_ranks, seconds
+):
+    fleet = Deployment(
+        device="cuda", num_groups=num_groups, num_ranks=num_ranks, why="as asked", dispatch=""
+    )
+    assert heartbeat_s(fleet) == seconds
