@@ -49,7 +49,9 @@ MENTIONED = re.compile(
     rf"\(\s*([A-Z]){_AFTER}\s*\)(?!\s*\?)|{_NOUN}\s*\(?({_LETTER}|{_SMALL})(?!\s*\)?\?)"
     rf"|(?i:\b(?:option|choice))\s*\(?({_UPPER})|(?:^|[\n.:;!?]\s+)({_UPPER})(?=[.):](?:\s|$))"
 )
-LISTED_INLINE = re.compile(rf"\(([A-Z]){_AFTER}[)/]|(?i:option|choice) ([A-Z]):|\s([A-Z])[.):]\s")
+LISTED_INLINE = re.compile(
+    rf"\(([A-Z]){_AFTER}[)/]|(?i:option|choice) ([A-Z]):|\s([A-Z])(?:[.):]|\s-)\s"
+)
 ANY_LETTER = re.compile(rf"{_LETTER}|{_BEFORE}[B-HJ-Z]{_AFTER}")
 
 # What links two options: `A or B`, `A, but it could be B`; at the start also `A. B.`
@@ -61,7 +63,7 @@ ALSO_BEFORE = re.compile(rf"(?P<said>{_UPPER}|{TOKEN})\s*\)?\s*(?i:{words.OR})\s
 _ONE = rf"(?:{_NOUN}\s*)?\(?(?:{_LETTER}|{TOKEN})\)?"
 _LINK = rf"\s*,?\s*(?i:{words.OR})\s*"
 DENIED = re.compile(
-    rf"(?i:{words.NOT})(?:\s|{_NOUN}|(?i:{words.FILL})){{0,8}}{_ONE}"
+    rf"(?i:{words.NOT})(?:[ (]|{_NOUN}|(?i:{words.FILL})){{0,8}}{_ONE}"
     rf"(?:(?:\s*,\s*{_ONE}){{0,6}}{_LINK}{_ONE}(?!\s*(?i:is|'s|ist|est|es|é|è)\b))?"
 )
 _NAMED = rf"(?:{_NOUN}\s*)?(?:\([A-Z]\)|{_BEFORE}[A-HJ-Z]{_AFTER}[.)]?|{TOKEN})"

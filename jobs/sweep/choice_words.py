@@ -19,13 +19,14 @@ def _words(latin: str, other: str = "") -> str:
 # What an answer is announced by.
 FINAL = _words(
     """final answer | final choice | final decision | final conclusion | endgültige antwort
-    finale antwort | réponse finale | réponse définitive | respuesta final | respuesta definitiva
-    resposta final | resposta definitiva | risposta finale | risposta definitiva
-    окончательный ответ | итоговый ответ | финальный ответ""",
+    finale antwort | réponse finale | réponse définitive | respuesta final
+    respuesta definitiva | resposta final | resposta definitiva | risposta finale
+    risposta definitiva | окончательный ответ | итоговый ответ | финальный ответ""",
     "最终答案 最終答案 最终选择 最終選擇 最終的な答え 最終的な回答 最終回答 최종\\s*(?:답변?|정답)",
 )
 ANSWER = _words(
-    """answer | answers | ans | option | choice | correct one | solution | antwort | lösung
+    """answer | answers | ans | option | choice | correct one | solution | response | result
+    conclusion | verdict | prediction | selection | final | decision | guess | antwort | lösung
     réponse | bonne réponse | respuesta | resposta | gabarito | risposta | ответ | odpowiedź
     odpověď | antwoord | svar | vastaus | cevap | jawaban | đáp án | відповідь""",
     "答案 正确选项 正確選項 正しい選択肢 正解 答え 回答 解答"
@@ -59,10 +60,10 @@ FILL = _words(
 CHOOSE = _words(
     """choose | chose | select | selected | pick | picked | go with | going with | went with
     opt for | opted for | settle on | settled on | vote for | i'd say | i would say | i'll say
-    my guess is | it must be | it has to be | it should be | it would be | it could be
-    it might be | it may be | it is | it's | must be | that's | so | thus | therefore | hence
-    ich wähle | es ist | je choisis | c'est | elijo | escojo | selecciono | es la | escolho | é a
-    scelgo | è la | выбираю | это""",
+    my guess is | i guess | we conclude | we get | it must be | it has to be | it should be
+    it would be | it could be | it might be | it may be | it is | it's | must be | that's | so
+    thus | therefore | hence | ich wähle | es ist | je choisis | c'est | elijo | escojo
+    selecciono | es la | escolho | é a | scelgo | è la | выбираю | это""",
     "应选 應選 故选 故選 所以选 因此选 我选 选择 選擇 选 選 应该是 應該是"
     " そのため したがって 따라서",
 )
@@ -101,7 +102,7 @@ _FAILS = "isn't|doesn't|contradicts|conflicts|fails|не|неверн\\w*|неп
 # What is said after a letter that is not the answer, and after several.
 WRONG_ONE = (
     rf"(?:\s*(?:{_IS_OR_SEEMS})\s+(?:\w+\s+){{0,2}}?(?:{_BAD})\b|\s+(?:{_FAILS})\b"
-    r"|\s+(?:no|non)\s+[eè]s?\b"
+    r"|\s+(?:no|non)\s+[eè]s?\b|\s*[:—–-]\s*(?:no|not|false|wrong|incorrect)\b(?!\s+\w)"
     r"|\s*(?:选项|選項)?\s*(?:是|が|は|은|는|이|가)?\s*(?:错|錯|不|誤|間違|아니|아닙|틀)"
     r"|[^。.\n,]{0,8}?(?:ではなく?|ではあり|じゃなく?|아니|아닙))"
 )

@@ -12,6 +12,7 @@ text        the text of one option in one sentence that denies nothing
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 from jobs.sweep import choice_patterns as patterns
 from jobs.sweep.answer_text import normal, plain_answer
@@ -143,9 +144,8 @@ def _without_lists(text: str) -> str:
     kept: list[str] = []
     place = 0
     while place < len(lines):
-        length = 0
-        while "".join(labels[place + length : place + length + 1]) == LETTERS[length]:
-            length += 1
+        pairs = zip(labels[place:], LETTERS, strict=False)
+        length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if length < 2:
             kept.append(lines[place])
         place += length if length > 1 else 1

@@ -5,6 +5,7 @@ options red, dark blue:   "B. Dark blue, not a red one."  ->  "B. , not [A] one.
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from jobs.sweep.answer_text import plain_answer
 from jobs.sweep.layouts import LETTERS
@@ -38,6 +39,7 @@ def with_tokens(plain: str, options: Sequence[str]) -> str:
     return _LETTER_AND_TEXT.sub(_joined, plain)
 
 
+@lru_cache(maxsize=1024)
 def _pattern(text: str) -> re.Pattern[str] | None:
     """Match a text as whole words; None for one that is too short to be told from other words."""
     text = re.sub(r"^(?:an?|the)\s+(?=\w)", "", text, flags=re.IGNORECASE)
