@@ -152,6 +152,7 @@ def _report(plan: RunPlan, writer: PartWriter, usage: Usage) -> Report:
         num_prompt_tokens=writer.num_prompt_tokens,
         num_generated_tokens=writer.num_generated_tokens,
         num_bytes_written=writer.num_bytes,
+        captions=writer.captions.summary(),
         usage=usage,
         output=output,
     )
