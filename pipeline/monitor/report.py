@@ -215,13 +215,15 @@ def _caption_lines(captions: CaptionSummary) -> list[str]:
     """Say how texts ended and how alike captions are, and warn if one is in many rows."""
     lines: list[str] = []
     if captions.num_texts:
-        ends = [f"{captions.share_ended_by(reason):.1%} ended by {reason}" for reason in CUT]
-        lines.append(f"of {captions.num_texts} texts {', '.join(ends)}")
-    if captions.num_captions > 1:
+        ends = [f"{captions.share_ended_by(reason):.1%} by {reason}" for reason in CUT]
+        lines.append(f"of {captions.num_texts} texts ended {', '.join(ends)}")
+    if captions.num_most_frequent == 1 < captions.num_captions and not captions.num_uncounted:
+        lines.append(f"no two of {captions.num_captions} captions are the same")
+    elif captions.num_captions > 1:
         least = "at least " if captions.num_uncounted else ""
         text = "".join(each if each.isprintable() else " " for each in captions.most_frequent or "")
         lines.append(
-            f"the most frequent caption is that of {least}{captions.num_most_frequent} of "
+            f"the most frequent caption stands in {least}{captions.num_most_frequent} of "
             f'{captions.num_captions} rows ({captions.share:.1%}): "{text}"'
         )
     if captions.num_captions >= _FEWEST_CAPTIONS and captions.share > _LARGEST_SHARE:

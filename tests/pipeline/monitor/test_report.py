@@ -158,8 +158,8 @@ def test_the_most_frequent_caption_and_cut_texts_are_told():
     ends = {"stop": 90, "length": 8, "repetition": 2}
     found = report(captions=captions_of(*"aabc", finish_reasons=ends))
 
-    assert "of 100 texts 8.0% ended by length, 2.0% ended by repetition" in str(found)
-    assert 'the most frequent caption is that of 2 of 4 rows (50.0%): "a"' in str(found)
+    assert "of 100 texts ended 8.0% by length, 2.0% by repetition" in str(found)
+    assert 'the most frequent caption stands in 2 of 4 rows (50.0%): "a"' in str(found)
     assert found.as_json()["captions"] == {
         "num_captions": 4,
         "most_frequent": "a",
@@ -192,10 +192,16 @@ def test_a_run_without_captions_says_nothing_of_them():
 
 def test_a_count_that_may_be_higher_is_called_the_least():
     found = report(captions=captions_of("x", "x", "y", num_uncounted=1))
-    assert "caption is that of at least 2 of 3 rows" in str(found)
+    assert "caption stands in at least 2 of 3 rows" in str(found)
 
 
 def test_a_caption_cannot_write_on_the_terminal():
-    found = str(report(captions=captions_of("a\x1b[2J\nb", "c")))
+    found = str(report(captions=captions_of(*["a\x1b[2J\nb"] * 2, "c")))
     assert "\x1b" not in found
     assert '"a [2J b"' in found
+
+
+def test_captions_that_all_differ_are_said_to():
+    assert "no two of 3 captions are the same" in str(report(captions=captions_of(*"abc")))
+    pruned = report(captions=captions_of(*"abc", num_uncounted=1))
+    assert "stands in at least 1 of 3 rows" in str(pruned)
