@@ -102,7 +102,7 @@ _FAILS = "isn't|doesn't|contradicts|conflicts|fails|не|неверн\\w*|неп
 # What is said after a letter that is not the answer, and after several.
 WRONG_ONE = (
     rf"(?:\s*(?:{_IS_OR_SEEMS})\s+(?:\w+\s+){{0,2}}?(?:{_BAD})\b|\s+(?:{_FAILS})\b"
-    r"|\s+(?:no|non)\s+[eè]s?\b|\s*[:—–-]\s*(?:no|not|false|wrong|incorrect)\b(?!\s+\w)"
+    r"|\s+(?:no|non)\s+[eè]s?\b|\s*[:—–-]\s*(?:no|not|false|wrong|incorrect)\b(?! +\w)"
     r"|\s*(?:选项|選項)?\s*(?:是|が|は|은|는|이|가)?\s*(?:错|錯|不|誤|間違|아니|아닙|틀)"
     r"|[^。.\n,]{0,8}?(?:ではなく?|ではあり|じゃなく?|아니|아닙))"
 )

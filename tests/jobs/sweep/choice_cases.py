@@ -298,6 +298,7 @@ KINDS = {
         ("Option (A): the dog. Option (B): the cat.", None),
         ("A -> B -> C", None),
         ("A: No\nB: Yes\nC: No\nD: No", None),
+        ("C: No\nB: Yes\nA: No", "B"),
         ("A - 0.1, B - 0.9", None),
         ("A: 10%, B: 70%, C: 20%", None),
         ("The correct order is B, A, D, C.", None),
