@@ -297,7 +297,7 @@ KINDS = {
         ("A\nB\nC\nD", None),
         ("Option (A): the dog. Option (B): the cat.", None),
         ("A -> B -> C", None),
-        ("A: No\nB: Yes\nC: No\nD: No", None),
+        ("A: No\nB: Yes\nC: No\nD: No", "B"),
         ("C: No\nB: Yes\nA: No", "B"),
         ("A - 0.1, B - 0.9", None),
         ("A: 10%, B: 70%, C: 20%", None),
