@@ -116,8 +116,8 @@ OR = _words(
     "还是 還是 或者 或 和 与 與 または あるいは か と 또는 혹은 과 와 、 , / ; & \\+",
 )
 MAYBE = _words(
-    """either | or | and | maybe | perhaps | possibly | it | it's | could | might | may | can
-    also | be | is | which | even | but | both | alternatively | although | though""",
+    """either | actually | or | and | maybe | perhaps | possibly | it | it's | could | might
+    may | can | also | be | is | which | even | but | both | alternatively | although | though""",
 )
 # Before an announcement, in its clause: then it is a condition, a doubt, or of another answer.
 UNLESS = _words(

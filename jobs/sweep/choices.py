@@ -114,7 +114,8 @@ def _with_linked(text: str, match: re.Match[str], after: int | None = None) -> s
 def _leading(text: str) -> set[str]:
     match = patterns.LEADING.match(text)
     if match is None:
-        return set()
+        is_text = re.match(rf"\W*{TOKEN}\s*(?:[.,;:!\n]|$)", text)  # `No, he does not`
+        return {letter_of(token) for token in re.findall(TOKEN, text)} if is_text else set()
     listed = patterns.LISTED_INLINE.findall(text.split("\n", 1)[0])  # `A) red B) blue`
     found = {letter_of(match["said"]), *("".join(groups) for groups in listed)}
     if also := patterns.ALSO_LISTED.match(text, match.end("said")):
@@ -130,8 +131,13 @@ def _mentioned(text: str) -> set[str]:
 
 
 def _by_text(text: str) -> set[str]:
-    is_plain = not patterns.NEGATIVE.search(text) and not re.search(r"[.!?]\s+\S|。\s*\S|\n", text)
-    return {letter_of(token) for token in re.findall(TOKEN, text)} if is_plain else set()
+    if (
+        patterns.NEGATIVE.search(text)
+        or patterns.ANY_LETTER.search(text)
+        or re.search(r"[.!?]\s+\S|。\s*\S|\n", text)
+    ):
+        return set()
+    return {letter_of(token) for token in re.findall(TOKEN, text)}
 
 
 _READINGS = (_final, _announced, _leading, _mentioned, _by_text)

@@ -7,12 +7,16 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from jobs.sweep import choice_words as words
 from jobs.sweep.answer_text import plain_answer
 from jobs.sweep.layouts import LETTERS
 
 _FIRST = 0xE000  # private characters; `plain_answer` leaves none
 TOKEN = f"[{chr(_FIRST)}-{chr(_FIRST + len(LETTERS) - 1)}]"
 GONE = "\uf8ff"  # where an option was denied
+_NEGATIVE = re.compile(words.NEGATIVE, re.IGNORECASE)
+_BEFORE_PRONOUN = "the this that which each every another other no any some".split()
+_NO_PRONOUN = "".join(rf"(?<!\b{word}\s)" for word in _BEFORE_PRONOUN)
 _ARTICLE = r"(?:\b(?:an?|the)\s+)?"
 _LETTER_AND_TEXT = re.compile(
     rf"(?<![\w'])([A-Za-z])([^\w{TOKEN[1:-1]}\n]{{1,4}}|\n)({TOKEN})(\s*\W|$)"
@@ -45,10 +49,14 @@ def _pattern(text: str) -> re.Pattern[str] | None:
     text = re.sub(r"^(?:an?|the)\s+(?=\w)", "", text, flags=re.IGNORECASE)
     if len(text) < 2 and not text.isdecimal():
         return None
-    words = r"\s+".join(re.escape(word) for word in text.split())
+    spaced = r"\s+".join(re.escape(word) for word in text.split())
+    if _NEGATIVE.fullmatch(text):  # `no` says nothing in "no doubt"
+        return re.compile(rf"\b{spaced}(?=\s*(?:[.,;:!?)\n]|$))", re.IGNORECASE)
+    if text.lower() == "one":  # nor does `one` in "the one on the left"
+        return re.compile(rf"{_NO_PRONOUN}\bone\b(?!\s+of\b)", re.IGNORECASE)
     before = r"(?<!\w)(?<!\d[.,:])" if text[0].isascii() else ""
     after = r"(?!\w)(?![.,:]\d)" if text[-1].isascii() else ""
-    return re.compile(f"{before}{_ARTICLE}{words}{after}", re.IGNORECASE)
+    return re.compile(f"{before}{_ARTICLE}{spaced}{after}", re.IGNORECASE)
 
 
 def _joined(found: re.Match[str]) -> str:
