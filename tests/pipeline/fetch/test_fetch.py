@@ -322,7 +322,7 @@ def test_trouble_of_this_machine_is_no_error_of_a_row(number, monkeypatch):
     def fail():
         raise OSError(number, "trouble")
 
-    monkeypatch.setattr("pipeline.fetch.media_access._in_memory", fail)
+    monkeypatch.setattr("pipeline.fetch.copying._in_memory", fail)
     with pytest.raises(OSError, match="trouble"):
         MediaAccess(base="memory://bucket/in").open("clip.mp4")
 
@@ -478,13 +478,13 @@ def test_http_troubles(path, code, server, url):
 def test_trouble_that_passes_is_met_by_further_attempts(path, server, url, monkeypatch):
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
-    monkeypatch.setattr("pipeline.fetch.http._BACKOFF_S", 0.5)
-    monkeypatch.setattr("pipeline.fetch.http._NUM_ATTEMPTS", 3)
+    monkeypatch.setattr("pipeline.fetch.attempts.BACKOFF_S", 0.5)
+    monkeypatch.setattr("pipeline.fetch.attempts.NUM_ATTEMPTS", 3)
     access = MediaAccess(allowed_prefixes=(url,))
     assert read(f"{url}/{path}", access) == CLIP
     assert waits == [0.5, 1.0]
     assert server.paths == [f"/in/{path}"] * 3
-    monkeypatch.setattr("pipeline.fetch.http._NUM_ATTEMPTS", 2)
+    monkeypatch.setattr("pipeline.fetch.attempts.NUM_ATTEMPTS", 2)
     server.paths.clear()
     assert refusal(f"{url}/{path}", access).code == ErrorCode.MEDIA_UNREADABLE
     assert len(server.paths) == 2
@@ -560,7 +560,7 @@ def test_no_wait_before_another_attempt_outlasts_the_deadline(url, monkeypatch):
 
 
 def test_a_server_that_is_not_there_is_unreadable(monkeypatch):
-    monkeypatch.setattr("pipeline.fetch.http._NUM_ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.fetch.attempts.NUM_ATTEMPTS", 1)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     access = MediaAccess(allowed_prefixes=(f"http://127.0.0.1:{port}",))
