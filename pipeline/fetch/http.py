@@ -28,7 +28,7 @@ from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Reque
 
 from pipeline.fetch.attempts import Deadline, StatusError
 from pipeline.media.limits import MediaError
-from pipeline.media.signatures import describe
+from pipeline.media.signatures import TEXT, describe
 from pipeline.status import ErrorCode
 
 _TIMEOUT_S = 60.0  # of each connection and each read
@@ -74,7 +74,8 @@ def _status_error(status: int, reason: str, answer: HTTPError | HTTPResponse) ->
     body = b""
     with suppress(OSError, HTTPException, ValueError):  # the status says enough without it
         body = answer.read(_HEAD_BYTES) if answer.fp else b""
-    more = f", with {found}" if (found := describe(body)) else ""
+    found = describe(body)
+    more = f", with {found}" if found not in (None, TEXT) else ""
     asked = answer.headers.get("Retry-After", "")
     message = f"the server answers {status} {reason}"[:200] + more
     return StatusError(status, message, float(asked) if asked.isdecimal() else 0.0)

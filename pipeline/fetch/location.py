@@ -16,6 +16,7 @@ from pipeline.filesystems import without_secrets
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 HTTP = ("http://", "https://")
+_BREAKS = "\t\n\v\f\r"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _CROOKED = re.compile(r"[/\\]\.\.?([/\\;?#]|$)|[\x00-\x1f\x7f]")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -30,11 +31,16 @@ def spellings(text: str) -> Iterator[str]:
 
     The others are for a place that does not exist as written: without the white space around it,
     with accents composed (NFC) or decomposed (NFD, as macOS stores names), and with its percent
-    signs decoded. White space around a URI is never a part of it.
+    signs decoded. White space around a URI, or before an absolute path, is never a part of it; nor
+    are tabs and line breaks around any name.
     """
     stripped = text.strip()
-    is_uri = SCHEME.match(stripped) is not None
-    forms = [stripped] if is_uri else [text, stripped]
+    as_written = text.strip(_BREAKS)
+    if SCHEME.match(stripped):
+        as_written = stripped
+    elif stripped.startswith("/"):
+        as_written = as_written.lstrip()
+    forms = [as_written, stripped]
     forms += [unicodedata.normalize(form, stripped) for form in ("NFC", "NFD")]
     if not is_http(stripped):  # a server decodes by itself, and may mean `%2F` as it is
         forms.append(unquote(stripped))

@@ -235,7 +235,7 @@ def _path_of(file_uri: str) -> str:
     if host.lower() not in ("", "localhost"):
         raise MediaError(
             ErrorCode.URI_NOT_ALLOWED,
-            f"{file_uri:.200} names the machine {host:.100!r}; a file of this machine has three "
+            f"{file_uri:.200} names the machine {host[:100]!r}; a file of this machine has three "
             "slashes, such as file:///data/clip.mp4",
         )
     return unquote(slash + path)

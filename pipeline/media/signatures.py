@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 HEAD_BYTES = 4096  # enough for `describe`
+TEXT = "text, not media"  # what `describe` says of text that is nothing more
 _QUOTED = 100  # characters of a quotation
 
 # Media; the decoders read most of them.
@@ -105,7 +106,7 @@ def describe(head: bytes) -> str | None:
             return name_of(text)
     if (inner := _kind_in_base64(text)) is not None:
         return f"a file with the base64 text of {inner}; decode it"
-    return "a text file" if _is_text(head) else None
+    return TEXT if _is_text(head) else None
 
 
 def media_in_base64(text: str) -> str | None:
