@@ -16,23 +16,26 @@ CIRCLE = "links to a folder above"
 _MAX_NAMED = 3  # of each reason
 
 
-@dataclass(frozen=True)
+@dataclass
 class LeftOut:
-    """What lies below a folder and is not read; false if there is nothing."""
+    """Counts what lies below a folder and is not read; false if there is nothing."""
 
-    names: tuple[tuple[str, str], ...] = ()  # (why, name below the folder)
+    counts: dict[str, int] = field(default_factory=dict)  # by the reason
+    # The first names of each reason. There may be millions: media often lie beside their table.
+    named: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def add(self, why: str, name: str) -> None:
+        """Count one name."""
+        self.counts[why] = self.counts.get(why, 0) + 1
+        self.named[why] = tuple(sorted([*self.named.get(why, ()), name])[:_MAX_NAMED])
 
     def __bool__(self) -> bool:
-        return bool(self.names)
+        return bool(self.counts)
 
     def __str__(self) -> str:
-        by_reason: dict[str, list[str]] = {}
-        for why, name in self.names:
-            by_reason.setdefault(why, []).append(name)
         return ", ".join(
-            f"{len(names):,} {why} ({', '.join(names[:_MAX_NAMED])}"
-            f"{', ...' if len(names) > _MAX_NAMED else ''})"
-            for why, names in by_reason.items()
+            f"{count:,} {why} ({', '.join(self.named[why])}{', ...' * (count > _MAX_NAMED)})"
+            for why, count in sorted(self.counts.items())
         )
 
 
@@ -58,22 +61,26 @@ def files_below(filesystem: pafs.FileSystem, root: str, pattern: str) -> Found:
     is_local = isinstance(filesystem, pafs.LocalFileSystem)
     listed = _local_names(root) if is_local else _names(filesystem, root)
     files: list[tuple[str, str]] = []
-    left_out: dict[tuple[str, str], None] = {}  # in place of a set, to keep their order
+    left_out = LeftOut()
+    hidden_folders: set[str] = set()
     has_folders = False
     for name in listed:
         why = CIRCLE if name.endswith("/") else _why_not(name, pattern)
         if why == "":
             has_folders |= any(_matches(parent, pattern) for parent in _parents(name))
         elif hidden := _hidden_part(name):
-            left_out[HIDDEN, hidden] = None
+            if hidden not in hidden_folders:
+                left_out.add(HIDDEN, hidden)
+            if hidden.endswith("/"):  # counts once, whatever it holds
+                hidden_folders.add(hidden)
         elif why:
-            left_out[why, name] = None
+            left_out.add(why, name)
         else:
             path = f"{root.rstrip('/')}/{name}"
             if is_local:
                 _check_is_file(path)
             files.append((name, path))
-    return Found(tuple(sorted(files)), LeftOut(tuple(sorted(left_out))), has_folders)
+    return Found(tuple(sorted(files)), left_out, has_folders)
 
 
 def _why_not(name: str, pattern: str) -> str | None:

@@ -48,9 +48,9 @@ def list_files(uri: str, *, output: str | None = None) -> Listing:
             f"{uri} names no Parquet file but the parts of the output {output}; name the files to "
             "caption, or another --output"
         )
-    names = {name for name, _ in listing.files} - {name for name, _ in files}
-    parts = tuple((_PARTS, name) for name in sorted(names))
-    return replace(listing, files=files, left_out=LeftOut(listing.left_out.names + parts))
+    for name, _ in {*listing.files} - {*files}:
+        listing.left_out.add(_PARTS, name)
+    return replace(listing, files=files)
 
 
 def _find(uri: str) -> Listing:
