@@ -41,9 +41,9 @@ def _check_frames(config: PipelineConfig, processor: Processor) -> None:
         count = len(frames.at_s or ()) or frames.num_frames or 0
         if count > most:
             raise ValueError(
-                f"{count:,} frames of a row are asked for, and a prompt of this checkpoint has room "
-                f"for at most {most:,}, however small they are; take fewer, or set --window-s so "
-                "that each window is a prompt of its own"
+                f"{count:,} frames of a row are asked for, and a prompt of this checkpoint has "
+                f"room for at most {most:,}, however small they are; take fewer, or set --window-s "
+                "so that each window is a prompt of its own"
             )
 
 
