@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from http.client import HTTPException
@@ -128,9 +128,23 @@ class MediaAccess:
                 if not _is_missing(error):
                     raise
                 for other in others:
-                    with suppress(FileNotFoundError, StatusError, MediaError):
-                        return self._open_place(other)
+                    if (opened := self._open_other(other)) is not None:
+                        return opened
                 raise
+
+    def _open_other(self, place: str) -> BinaryIO | None:
+        """Open another spelling of a place; None if there is no such place or it is not allowed."""
+        try:
+            return self._open_place(place)
+        except MediaError as error:
+            if error.code != ErrorCode.URI_NOT_ALLOWED:
+                raise
+        except OSError as error:
+            if not _is_missing(error):
+                raise
+        except ValueError:  # no name can be spelled so
+            pass
+        return None
 
     def _open_place(self, place: str) -> BinaryIO:
         if place[:6].lower() == "file:/":

@@ -134,7 +134,10 @@ def _markup(text: bytes) -> str:
     if re.match(rb"<(\?xml|error|listbucketresult|!--)", lower) and b"<html" not in lower:
         return _xml(text)
     title = re.search(rb"(?is)<title[^>]*>(.*?)</title", text)
-    return "an HTML page" + (f" with the title {_quoted(title.group(1))}" if title else "")
+    if title:
+        return f"an HTML page with the title {_quoted(title.group(1))}"
+    asks = re.search(rb"\b(log|sign)[ -]?in\b|password", lower)
+    return "an HTML page" + (", which seems to ask for a login" if asks else "")
 
 
 def _xml(text: bytes) -> str:

@@ -112,6 +112,22 @@ def test_other_spellings_of_a_name_are_tried(stored, named, tmp_path):
         filesystem.rm("/spelled", recursive=True)
 
 
+@pytest.mark.parametrize(
+    ("named", "code"),
+    [
+        pytest.param("a%00b.mp4", ErrorCode.MEDIA_MISSING, id="a name that none can have"),
+        pytest.param("a%2Fb.mp4", ErrorCode.MEDIA_MISSING, id="below a file"),
+        pytest.param("a ", ErrorCode.MEDIA_TOO_LARGE, id="too large"),
+    ],
+)
+def test_the_error_is_that_of_the_place_that_exists_or_of_the_name_as_written(
+    named, code, tmp_path
+):
+    (tmp_path / "a").write_bytes(CLIP)
+    error = refusal(named, MediaAccess(base=str(tmp_path), max_bytes=len(CLIP) - 1))
+    assert error.code == code
+
+
 def test_the_name_as_it_is_written_wins(tmp_path):
     (tmp_path / " clip.mp4").write_bytes(b"with a space")
     (tmp_path / "clip.mp4").write_bytes(CLIP)

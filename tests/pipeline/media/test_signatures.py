@@ -54,6 +54,10 @@ NOT_MEDIA = {
         'an HTML page with the title "Log in"',
     ),
     "page without a head": (b"\n\n<HTML><body>no</body>", "an HTML page"),
+    "login page without a title": (
+        b"<!DOCTYPE html><html><body>Please log in</body></html>",
+        "an HTML page, which seems to ask for a login",
+    ),
     "page of XHTML": (b"<?xml version='1.0'?><!DOCTYPE html><html>", "an HTML page"),
     "XML error": (
         b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>No</Message></Error>',
