@@ -123,6 +123,8 @@ def _sweep(options: argparse.Namespace) -> object:
     dataset = read_items(
         options.input, options.layout, video_path=options.video_path, limit=options.limit
     )
+    if dataset.left_out:
+        print(f"left out of the input: {dataset.left_out}", flush=True)
     work = plan_work(dataset, cells)
     uri = options.output.rstrip("/")
     configs = [config_of(work, own, uri, folder) for folder, own in work.runs.items()]

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.input.files_below import LeftOut
 from pipeline.input.listing import list_files
 from pipeline.prompts.named_prompts import fill, template_fields
 
@@ -142,6 +143,7 @@ class Dataset:
     items: tuple[Item, ...]
     folder: str
     video_type: pa.DataType
+    left_out: LeftOut  # of the input
 
 
 def read_items(
@@ -184,7 +186,9 @@ def read_items(
         raise ValueError(f"{uri}: column {id_column!r} names a question twice")
     is_column = where.startswith("{") and template_fields(where) == (where[1:-1],)
     kind = table.schema.field(where[1:-1]).type if is_column else pa.string()
-    return Dataset(items=tuple(items), folder=listing.folder, video_type=kind)
+    return Dataset(
+        items=tuple(items), folder=listing.folder, video_type=kind, left_out=listing.left_out
+    )
 
 
 def _item(row: Row, row_id: str, layout: DatasetLayout, where: str, task: str | None) -> Item:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from model.engine.fit.capacity import Capacity
-from pipeline.monitor.progress import counts_text
+from pipeline.monitor.progress import counts_text, temporary_text
 from pipeline.monitor.snapshot import Snapshot
 from pipeline.monitor.stage_costs import Costs, StageCost
 from pipeline.output.caption_counts import CUT, CaptionSummary
@@ -90,6 +90,7 @@ class OutputCounts:
     def __str__(self) -> str:
         done = self.num_rows - self.num_failed
         failed = f"{self.num_failed} failed{_counts(self.error_codes)}"
+        failed += temporary_text(self.error_codes)
         return f"output: {self.num_rows} rows = {done} done + {failed}"
 
 
