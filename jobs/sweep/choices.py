@@ -63,7 +63,9 @@ def _announced(text: str) -> set[str]:
             found |= _with_linked(text, match)
     for match in patterns.CORRECT.finditer(text):
         if patterns.FREE.search(_before(text, match)) and not _is_unsure(text, match):
-            found |= _with_linked(text, match, after=match.end("said"))
+            found |= _with_linked(text, match)
+            if also := patterns.ALSO_BEFORE.search(_before(text, match)):  # `A and B are correct`
+                found.add(letter_of(also["said"]))
     lines = text.splitlines()
     for line in (lines[0], lines[-1]) if lines else ():
         if alone := patterns.ALONE.fullmatch(line):
@@ -100,13 +102,10 @@ def _before(text: str, match: re.Match[str]) -> str:
     return text[start : match.start()].partition(" ")[2] if start else text[: match.start()]
 
 
-def _with_linked(text: str, match: re.Match[str], after: int | None = None) -> set[str]:
-    """Return the option that was said, and those that are linked with it: `A or B`."""
+def _with_linked(text: str, match: re.Match[str]) -> set[str]:
+    """Return the option that was said, and one that is linked with it: `A or B`."""
     found = {letter_of(match["said"].strip())}
-    end = match.end("said") if after is None else after
-    if also := patterns.ALSO.match(text, end):
-        found.add(letter_of(also["said"]))
-    if also := patterns.ALSO_BEFORE.search(_before(text, match)):
+    if also := patterns.ALSO.match(text, match.end("said")):
         found.add(letter_of(also["said"]))
     return found
 
@@ -115,7 +114,7 @@ def _leading(text: str) -> set[str]:
     match = patterns.LEADING.match(text)
     if match is None:
         is_text = re.match(rf"\W*{TOKEN}\s*(?:[.,;:!\n]|$)", text)  # `No, he does not`
-        return {letter_of(token) for token in re.findall(TOKEN, text)} if is_text else set()
+        return _texts(text) if is_text and not patterns.ANY_LETTER.search(text) else set()
     listed = patterns.LISTED_INLINE.findall(text.split("\n", 1)[0])  # `A) red B) blue`
     found = {letter_of(match["said"]), *("".join(groups) for groups in listed)}
     if also := patterns.ALSO_LISTED.match(text, match.end("said")):
@@ -124,10 +123,11 @@ def _leading(text: str) -> set[str]:
 
 
 def _mentioned(text: str) -> set[str]:
-    return {
+    found = {
         letter_of(next(filter(None, match.groups())).strip())
         for match in patterns.MENTIONED.finditer(text)
     }
+    return found and found | _texts(text)
 
 
 def _by_text(text: str) -> set[str]:
@@ -137,6 +137,10 @@ def _by_text(text: str) -> set[str]:
         or re.search(r"[.!?]\s+\S|。\s*\S|\n", text)
     ):
         return set()
+    return _texts(text)
+
+
+def _texts(text: str) -> set[str]:
     return {letter_of(token) for token in re.findall(TOKEN, text)}
 
 

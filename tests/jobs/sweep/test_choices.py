@@ -48,6 +48,10 @@ def test_the_option_that_an_answer_names(text, letter):
         ("A. He sits down, and does not move", None),
         ("C. The red car turns left, not right.", "C"),
         ("The red car turns left.", "C"),
+        ("The man opens the box. He sits down, and does not move; the correct answer is B", "B"),
+        ("He opens the door; the correct answer is therefore C.", "C"),  # as announced
+        ("He opens the door, which matches option C", None),
+        ("He opens the door, which matches option A", "A"),
         ("The car doesn't turn: the red car turns left", None),
     ],
 )
