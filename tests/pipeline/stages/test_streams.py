@@ -100,11 +100,14 @@ def config(tmp_path, monkeypatch):
 @pytest.mark.parametrize("carry_out", [ON_RAY_SLOWLY], indirect=True)
 def test_a_run_says_why_a_stage_of_a_stream_failed(config, monkeypatch, carry_out):
     def prepare(spec, journal):
-        raise ValueError("node-7 has no checkpoint")
+        def work(rows, costs):
+            raise ValueError("node-7 has no checkpoint")
+
+        return work
 
     monkeypatch.setattr(ray_backend, "Workers", lambda: Workers(prepare=prepare))
 
-    with pytest.raises(RunError, match=r"^node-7 has no checkpoint -- 0 rows"):
+    with pytest.raises(RunError, match=r"^node-7 has no checkpoint .*-- 0 rows"):
         carry_out(config)
 
 
