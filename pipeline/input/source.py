@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.input.listing import list_files
 from pipeline.input.row_ids import InputFile, RowNaming
 from pipeline.input.schema_merge import unify
+from pipeline.output.shards import InputIdentity
 from pipeline.schema import InputColumns, RowSchema, check_input
 
 _FOOTER_THREADS = 16  # a footer takes a round trip or two on object stores, and no CPU time
@@ -32,7 +33,12 @@ class Source:
     @property
     def num_rows(self) -> int:
         """The number of rows of the whole input, done or not."""
-        return sum(sum(file.row_group_rows) for file in self.files)
+        return sum(file.num_rows for file in self.files)
+
+    @property
+    def identity(self) -> InputIdentity:
+        """What tells this input from others, by its listing."""
+        return InputIdentity.of((file.name, file.num_rows) for file in self.files)
 
 
 def open_source(
