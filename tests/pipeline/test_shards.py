@@ -124,7 +124,7 @@ def test_another_recipe_than_that_of_another_shard_is_refused(config, carry_out)
     answer(other, 1, new_recipe=True)  # sets the rows of the old recipe aside
     answer(other, 3)
     assert check_shards(other).is_whole
-    assert (store_of(shard_of(config, 1)).directory / "_shard.json").exists()
+    assert (Path(config.output) / "shard-1-of-3" / "_shard.json").exists()
 
 
 def test_parts_of_shards_are_no_input(config):
@@ -146,7 +146,7 @@ def test_missing_doubled_and_unknown_rows_are_told_by_name(config):
         answer(config, number, rows=rows)
     answer_without_ray(shard_of(config, 1), [0], row_id="strange#{}")
     store = store_of(shard_of(config, 3))
-    part = store.directory / committed_parts(store)[0]
+    part = Path(store.uri) / committed_parts(store)[0]
     pq.write_table(pq.read_table(part), part.with_name("part-000009-copy.parquet"))
 
     check = check_shards(config)
