@@ -11,13 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import PipelineConfig
 from pipeline.input.id_blocks import ids_of_rows, sorted_hashes
 from pipeline.input.source import Source
-from pipeline.output.ledger import committed_parts, hash_ids, ids_of_part
+from pipeline.output.ledger import committed_parts, hash_ids, ids_of_part, num_rows_of_part
 from pipeline.output.recipe import differences
 from pipeline.output.shards import Shard, begun_shards, read_records, shard_store
 from pipeline.output.store import open_store
@@ -144,11 +143,7 @@ def _num_rows(output: str, shards: Sequence[Shard]) -> list[int]:
 
     def of_shard(shard: Shard) -> int:
         store = shard_store(output, shard)
-        total = 0
-        for part in committed_parts(store):
-            filesystem, path = store.path_of(part)
-            total += pq.read_metadata(path, filesystem=filesystem).num_rows
-        return total
+        return sum(num_rows_of_part(store, part) for part in committed_parts(store))
 
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         return list(pool.map(of_shard, shards))

@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,11 +184,27 @@ def ids_of_part(store: Store, name: str) -> Iterator[pa.Array]:
     Raises:
         ValueError: the part file cannot be read.
     """
+    with _opened(store, name) as file:
+        for batch in file.iter_batches(batch_size=_IDS_PER_BATCH, columns=["row_id"]):
+            yield batch["row_id"]
+
+
+def num_rows_of_part(store: Store, name: str) -> int:
+    """Return the number of rows of a part file, from its footer.
+
+    Raises:
+        ValueError: the part file cannot be read.
+    """
+    with _opened(store, name) as file:
+        return file.metadata.num_rows
+
+
+@contextmanager
+def _opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     filesystem, path = store.path_of(name)
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            for batch in file.iter_batches(batch_size=_IDS_PER_BATCH, columns=["row_id"]):
-                yield batch["row_id"]
+            yield file
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); delete it to caption its rows again"
@@ -219,28 +236,20 @@ def _ids_of_part(
     store: Store, name: str, schema: pa.Schema, codes: pa.Array
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Hash the ids of the rows that are done, and of those that failed with one of `codes`."""
-    filesystem, path = store.path_of(name)
     done, again = [_NO_HASHES], [_NO_HASHES]
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            if not file.schema_arrow.equals(schema):
-                raise ValueError(
-                    f"{path} has other columns than this run writes; use another --output, or the "
-                    "--columns and --keep-media of the run that wrote it"
-                )
-            columns = ["row_id", "error_code"] if len(codes) else ["row_id"]
-            for batch in file.iter_batches(batch_size=_IDS_PER_BATCH, columns=columns):
-                hashes = hash_ids(batch["row_id"])
-                is_again = np.zeros(len(hashes), np.bool_)
-                if len(codes):
-                    found = pc.call_function(
-                        "is_in", [batch["error_code"]], pc.SetLookupOptions(codes)
-                    )
-                    is_again = found.to_numpy(zero_copy_only=False)
-                done.append(hashes[~is_again])
-                again.append(hashes[is_again])
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); delete it to caption its rows again"
-        ) from error
+    with _opened(store, name) as file:
+        if not file.schema_arrow.equals(schema):
+            raise ValueError(
+                f"{store.path_of(name)[1]} has other columns than this run writes; use another "
+                "--output, or the --columns and --keep-media of the run that wrote it"
+            )
+        columns = ["row_id", "error_code"] if len(codes) else ["row_id"]
+        for batch in file.iter_batches(batch_size=_IDS_PER_BATCH, columns=columns):
+            hashes = hash_ids(batch["row_id"])
+            is_again = np.zeros(len(hashes), np.bool_)
+            if len(codes):
+                found = pc.call_function("is_in", [batch["error_code"]], pc.SetLookupOptions(codes))
+                is_again = found.to_numpy(zero_copy_only=False)
+            done.append(hashes[~is_again])
+            again.append(hashes[is_again])
     return np.concatenate(done), np.concatenate(again)

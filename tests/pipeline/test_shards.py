@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +23,9 @@ from pipeline.output.shards import Shard, begun_shards
 from pipeline.run import RunError
 from pipeline.schema import InputColumns
 from pipeline.shard_check import check_shards
+from tests.conftest import ROOT
 from tests.pipeline.runs import answer_without_ray, small_config, store_of
-from tests.pipeline.stages.test_inline import dying_engine
+from tests.pipeline.stages.test_inline import PROGRAM, dying_engine
 from tests.tiny import tiny_checkpoint
 
 
@@ -69,6 +73,36 @@ def test_shards_are_one_dataset_and_one_that_died_continues_alone(config, carry_
     assert all(row == kept.get(row["n"], row) for row in table.to_pylist())
     assert check_shards(config).is_whole
     assert carry_out(shard_of(config, 1, of=2)).rows_written == 0
+
+
+@pytest.mark.slow
+def test_a_shard_that_was_killed_continues_beside_the_others(
+    config, carry_out, tmp_path, checkpoint
+):
+    program = (
+        PROGRAM.replace(">= 3", ">= 1")
+        .replace("rows_per_part=1,", "rows_per_part=1, shard=Shard(1, 2),")
+        .replace("from pipeline.run", "from pipeline.output.shards import Shard\nfrom pipeline.run")
+    )
+    command = [sys.executable, "-c", program, str(tmp_path), str(checkpoint)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"stuck\n"
+        carry_out(shard_of(config, 2, of=2))
+        while not list(Path(config.output).glob("shard-1-of-2/part-*")):
+            time.sleep(0.01)
+        job.kill()
+        assert job.wait(30) == -9
+    kept = pq.read_table(config.output).num_rows
+    assert kept < 6
+    assert check_shards(config).unfinished == (Shard(1, 2),)
+
+    carry_out(shard_of(config, 1, of=2))
+
+    assert check_shards(config).is_whole
+    rows = pq.read_table(config.output).sort_by("n")
+    assert rows["n"].to_pylist() == list(range(6))
+    assert set(rows["attempts"].to_pylist()) == {1, 2}
 
 
 def test_a_shard_without_rows_is_finished_at_once(config, carry_out):
@@ -201,6 +235,15 @@ def test_renamed_ids_are_compared_as_the_output_has_them(config):
     answer_without_ray(shard_of(config, 3), [4], row_id=names[4])
 
     assert check_shards(config).is_whole
+
+
+def test_a_part_that_is_damaged_is_named_with_the_remedy(config):
+    answer(config, 1)
+    part = next(Path(config.output).rglob("part-*"))
+    part.write_bytes(part.read_bytes()[:-20])
+
+    with pytest.raises(ValueError, match=f"{part} cannot be read .*delete it to caption its rows"):
+        check_shards(config)
 
 
 @pytest.fixture
