@@ -114,6 +114,8 @@ def _recorded(instructions: Instructions) -> dict[str, Any]:
     fields = asdict(instructions)
     fields["frames"] = asdict(instructions.view.affordable_frames)
     del fields["limits"]  # they decide what fails, not what a caption says
+    if instructions.background is None:
+        del fields["background"]  # so outputs from before the option were made
     if instructions.windows is None:
         del fields["windows"]  # outputs from before windows existed have no such key
     for prompt in fields["named_prompts"]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from pipeline.media.display import FrameRequest
-from pipeline.media.images import decode_pages, decode_picture, is_picture
 from pipeline.media.limits import DEFAULT_LIMITS, MediaError, MediaLimits
+from pipeline.media.pictures.formats import picture_format, unread_picture
+from pipeline.media.pictures.picture import decode_pages, decode_picture
 from pipeline.media.video import decode_video
 from pipeline.media.windows import PageWindows, Span, Window, Windows
 from pipeline.status import ErrorCode
@@ -36,7 +37,7 @@ def decode_media(
             raise MediaError(
                 ErrorCode.MEDIA_UNSUPPORTED, "a PDF, which only jobs.parse_documents reads"
             )
-        decode = decode_picture if is_picture(head) else decode_video
+        decode = decode_picture if _is_picture(head) else decode_video
         return decode(source, requests, windows=windows, span_s=span_s, limits=limits)
     (request,) = requests
     if b"%PDF-" in head:
@@ -44,9 +45,18 @@ def decode_media(
         from pipeline.media.documents import decode_document
 
         return decode_document(source, fit=request.fit, limits=limits)
-    if is_picture(head):
-        return decode_pages(source, fit=request.fit, limits=limits)
+    if _is_picture(head):
+        return decode_pages(source, request, limits=limits)
     raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, "neither a PDF nor a picture")
+
+
+def _is_picture(head: bytes) -> bool:
+    """Whether the file is a picture that is read; a picture of another format is refused."""
+    name = unread_picture(head)
+    if name is not None:
+        message = f"the file is {name}, which is not read; convert it to PNG or JPEG"
+        raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, message)
+    return picture_format(head) is not None
 
 
 def _head(source: bytes | BinaryIO) -> bytes:

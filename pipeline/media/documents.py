@@ -1,9 +1,9 @@
 """Untrusted PDF bytes -> a picture of each page, drawn by PDFium at the size the network wants.
 
 PDFium is native code that reads what strangers wrote, so jobs call it in a decoding process only.
-It gets an open file, never a name. Scripts, launch actions, links and files that a document names
-do nothing, because pages are drawn without a form or script environment. Importing this module
-loads PDFium.
+It gets an open file, never a name. Forms are drawn with what is filled in. Scripts, launch actions,
+links and files that a document names do nothing, because this PDFium has no JavaScript, and nothing
+here runs an action. Importing this module loads PDFium.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from pipeline.status import ErrorCode
 
 _DPI = 200  # of a page before it is fitted; few scans are finer
 _POINTS_PER_INCH = 72
-_FLAGS = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER  # draw filled-in forms too; RGB, not BGR
+_FLAGS = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER  # draw comments and stamps; RGB, not BGR
 _WHITE = (255, 255, 255, 255)
 _CODES: Mapping[int, tuple[ErrorCode, str]] = {
     raw.FPDF_ERR_PASSWORD: (ErrorCode.MEDIA_ENCRYPTED, "the document opens with a password only"),
@@ -70,6 +70,7 @@ def _open(file: "_File") -> PdfDocument:
     if len(document) == 0:
         document.close()
         raise MediaError(ErrorCode.NO_FRAMES, "the document has no pages")
+    document.init_forms()  # it makes what fields look like where the file does not say it
     return document
 
 
@@ -113,7 +114,10 @@ def _draw(page: PdfPage, size_px: _Size) -> Frames:
     width_px, height_px = size_px
     with closing(PdfBitmap.new_native(width_px, height_px, raw.FPDFBitmap_BGR)) as bitmap:
         bitmap.fill_rect(_WHITE, 0, 0, width_px, height_px)
-        raw.FPDF_RenderPageBitmap(bitmap, page, 0, 0, width_px, height_px, 0, _FLAGS)
+        place = (0, 0, width_px, height_px, 0)
+        raw.FPDF_RenderPageBitmap(bitmap, page, *place, _FLAGS)
+        if page.formenv is not None:  # fields of a form, which FPDF_ANNOT leaves out
+            raw.FPDF_FFLDraw(page.formenv, bitmap, page, *place, _FLAGS)
         rgb = bitmap.to_numpy().copy()  # [H, W, 3]; the bitmap's own memory is freed on leaving
     width_pt, height_pt = page.get_size()
     facts = MediaFacts(

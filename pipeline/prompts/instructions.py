@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pipeline.media.display import WHITE
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import DEFAULT_LIMITS, MediaLimits
 from pipeline.media.windows import Windows
@@ -27,6 +28,8 @@ class Instructions:
     timestamps: Timestamps = "seconds"
     max_frame_tokens: int | None = 256
     max_row_tokens: int | None = None
+    # What shows through transparent pictures, as #rrggbb; None takes the colours under it.
+    background: str | None = WHITE
     limits: MediaLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:

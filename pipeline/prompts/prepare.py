@@ -47,7 +47,9 @@ class Prepare:
     ) -> None:
         self._row_schema = row_schema
         self._decoder = decoder or SandboxedDecoder(instructions.limits)
-        loader = FrameLoader(processor, fetch, self._decoder, instructions.limits)
+        loader = FrameLoader(
+            processor, fetch, self._decoder, instructions.limits, instructions.background
+        )
         builder = PromptBuilder(processor, instructions.system, seed)
         self._row_prompts = row_prompts(instructions, loader, builder)
         self._row_fields: tuple[pa.Field, ...] = ()  # they tell the prompts of one row apart

@@ -55,6 +55,25 @@ def number_or(word: str) -> Callable[[str], float | None]:
     return parse
 
 
+def color_or(word: str) -> Callable[[str], str | None]:
+    """Make a parser of colours, by name or as #rrggbb, that returns None for `word`."""
+
+    def parse(text: str) -> str | None:
+        if text == word:
+            return None
+        from PIL import ImageColor  # imported here, so that start-up stays light
+
+        try:
+            red, green, blue = ImageColor.getrgb(text)[:3]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no colour; use a name such as white, #rrggbb, or {word}"
+            ) from None
+        return f"#{red:02x}{green:02x}{blue:02x}"
+
+    return parse
+
+
 def seconds(text: str) -> tuple[float, ...]:
     """Parse A,B,...: times in seconds, such as 0,2.5."""
     try:

@@ -1,0 +1,152 @@
+"""Which picture a file is, by its first bytes, and opening it within the limits.
+
+Pillow tries the one format that the bytes name and no other. Pillow reads AVIF by libavif, and
+HEIC by pillow-heif, which carries libheif. Both put tiles together and turn the picture as its
+boxes say.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import BinaryIO
+
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+
+from pipeline.media.limits import MediaError, MediaLimits
+from pipeline.status import ErrorCode
+
+_HEAD_BYTES = 64 << 10  # within which the boxes of an AVIF lie that describe it
+_SIGNATURES: Mapping[str, tuple[bytes, ...]] = {  # of Pillow's names of formats
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # a plus is a BigTIFF
+}
+# Brands of the `ftyp` box (ISO/IEC 23008-12 and the AVIF specification). The brands hevc, hevx and
+# msf1 are tracks of HEVC, which the video decoder reads.
+_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1")
+_AVIF_BRANDS = {b"avif", b"avis"}
+# Pictures that are not read, so that a row's error can say what the file is.
+_UNREAD: Mapping[str, tuple[bytes, ...]] = {
+    "a JPEG XL picture": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    "a JPEG 2000 picture": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    "a JPEG XR picture": (b"II\xbc",),
+    "a PNM picture": tuple(b"P%d%c" % (kind, space) for kind in range(1, 8) for space in b" \n\r\t"),
+    "a Photoshop document": (b"8BPS",),
+    "a PostScript document": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
+    "a GIMP document": (b"gimp xcf",),
+    "an icon": (b"\0\0\1\0",),
+    "an OpenEXR picture": (b"\x76\x2f\x31\x01",),
+    "a Radiance picture": (b"#?RADIANCE", b"#?RGBE"),
+    "a QOI picture": (b"qoif",),
+    "a DDS texture": (b"DDS ",),
+    "an SVG drawing": (b"<svg",),
+    "a camera's raw file": (b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FUJIFILMCCD-RAW"),
+}
+# What Pillow and its plug-ins raise for damaged files, besides OSError.
+_DAMAGE = (
+    *(ValueError, TypeError, SyntaxError, LookupError, EOFError, ArithmeticError, AttributeError),
+    *(RuntimeError, AssertionError, BufferError, struct.error, zlib.error),
+)
+
+
+def picture_format(head: bytes) -> str | None:
+    """Return Pillow's name of the format of a picture that is read; None for any other file.
+
+    `head` is the first kilobyte of the file, or all of it.
+    """
+    for name, signatures in _SIGNATURES.items():
+        if head.startswith(signatures):
+            return name if _raw_file(head) is None else None
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    brands = _brands(head)
+    is_avif_track = brands[:1] == [b"msf1"] and b"avis" in brands
+    if brands[:1] == [] or (brands[0] not in _PICTURE_BRANDS and not is_avif_track):
+        return None
+    return "AVIF" if _AVIF_BRANDS.intersection(brands) else "HEIF"
+
+
+def unread_picture(head: bytes) -> str | None:
+    """Say what a picture of a format that is not read is; None for any other file."""
+    for name, signatures in _UNREAD.items():
+        if head.startswith(signatures):
+            return name
+    if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<?xml") and b"<svg" in head:
+        return "an SVG drawing"
+    return _raw_file(head)
+
+
+def _raw_file(head: bytes) -> str | None:
+    is_raw = (head[:4] == b"II*\0" and head[8:10] == b"CR") or _brands(head)[:1] == [b"crx "]
+    return "a camera's raw file" if is_raw else None
+
+
+def _brands(head: bytes) -> list[bytes]:
+    """The major brand of an ISO file, then the compatible ones; empty for any other file."""
+    if head[4:8] != b"ftyp":
+        return []
+    end = min(struct.unpack(">I", head[:4])[0], len(head))
+    return [head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))]
+
+
+@contextmanager
+def open_picture(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[Image.Image]:
+    """Open a picture within the limits.
+
+    Raises:
+        MediaError: the picture cannot be used. Errors of Pillow and of its plug-ins inside the
+            `with` block become a `MediaError` too.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        limits.check_num_bytes(file.seek(0, io.SEEK_END))
+        file.seek(0)
+        head = file.read(_HEAD_BYTES)
+        kind = picture_format(head) or "unknown"
+        file.seek(0)
+        if kind == "HEIF":
+            _register_heif()
+        elif kind == "AVIF":
+            AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many processes decode at the same time
+        with warnings.catch_warnings():
+            # Pillow warns of damage and of large pictures; our own limits are stricter.
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=[kind]) as picture:
+                limits.check_pixels(*picture.size)
+                if kind == "AVIF":  # under the name that pillow-heif gives it
+                    picture.info["nclx_profile"] = _nclx(head)
+                yield picture
+    except MediaError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise MediaError(ErrorCode.MEDIA_TOO_LARGE, f"{error} (--max-pixels)") from error
+    except UnidentifiedImageError as error:
+        # Pillow's own message shows the address of an object, and nothing else.
+        why = f"it begins as a {kind} does, and the rest is damaged or of a rare kind"
+        raise MediaError(ErrorCode.MEDIA_CORRUPT, f"the picture cannot be read: {why}") from error
+    except (OSError, *_DAMAGE) as error:
+        raise MediaError(ErrorCode.MEDIA_CORRUPT, f"the picture cannot be read: {error}") from error
+
+
+def _nclx(head: bytes) -> dict[str, int]:
+    """The transfer function in the box of colours of an AVIF; empty without that box."""
+    at = head.find(b"colrnclx")  # primaries, transfer and matrix follow, of 16 bits each
+    if at < 0 or len(head) < at + 12:
+        return {}
+    return {"transfer_characteristics": struct.unpack_from(">H", head, at + 10)[0]}
+
+
+@cache
+def _register_heif() -> None:
+    # Imported here, because it loads libheif, which most runs do not need.
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(
+        thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
+    )
