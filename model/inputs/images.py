@@ -83,8 +83,8 @@ def image_patches(
     """Resize an image, pad it with black, and cut it into patches.
 
     The image is [H, W, 3] uint8 RGB (else ValueError), or a PIL image of 8 bits per channel (else
-    PromptError), which is put on white where it is transparent. Its size is that of `image_size`. Returns patches
-    [P, 3, 14, 14] uint8, row-major, and their grid (h, w).
+    PromptError), which is put on white where it is transparent. Its size is that of `image_size`.
+    Returns patches [P, 3, 14, 14] uint8, row-major, and their grid (h, w).
     """
     if isinstance(image, Image.Image):
         image = np.asarray(_to_rgb(image))

@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import Any, BinaryIO
 
 import numpy as np
-from pypdfium2 import PdfBitmap, PdfDocument, PdfiumError, PdfPage, raw
+from pypdfium2 import PdfBitmap, PdfDocument, PdfFormEnv, PdfiumError, PdfPage, raw
 
 from model.inputs.prompt import PromptError
 from pipeline.media.display import Fit
@@ -70,8 +70,20 @@ def _open(file: "_File") -> PdfDocument:
     if len(document) == 0:
         document.close()
         raise MediaError(ErrorCode.NO_FRAMES, "the document has no pages")
-    document.init_forms()  # it makes what fields look like where the file does not say it
+    document.formenv = _form_environment(document)
     return document
+
+
+def _form_environment(document: PdfDocument) -> PdfFormEnv:
+    """Make what draws the fields of forms, also where the file does not say how they look.
+
+    `PdfDocument.init_forms` leaves out fields of documents that name no form.
+    """
+    config = raw.FPDF_FORMFILLINFO(version=2)  # without callbacks and without JavaScript
+    handle = raw.FPDFDOC_InitFormFillEnvironment(document, config)
+    if not handle:
+        raise MediaError(ErrorCode.MEDIA_CORRUPT, "the form of the document cannot be read")
+    return PdfFormEnv(handle, config)
 
 
 def _page_sizes(
@@ -116,8 +128,7 @@ def _draw(page: PdfPage, size_px: _Size) -> Frames:
         bitmap.fill_rect(_WHITE, 0, 0, width_px, height_px)
         place = (0, 0, width_px, height_px, 0)
         raw.FPDF_RenderPageBitmap(bitmap, page, *place, _FLAGS)
-        if page.formenv is not None:  # fields of a form, which FPDF_ANNOT leaves out
-            raw.FPDF_FFLDraw(page.formenv, bitmap, page, *place, _FLAGS)
+        raw.FPDF_FFLDraw(page.formenv, bitmap, page, *place, _FLAGS)  # the fields of forms
         rgb = bitmap.to_numpy().copy()  # [H, W, 3]; the bitmap's own memory is freed on leaving
     width_pt, height_pt = page.get_size()
     facts = MediaFacts(

@@ -97,9 +97,7 @@ class FrameLoader:
             max_frame_tokens=view.max_frame_tokens,
             max_row_tokens=max_row_tokens,
         )
-        return FrameRequest(
-            sampling=view.affordable_frames, fit=fit, background=self.background
-        )
+        return FrameRequest(sampling=view.affordable_frames, fit=fit, background=self.background)
 
     def _load(self, value: object, decode: Callable[[bytes | BinaryIO], Decoded]) -> Decoded:
         """Open one of the media, decode it and close it."""

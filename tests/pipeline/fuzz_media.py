@@ -25,7 +25,7 @@ from pipeline.media.sandbox import SandboxedDecoder
 from pipeline.status import ErrorCode
 from tests.pipeline import videos
 from tests.pipeline.decoding import decode_in
-from tests.pipeline.media import test_images
+from tests.pipeline.media.pictures import test_picture as test_images
 
 LIMITS = MediaLimits(max_decode_s=2.0, max_decode_bytes=512 << 20, max_pixels=1 << 22)
 _FIVE = FrameSampling(num_frames=5)

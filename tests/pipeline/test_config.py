@@ -29,8 +29,14 @@ def recorded(checkpoint, **instructions):
     return recipe_of(config, LAYOUT).plain_fields
 
 
-def test_a_recipe_has_the_keys_that_outputs_have_always_had(checkpoint):
-    assert list(recorded(checkpoint)) == [
+def test_the_background_is_recorded_by_its_colour(checkpoint):
+    assert recorded(checkpoint)["background"] == "#ffffff"
+    assert recorded(checkpoint, background="#000080")["background"] == "#000080"
+
+
+def test_without_a_background_a_recipe_has_the_keys_that_outputs_have_always_had(checkpoint):
+    # Outputs from before the option hold captions of the colours under the transparency.
+    assert list(recorded(checkpoint, background=None)) == [
         *("recipe_version", "checkpoint", "prompt", "questions", "system", "frames"),
         *("timestamps", "max_frame_tokens", "max_row_tokens", "sampling", "dtype"),
         *("max_model_len", "columns", "make_ids_unique", "output_columns"),

@@ -39,8 +39,8 @@ def _by_profile(image: Image.Image, icc: bytes | None) -> Image.Image:
             lab = ImageCms.createProfile("LAB", colorTemp=5000)  # D50, as TIFF 6.0 has it
             return _apply(ImageCms.ImageCmsProfile(lab), image)
         if icc:
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            if profile.profile.xcolor_space.strip() == _SPACES[image.mode]:
+            profile = ImageCms.getOpenProfile(io.BytesIO(icc))
+            if icc[16:20].decode("latin-1").strip() == _SPACES[image.mode]:  # ICC.1, 7.2.8
                 return _apply(profile, image)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         pass

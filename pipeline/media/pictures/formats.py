@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import BinaryIO
 
-from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.status import ErrorCode
@@ -36,7 +36,9 @@ _UNREAD: Mapping[str, tuple[bytes, ...]] = {
     "a JPEG XL picture": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
     "a JPEG 2000 picture": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
     "a JPEG XR picture": (b"II\xbc",),
-    "a PNM picture": tuple(b"P%d%c" % (kind, space) for kind in range(1, 8) for space in b" \n\r\t"),
+    "a PNM picture": tuple(
+        b"P%d%c" % (kind, space) for kind in range(1, 8) for space in b" \n\r\t"
+    ),
     "a Photoshop document": (b"8BPS",),
     "a PostScript document": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
     "a GIMP document": (b"gimp xcf",),
@@ -96,7 +98,7 @@ def _brands(head: bytes) -> list[bytes]:
 
 
 @contextmanager
-def open_picture(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[Image.Image]:
+def open_picture(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[ImageFile.ImageFile]:
     """Open a picture within the limits.
 
     Raises:
@@ -104,11 +106,12 @@ def open_picture(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[Imag
             `with` block become a `MediaError` too.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
+    kind = "unknown"
     try:
         limits.check_num_bytes(file.seek(0, io.SEEK_END))
         file.seek(0)
         head = file.read(_HEAD_BYTES)
-        kind = picture_format(head) or "unknown"
+        kind = picture_format(head) or kind
         file.seek(0)
         if kind == "HEIF":
             _register_heif()

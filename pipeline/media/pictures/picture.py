@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from model.inputs.images import on_background
 from pipeline.media.display import FrameRequest
@@ -80,7 +80,7 @@ def decode_pages(
         return windows
 
 
-def _drawer(picture: Image.Image, limits: MediaLimits) -> _Draw:
+def _drawer(picture: ImageFile.ImageFile, limits: MediaLimits) -> _Draw:
     """Make the function that decodes a page; it keeps the last one."""
 
     @lru_cache(maxsize=1)

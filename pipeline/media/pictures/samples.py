@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from pipeline.media.limits import MediaError
 from pipeline.status import ErrorCode
@@ -12,8 +12,8 @@ _WHITE_IS_ZERO = 0
 _MOST_OUTSIDE = 0.01  # of the values of a picture of floats; more are no brightness from 0 to 1
 
 
-def with_8_bits(picture: Image.Image) -> Image.Image:
-    """Load the current page; return it with 8 bits a channel: 1, L, LA, RGB, RGBA, CMYK, YCC or LAB.
+def with_8_bits(picture: ImageFile.ImageFile) -> Image.Image:
+    """Load the current page, and return it with at most 8 bits a channel.
 
     Raises:
         MediaError: its samples have no brightness that is known.

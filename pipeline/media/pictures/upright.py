@@ -1,12 +1,14 @@
-"""A page of an open picture -> 8-bit sRGB pixels as a viewer shows them, upright, maybe with alpha.
+"""A page of an open picture -> 8-bit sRGB pixels as a viewer shows them, maybe with alpha.
 
     stored samples --> 8 bits --> sRGB --> turned and mirrored
+
+It is then put on a background.
 """
 
 import re
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from pipeline.media.pictures.colors import to_srgb
 from pipeline.media.pictures.samples import with_8_bits
@@ -32,7 +34,7 @@ class Upright:
     rotation: int  # degrees by which the stored page was turned, clockwise
 
 
-def upright(picture: Image.Image) -> Upright:
+def upright(picture: ImageFile.ImageFile) -> Upright:
     """Load the current page of a picture and make it upright."""
     # Pillow turns a TIFF itself when it loads it, and then forgets the tag.
     is_turned = isinstance(picture, TiffImagePlugin.TiffImageFile)
@@ -53,9 +55,10 @@ def _orientation(picture: Image.Image) -> int:
     """
     if picture.format == "HEIF":
         return 1
+    # Pillow looks into XMP too, but not for all ways to write it.
     orientation = picture.getexif().get(ExifTags.Base.Orientation)
     if picture.format == "AVIF":
-        return orientation if "exif" in picture.info else 1
+        return orientation if orientation and "exif" in picture.info else 1
     if orientation is None:
         xmp = picture.info.get("xmp") or picture.info.get("XML:com.adobe.xmp") or ""
         text = xmp.decode("latin-1") if isinstance(xmp, bytes) else xmp
