@@ -10,11 +10,10 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.status import ErrorCode
@@ -50,6 +49,9 @@ _UNREAD: Mapping[str, tuple[bytes, ...]] = {
     "an SVG drawing": (b"<svg",),
     "a camera's raw file": (b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FUJIFILMCCD-RAW"),
 }
+_KIND_TAGS = (258, 339, 262)  # of a TIFF: BitsPerSample, SampleFormat, PhotometricInterpretation
+# How libheif and pillow-heif say that a file is whole, but not one that they read.
+_UNSUPPORTED = ("Unsupported", "unsupported", "has not been built in", "not identified")
 # What Pillow and its plug-ins raise for damaged files, besides OSError.
 _DAMAGE = (
     *(ValueError, TypeError, SyntaxError, LookupError, EOFError, ArithmeticError, AttributeError),
@@ -113,14 +115,10 @@ def open_picture(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[Imag
         head = file.read(_HEAD_BYTES)
         kind = picture_format(head) or kind
         file.seek(0)
-        if kind == "HEIF":
-            _register_heif()
-        elif kind == "AVIF":
-            AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many processes decode at the same time
         with warnings.catch_warnings():
             # Pillow warns of damage and of large pictures; our own limits are stricter.
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=[kind]) as picture:
+            with _opened(kind, file) as picture:
                 limits.check_pixels(*picture.size)
                 if kind == "AVIF":  # under the name that pillow-heif gives it
                     picture.info["nclx_profile"] = _nclx(head)
@@ -130,11 +128,56 @@ def open_picture(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[Imag
     except Image.DecompressionBombError as error:
         raise MediaError(ErrorCode.MEDIA_TOO_LARGE, f"{error} (--max-pixels)") from error
     except UnidentifiedImageError as error:
-        # Pillow's own message shows the address of an object, and nothing else.
-        why = f"it begins as a {kind} does, and the rest is damaged or of a rare kind"
-        raise MediaError(ErrorCode.MEDIA_CORRUPT, f"the picture cannot be read: {why}") from error
+        raise _unidentified(kind, file) from error
     except (OSError, *_DAMAGE) as error:
-        raise MediaError(ErrorCode.MEDIA_CORRUPT, f"the picture cannot be read: {error}") from error
+        raise _failure(kind, " ".join(str(error).split())) from error
+
+
+def _opened(kind: str, file: BinaryIO) -> ImageFile.ImageFile:
+    """Open a file as the format that its first bytes name; one thread decodes it."""
+    if kind == "AVIF":
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many processes decode at the same time
+        return AvifImagePlugin.AvifImageFile(file)  # `Image.open` would drop what it says
+    if kind == "HEIF":
+        # Imported here, because it loads libheif, which most runs do not need.
+        import pillow_heif
+
+        options = pillow_heif.options
+        options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+        options.DECODE_THREADS = 1
+        return pillow_heif.HeifImageFile(file)
+    return Image.open(file, formats=[kind])
+
+
+def _failure(kind: str, why: str) -> MediaError:
+    """Make the error of a picture that cannot be read.
+
+    Raises:
+        MemoryError: memory was short; libavif and libheif say that in words only.
+    """
+    if kind in ("AVIF", "HEIF"):
+        if "out of memory" in why.lower():
+            raise MemoryError(why)
+        if any(words in why for words in _UNSUPPORTED):
+            message = f"the picture is of a kind that is not read: {why}"
+            return MediaError(ErrorCode.MEDIA_UNSUPPORTED, message)
+    return MediaError(ErrorCode.MEDIA_CORRUPT, f"the picture cannot be read: {why}")
+
+
+def _unidentified(kind: str, file: BinaryIO) -> MediaError:
+    """Say what Pillow does not read; its own message shows the address of an object instead."""
+    if kind == "TIFF":
+        with suppress(OSError, *_DAMAGE):
+            file.seek(0)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(tags.next)
+            tags.load(file)
+            bits, sample_format, color = (tags.get(number) for number in _KIND_TAGS)
+            if bits is not None and color is not None:
+                what = f"samples of {bits} bits, sample format {sample_format}, colours {color}"
+                message = f"a TIFF of a kind that is not read: {what}; convert it to PNG"
+                return MediaError(ErrorCode.MEDIA_UNSUPPORTED, message)
+    return _failure(kind, f"it begins as {kind}, and the rest is damaged")
 
 
 def _nclx(head: bytes) -> dict[str, int]:
@@ -143,13 +186,3 @@ def _nclx(head: bytes) -> dict[str, int]:
     if at < 0 or len(head) < at + 12:
         return {}
     return {"transfer_characteristics": struct.unpack_from(">H", head, at + 10)[0]}
-
-
-@cache
-def _register_heif() -> None:
-    # Imported here, because it loads libheif, which most runs do not need.
-    import pillow_heif
-
-    pillow_heif.register_heif_opener(
-        thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
-    )

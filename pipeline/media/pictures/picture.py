@@ -87,7 +87,9 @@ def _drawer(picture: ImageFile.ImageFile, limits: MediaLimits) -> _Draw:
     def draw(page: int) -> Upright:
         picture.seek(page)
         limits.check_pixels(*picture.size)  # pages of a TIFF differ in size
-        return upright(picture)
+        drawn = upright(picture)
+        limits.check_pixels(*drawn.image.size)  # tiles of a HEIC can be larger than it says
+        return drawn
 
     return draw
 

@@ -1,5 +1,7 @@
 """Samples of 1 to 32 bits -> 8 bits a channel, with the transparency of the file as alpha."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
@@ -18,7 +20,7 @@ def with_8_bits(picture: ImageFile.ImageFile) -> Image.Image:
     Raises:
         MediaError: its samples have no brightness that is known.
     """
-    has_16_bits = any("16" in str(tile[3]) for tile in picture.tile)  # loading empties the list
+    stored = str(picture.tile[0][3]) if picture.tile else ""  # loading empties the list
     picture.load()
     transparent = picture.info.get("transparency")
     if picture.mode.startswith("I;16"):
@@ -28,9 +30,8 @@ def with_8_bits(picture: ImageFile.ImageFile) -> Image.Image:
     if picture.mode == "I":
         message = "samples of 32 bits, or with a sign, have no brightness that is known"
         raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, f"{message}; scale them to 8 or 16 bits")
-    if transparent is not None and has_16_bits and isinstance(transparent, tuple):
-        # Pillow keeps the high bytes of the pixels, and the whole of the transparent colour.
-        picture.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if picture.format == "PNG" and transparent is not None:
+        picture.info["transparency"] = _as_loaded(transparent, stored)
     if picture.mode in ("P", "PA") or picture.info.get("transparency") is not None:
         return picture.convert("RGBA")
     if picture.mode in ("La", "RGBa"):
@@ -38,6 +39,18 @@ def with_8_bits(picture: ImageFile.ImageFile) -> Image.Image:
     if picture.mode == "RGBA" and _is_unused_alpha(picture):
         return picture.convert("RGB")
     return picture
+
+
+def _as_loaded(transparent: Any, stored: str) -> Any:
+    """The transparent colour of a PNG in the values of its loaded pixels.
+
+    Pillow scales pixels to 8 bits, but not this colour. `stored` is its name for the samples.
+    """
+    if stored in ("L;2", "L;4"):
+        return transparent * {"L;2": 85, "L;4": 17}[stored]
+    if stored == "RGB;16B":  # of the pixels the high bytes are left
+        return tuple(value >> 8 for value in transparent)
+    return transparent
 
 
 def _from_16_bits(picture: Image.Image, transparent: object) -> Image.Image:
