@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
@@ -68,9 +69,11 @@ def _decoded(file: io.BytesIO) -> tuple[bytes, np.ndarray]:
     """The one packet of a file, and its picture as FFmpeg decodes it."""
     file.seek(0)
     with av.open(file) as container:
+        assert isinstance(container, InputContainer)
         (data,) = [bytes(packet) for packet in container.demux(video=0) if packet.size]
     file.seek(0)
     with av.open(file) as container:
+        assert isinstance(container, InputContainer)
         frame = next(container.decode(video=0))
         return data, frame.to_ndarray(format="rgb24")
 
