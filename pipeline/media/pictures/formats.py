@@ -50,6 +50,7 @@ _UNREAD: Mapping[str, tuple[bytes, ...]] = {
     "a camera's raw file": (b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FUJIFILMCCD-RAW"),
 }
 _KIND_TAGS = (258, 339, 262)  # of a TIFF: BitsPerSample, SampleFormat, PhotometricInterpretation
+_NO_MEMORY = ("Out of memory", "Memory allocation error")
 # How libheif and pillow-heif say that a file is whole, but not one that they read.
 _UNSUPPORTED = ("Unsupported", "unsupported", "has not been built in")
 # What Pillow and its plug-ins raise for damaged files, besides OSError.
@@ -156,7 +157,7 @@ def _failure(kind: str, why: str) -> MediaError:
         MemoryError: memory was short; libavif and libheif say that in words only.
     """
     if kind in ("AVIF", "HEIF"):
-        if "out of memory" in why.lower():
+        if any(words in why for words in _NO_MEMORY) and "Security limit" not in why:
             raise MemoryError(why)
         if any(words in why for words in _UNSUPPORTED):
             message = f"the picture is of a kind that is not read: {why}"

@@ -43,7 +43,7 @@ def coded_hevc(rgb: np.ndarray, pixel_format: str = "yuv420p") -> Coded:
         stream = container.add_stream("libx265", rate=1)
         stream.width, stream.height, stream.pix_fmt = width_px, height_px, pixel_format
         parameters = "crf=6:log-level=none:keyint=1:colormatrix=smpte170m:range=full"
-        stream.options = {"x265-params": parameters, "tag": "hvc1"}
+        stream.options = {"x265-params": parameters, "tag": "hvc1", "preset": "ultrafast"}
         frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
             format=pixel_format, dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.JPEG
         )
@@ -56,7 +56,7 @@ def coded_av1(rgb: np.ndarray, mode: str = "RGB", subsampling: str = "4:4:4") ->
     """Code a picture by libaom, through Pillow's encoder."""
     file = io.BytesIO()
     image = Image.fromarray(rgb).convert(mode)
-    image.save(file, "AVIF", quality=95, subsampling=subsampling, autotiling=False)
+    image.save(file, "AVIF", quality=95, subsampling=subsampling, autotiling=False, speed=10)
     return Coded(b"av01", _box_in(file.getvalue(), b"av1C"), *_decoded(file))
 
 

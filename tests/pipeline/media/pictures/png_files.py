@@ -16,7 +16,7 @@ from tests.pipeline.media.pictures.making import (
 )
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
+def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
@@ -39,22 +39,32 @@ def png(random: Random) -> Made:
     table = np.empty(0)
     if color == 3:
         table = random.integers(0, 256, (1 << bits, 4), np.uint8)
-        chunks += _chunk(b"PLTE", table[:, :3].tobytes())
+        chunks += chunk(b"PLTE", table[:, :3].tobytes())
         rgba = table[values[..., 0]]
         rgba[..., 3] = 255
     if color in (0, 2, 3) and random.integers(2):
         clear = values[random.integers(height), random.integers(width)]
         if color == 3:
-            chunks += _chunk(b"tRNS", table[:, 3].tobytes())
+            chunks += chunk(b"tRNS", table[:, 3].tobytes())
             rgba[..., 3] = table[values[..., 0], 3]
         else:
-            chunks += _chunk(b"tRNS", b"".join(struct.pack(">H", value) for value in clear))
+            chunks += chunk(b"tRNS", b"".join(struct.pack(">H", value) for value in clear))
             rgba[..., 3] = np.where((values == clear).all(axis=-1), 0, 255)
         what += " tRNS"
     if "exif" in options:
-        chunks += _chunk(b"eXIf", options["exif"][6:])
+        chunks += chunk(b"eXIf", options["exif"][6:])
     else:
-        chunks += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + options["xmp"])
+        chunks += chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + options["xmp"])
+    content = png_file(values, bits, color, chunks)
+    if "tRNS" not in what:  # FFmpeg leaves it out for some depths
+        assert np.abs(by_ffmpeg(content)[0].astype(int) - rgba).max() <= 1
+    shown = on_white(rgba[..., :3], rgba[..., 3])
+    return Made(content, turned(shown, orientation)[None], f"{name} {bits} bits {what}")
+
+
+def png_file(values: np.ndarray, bits: int, color: int, chunks: bytes = b"") -> bytes:
+    """Write samples [H, W, C] of a colour type; `chunks` come before the pixels."""
+    height, width, _ = values.shape
     lines = values.reshape(height, -1)
     if bits == 16:
         rows = lines.astype(">u2").view(np.uint8).reshape(height, -1)
@@ -62,13 +72,9 @@ def png(random: Random) -> Made:
         shifts = np.arange(bits - 1, -1, -1)
         rows = np.packbits((lines[..., None] >> shifts & 1).reshape(height, -1), axis=1)
     data = np.insert(rows.astype(np.uint8), 0, 0, axis=1).tobytes()
-    head = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + chunks
-    content += _chunk(b"IDAT", zlib.compress(data)) + _chunk(b"IEND", b"")
-    if "tRNS" not in what:  # FFmpeg leaves it out for some depths
-        assert np.abs(by_ffmpeg(content)[0].astype(int) - rgba).max() <= 1
-    shown = on_white(rgba[..., :3], rgba[..., 3])
-    return Made(content, turned(shown, orientation)[None], f"{name} {bits} bits {what}")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + chunks + body
 
 
 def _png_pixels(values: np.ndarray, bits: int) -> np.ndarray:

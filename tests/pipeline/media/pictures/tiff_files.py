@@ -82,7 +82,7 @@ def bmp(random: Random) -> Made:
     if kind in ("RGBA", "unused alpha"):
         if kind == "unused alpha":
             values[..., 3] = 0
-        content = _bmp_with_alpha(values)
+        content = bmp_with_alpha(values)
         rgb = values[..., :3]
         return Made(content, (rgb if kind != "RGBA" else on_white(rgb, values[..., 3]))[None], kind)
     image = Image.fromarray(values[..., :3].copy())
@@ -91,7 +91,7 @@ def bmp(random: Random) -> Made:
     return Made(content, by_ffmpeg(content, "rgb24"), kind)
 
 
-def _bmp_with_alpha(rgba: np.ndarray) -> bytes:
+def bmp_with_alpha(rgba: np.ndarray) -> bytes:
     """A bitmap with masks for red, green, blue and alpha (BITMAPV4HEADER)."""
     height, width, _ = rgba.shape
     data = rgba[::-1, :, [2, 1, 0, 3]].tobytes()
