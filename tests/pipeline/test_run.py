@@ -378,7 +378,7 @@ def test_a_second_driver_is_refused(config):
         ),
     ],
 )
-def test_a_bad_checkpoint_is_refused_before_the_input_is_opened(
+def test_a_bad_checkpoint_is_refused_before_anything_is_started(
     config, tmp_path, damage, error, message
 ):
     copy = tmp_path / "copy"
@@ -386,7 +386,12 @@ def test_a_bad_checkpoint_is_refused_before_the_input_is_opened(
     damage(copy)
 
     with pytest.raises(error, match=message):
-        run(replace(config, checkpoint=copy, input="/nowhere"), connect=never)
+        run(replace(config, checkpoint=copy), connect=never)
+
+
+def test_a_missing_input_is_told_before_a_checkpoint_is_read(config):
+    with pytest.raises(ValueError, match="/nowhere does not exist"):
+        run(replace(config, checkpoint=Path("/nowhere"), input="/nowhere"), connect=never)
 
 
 @pytest.mark.parametrize(

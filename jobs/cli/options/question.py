@@ -26,9 +26,9 @@ _QUESTION = """
     with `as: json`; a schema that allows several types is refused
 --frame-tokens N: most visual tokens per frame, each of 28 x 28 pixels; larger frames are scaled
     down; `max` is the limit of the checkpoint
---background COLOR: what shows through transparent pictures: a name such as white, or #rrggbb;
-    `none` takes the colours that a file has under its transparency, as versions before this option
-    did
+--background COLOR: what shows through transparent pictures: a name such as white, or #rrggbb, or
+    `none` for the colours that a file has under its transparency; `auto` is white, but `none` where
+    the output was begun by a version without this option
 """
 _WHICH_FRAMES = """
 --frames N: number of frames, evenly over the video (default: 8, or --fps 1 with --tokens-per-row)
@@ -62,7 +62,7 @@ def add_question(group: argparse._ArgumentGroup) -> None:
     """Add the prompts, and the size at which frames are shown."""
     prompt = {"default": "Describe this video in detail."}
     tokens = {"type": positive_or("max"), "default": 256}
-    background = {"type": color_or("none"), "default": "white"}
+    background = {"type": color_or("auto", "none"), "default": "auto"}
     of_each = {"--prompt": prompt, "--frame-tokens": tokens, "--background": background}
     add_options(group, _QUESTION, of_each)
 

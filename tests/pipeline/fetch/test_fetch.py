@@ -39,10 +39,8 @@ def read(media: object, access: MediaAccess) -> bytes:
 
 
 def refusal(media: object, access: MediaAccess) -> MediaError:
-    start = time.monotonic()
     with pytest.raises(MediaError) as caught:
         access.open(media)
-    assert time.monotonic() - start < 2.0
     return caught.value
 
 
