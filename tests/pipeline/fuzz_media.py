@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.media.frame_sampling import FrameSampling
@@ -26,7 +27,9 @@ from pipeline.status import ErrorCode
 from tests.pipeline import videos
 from tests.pipeline.decoding import decode_in
 from tests.pipeline.media.pictures import test_picture as test_images
+from tests.pipeline.media.pictures.icc_profiles import grey_profile, rgb_profile
 from tests.pipeline.media.pictures.made import KINDS, made
+from tests.pipeline.media.pictures.making import saved
 
 LIMITS = MediaLimits(max_decode_s=2.0, max_decode_bytes=512 << 20, max_pixels=1 << 22)
 _FIVE = FrameSampling(num_frames=5)
@@ -53,8 +56,19 @@ def mutated(num_files: int, seed: int, *, pictures: bool = False) -> Iterator[by
     random = np.random.default_rng(seed)
     whole = list(seeds(pictures=pictures).values())
     for number in range(num_files):
+        if pictures and number % 4 == 3:
+            yield _with_profile(random)
+            continue
         other = whole[random.integers(len(whole))]
         yield _mutate(whole[number % len(whole)], other, random)
+
+
+def _with_profile(random: np.random.Generator) -> bytes:
+    """A whole picture with a mutated profile, which the checksums of a file would protect."""
+    profile = rgb_profile("Display P3") if random.integers(2) else grey_profile(1.8)
+    image = Image.new("RGB" if random.integers(2) else "L", (32, 24), "green")
+    kind = ("PNG", "TIFF", "JPEG")[random.integers(3)]
+    return saved(image, kind, icc_profile=_mutate(profile, profile, random))
 
 
 def _mutate(source: bytes, other: bytes, random: np.random.Generator) -> bytes:
