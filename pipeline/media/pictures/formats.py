@@ -52,7 +52,7 @@ _UNREAD: Mapping[str, tuple[bytes, ...]] = {
 _KIND_TAGS = (258, 339, 262)  # of a TIFF: BitsPerSample, SampleFormat, PhotometricInterpretation
 _NO_MEMORY = ("Out of memory", "Memory allocation error")
 # How libheif and pillow-heif say that a file is whole, but not one that they read.
-_UNSUPPORTED = ("Unsupported", "unsupported", "has not been built in")
+_UNSUPPORTED = ("Unsupported", "unsupported", "has not been built in", "not installed")
 # What Pillow and its plug-ins raise for damaged files, besides OSError.
 _DAMAGE = (
     *(ValueError, TypeError, SyntaxError, LookupError, EOFError, ArithmeticError, AttributeError),

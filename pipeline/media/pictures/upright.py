@@ -37,10 +37,10 @@ class Upright:
 def upright(picture: ImageFile.ImageFile) -> Upright:
     """Load the current page of a picture and make it upright."""
     # Pillow turns a TIFF itself when it loads it, and then forgets the tag.
-    is_turned = isinstance(picture, TiffImagePlugin.TiffImageFile)
-    orientation = _orientation(picture) if is_turned else 1
+    is_tiff = isinstance(picture, TiffImagePlugin.TiffImageFile)
+    orientation = picture.getexif().get(ExifTags.Base.Orientation) if is_tiff else None
     image = to_srgb(with_8_bits(picture), picture)
-    if not is_turned:
+    if orientation is None:
         orientation = _orientation(picture)
         if orientation in _METHODS:
             image = image.transpose(_METHODS[orientation])

@@ -27,7 +27,7 @@ def has_ink(page: np.ndarray) -> np.ndarray:
     """Whether a cell of the page has something dark."""
     rows, columns = 192 // CELL_PX, 300 // CELL_PX
     cut = page[: rows * CELL_PX, : columns * CELL_PX]
-    return (cut < 128).reshape(rows, CELL_PX, columns, CELL_PX).any(axis=(1, 3))
+    return np.asarray((cut < 128).reshape(rows, CELL_PX, columns, CELL_PX).any(axis=(1, 3)))
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:

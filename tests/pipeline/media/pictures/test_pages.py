@@ -18,7 +18,7 @@ ALL = FrameSampling(num_frames=None, fps=10.0)
 NEW_SUBFILE_TYPE, ORIENTATION = 254, 274
 
 
-def tiff(*pages: tuple[Image.Image, dict[int, int]]) -> bytes:
+def tiff(*pages: tuple[Image.Image, dict[int, int | bytes]]) -> bytes:
     """A TIFF of pages with their own tags."""
     file = io.BytesIO()
     with TiffImagePlugin.AppendingTiffWriter(file, new=True) as writer:
@@ -60,6 +60,15 @@ def test_a_turned_tiff_is_upright_and_its_size_is_that_of_what_is_shown(orientat
     }
     assert (is_below, is_right) == corners[orientation]
     assert frames.facts.rotation == [0, 0, 180, 180, 90, 90, 270, 270][orientation - 1]
+
+
+@pytest.mark.parametrize("text", ['tiff:Orientation="6"', "tiff:Orientation='6'"])
+def test_a_tiff_that_is_turned_by_xmp_alone_is_upright(text):
+    frames = decode_media(tiff((RED, {700: f"<rdf:Description {text}/>".encode()})), ALL)
+    assert frames.rgb.shape == (1, 60, 40, 3)
+    assert frames.facts.rotation == 90
+    both = tiff((RED, {ORIENTATION: 1, 700: f"<rdf:Description {text}/>".encode()}))
+    assert decode_media(both, ALL).rgb.shape == (1, 40, 60, 3)
 
 
 def test_the_pages_of_a_scan_are_turned_each_for_itself():

@@ -11,6 +11,7 @@ from pipeline.media.limits import MediaError
 from pipeline.status import ErrorCode
 from tests.pipeline.decoding import decode_media
 from tests.pipeline.media.pictures.heif_files import coded_av1, heif
+from tests.pipeline.media.pictures.tiff_files import tiff_file
 
 ONE = FrameSampling(num_frames=1)
 RAMP = np.linspace(0.0, 1.0, 64 * 64).reshape(64, 64)
@@ -57,6 +58,19 @@ def test_16_bits_show_their_high_byte_also_where_white_is_zero():
     values = (RAMP * 65535).astype(np.uint16)
     assert (grey(tiff(values)) == values >> 8).all()
     assert (grey(tiff(values, tiffinfo=WHITE_IS_ZERO)) == 255 - (values >> 8)).all()
+
+
+def test_12_bits_show_their_high_bits():
+    black_grey_white = bytes.fromhex("000 800 fff 000".replace(" ", ""))
+    content = tiff_file(black_grey_white, (4, 1), (12,))
+    assert grey(content)[0].tolist() == [0, 128, 255, 0]
+
+
+def test_floats_in_three_channels_are_refused_by_their_kind():
+    ones = np.ones((4, 4, 3), "<f4").tobytes()
+    with pytest.raises(MediaError, match=r"\(32, 32, 32\) bits, sample format") as caught:
+        grey(tiff_file(ones, (4, 4), (32, 32, 32), {339: 3}))
+    assert caught.value.code == ErrorCode.MEDIA_UNSUPPORTED
 
 
 def test_colours_of_lab_become_rgb():

@@ -54,25 +54,36 @@ def _tiff_image(kind: str, values: np.ndarray) -> tuple[Image.Image, np.ndarray]
 
 
 def _tiff_of_16_bits(rgb: np.ndarray, orientation: int, order: str) -> bytes:
-    """A TIFF of 16 bits a channel, which Pillow does not write: header, pixels, one directory."""
+    """A TIFF of 16 bits a channel, which Pillow does not write."""
     height, width, _ = rgb.shape
     data = (rgb.astype(np.uint16) * 257).astype(f"{order}u2").tobytes()
+    return tiff_file(data, (width, height), (16, 16, 16), {274: orientation}, order)
+
+
+def tiff_file(
+    data: bytes,
+    size: tuple[int, int],
+    bits: tuple[int, ...],
+    tags: dict[int, int] | None = None,
+    order: str = "<",
+) -> bytes:
+    """A TIFF of one strip, written by hand: header, samples, and one directory of numbers."""
     directory = 8 + len(data)
-    bits = directory + 2 + 12 * 10 + 4  # three numbers, behind the ten entries
-    short, long = 3, 4
-    entries = [
-        (256, short, 1, width), (257, short, 1, height), (258, short, 3, bits),
-        (259, short, 1, 1), (262, short, 1, 2), (273, long, 1, 8),
-        (274, short, 1, orientation), (277, short, 1, 3), (278, short, 1, height),
-        (279, long, 1, len(data)),
-    ]  # fmt: skip
-    body = struct.pack(f"{order}H", len(entries))
-    for tag, form, count, value in entries:
-        is_short = form == short and count == 1
-        body += struct.pack(f"{order}HHI", tag, form, count)
-        body += struct.pack(f"{order}HH", value, 0) if is_short else struct.pack(f"{order}I", value)
+    color = 2 if len(bits) == 3 else 1  # RGB, or grey where zero is black
+    numbers = {
+        256: size[0], 257: size[1], 259: 1, 262: color, 273: 8, 277: len(bits), 278: size[1],
+        279: len(data), **(tags or {}),
+    }  # fmt: skip
+    entries = {tag: struct.pack(f"{order}HHII", tag, 4, 1, each) for tag, each in numbers.items()}
+    many = struct.pack(f"{order}{len(bits)}H", *bits)
+    behind = directory + 2 + 12 * (len(entries) + 1) + 4
+    where = struct.pack(f"{order}I", behind) if len(bits) > 2 else many.ljust(4, b"\0")
+    entries[258] = struct.pack(f"{order}HHI", 258, 3, len(bits)) + where
+    body = struct.pack(f"{order}H", len(entries)) + b"".join(
+        entries[tag] for tag in sorted(entries)
+    )
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, directory)
-    return head + data + body + bytes(4) + struct.pack(f"{order}3H", 16, 16, 16)
+    return head + data + body + bytes(4) + (many if len(bits) > 2 else b"")
 
 
 def bmp(random: Random) -> Made:
