@@ -31,7 +31,7 @@ EXPECTED = {
     "async protocol": "media_missing",
     "path out of the folder to a device": "uri_not_allowed",
     "data URI": "media_missing",
-    "PostScript, which Pillow gives to Ghostscript": "media_corrupt",
+    "PostScript, which Pillow gives to Ghostscript": "media_unsupported",
     "PNG of 11 kB that unfolds to 270 MB": "media_too_large",
     "JPEG cut in two": "media_corrupt",
     "GIF of 2,000 pages": "media_too_large",
