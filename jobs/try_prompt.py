@@ -139,6 +139,8 @@ def _try(job: str, options: argparse.Namespace, arguments: Sequence[str]) -> Non
     if options.model == _DEFAULTS["model"]:
         print("the bundled demo model answers; --model chooses another")
     source = open_input(config)
+    if source.left_out:
+        print(f"left out of the input: {source.left_out}")
     open_checkpoint(config)
     with open_session(config, source, options.rows) as session:
         _show(session, config, None)

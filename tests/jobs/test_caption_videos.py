@@ -218,6 +218,7 @@ def with_a_typo_in_the_prompts(place):
         ),
         pytest.param(None, ["--merge-prompt", "x"], "needs --merge", id="no windows to merge"),
         pytest.param(None, ["--retry-failed", ","], "',' names no error code", id="no codes"),
+        pytest.param(None, ["--retry-failed", "x"], "no error code 'x'.*temporary", id="code"),
         pytest.param(None, ["--fps", "0"], "fps must be a positive", id="fps"),
         pytest.param(None, ["--prompt", " "], "the prompt is empty", id="no prompt"),
         pytest.param(with_a_misspelt_field, [], "{keyy}.*the nearest is 'key'", id="template"),

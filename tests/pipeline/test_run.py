@@ -279,6 +279,14 @@ def test_rows_keep_their_order_on_request(config, carry_out):
     assert pq.read_table(config.output)["n"].to_pylist() == list(range(6))
 
 
+def test_what_the_input_leaves_out_is_said(config, capsys):
+    answer_without_ray(config, range(6))
+
+    run(config, connect=never)
+
+    assert "left out of the input: 6 with another suffix than" in capsys.readouterr().err
+
+
 def test_a_finished_output_needs_no_ray(config):
     answer_without_ray(config, range(6))
 

@@ -26,29 +26,11 @@ _SIGNATURES: Mapping[str, tuple[bytes, ...]] = {  # of Pillow's names of formats
     "BMP": (b"BM",),
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # a plus is a BigTIFF
 }
+_RAW = "raw"  # known, and not read
 # Brands of the `ftyp` box (ISO/IEC 23008-12 and the AVIF specification). The brands hevc, hevx and
 # msf1 are tracks of HEVC, which the video decoder reads.
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1")
 _AVIF_BRANDS = {b"avif", b"avis"}
-# Pictures that are not read, so that a row's error can say what the file is.
-_UNREAD: Mapping[str, tuple[bytes, ...]] = {
-    "a JPEG XL picture": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
-    "a JPEG 2000 picture": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
-    "a JPEG XR picture": (b"II\xbc",),
-    "a PNM picture": tuple(
-        b"P%d%c" % (kind, space) for kind in range(1, 8) for space in b" \n\r\t"
-    ),
-    "a Photoshop document": (b"8BPS",),
-    "a PostScript document": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
-    "a GIMP document": (b"gimp xcf",),
-    "an icon": (b"\0\0\1\0",),
-    "an OpenEXR picture": (b"\x76\x2f\x31\x01",),
-    "a Radiance picture": (b"#?RADIANCE", b"#?RGBE"),
-    "a QOI picture": (b"qoif",),
-    "a DDS texture": (b"DDS ",),
-    "an SVG drawing": (b"<svg",),
-    "a camera's raw file": (b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FUJIFILMCCD-RAW"),
-}
 _KIND_TAGS = (258, 339, 262)  # of a TIFF: BitsPerSample, SampleFormat, PhotometricInterpretation
 _NO_MEMORY = ("Out of memory", "Memory allocation error")
 # How libheif and pillow-heif say that a file is whole, but not one that they read.
@@ -61,13 +43,15 @@ _DAMAGE = (
 
 
 def picture_format(head: bytes) -> str | None:
-    """Return Pillow's name of the format of a picture that is read; None for any other file.
+    """Return Pillow's name of the format of a picture, or `raw`; None for any other file.
 
     `head` is the first kilobyte of the file, or all of it.
     """
+    if _is_raw(head):
+        return _RAW
     for name, signatures in _SIGNATURES.items():
         if head.startswith(signatures):
-            return name if _raw_file(head) is None else None
+            return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     brands = _brands(head)
@@ -77,19 +61,9 @@ def picture_format(head: bytes) -> str | None:
     return "AVIF" if _AVIF_BRANDS.intersection(brands) else "HEIF"
 
 
-def unread_picture(head: bytes) -> str | None:
-    """Say what a picture of a format that is not read is; None for any other file."""
-    for name, signatures in _UNREAD.items():
-        if head.startswith(signatures):
-            return name
-    if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<?xml") and b"<svg" in head:
-        return "an SVG drawing"
-    return _raw_file(head)
-
-
-def _raw_file(head: bytes) -> str | None:
-    is_raw = (head[:4] == b"II*\0" and head[8:10] == b"CR") or _brands(head)[:1] == [b"crx "]
-    return "a camera's raw file" if is_raw else None
+def _is_raw(head: bytes) -> bool:
+    """Whether a file is of Canon's cameras, as a TIFF whose pages are previews, or as an MP4."""
+    return (head[:4] == b"II*\0" and head[8:10] == b"CR") or _brands(head)[:1] == [b"crx "]
 
 
 def _brands(head: bytes) -> list[bytes]:
@@ -136,6 +110,9 @@ def open_picture(source: bytes | BinaryIO, limits: MediaLimits) -> Iterator[Imag
 
 def _opened(kind: str, file: BinaryIO) -> ImageFile.ImageFile:
     """Open a file as the format that its first bytes name; one thread decodes it."""
+    if kind == _RAW:
+        message = "the file is a camera's raw file, which is not read; convert it to JPEG"
+        raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, message)
     if kind == "AVIF":
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many processes decode at the same time
         return AvifImagePlugin.AvifImageFile(file)  # `Image.open` would drop what it says

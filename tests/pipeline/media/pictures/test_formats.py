@@ -28,21 +28,18 @@ def refusal(content: bytes, **limits) -> MediaError:
 @pytest.mark.parametrize(
     ("head", "name"),
     [
-        (b"\xff\x0a" + bytes(50), "a JPEG XL picture"),
-        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(50), "a JPEG 2000 picture"),
         (b"P6 1 1 255 abc", "a PNM picture"),
-        (b"8BPS" + bytes(50), "a Photoshop document"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "a PostScript document"),
-        (b"<?xml version='1.0'?>\n<svg/>", "an SVG drawing"),
-        (b"\0\0\1\0\1\0" + bytes(50), "an icon"),
+        (b"II\xbc" + bytes(50), "a JPEG XR picture"),
+        (b"\x76\x2f\x31\x01" + bytes(50), "an OpenEXR picture"),
+        (b"#?RADIANCE\n" + bytes(50), "a Radiance picture"),
+        (b"qoif" + bytes(50), "a QOI picture"),
+        (b"FUJIFILMCCD-RAW 0201" + bytes(50), "a camera's raw file"),
         (b"II*\0\x10\0\0\0CR\2\0" + bytes(50), "a camera's raw file"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera's raw file"),
     ],
 )
 def test_a_picture_that_is_not_read_is_named(head, name):
-    error = refusal(head)
-    assert error.code == ErrorCode.MEDIA_UNSUPPORTED
-    assert f"the file is {name}, which is not read" in error.message
+    assert f"the file is {name}, which is not read" in refusal(head).message
 
 
 @pytest.mark.parametrize(
