@@ -29,7 +29,7 @@ def numbers_of(tables):
 
 
 def split(name, num_todo):
-    return RowGroupSplit(name, 0, 0, b"", num_todo)
+    return RowGroupSplit(name, name, 0, 0, num_todo, b"", num_todo)
 
 
 def test_batches_that_come_at_once_are_one_table():
