@@ -10,8 +10,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from parallel.groups.errors import GroupError
+from parallel.groups.free_groups import FreeGroups
 from parallel.groups.group import EngineGroup
-from parallel.groups.least_loaded import LeastLoaded
+
+_LOOK_AGAIN_S = 0.5  # whether a generation is given back, which is rare
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Client:
 
     process_id: str
     actor_id: str | None  # None for a process that is not an actor, such as a driver
+    node_id: str | None = None  # where it runs; None: it has no groups nearby
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Leases:
 
     def __init__(self, num_groups: int) -> None:
         self._places = [_Place(group_id) for group_id in range(num_groups)]
-        self._free = LeastLoaded(num_groups)  # the running groups that nobody has reserved
+        self._free = FreeGroups()  # the running groups that nobody has reserved
         self._waiting: OrderedDict[_Wish, None] = OrderedDict()  # while no group is free
         self._grants: dict[int, _Grant] = {}
         self._numbers = itertools.count()
@@ -72,10 +75,10 @@ class Leases:
     async def acquire(
         self, client: Client, num_tokens: int, *, exclusive: bool
     ) -> tuple[int, EngineGroup]:
-        """Lease the group with the fewest tokens on lease: the lease's number, and the group.
+        """Lease the group that `FreeGroups` chooses: the lease's number, and the group.
 
         This waits while there is none; `exclusive` waits until nobody else has the group, and lets
-        nobody in before `end`. Those who wait are served in their order.
+        nobody in before `end`. Those who wait are served in their order, wherever they are.
         Raises GroupError: `stop` was called, or a later process of the client has taken over.
         """
         if self._error is not None:
@@ -125,6 +128,11 @@ class Leases:
         self._update(place)
         self._serve()
 
+    async def until_given_back(self, group: EngineGroup) -> None:
+        """Wait until nobody has a generation any more that was shut."""
+        while any(grant.group is group for grant in self._grants.values()):
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
     def register(self, client: Client) -> Client | None:
         """Note the process of a client; an earlier process of its actor is dead: end its leases.
 
@@ -151,8 +159,14 @@ class Leases:
 
     def _serve(self) -> None:
         """Give free groups to those who wait, in their order, while there are both."""
-        while self._waiting and (group_id := self._free.first()) is not None:
-            wish, _ = self._waiting.popitem(last=False)
+        while self._waiting:
+            wish = next(iter(self._waiting))
+            # The least-loaded group of all is the first to be empty.
+            node_id = None if wish.is_exclusive else wish.client.node_id
+            group_id = self._free.first(node_id, wish.num_tokens)
+            if group_id is None:
+                return
+            del self._waiting[wish]
             place = self._places[group_id]
             if wish.is_exclusive:
                 place.is_reserved = True
@@ -198,7 +212,8 @@ class Leases:
         if place.group is None or place.is_reserved:
             self._free.remove(place.group_id)
         else:
-            self._free.put(place.group_id, place.num_tokens)
+            nodes = (node.node_id for node in place.group.nodes)
+            self._free.put(place.group_id, nodes, place.num_tokens)
 
     def _is_replaced(self, client: Client) -> bool:
         """Say whether a later process of the same actor has registered."""
