@@ -52,6 +52,10 @@ class EngineGroups(Protocol):
         """Lease a group; `exclusive` keeps all other requests out of it."""
         ...
 
+    def take_crossed_bytes(self) -> int:
+        """Return the bytes of prompts that went to other nodes from here, since the last call."""
+        ...
+
 
 @dataclass(frozen=True)
 class Generate:

@@ -149,6 +149,7 @@ class GenerateWorker:
             require_checkpoint(config.checkpoint)
             processor = Processor.from_checkpoint(config.checkpoint)
             merger = Merger(processor, windows.merge, config.sampling)
+        self._groups = groups
         self._generate = Generate(groups, config.sampling, prompts, windows, merger)
 
     async def __call__(self, rows: pa.Table, costs: list[Cost]) -> CostedRows:
@@ -159,4 +160,6 @@ class GenerateWorker:
                 async with self._journal.generating(ids):
                     (rows,) = [rows async for rows in self._generate(rows)]
                 cost.num_rows = rows.num_rows
+                # By all batches that are here meanwhile; each byte is counted once.
+                cost.crossed_bytes = self._groups.take_crossed_bytes()
         return rows, [*costs, cost]
