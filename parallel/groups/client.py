@@ -1,18 +1,25 @@
 """`Groups`: the groups of a run, for the driver that owns them and for the clients that use them.
 
     groups = Groups.start(spec, num_groups=4, max_group_failures=4)       # driver
-    async with groups.lease(num_tokens) as lease:                         # any process
-        answers = await lease.generate([requests])
+    async with groups.turn(num_requests) as turn:                         # any process
+        async with turn.lease(num_tokens) as lease:
+            answers = await lease.generate([requests])
     groups.close()                                                        # driver
 
-Prompts and completions travel directly between client and rank; the supervisor sees only leases.
+Prompts and completions travel directly between client and rank; the supervisor sees only turns and
+leases.
 """
 
 import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, Self
@@ -80,12 +87,27 @@ class Lease:
             return [answer] * len(requests)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Room for requests at the ranks of a node, until its `with` ends."""
+
+    groups: "Groups"
+    node_id: str
+
+    def lease(
+        self, num_tokens: int, *, exclusive: bool = False
+    ) -> AbstractAsyncContextManager[Lease]:
+        """Lease a group, as `Groups.lease`."""
+        return self.groups.lease(num_tokens, exclusive=exclusive, node_id=self.node_id)
+
+
 class Groups:
     """A picklable handle of all groups. Every process that unpickles it is a client of its own."""
 
     def __init__(self, supervisor: Any) -> None:
         context = ray.get_runtime_context()
-        self.client = Client(context.get_worker_id(), context.get_actor_id(), context.get_node_id())
+        self.client = Client(context.get_worker_id(), context.get_actor_id())
+        self.node_id: str = context.get_node_id()
         self._supervisor = supervisor
         self._crossed_bytes = 0
         # (group, generation, rank) -> tokens that this client has there.
@@ -145,15 +167,34 @@ class Groups:
         ray.kill(self._supervisor)
 
     @asynccontextmanager
-    async def lease(self, num_tokens: int, *, exclusive: bool = False) -> AsyncIterator[Lease]:
-        """Lease the least-loaded group for `num_tokens` of work, until the `with` ends.
+    async def turn(self, num_requests: int) -> AsyncIterator[Turn]:
+        """Wait for room for so many requests, and keep it until the `with` ends.
 
-        With `exclusive`, wait for a group that nobody else uses, and keep others out of it.
+        It is on the node of this process, if that has room, or on one that runs dry.
+        Raises GroupError: the job must stop.
+        """
+        with _plain_errors():
+            number, node_id = await self._supervisor.take_turn.remote(
+                self.client, self.node_id, num_requests
+            )
+        try:
+            yield Turn(self, node_id)
+        finally:
+            self._supervisor.end_turn.remote(number)
+
+    @asynccontextmanager
+    async def lease(
+        self, num_tokens: int, *, exclusive: bool = False, node_id: str | None = None
+    ) -> AsyncIterator[Lease]:
+        """Lease a group for `num_tokens` of work, until the `with` ends.
+
+        It is the least-loaded group of a node, unless others have much less; see `FreeGroups`. With
+        `exclusive`, wait for a group that nobody else uses, and keep others out of it.
         Raises GroupError: the job must stop.
         """
         with _plain_errors():
             number, group = await self._supervisor.acquire.remote(
-                self.client, num_tokens, exclusive=exclusive
+                self.client, num_tokens, exclusive=exclusive, node_id=node_id
             )
         try:
             yield Lease(self, group)
@@ -195,7 +236,7 @@ class Groups:
 
     def _is_near(self, group: EngineGroup, rank: int) -> bool:
         """Say whether a rank is known to be on the node of this process."""
-        return bool(group.nodes) and group.nodes[rank].node_id == self.client.node_id
+        return bool(group.nodes) and group.nodes[rank].node_id == self.node_id
 
     async def report_failure(self, group: EngineGroup, reason: str) -> bool:
         """Ask the supervisor to replace a dead generation, or raise GroupError if it is gone.

@@ -25,7 +25,6 @@ class Client:
 
     process_id: str
     actor_id: str | None  # None for a process that is not an actor, such as a driver
-    node_id: str | None = None  # where it runs; None: it has no groups nearby
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class _Wish:
     client: Client
     num_tokens: int
     is_exclusive: bool
+    node_id: str | None  # whose groups come first; None: all are alike
     answer: asyncio.Future[tuple[int, EngineGroup]]  # the lease's number, and the group
 
 
@@ -73,9 +73,9 @@ class Leases:
         self._error: str | None = None
 
     async def acquire(
-        self, client: Client, num_tokens: int, *, exclusive: bool
+        self, client: Client, num_tokens: int, *, exclusive: bool, node_id: str | None = None
     ) -> tuple[int, EngineGroup]:
-        """Lease the group that `FreeGroups` chooses: the lease's number, and the group.
+        """Lease the group that `FreeGroups` chooses for a node: the lease's number, and the group.
 
         This waits while there is none; `exclusive` waits until nobody else has the group, and lets
         nobody in before `end`. Those who wait are served in their order, wherever they are.
@@ -84,7 +84,8 @@ class Leases:
         if self._error is not None:
             raise GroupError(self._error)
         answer = asyncio.get_running_loop().create_future()
-        wish = _Wish(client, num_tokens, exclusive, answer)
+        # The least-loaded group of all is the first to be empty.
+        wish = _Wish(client, num_tokens, exclusive, None if exclusive else node_id, answer)
         self._waiting[wish] = None
         self._serve()
         try:
@@ -161,9 +162,7 @@ class Leases:
         """Give free groups to those who wait, in their order, while there are both."""
         while self._waiting:
             wish = next(iter(self._waiting))
-            # The least-loaded group of all is the first to be empty.
-            node_id = None if wish.is_exclusive else wish.client.node_id
-            group_id = self._free.first(node_id, wish.num_tokens)
+            group_id = self._free.first(wish.node_id, wish.num_tokens)
             if group_id is None:
                 return
             del self._waiting[wish]

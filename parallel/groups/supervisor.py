@@ -13,7 +13,7 @@ which stops the job. Drivers and clients reach the supervisor through `parallel.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ from parallel.groups.monitor import GroupMonitor
 from parallel.groups.nodes import ending_nodes, living_nodes
 from parallel.groups.slot import Slot
 from parallel.groups.spec import GroupSpec
+from parallel.groups.turns import Turns
 from parallel.ranks.rendezvous_store import RendezvousStore
 
 _RETRY_AFTER_S = 2.0  # after a start that failed
@@ -76,6 +77,7 @@ class Supervisor:
         self._failures = Failures(spec, num_groups, max_group_failures, clock)
         self._slots = [Slot(group_id) for group_id in range(num_groups)]
         self._leases = Leases(num_groups)
+        self._turns = Turns(spec.max_requests)
         self._error: str | None = None  # why the job must stop
         self._has_worked = False  # whether any group was ever ready
         self._has_begun = asyncio.Event()  # the first group is ready, or the job must stop
@@ -99,20 +101,29 @@ class Supervisor:
         if self._error is not None:
             raise GroupError(self._error)
 
-    async def acquire(
-        self, client: Client, num_tokens: int, *, exclusive: bool
-    ) -> tuple[int, EngineGroup]:
-        """Lease the group that `FreeGroups` chooses: the lease's number, and the group.
+    async def take_turn(self, client: Client, node_id: str, num_requests: int) -> tuple[int, str]:
+        """Wait for room for requests of a node: the turn's number, and the node to send them to.
 
-        This waits while there is none; `exclusive` waits until nobody else has the group, and lets
-        nobody in before `release`. A new process of a known actor takes over from the earlier one.
+        A new process of a known actor takes over from the earlier one, also in `acquire`.
         Raises GroupError: the job must stop.
         """
-        earlier = self._leases.register(client)
-        if earlier is not None:
-            for monitor in self._running():
-                monitor.group.cancel_client(earlier.process_id)
-        return await self._leases.acquire(client, num_tokens, exclusive=exclusive)
+        self._register(client)
+        return await self._turns.acquire(client.process_id, node_id, num_requests)
+
+    async def end_turn(self, number: int) -> None:
+        """End a turn; one that has already ended is no error."""
+        self._turns.end(number)
+
+    async def acquire(
+        self, client: Client, num_tokens: int, *, exclusive: bool, node_id: str | None = None
+    ) -> tuple[int, EngineGroup]:
+        """Lease the group that `FreeGroups` chooses for a node: the lease's number, and the group.
+
+        This waits while there is none; `exclusive` waits until nobody else has the group, and lets
+        nobody in before `release`. Raises GroupError: the job must stop.
+        """
+        self._register(client)
+        return await self._leases.acquire(client, num_tokens, exclusive=exclusive, node_id=node_id)
 
     async def release(self, number: int) -> None:
         """End a lease; a lease that has already ended is no error."""
@@ -126,8 +137,7 @@ class Supervisor:
         slot = self._slots[group_id]
         dead = slot.group
         if dead is not None and dead.generation == generation:
-            slot.clear()
-            self._leases.shut(group_id)
+            self._unwatch(slot, dead)
             self._count(slot, dead, reason)
             self._in_background(self._build(slot, dead))
         return (group_id, generation) not in self._moved
@@ -213,10 +223,25 @@ class Supervisor:
         self._monitors.append(slot.monitor)
         slot.is_given_up = False
         self._leases.open(group)
+        self._turns.add_ranks(_nodes_of(group))
         self._failures.note_start(group.group_id)
         self._has_begun.set()
         for loop in slot.monitor.loops():
             self._in_background(loop)
+
+    def _unwatch(self, slot: Slot, group: EngineGroup) -> None:
+        """Lease a group no longer."""
+        slot.clear()
+        self._leases.shut(group.group_id)
+        self._turns.remove_ranks(_nodes_of(group))
+
+    def _register(self, client: Client) -> None:
+        """Note the process of a client; what an earlier process of its actor has is given back."""
+        earlier = self._leases.register(client)
+        if earlier is not None:
+            self._turns.end_all_of(earlier.process_id)
+            for monitor in self._running():
+                monitor.group.cancel_client(earlier.process_id)
 
     async def _report_death(self, group: EngineGroup, reason: str) -> None:
         await self.report_failure(group.group_id, group.generation, reason)
@@ -302,9 +327,8 @@ class Supervisor:
         old = slot.group
         assert old is not None
         logger.warning("group %d is moved, since its node ends in %g s", slot.group_id, left_s)
-        slot.clear()
+        self._unwatch(slot, old)
         slot.next_generation = old.generation + 1
-        self._leases.shut(slot.group_id)
         self._moved.add((slot.group_id, old.generation))
         self._in_background(self._let_end(old, min(left_s, _LONGEST_END_S)))
         self._in_background(self._build(slot, None))
@@ -319,7 +343,13 @@ class Supervisor:
     def _stop(self, reason: str) -> None:
         self._error = self._error or reason  # the first reason is the cause of later ones
         self._leases.stop(self._error)
+        self._turns.stop(self._error)
         self._has_begun.set()
+
+
+def _nodes_of(group: EngineGroup) -> Sequence[str]:
+    """Return the node of each rank; ranks whose nodes are not known count as on one node."""
+    return [node.node_id for node in group.nodes] or ["unknown"]
 
 
 async def _next_arrival() -> None:

@@ -44,12 +44,20 @@ class Lease(Protocol):
 
 
 class EngineGroups(Protocol):
-    """What the stage uses of `parallel.groups.client.Groups`."""
+    """What the stage uses of `parallel.groups.client.Turn`."""
 
     def lease(
         self, num_tokens: int, *, exclusive: bool = False
     ) -> AbstractAsyncContextManager[Lease]:
         """Lease a group; `exclusive` keeps all other requests out of it."""
+        ...
+
+
+class SharedGroups(EngineGroups, Protocol):
+    """What the workers of a run use of `parallel.groups.client.Groups`."""
+
+    def turn(self, num_requests: int) -> AbstractAsyncContextManager[EngineGroups]:
+        """Wait for room for requests; what is yielded leases the groups that have it."""
         ...
 
     def take_crossed_bytes(self) -> int:

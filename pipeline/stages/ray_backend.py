@@ -24,7 +24,7 @@ from pipeline.monitor.poll import Reporter
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
 from pipeline.stages.few_rows import is_few, run_few, start_worker
-from pipeline.stages.generate import EngineGroups
+from pipeline.stages.generate import SharedGroups
 from pipeline.stages.journal import Journal, RemoteJournal
 from pipeline.stages.sizing import choose_sizing
 from pipeline.stages.workers import CostedRows, StageSpec
@@ -68,6 +68,7 @@ class RayBackend:
             self._plan.expert_load,
             self._engine_factory,
             self.sizing.admission,
+            self.sizing.rows_in_flight,
         )
 
     @contextmanager
@@ -97,7 +98,7 @@ class RayBackend:
     def results(
         self,
         splits: Sequence[RowGroupSplit],
-        groups: EngineGroups,
+        groups: SharedGroups,
         journal: Journal,
         *,
         one_by_one: bool = False,

@@ -33,7 +33,7 @@ from pipeline.cluster.nodes import RankNodes
 from pipeline.cluster.processes import lower_priority
 from pipeline.input.plan import RowGroupSplit, batched_splits
 from pipeline.monitor.stage_costs import Cost
-from pipeline.stages.generate import EngineGroups
+from pipeline.stages.generate import SharedGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.sizing import Sizing
 from pipeline.stages.workers import (
@@ -60,7 +60,7 @@ _SLICES_PER_READ = 16  # or so many, where a slice has many rows
 def run_stages(
     spec: StageSpec,
     splits: Sequence[RowGroupSplit],
-    groups: EngineGroups,
+    groups: SharedGroups,
     nodes: RankNodes,
     journal: Journal,
 ) -> Iterator[CostedRows]:
@@ -201,7 +201,7 @@ class _Preparer:
 class _Generator:
     """A `GenerateWorker` in an actor of Ray Data."""
 
-    def __init__(self, spec: StageSpec, groups: EngineGroups, journal: Journal) -> None:
+    def __init__(self, spec: StageSpec, groups: SharedGroups, journal: Journal) -> None:
         self._work = GenerateWorker(spec, groups, journal)
         self._node = ray.get_runtime_context().get_node_id()
 

@@ -55,10 +55,12 @@ _BATCHES_AHEAD = 16
 # A row costs a client 5 to 15 ms of a processor (docs/benchmarks-history.md), and more with more
 # pixels; `jobs.plan` expects of an H100 some 12 rows a second.
 _ENGINES_PER_CLIENT = 2
-# Of what a client has at the engines: so many times as much waits at clients of several nodes, and
-# not before them. What waits before them goes to the next client that has room, on any node. With
-# this many the queue is full before any client is, even if rows have half of `row_bytes`.
-_CLIENT_QUEUE = 8
+# Where ranks lie on several nodes, a client may have so many times its part of the rows at the
+# engines, since it also serves nodes that run dry,
+_PARTS_OF_CLIENT = 4
+# and as much again waits on its node. What waits before the clients goes to the next one that has
+# room, on any node; with these the queue is full before any client is.
+_CLIENT_QUEUE = 2
 # On CPUs an engine that answers rows one by one takes them from what prepares the next.
 _ADMISSION = AdmissionPolicy(min_batch=16, max_wait_s=1.0)
 
@@ -79,14 +81,11 @@ class Sizing:
     num_nodes: int = 1  # on which ranks may lie
 
     @property
-    def rows_per_client(self) -> int:
-        """Rows that one client has at the engines."""
-        return math.ceil(self.rows_in_flight / self.num_clients)
-
-    @property
     def batches_per_client(self) -> int:
-        """Batches that one client works on at a time; its rows have room by their number."""
-        return math.ceil(self.rows_per_client / self.batching.num_rows)
+        """Batches that one client works on at a time; the supervisor has room by their rows."""
+        parts = min(self.num_clients, _PARTS_OF_CLIENT) if self.num_nodes > 1 else 1
+        part = math.ceil(self.rows_in_flight / self.num_clients)
+        return parts * math.ceil(part / self.batching.num_rows)
 
     @property
     def batches_given_to_client(self) -> int:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -24,7 +25,6 @@ from parallel.groups.supervisor import Supervisor
 from tests.parallel.groups.test_supervisor import SPEC, Groups
 
 DRIVER = Client("driver", None)
-NEAR = Client("process 7", "actor 7", "node 0")
 
 
 @dataclass(eq=False)
@@ -40,6 +40,7 @@ class Wish:
     client: Client
     num_tokens: int
     exclusive: bool
+    node_id: str | None
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Twin:
     def choose(self, wish: Wish, free: list[int]) -> int:
         least = min(free, key=self.num_tokens)
         if not wish.exclusive:
-            near = [group_id for group_id in free if wish.client.node_id in self.nodes[group_id]]
+            near = [group_id for group_id in free if wish.node_id in self.nodes[group_id]]
             nearest = min(near, key=self.num_tokens, default=least)
             if self.num_tokens(nearest) <= 2 * self.num_tokens(least) + wish.num_tokens:
                 return nearest
@@ -108,15 +109,16 @@ class Story:
 
     def client(self, actor: int) -> Client:
         process = self.processes[actor]
-        return Client(f"process {process} of {actor}", f"actor {actor}", f"node {actor % 3}")
+        return Client(f"process {process} of {actor}", f"actor {actor}")
 
     def acquire(self) -> None:
         actor = self.chance.randrange(len(self.processes))
         client = self.client(actor)
         exclusive = self.chance.random() < 0.25
-        wish = Wish(len(self.tasks), client, self.chance.randint(1, 5), exclusive)
+        node_id = self.chance.choice([None, "node 0", "node 1", "node 2", "node 9"])
+        wish = Wish(len(self.tasks), client, self.chance.randint(1, 5), exclusive, node_id)
         self.leases.register(client)
-        asked = self.leases.acquire(client, wish.num_tokens, exclusive=exclusive)
+        asked = self.leases.acquire(client, wish.num_tokens, exclusive=exclusive, node_id=node_id)
         self.tasks[wish.number] = asyncio.ensure_future(asked)
         self.twin.latest[client.actor_id] = client
         self.twin.waiting.append(wish)
@@ -246,18 +248,19 @@ def test_prompts_stay_on_their_node_and_a_node_that_runs_dry_gets_those_of_other
         for group_id in range(6):
             node = Node(f"node {group_id // 2}", "")
             leases.open(cast("EngineGroup", FakeGroup(group_id, 0, (node,))))
-        clients = [Client(f"process {n}", None, f"node {n}") for n in range(3)]
         tokens, held, crossed = [0] * 6, [], [0, 0]
         for turn in range(4000):
             is_dry = turn >= 2000  # node 2 has no prompts of its own from now on
-            client = clients[chance.randrange(2 if is_dry else 3)]
+            node_id = f"node {chance.randrange(2 if is_dry else 3)}"
             if len(held) >= 60:
                 number, group_id, num_tokens = held.pop(chance.randrange(len(held)))
                 leases.end(number)
                 tokens[group_id] -= num_tokens
             num_tokens = chance.randint(50, 150)
-            number, group = await leases.acquire(client, num_tokens, exclusive=False)
-            crossed[is_dry] += client.node_id != group.nodes[0].node_id
+            number, group = await leases.acquire(
+                DRIVER, num_tokens, exclusive=False, node_id=node_id
+            )
+            crossed[is_dry] += node_id != group.nodes[0].node_id
             assert tokens[group.group_id] <= 2 * min(tokens) + num_tokens
             tokens[group.group_id] += num_tokens
             held.append((number, group.group_id, num_tokens))
@@ -275,8 +278,8 @@ def test_a_client_of_a_node_without_groups_gets_the_least_loaded_of_all():
         for group_id in range(2):
             node = Node(f"node {group_id}", "")
             leases.open(cast("EngineGroup", FakeGroup(group_id, 0, (node,))))
-        client = Client("process 1", None, "a node without groups")
-        taken = [await leases.acquire(client, 10, exclusive=False) for _ in range(4)]
+        wanted = partial(leases.acquire, DRIVER, 10, exclusive=False, node_id="another node")
+        taken = [await wanted() for _ in range(4)]
         assert [group.group_id for _, group in taken] == [0, 1, 0, 1]
 
     asyncio.run(main())
@@ -352,7 +355,7 @@ def test_a_lease_and_its_end_cost_the_logarithm_of_the_groups(monkeypatch):
             finish(supervisor.acquire(DRIVER, 10, exclusive=False)) for _ in range(8 * num_groups)
         ]
         with counted_lines() as acquired:
-            finish(supervisor.acquire(NEAR, 10, exclusive=False))
+            finish(supervisor.acquire(DRIVER, 10, exclusive=False, node_id="node 0"))
         with counted_lines() as released:
             finish(supervisor.release(taken[num_groups // 2][0]))
         return len(acquired), len(released)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -641,15 +642,15 @@ def test_a_group_answers_what_it_has_while_its_next_generation_starts_on_another
 
     async def use(supervisor):
         await until_ready(supervisor, 2)
-        near = Client("process 1", "actor 1", "node 1")
-        number, old = await supervisor.acquire(near, 10, exclusive=False)
+        near = partial(supervisor.acquire, ONE, 10, exclusive=False, node_id="node 1")
+        number, old = await near()
         assert (old.group_id, old.generation) == (0, 0)
         groups.where[0] = "node 3"
         groups.ending = {"node 1": 60.0}
         await until_moved(supervisor, 1)
         await until_ready(supervisor, 2)
         assert groups.closed == []  # somebody has it
-        taken = [await supervisor.acquire(near, 10, exclusive=False) for _ in range(2)]
+        taken = [await near() for _ in range(2)]
         assert {(group.group_id, group.generation) for _, group in taken} == {(0, 1), (1, 0)}
         await supervisor.release(number)
         await until(lambda: groups.closed == [(0, 0)])

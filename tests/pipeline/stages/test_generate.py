@@ -41,9 +41,6 @@ class Groups:
         self.is_exclusive = False
         self.leases.append((lease.rows, num_tokens, exclusive))
 
-    def take_crossed_bytes(self):
-        return 0
-
 
 class Lease:
     def __init__(self, groups):
