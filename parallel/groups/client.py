@@ -110,6 +110,7 @@ class Groups:
         self.node_id: str = context.get_node_id()
         self._supervisor = supervisor
         self._crossed_bytes = 0
+        self._next_turn = asyncio.Lock()
         # (group, generation, rank) -> tokens that this client has there.
         self._tokens: Counter[tuple[int, int, int]] = Counter()
 
@@ -173,10 +174,13 @@ class Groups:
         It is on the node of this process, if that has room, or on one that runs dry.
         Raises GroupError: the job must stop.
         """
-        with _plain_errors():
-            number, node_id = await self._supervisor.take_turn.remote(
-                self.client, self.node_id, num_requests
-            )
+        # One call at a time, since the supervisor can hold only so many calls that wait; it serves
+        # the clients of a node in their order anyway.
+        async with self._next_turn:
+            with _plain_errors():
+                number, node_id = await self._supervisor.take_turn.remote(
+                    self.client, self.node_id, num_requests
+                )
         try:
             yield Turn(self, node_id)
         finally:
