@@ -81,7 +81,7 @@ def run_stages(
             batch_size=None,  # a block as it is
             batch_format="pyarrow",
             num_cpus=_PREPARE_CPUS,
-            compute=ActorPoolStrategy(min_size=1, max_size=sizing.num_preparers),
+            compute=ActorPoolStrategy(min_size=sizing.min_preparers, max_size=sizing.num_preparers),
         )
         rows = rows.map_batches(
             _Generator,

@@ -81,6 +81,11 @@ class Sizing:
     num_nodes: int = 1  # on which ranks may lie
 
     @property
+    def min_preparers(self) -> int:
+        """Workers that prepare rows from the start: one a node, or nodes without one run dry."""
+        return min(self.num_preparers, self.num_nodes)
+
+    @property
     def batches_per_client(self) -> int:
         """Batches that one client works on at a time; the supervisor has room by their rows."""
         parts = min(self.num_clients, _PARTS_OF_CLIENT) if self.num_nodes > 1 else 1

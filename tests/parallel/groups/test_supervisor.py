@@ -727,3 +727,32 @@ def test_all_groups_that_are_moved_are_closed_with_the_others(groups):
 async def until_moved(supervisor: Supervisor, num_moved: int) -> None:
     while (await supervisor.status()).num_moved != num_moved:
         await asyncio.sleep(0.001)
+
+
+def test_a_later_process_of_a_client_takes_over_the_turns_of_the_earlier_one(groups):
+    groups.where = {0: "node 1"}
+
+    async def use(supervisor):
+        await supervisor.take_turn(ONE, "node 1", SPEC.max_requests)
+        waiting = asyncio.ensure_future(supervisor.take_turn(OTHER, "node 1", 1))
+        await settle()
+        assert not waiting.done()
+        await supervisor.take_turn(Client("a later process", "actor 1"), "node 1", 1)
+        assert (await waiting)[1] == "node 1"
+
+    supervise(use)
+
+
+def test_the_room_of_a_node_that_ends_goes_to_where_its_group_is_moved(groups):
+    groups.where = {0: "node 1"}
+
+    async def use(supervisor):
+        number, node_id = await supervisor.take_turn(ONE, "node 1", 1)
+        assert node_id == "node 1"
+        groups.where[0] = "node 2"
+        groups.ending = {"node 1": 60.0}
+        await until_moved(supervisor, 1)
+        assert (await supervisor.take_turn(ONE, "node 1", 1))[1] == "node 2"
+        await supervisor.end_turn(number)  # of room that is gone
+
+    supervise(use)

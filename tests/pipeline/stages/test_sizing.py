@@ -153,6 +153,7 @@ def test_each_node_has_a_client_that_can_serve_others_too():
     alone, spread = fleet(8), fleet(8, num_nodes=8)
 
     assert (alone.num_clients, spread.num_clients) == (4, 8)
+    assert (alone.min_preparers, spread.min_preparers) == (1, 8)
     assert alone.batches_given_to_client == alone.batches_per_client
     # While others run dry, a client may have the rows of four nodes at the engines.
     rows = spread.batches_per_client * spread.batching.num_rows
