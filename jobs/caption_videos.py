@@ -54,6 +54,7 @@ files in the output directory:
   _error.txt            why the last run failed, in full
   _starts.json          the rows that a killed run was working on
   _files.json           with --make-ids-unique: the input files whose rows were named
+  _shard.json           with --shard, which writes to shard-I-of-N/ below: what it is a shard of
   _old-*/               rows of an earlier recipe (--new-recipe)
 
 examples:
