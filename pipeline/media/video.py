@@ -120,13 +120,13 @@ class _Decoding:
         Returns:
             False if a frame is missing or damaged, or anything is not as the index says.
         """
-        missing, near = set(wanted), is_near(self.index, wanted)
+        missing, near = list(wanted[::-1]), is_near(self.index, wanted)  # the next one is last
         try:
             for run in runs:
                 for frame in self._from_keyframe(self._decode_run(run, near), run):
-                    if frame.pts in missing:
-                        missing.remove(frame.pts)
-                        self.buffer.add(frame, self.index.seconds(frame.pts), [frame.pts])
+                    if missing and frame.pts == missing[-1]:
+                        pts = missing.pop()
+                        self.buffer.add(frame, self.index.seconds(pts), [pts])
         except MemoryError:  # FFmpeg's own is an FFmpegError too
             raise
         except (av.FFmpegError, _UnexpectedError):
