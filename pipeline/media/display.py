@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import cast
 
 import av
 import numpy as np
+from av.filter import Graph
 from av.sidedata.sidedata import SideData, Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -61,13 +63,12 @@ class DisplayTransform:
     displayed_height_px: int
 
     def render(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-        """Convert and resize a frame; [H, W, 3], maybe a strided view."""
+        """Convert and resize a frame in one pass of swscale; [H, W, 3], maybe a strided view."""
         transfer = frame.color_trc
         format_name = "rgb48le" if is_hdr(frame) else "rgb24"
         if self.crop.leaves_pixels(frame.width, frame.height):
-            frame = _cropped(frame, self.crop, format_name)
+            frame = _cropped(frame, self.crop)
         width_px, height_px = self.picture_px[::-1] if self.num_turns % 2 else self.picture_px
-        # One pass of swscale. A frame that was cropped has been converted already.
         converted = reformatter.reformat(
             frame, width_px, height_px, format_name, interpolation="BICUBIC", **_ONE_THREAD
         )
@@ -147,14 +148,21 @@ def _fit_within(shown_px: tuple[int, int], whole_px: tuple[int, int]) -> tuple[i
     return width_px, height_px
 
 
-def _cropped(frame: VideoFrame, crop: Crop, format_name: str) -> VideoFrame:
-    """The part of a frame that is left, converted to RGB at its stored size."""
-    converted = VideoReformatter().reformat(
-        frame, format=format_name, interpolation="BICUBIC", **_ONE_THREAD
+def _cropped(frame: VideoFrame, crop: Crop) -> VideoFrame:
+    """The part of a frame that is left, in its stored format."""
+    width_px = frame.width - crop.left - crop.right
+    height_px = frame.height - crop.top - crop.bottom
+    graph = Graph()
+    if _ONE_THREAD:
+        graph.threads = 1
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
     )
-    right, bottom = frame.width - crop.right, frame.height - crop.bottom
-    pixels = cast(NDArray[np.uint8], converted.to_ndarray())[crop.top : bottom, crop.left : right]
-    return VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=format_name)
+    # `exact` keeps odd numbers, which would be rounded where colours are stored at half the size.
+    cut = graph.add("crop", f"{width_px}:{height_px}:{crop.left}:{crop.top}:exact=1")
+    graph.link_nodes(source, cut, graph.add("buffersink")).configure()
+    graph.push(frame)
+    return cast(VideoFrame, graph.pull())
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, int]:

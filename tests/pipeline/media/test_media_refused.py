@@ -125,7 +125,7 @@ def test_a_cover_picture_is_no_video():
 
 
 def test_a_codec_that_is_not_on_the_list():
-    error = refusal(make_video("matroska", "wmv2"))
+    error = refusal(make_video("asf", "wmv2", num_b_frames=0))
     assert error.code == ErrorCode.MEDIA_UNSUPPORTED
     assert "wmv2" in error.message
 

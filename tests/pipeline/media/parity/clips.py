@@ -110,7 +110,8 @@ def _encode(clip: Clip, container: str, random: np.random.Generator) -> None:
     if codec == "libx264" and random.random() < 0.2:
         options += ["-x264-params", "open-gop=1:bframes=3"]
         words.append("open groups")
-    if codec == "libx264" and pixel_format == "yuv420p" and random.random() < 0.15:
+    is_field = codec == "libx264" and pixel_format == "yuv420p" and height % 4 == 0
+    if is_field and random.random() < 0.3:
         filters.append("setfield=tff")
         options += ["-flags", "+ilme+ildct"]
         words.append("interlaced")

@@ -28,11 +28,10 @@ class Shown:
     times_s: np.ndarray  # [I] from the start of the container
     rgb: np.ndarray  # [I, H, W, 3]
     size_px: tuple[int, int]  # of the first frame, with square pixels
-    stored_px: tuple[int, int]  # before its pixels were made square
 
 
 def show(
-    path: Path, size_px: tuple[int, int], stream: int, *, has_sound: bool, chroma: str = ""
+    path: Path, size_px: tuple[int, int], stream: int, *, has_sound: bool = False, chroma: str = ""
 ) -> Shown:
     """Decode every frame of a stream of a file, turned and cropped, at a size.
 
@@ -50,10 +49,12 @@ def show(
     rgb = np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
     times_s = np.array([float(each[0]) for each in found])
     assert len(times_s) == len(rgb)
+    if not found:
+        return Shown(times_s, rgb, size_px)
     _, numerator, denominator, stored_width, stored_height = found[0]
     aspect = Fraction(int(numerator) or 1, int(denominator) if int(numerator) else 1)
     square = (
         round(int(stored_width) * max(aspect, 1)),
         round(int(stored_height) / min(aspect, 1)),
     )
-    return Shown(times_s, rgb, square, (int(stored_width), int(stored_height)))
+    return Shown(times_s, rgb, square)
