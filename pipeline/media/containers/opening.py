@@ -106,7 +106,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
             raise MediaError(ErrorCode.MEDIA_CORRUPT, "the file holds no stream of any kind")
         raise MediaError(ErrorCode.NO_VIDEO_STREAM, f"no video stream; the file holds {found}")
     # In MP4 a dependent stream is a tile of a HEIF picture. Elsewhere it adds to a whole picture.
-    whole = [stream for stream in videos if not stream.disposition & Disposition.dependent]
+    whole = [stream for stream in videos if not is_dependent(stream)]
     if len(whole) < len(videos) and "mp4" in container.format.name.split(","):
         message = "a picture that is stored in tiles, which is not read as a video"
         raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, message)
@@ -119,3 +119,8 @@ def _video_stream(container: InputContainer) -> VideoStream:
         message = f"the codec {name} is not one of {', '.join(sorted(_CODECS))}"
         raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, message)
     return stream
+
+
+def is_dependent(stream: VideoStream) -> bool:
+    """Whether a stream is only a part of a picture."""
+    return bool(stream.disposition & Disposition.dependent)
