@@ -37,8 +37,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY)  ## all tests but the slow ones: some minutes
-	$(BIN)/python -m pytest -m "not slow"
+test: $(READY)  ## all tests but the slow ones, in two processes: some minutes
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-all: $(READY)  ## all tests; training, endurance, fuzz, benchmarks and chaos too
 	$(BIN)/python -m pytest

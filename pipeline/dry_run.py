@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from pipeline.cluster.deployment import choose_deployment
 from pipeline.config import PipelineConfig, recipe_of
+from pipeline.input.files_below import LeftOut
 from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import Plan, plan
 from pipeline.input.source import Source
-from pipeline.monitor.progress import counts_text
+from pipeline.monitor.progress import counts_text, temporary_text
 from pipeline.output import ledger
 from pipeline.output.in_flight import read_journal
 from pipeline.output.recipe import Recipe, differences, stored_fields
@@ -43,6 +44,7 @@ class DryRun:
     config: PipelineConfig
     output: str  # its URI, without credentials
     num_files: int
+    left_out: LeftOut  # of the input
     counts: RowCounts
     statuses: Mapping[str, int]  # rows of the output, by status
     failed_codes: Mapping[str, int]  # failed rows of the output, by error code
@@ -62,6 +64,7 @@ class DryRun:
         content = f"{num_old} rows, {counts_text(self.statuses)}" if num_old else "new"
         lines = [
             f"input     {self.counts.all} rows in {files} of {self.config.input}",
+            *([f"left out  {self.left_out}"] if self.left_out else []),
             f"output    {self.output}: {content}",
             *(self._recipe_lines() if self.changes else self._row_lines()),
         ]
@@ -81,6 +84,7 @@ class DryRun:
             again = "they stay; --retry-failed would try them again, or only CODES of them"
             if counts.retried:
                 again = f"--retry-failed tries {counts.retried} of them again and replaces them"
+            again += temporary_text(self.failed_codes)
             lines.append(f"failed    {counts_text(self.failed_codes)}; {again}")
         if counts.quarantined or counts.poisoned:
             lines.append(
@@ -126,6 +130,7 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
         config=config,
         output=store.uri,
         num_files=len(source.files),
+        left_out=source.left_out,
         counts=counts,
         statuses=statuses,
         failed_codes=codes,

@@ -65,13 +65,14 @@ class RunPlan:
 
 
 def check(config: PipelineConfig) -> Checked:
-    """Check the checkpoint, the placement of its experts, and the input; nothing is written.
+    """Check the input, the checkpoint and the placement of its experts; nothing is written.
 
     Raises:
         ValueError: one of them cannot be used.
     """
+    source = open_input(config)  # first, since it is the quicker check
     text = open_checkpoint(config)
-    return Checked(text=text, expert_load=wanted_load(config, text), source=open_input(config))
+    return Checked(text=text, expert_load=wanted_load(config, text), source=source)
 
 
 def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:

@@ -53,6 +53,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(WHY_SKIPPED[needed])
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes run the tests, keep a file in one, and all that start Ray in one.
+
+    The tests on Ray come first: there is one Ray for all of them, and they take longest.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        is_on_ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if is_on_ray else item.nodeid.split("::")[0]))
+
+
 @pytest.fixture(autouse=True)
 def same_random_state_for_every_test() -> Iterator[None]:
     """Undo what a test does to the global random generators."""

@@ -5,12 +5,13 @@ The id of a row is the value of the user's id column as a string, or else `<file
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pipeline.input.files_below import LeftOut
 from pipeline.input.listing import list_files
 from pipeline.input.row_ids import InputFile, RowNaming
 from pipeline.input.schema_merge import unify
@@ -28,6 +29,7 @@ class Source:
     files: tuple[InputFile, ...]
     row_schema: RowSchema
     naming: RowNaming
+    left_out: LeftOut = field(default_factory=LeftOut)  # what lies beside the files and is not read
 
     @property
     def num_rows(self) -> int:
@@ -69,7 +71,7 @@ def open_source(
         for (name, path), footer in zip(found, footers, strict=True)
     )
     naming = RowNaming(filesystem, files, columns.id, make_ids_unique)
-    source = Source(filesystem, listing.folder, files, row_schema, naming)
+    source = Source(filesystem, listing.folder, files, row_schema, naming, listing.left_out)
     if source.num_rows == 0:
         raise ValueError(f"{uri} has no rows")
     return source

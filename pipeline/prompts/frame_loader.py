@@ -1,9 +1,9 @@
 """`FrameLoader`: fetches and decodes the media of a row into the frames that the model sees."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError
@@ -17,6 +17,20 @@ from pipeline.prompts.input_row import InputRow
 from pipeline.status import ErrorCode
 
 Decoded = TypeVar("Decoded")
+
+
+class LoadsFrames(Protocol):
+    """What makes prompts of a row's frames asks for them; see `FrameLoader`."""
+
+    def frames(
+        self, row: InputRow, views: Sequence[FrameView]
+    ) -> Mapping[FrameView, Sequence[Frames]]:
+        """Load the frames of a row for each view."""
+        ...
+
+    def windows(self, row: InputRow, view: FrameView, windows: Windows) -> Sequence[Window]:
+        """Load the windows of a row."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import io
 import math
 import socket
-import time
 
 import av
 import numpy as np
@@ -89,9 +88,7 @@ ATTACKS = {
 def test_attacks_read_no_file_and_open_no_socket(attack, wrap, tmp_path, monkeypatch, listener):
     (tmp_path / "clip.ts").write_bytes(video("h264 in ts"))
     monkeypatch.chdir(tmp_path)
-    start = time.monotonic()
     error = refusal(wrap(ATTACKS[attack](tmp_path, listener)))
-    assert time.monotonic() - start < 1.0
     assert error.code in (ErrorCode.MEDIA_UNSUPPORTED, ErrorCode.MEDIA_CORRUPT)
     if attack in ("png", "jpeg", "gif", "session description", "concat list"):
         assert error.code == ErrorCode.MEDIA_UNSUPPORTED

@@ -94,7 +94,7 @@ def _encode(clip: Clip, container: str, random: np.random.Generator) -> None:
         width, height = width // 2 * 2, height // 2 * 2
     if codec == "dnxhd":
         width, height = 256, 120
-    if codec == "libsvtav1":
+    if codec in ("libsvtav1", "libx265"):  # smaller ones are refused, or crash the encoder
         width, height = max(width, 64), max(height, 64)
     num_frames = int(random.integers(1, 45))
     filters = [f"setsar={random.choice(_ASPECTS)}"]

@@ -14,11 +14,9 @@ _FRAME = re.compile(r"pts_time:(\S+).*? sar:(\d+)/(\d+) s:(\d+)x(\d+)")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[bytes]:
-    """Run ffmpeg on one thread; it fails with what it said. An encoder that crashes tries again."""
+    """Run ffmpeg on one thread; it fails with what it said."""
     command = [FFMPEG, "-nostdin", "-hide_banner", "-threads", "1", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, check=False, timeout=120)
-    if done.returncode < 0:  # x265 does so once in some hundred clips
-        done = subprocess.run(command, capture_output=True, check=False, timeout=120)
     assert done.returncode == 0, (arguments, done.stderr.decode(errors="replace")[-2000:])
     return done
 
