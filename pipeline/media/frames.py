@@ -18,7 +18,7 @@ class MediaFacts:
     width_px: int  # as displayed: upright, with square pixels
     height_px: int
     codec: str
-    stream: int = 0  # the number of the video's stream in its container, from 0 on
+    stream: int | None = None  # the number of the video's stream in its container; from 0 on
     rotation: int = 0  # degrees by which players turn the stored picture, clockwise
     is_vfr: bool = False
     is_interlaced: bool = False
