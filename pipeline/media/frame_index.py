@@ -27,6 +27,8 @@ _SEEK_COST = 4  # in decoded packets; a seek takes about a millisecond
 # A run ends one packet after its last wanted frame, because the second field of an interlaced
 # picture may come in a packet of its own.
 _MARGIN = 1
+# AVI stores no times, and ASF one time for each packet, which FFmpeg takes for its decode time.
+_WITHOUT_PTS = ("avi", "asf")
 _ROUNDING_S = Fraction(1, av.time_base)  # of the start of a container, as FFmpeg tells it
 
 
@@ -51,8 +53,8 @@ class FrameIndex:
     end_pts: int  # when the last frame ends
     start_pts: int  # time 0; at most pts[0]
     time_base: Fraction  # seconds of a unit
-    # False if the container stores no presentation times (AVI). Then `pts` are decode times, and
-    # the k-th frame that decoding gives has the k-th of them.
+    # False if the container stores no presentation times (AVI, ASF). Then `pts` are decode times,
+    # and the k-th frame that decoding gives has the k-th of them.
     stores_pts: bool
     num_damaged: int = 0  # packets that the container flags as damaged, and damage that ends it
     num_untimed: int = 0  # packets without any time, which `packets` leaves out
@@ -150,7 +152,7 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
     """
     if not stream.time_base:
         raise MediaError(ErrorCode.MEDIA_CORRUPT, "the video stream has no time base")
-    stores_pts = container.format.name != "avi"
+    stores_pts = container.format.name not in _WITHOUT_PTS
     start = container.start_time  # of the stream that begins first
     # Compact columns, for a stream may have millions of packets.
     ticks, flags = array("q"), bytearray()

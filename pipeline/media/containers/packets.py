@@ -54,18 +54,24 @@ class TimeLine:
 
     def move(self, packet: av.Packet) -> int:
         """Change the times of the next packet; return by how much, in units of its time base."""
+        stored_pts = packet.pts
+        # FFmpeg guesses a time of PS from the next packet, which may be of another clock.
+        ahead = (packet.pts or 0) - (packet.dts or packet.pts or 0)
+        if _microseconds(ahead, packet) > _MAX_LEAP_US:
+            packet.pts = packet.dts
         end = self._ends.get(packet.stream_index, self._last)
         if packet.dts is None:
             offset_us = self._offset_us if end is None else end.offset_us
         else:
             offset_us = self._follow(packet, packet.dts, end)
-        moved = _ticks(offset_us, packet)
-        if moved:
+        if moved := _ticks(offset_us, packet):
             packet.pts = None if packet.pts is None else packet.pts + moved
             packet.dts = None if packet.dts is None else packet.dts + moved
-        if packet.stream_index == self._shown and packet.pts is not None:
+        if packet.pts is None or stored_pts is None:
+            return moved
+        if packet.stream_index == self._shown:
             self._last_pts_us = max(self._last_pts_us, _microseconds(packet.pts, packet))
-        return moved
+        return packet.pts - stored_pts
 
     def _follow(self, packet: av.Packet, dts: int, end: "_End | None") -> int:
         """Say how far a packet moves that comes after `end`, of its stream if there is one."""
