@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.cluster.deployment import choose_deployment
-from pipeline.config import PipelineConfig, recipe_of
+from pipeline.config import PipelineConfig, as_begun, recipe_of
 from pipeline.input.files_below import LeftOut
 from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import Plan, plan
@@ -120,6 +120,8 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
     checked, store = check(config), open_store(config.output)
     source, num_experts = checked.source, checked.text.n_routed_experts
     parts = ledger.committed_parts(store)
+    if parts and not config.new_recipe:
+        config = as_begun(config, stored_fields(store))
     changes = tuple(_changes(store, recipe_of(config, source.row_schema))) if parts else ()
     if not changes:
         source = in_known_order(source, store, parts)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from model.config import TextConfig
 from parallel.experts.load import ExpertLoad
 from pipeline.cluster.deployment import wanted_load
-from pipeline.config import PipelineConfig, recipe_of
+from pipeline.config import PipelineConfig, as_begun, recipe_of
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.manifest import in_known_order, note_files
 from pipeline.input.plan import Plan, plan
@@ -18,7 +18,7 @@ from pipeline.input.source import Source
 from pipeline.output import ledger
 from pipeline.output.in_flight import read_journal
 from pipeline.output.ledger import OutputIndex
-from pipeline.output.recipe import Recipe, claim_output
+from pipeline.output.recipe import Recipe, claim_output, stored_fields
 from pipeline.output.store import Store
 from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_checkpoint, open_input
@@ -82,6 +82,8 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
         ValueError: the output belongs to another recipe or input, or is damaged.
     """
     source = checked.source
+    if ledger.committed_parts(store) and not config.new_recipe:
+        config = as_begun(config, stored_fields(store))
     recipe = recipe_of(config, source.row_schema)
     claim_output(store, recipe, new_recipe=config.new_recipe)
     parts = ledger.committed_parts(store)

@@ -73,6 +73,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
             timestamps=options.timestamps,
             max_frame_tokens=options.frame_tokens,
             max_row_tokens=options.tokens_per_row,
+            background=options.background,
             limits=media_limits(options),
         ),
         allowed_uris=tuple(options.allow_uri),
