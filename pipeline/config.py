@@ -12,7 +12,7 @@ from parallel.experts.policy import Exchange
 from pipeline.output.recipe import Recipe, checkpoint_fingerprint
 from pipeline.output.shards import Shard
 from pipeline.prompts.instructions import Instructions
-from pipeline.schema import ErrorCode, InputColumns, RowSchema
+from pipeline.schema import LATER_COLUMNS, ErrorCode, InputColumns, RowSchema
 
 _POSITIVE = (
     "limit",
@@ -110,7 +110,11 @@ def recipe_of(config: PipelineConfig, row_schema: RowSchema) -> Recipe:
             "max_model_len": config.engine.max_model_len,
             "columns": asdict(config.columns),
             "make_ids_unique": config.make_ids_unique,
-            "output_columns": [f"{field.name}: {field.type}" for field in row_schema.output],
+            "output_columns": [
+                f"{field.name}: {field.type}"
+                for field in row_schema.output
+                if field.name not in LATER_COLUMNS  # an output goes on with those that it has
+            ],
         }
     )
 

@@ -170,7 +170,7 @@ def _count(
     config: PipelineConfig, source: Source, store: Store, parts: Sequence[str], *, has_failed: bool
 ) -> RowCounts:
     """Plan as a run would, with and without the rows that failed, and count the difference."""
-    schema = source.row_schema.output
+    schema = ledger.schema_as_begun(store, parts, source.row_schema.output)
 
     def planned(retry: Collection[ErrorCode]) -> Plan:
         index = ledger.read_index(store, parts, schema, retry=retry)

@@ -89,13 +89,14 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     if ledger.committed_parts(store) and not config.new_recipe:
         config = as_begun(config, stored_fields(store))
     recipe = recipe_of(config, source.row_schema)
-    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     if config.shard is not None:
         claim_shard(
             config.output, config.shard, source.identity, recipe, new_recipe=config.new_recipe
         )
     claim_output(store, recipe, new_recipe=config.new_recipe)
     parts = ledger.committed_parts(store)
+    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
+    schema = ledger.schema_as_begun(store, parts, schema)
     source = in_known_order(source, store, parts)
     note_files(source, store)
     if config.run_yaml is not None:

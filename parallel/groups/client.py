@@ -1,18 +1,24 @@
 """`Groups`: the groups of a run, for the driver that owns them and for the clients that use them.
 
     groups = Groups.start(spec, num_groups=4, max_group_failures=4)       # driver
-    async with groups.lease(num_tokens) as lease:                         # any process
-        answers = await lease.generate([requests])
+    async with groups.turn(num_requests, num_tokens) as turn:             # any process
+        async with turn.lease(num_tokens) as lease:
+            answers = await lease.generate([requests])
     groups.close()                                                        # driver
 
-Prompts and completions travel directly between client and rank; the supervisor sees only leases.
+Prompts and completions travel directly between client and rank; the supervisor sees only turns and
+leases, in one call for a batch, or two while others wait for room.
 """
 
 import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, Self
@@ -22,12 +28,13 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parallel.experts.load import ExpertLoad
-from parallel.groups.errors import GONE, DeadGroupError, GroupError
+from parallel.groups.errors import GONE, DeadGroupError, GroupError, MovedGroupError
 from parallel.groups.group import EngineGroup
 from parallel.groups.leases import Client
 from parallel.groups.spec import GroupSpec
 from parallel.groups.start import MAX_CONCURRENCY
 from parallel.groups.supervisor import GroupsStatus, Supervisor
+from parallel.groups.turns import NOTHING, Ended
 from parallel.ranks.requests import Outcome, Request
 
 _CLOSE_TIMEOUT_S = 30.0
@@ -50,15 +57,17 @@ class Lease:
         """Answer sets of requests; each set goes to one rank, and each rank is called once.
 
         The answers have the order of the requests. Requests whose rank died have the
-        `DeadGroupError` instead. The supervisor knows of the death: lease a group again.
+        `DeadGroupError` instead, or a `MovedGroupError` if that was no failure. The supervisor
+        knows of the death: lease a group again.
         Raises GroupError: the job must stop.
         """
         with ExitStack() as loads:
             ranks: list[int] = []  # of each set
             for requests in sets:
                 num_tokens = sum(request.num_tokens for request in requests)
-                load = self.groups.least_loaded_rank(self.group, num_tokens)
+                load = self.groups.choose_rank(self.group, num_tokens)
                 ranks.append(loads.enter_context(load))
+                self.groups.count_crossing(self.group, ranks[-1], requests)
             requests_of: dict[int, list[Request]] = {rank: [] for rank in ranks}
             for rank, requests in zip(ranks, sets, strict=True):
                 requests_of[rank].extend(requests)
@@ -75,8 +84,39 @@ class Lease:
         try:
             return [*await self.group.generate(self.groups.client.process_id, requests, rank)]
         except DeadGroupError as death:
-            await self.groups.report_failure(self.group, str(death))
-            return [death] * len(requests)
+            is_failure = await self.groups.report_failure(self.group, str(death))
+            answer = death if is_failure else MovedGroupError(str(death))
+            return [answer] * len(requests)
+
+
+@dataclass
+class Turn:
+    """Room for requests at the ranks of a node, until its `with` ends."""
+
+    groups: "Groups"
+    node_id: str
+    first: tuple[int, EngineGroup] | None  # lease, which came with the turn and nobody has used
+
+    @asynccontextmanager
+    async def lease(self, num_tokens: int, *, exclusive: bool = False) -> AsyncIterator[Lease]:
+        """Lease a group, as `Groups.lease`; the first time it is the one that came with the turn.
+
+        That one has the tokens that the turn was asked for.
+        """
+        first, self.first = self.first, None
+        if first is not None and exclusive:
+            self.groups.note_ends(leases=[first[0]])
+            first = None
+        if first is None:
+            async with self.groups.lease(
+                num_tokens, exclusive=exclusive, node_id=self.node_id
+            ) as lease:
+                yield lease
+            return
+        try:
+            yield Lease(self.groups, first[1])
+        finally:
+            self.groups.note_ends(leases=[first[0]])
 
 
 class Groups:
@@ -85,10 +125,15 @@ class Groups:
     def __init__(self, supervisor: Any) -> None:
         context = ray.get_runtime_context()
         self.client = Client(context.get_worker_id(), context.get_actor_id())
+        self.node_id: str = context.get_node_id()
         self._supervisor = supervisor
+        self._crossed_bytes = 0
+        self._next_turn = asyncio.Lock()
+        self._num_held = 0  # turns, and leases outside of them
+        self._ended = NOTHING  # of which the supervisor will be told
+        self._telling: asyncio.TimerHandle | None = None
         # (group, generation, rank) -> tokens that this client has there.
         self._tokens: Counter[tuple[int, int, int]] = Counter()
-        self._ended: list[int] = []  # numbers of leases, which the supervisor will be told of
 
     def __reduce__(self) -> tuple[type["Groups"], tuple[Any]]:
         return Groups, (self._supervisor,)
@@ -144,38 +189,94 @@ class Groups:
         ray.kill(self._supervisor)
 
     @asynccontextmanager
-    async def lease(self, num_tokens: int, *, exclusive: bool = False) -> AsyncIterator[Lease]:
-        """Lease the least-loaded group for `num_tokens` of work, until the `with` ends.
+    async def turn(self, num_requests: int, num_tokens: int = 0) -> AsyncIterator[Turn]:
+        """Wait for room for so many requests, and keep it until the `with` ends.
 
-        With `exclusive`, wait for a group that nobody else uses, and keep others out of it.
+        It is on the node of this process, if that has room, or on one that runs dry. With
+        `num_tokens` of work the turn's first lease comes with it.
+        Raises GroupError: the job must stop.
+        """
+        # One call at a time, since the supervisor can hold only so many calls that wait; it serves
+        # the clients of a node in their order anyway.
+        async with self._next_turn:
+            with _plain_errors():
+                number, node_id, first = await self._supervisor.take_turn.remote(
+                    self.client, self.node_id, num_requests, num_tokens, ended=self._take_ended()
+                )
+        turn = Turn(self, node_id, first)
+        self._num_held += 1
+        try:
+            yield turn
+        finally:
+            self._num_held -= 1
+            unused = [] if turn.first is None else [turn.first[0]]
+            self.note_ends(leases=unused, turns=[number])
+
+    @asynccontextmanager
+    async def lease(
+        self, num_tokens: int, *, exclusive: bool = False, node_id: str | None = None
+    ) -> AsyncIterator[Lease]:
+        """Lease a group for `num_tokens` of work, until the `with` ends.
+
+        It is the least-loaded group of a node, unless others have much less; see `FreeGroups`. With
+        `exclusive`, wait for a group that nobody else uses, and keep others out of it.
         Raises GroupError: the job must stop.
         """
         with _plain_errors():
-            ended, self._ended = self._ended, []
             number, group = await self._supervisor.acquire.remote(
-                self.client, num_tokens, exclusive=exclusive, ended=ended
+                self.client,
+                num_tokens,
+                exclusive=exclusive,
+                node_id=node_id,
+                ended=self._take_ended(),
             )
+        self._num_held += 1
         try:
             yield Lease(self, group)
         finally:
-            self._ended.append(number)
-            asyncio.get_running_loop().call_later(_RELEASE_AFTER_S, self._release)
+            self._num_held -= 1
+            self.note_ends(leases=[number])
 
-    def _release(self) -> None:
-        """Tell the supervisor of leases that have ended, unless a call has told it meanwhile."""
-        if self._ended:
-            self._supervisor.release.remote(*self._ended)
-            self._ended = []
+    def note_ends(self, *, leases: Sequence[int] = (), turns: Sequence[int] = ()) -> None:
+        """Tell the supervisor of ends, with the next call if one is likely to come.
+
+        It is told at once of the last end of this process, which may be killed then, and of room
+        for which the next turn of this process waits.
+        """
+        before = self._ended
+        self._ended = Ended((*before.leases, *leases), (*before.turns, *turns))
+        if not self._num_held or (turns and self._next_turn.locked()):
+            self._tell()
+        elif self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(_RELEASE_AFTER_S, self._tell)
+
+    def _tell(self) -> None:
+        ended = self._take_ended()
+        self._supervisor.release.remote(*ended.leases, turns=ended.turns)
+
+    def _take_ended(self) -> Ended:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        ended, self._ended = self._ended, NOTHING
+        return ended
 
     @contextmanager
-    def least_loaded_rank(self, group: EngineGroup, num_tokens: int) -> Iterator[int]:
+    def choose_rank(self, group: EngineGroup, num_tokens: int) -> Iterator[int]:
         """Choose the rank with the fewest of this client's tokens, and add `num_tokens` to it.
 
-        The tokens count until the `with` ends. Every client keeps the ranks level with its own
+        A rank on the node of this client is chosen while it has at most `num_tokens` more. The
+        tokens count until the `with` ends. Every client keeps the ranks level with its own
         requests, so all clients together keep them level too, and no client has to ask others.
         """
         keys = [(group.group_id, group.generation, rank) for rank in range(len(group.ranks))]
         key = min(keys, key=self._tokens.__getitem__)
+        near = [each for each in keys if self._is_near(group, each[-1])]
+        if near:
+            nearest = min(near, key=self._tokens.__getitem__)
+            if self._tokens[nearest] <= self._tokens[key] + num_tokens:
+                key = nearest
         self._tokens[key] += num_tokens
         try:
             yield key[-1]
@@ -184,10 +285,29 @@ class Groups:
             if not self._tokens[key]:
                 del self._tokens[key]
 
-    async def report_failure(self, group: EngineGroup, reason: str) -> None:
-        """Ask the supervisor to replace a dead generation, or raise GroupError if it is gone."""
+    def count_crossing(self, group: EngineGroup, rank: int, requests: Sequence[Request]) -> None:
+        """Count the pixels of requests, which show the same ones, if they go to another node."""
+        if group.nodes and not self._is_near(group, rank):
+            self._crossed_bytes += requests[0].prompt.patches.nbytes
+
+    def take_crossed_bytes(self) -> int:
+        """Return the bytes that went to other nodes from this process, since the last call."""
+        crossed, self._crossed_bytes = self._crossed_bytes, 0
+        return crossed
+
+    def _is_near(self, group: EngineGroup, rank: int) -> bool:
+        """Say whether a rank is known to be on the node of this process."""
+        return bool(group.nodes) and group.nodes[rank].node_id == self.node_id
+
+    async def report_failure(self, group: EngineGroup, reason: str) -> bool:
+        """Ask the supervisor to replace a dead generation, or raise GroupError if it is gone.
+
+        Return False if that is no failure; see `Supervisor.report_failure`.
+        """
         with _plain_errors():
-            await self._supervisor.report_failure.remote(group.group_id, group.generation, reason)
+            return await self._supervisor.report_failure.remote(
+                group.group_id, group.generation, reason
+            )
 
 
 @contextmanager

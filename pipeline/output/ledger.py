@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pandas.util import hash_array
 
 from pipeline.output.store import Store
-from pipeline.schema import ErrorCode
+from pipeline.schema import LATER_COLUMNS, ErrorCode
 
 _NUM_READERS = 8  # threads
 _IDS_PER_BATCH = 1 << 16
@@ -147,6 +147,21 @@ def is_part(name: str) -> bool:
 def committed_parts(store: Store) -> list[str]:
     """List the part files of an output, in the order in which they were first written."""
     return [name for name in store.names() if is_part(name)]
+
+
+def schema_as_begun(store: Store, parts: Sequence[str], schema: pa.Schema) -> pa.Schema:
+    """The schema for further parts: without the columns that came after the output was begun."""
+    if not parts:
+        return schema
+    filesystem, path = store.path_of(parts[0])
+    try:
+        found = pq.read_schema(path, filesystem=filesystem)
+    except (OSError, pa.ArrowException):
+        return schema  # `read_index` says what is wrong with the part
+    for name in LATER_COLUMNS:
+        if name in schema.names and name not in found.names:
+            schema = schema.remove(schema.get_field_index(name))
+    return schema
 
 
 def read_index(

@@ -23,10 +23,11 @@ import ray
 from ray.exceptions import RayTaskError, UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster.nodes import RankNodes
 from pipeline.input.plan import RowGroupSplit
 from pipeline.output.journal_file import stream_journal
 from pipeline.output.store import Store
-from pipeline.stages.generate import EngineGroups
+from pipeline.stages.generate import SharedGroups
 from pipeline.stages.journal import Journal, running_journal
 from pipeline.stages.sealed import copied, costs_of, seal
 from pipeline.stages.workers import CostedRows, StageSpec, Workers
@@ -44,7 +45,8 @@ class Stream:
         self,
         spec: StageSpec,
         splits: Sequence[RowGroupSplit],
-        groups: EngineGroups,
+        groups: SharedGroups,
+        nodes: RankNodes,
         journal: Journal,
         workers: Workers,
     ) -> Iterator[pa.Table]:
@@ -53,7 +55,7 @@ class Stream:
         from pipeline.stages.ray_data import run_stages
 
         try:
-            for rows, costs in gathered(run_stages(spec, splits, groups, journal, workers)):
+            for rows, costs in gathered(run_stages(spec, splits, groups, nodes, journal, workers)):
                 yield seal(rows, costs)
         except (RayTaskError, UserCodeException) as error:
             # Ray would send the message of its own wrapping alone.
@@ -63,7 +65,8 @@ class Stream:
 def run_streams(
     spec: StageSpec,
     splits: Sequence[RowGroupSplit],
-    groups: EngineGroups,
+    groups: SharedGroups,
+    nodes: RankNodes,
     store: Store,
     workers: Workers,
 ) -> Iterator[CostedRows]:
@@ -80,7 +83,7 @@ def run_streams(
             stream = actor.options(num_cpus=0, scheduling_strategy=here).remote()
             undo.callback(ray.kill, stream)
             answer = stream.answer.options(_generator_backpressure_num_objects=_TABLES_AHEAD)
-            tables.append(answer.remote(spec.of_stream(), share, groups, journal, workers))
+            tables.append(answer.remote(spec.of_stream(), share, groups, nodes, journal, workers))
         while tables:
             ready: Any
             (ready,), tables = ray.wait(tables, num_returns=1, fetch_local=False)

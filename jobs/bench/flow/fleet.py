@@ -3,7 +3,7 @@
 Real: `pipeline.driver.drive`, one stream of the fleet with Ray Data, its reading, batches, sizing
 and journal, the supervisor and its health checks by remote calls, the leases, the writer and its
 parts, the polling and the metrics. As many batches are in flight as in a fleet; for the other
-streams the supervisor holds leases.
+streams the supervisor holds turns and leases.
 
 Simulated: media, prompts, ranks and captions (`simulated`). Groups have 256 sequences each, and a
 batch is answered after rows in flight / rows per second, by the cost model of `jobs.plan` for
@@ -17,6 +17,7 @@ busiest processor suffices for.
 Not in it: a fleet's hundreds of preparers and clients, of which this machine runs a few.
 """
 
+import math
 import os
 import re
 import threading
@@ -34,6 +35,7 @@ import ray
 from ray.util.placement_group import placement_group
 
 from jobs.bench.flow.simulated import (
+    GROUPS_PER_NODE,
     SimulatedGenerate,
     SimulatedPrepare,
     SimulatedRank,
@@ -49,6 +51,7 @@ from parallel.groups.spec import GroupSpec
 from pipeline.cluster.deployment import Deployment
 from pipeline.cluster.expert_load import LoadPicture
 from pipeline.cluster.groups import heartbeat_s
+from pipeline.cluster.nodes import RankNodes
 from pipeline.config import PipelineConfig
 from pipeline.driver import drive
 from pipeline.input.plan import RowGroupSplit
@@ -161,6 +164,7 @@ def fleet_sizing(num_groups: int) -> Sizing:
         num_rows=_FLEET_ROWS,
         num_cpus=_CPUS * num_groups,
         store_bytes=(_STORE_GIB << 30) * num_groups,
+        num_nodes=math.ceil(num_groups / GROUPS_PER_NODE),
     )
     workers = min(sizing.num_clients, _WORKERS * sizing.num_streams)
     return replace(sizing, num_preparers=workers, num_clients=workers)
@@ -185,13 +189,14 @@ class FleetBackend:
             engine_factory=_nothing,
             num_cpus_per_rank=0.001,
             heartbeat_s=heartbeat_s(self.deployment),
+            max_requests=self.sizing.rows_in_flight,
         )
         supervisor = _actor(SimulatedSupervisor, spec, self._num_groups, rank, reservation)
         ray.get(supervisor.start.remote())
         groups = Groups(supervisor)
         batch = self.sizing.batching.num_rows
         for _ in range(self._rows_elsewhere // batch):
-            ray.get(supervisor.acquire.remote(groups.client, batch * 2312, exclusive=False))
+            ray.get(supervisor.take_turn.remote(groups.client, "", batch, batch * 2312))
         return groups
 
     def journal(self, before: Mapping[int, int]) -> AbstractContextManager[RemoteJournal]:
@@ -212,7 +217,9 @@ class FleetBackend:
         self.idle = _mark(0, _processes()) - before
         num_rows, processes = 0, None
         one_stream = replace(spec, sizing=spec.sizing.of_stream)
-        for table, costs in run_streams(one_stream, splits, groups, self._plan.store, workers):
+        for table, costs in run_streams(
+            one_stream, splits, groups, RankNodes((), ()), self._plan.store, workers
+        ):
             num_rows += table.num_rows
             processes = processes or _processes()  # to look for them takes long
             self.marks.append(_mark(num_rows, processes))

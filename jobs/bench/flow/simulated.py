@@ -19,12 +19,12 @@ from jobs.planning.network import Network
 from jobs.planning.shapes import moonlight
 from parallel.experts.load import ExpertLoad
 from parallel.groups.group import EngineGroup
+from parallel.groups.nodes import Node
 from parallel.groups.spec import GroupSpec
 from parallel.groups.supervisor import Supervisor
 from parallel.ranks.worker import RankHealth
 from pipeline.monitor.stage_costs import Cost, measured
-from pipeline.stages.batching import Room
-from pipeline.stages.generate import EngineGroups
+from pipeline.stages.generate import SharedGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.workers import CostedRows, StageSpec
 
@@ -32,7 +32,7 @@ _LAYERS = 27
 _PROMPT, _GENERATED = 2112, 200  # tokens of a row, as `jobs.plan` assumes
 _WORDS = "a red cross moves left while two small blue circles turn on the dark wall".split()
 _SPREAD = 0.25  # of the times of batches
-_NODE = ("a simulated node, 10.0.0.1",)
+GROUPS_PER_NODE = 8
 _STATS = {"steps": 1, "stepping_s": 1.0, "own_wait_s": 0.0, "needed_s": 1.0, "peak_bytes": 1e9}
 
 
@@ -73,7 +73,9 @@ class SimulatedSupervisor(Supervisor):
     async def _start(self, slot: Any, dead: EngineGroup | None) -> EngineGroup:
         assert dead is None
         self._has_worked = True
-        return EngineGroup(slot.group_id, 0, self._reservation, (self._rank,), _NODE)
+        name = f"node {slot.group_id // GROUPS_PER_NODE}"
+        nodes = (Node(name, name),)
+        return EngineGroup(slot.group_id, 0, self._reservation, (self._rank,), nodes)
 
 
 class SimulatedPrepare:
@@ -102,22 +104,19 @@ class SimulatedGenerate:
     """Takes the place of `GenerateWorker`: tells the journal, leases a group, and waits."""
 
     def __init__(
-        self, spec: StageSpec, groups: EngineGroups, journal: Journal, *, batch_s: float
+        self, spec: StageSpec, groups: SharedGroups, journal: Journal, *, batch_s: float
     ) -> None:
         self._batch_s = batch_s  # that a batch is in flight, on average
         self._spec, self._groups, self._journal = spec, groups, journal
-        self._room = Room(spec.sizing.rows_per_client)
         self._random = random.Random(0)
 
     async def __call__(self, rows: pa.Table, costs: list[Cost]) -> CostedRows:
         """Answer a batch after the time that ranks would take."""
         ids = rows["row_id"].combine_chunks()
-        async with self._room.hold(rows.num_rows):
+        num_tokens = rows.num_rows * (_PROMPT + _GENERATED)
+        async with self._groups.turn(rows.num_rows, num_tokens) as groups:
             with measured("generate") as cost:
-                async with (
-                    self._journal.generating(ids),
-                    self._groups.lease(rows.num_rows * (_PROMPT + _GENERATED)),
-                ):
+                async with self._journal.generating(ids), groups.lease(num_tokens):
                     await asyncio.sleep(self._batch_s * self._random.lognormvariate(0, _SPREAD))
                 cost.num_rows = rows.num_rows
         return simulated_results(ids, self._spec.row_schema.output, self._random), [*costs, cost]

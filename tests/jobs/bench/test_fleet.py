@@ -36,7 +36,11 @@ class FakeJournal:
 
 
 class FakeGroups:
-    """Grants every lease."""
+    """Grants every turn and lease."""
+
+    @asynccontextmanager
+    async def turn(self, num_requests, num_tokens):
+        yield self
 
     @asynccontextmanager
     async def lease(self, num_tokens):
@@ -82,7 +86,8 @@ def test_the_stream_that_runs_has_as_many_rows_in_flight_as_in_a_fleet(num_group
     sizing = fleet_sizing(num_groups)
     part = sizing.of_stream
     assert part.rows_in_flight * sizing.num_streams == 1024 * num_groups
-    assert part.rows_per_client * part.num_clients >= part.rows_in_flight
+    rows_of_client = part.batches_per_client * part.batching.num_rows
+    assert rows_of_client * part.num_clients >= part.rows_in_flight
     assert part.num_clients <= 2
 
 

@@ -1,6 +1,7 @@
 """Calls of ranks that are gone, by each exception of Ray. Ranks are fakes, and no Ray runs."""
 
 import asyncio
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,9 @@ from ray.exceptions import (
 from parallel.groups import client
 from parallel.groups.errors import DeadGroupError
 from parallel.groups.group import EngineGroup
+from parallel.groups.nodes import Node
 from parallel.groups.spec import GroupSpec
+from parallel.groups.turns import NOTHING, Ended
 from parallel.ranks.worker import DeadEngineError, RankHealth
 
 
@@ -27,49 +30,122 @@ class FakeSupervisor:
 
     def __init__(self):
         self.calls = []
+        self.numbers = itertools.count(1)
+        self.room = asyncio.Semaphore(2)
         self.acquire = SimpleNamespace(remote=self._acquire)
-        self.release = SimpleNamespace(remote=lambda *numbers: self.calls.append(numbers))
+        self.take_turn = SimpleNamespace(remote=self._take_turn)
+        self.release = SimpleNamespace(remote=self._release)
 
-    async def _acquire(self, client, num_tokens, *, exclusive, ended):
-        self.calls.append((num_tokens, ended))
-        return num_tokens, group_of(ActorDiedError())
+    async def _acquire(self, client, num_tokens, *, exclusive, node_id, ended):
+        self.calls.append(("lease", ended))
+        return next(self.numbers), group_of(ActorDiedError())
+
+    async def _take_turn(self, client, node_id, num_requests, num_tokens, *, ended):
+        self.calls.append(("turn", ended))
+        self._give_room(ended.turns)
+        await self.room.acquire()
+        number = next(self.numbers)
+        return number, node_id, (10 * number, group_of(ActorDiedError())) if num_tokens else None
+
+    def _release(self, *leases, turns):
+        self.calls.append(("end", Ended(leases, turns)))
+        self._give_room(turns)
+
+    def _give_room(self, turns):
+        for _ in turns:
+            self.room.release()
 
 
 @pytest.fixture
 def supervised(monkeypatch):
-    context = SimpleNamespace(get_worker_id=lambda: "worker", get_actor_id=lambda: "actor")
+    context = SimpleNamespace(
+        get_worker_id=lambda: "worker", get_actor_id=lambda: "actor", get_node_id=lambda: "node"
+    )
     monkeypatch.setattr(client.ray, "get_runtime_context", lambda: context)
     supervisor = FakeSupervisor()
     return supervisor, client.Groups(supervisor)
 
 
-def test_the_end_of_a_lease_travels_with_the_next_one(supervised, monkeypatch):
+async def use_turn(groups, seconds=0.0):
+    async with groups.turn(1, 5) as turn, turn.lease(5):
+        await asyncio.sleep(seconds)
+
+
+def test_ends_travel_with_the_next_turn_while_others_are_held(supervised):
+    supervisor, groups = supervised
+
+    async def use():
+        async with groups.turn(1):
+            await use_turn(groups)
+            await use_turn(groups)
+
+    asyncio.run(use())
+    # One call a batch; the last end of the process is told at once.
+    assert supervisor.calls == [
+        ("turn", NOTHING),
+        ("turn", NOTHING),
+        ("turn", Ended((20,), (2,))),
+        ("end", Ended((30,), (3, 1))),
+    ]
+
+
+def test_ends_wait_for_the_next_call_for_a_moment_only(supervised, monkeypatch):
     supervisor, groups = supervised
     monkeypatch.setattr(client, "_RELEASE_AFTER_S", 0.01)
 
     async def use():
-        for number in (1, 2, 3):
-            async with groups.lease(number):
-                pass
-        await asyncio.sleep(0.1)
+        async with groups.turn(1):
+            await use_turn(groups)
+            while len(supervisor.calls) < 3:
+                await asyncio.sleep(0.01)
 
     asyncio.run(use())
-    assert supervisor.calls == [(1, []), (2, [1]), (3, [2]), (3,)]
+    assert supervisor.calls[2:] == [("end", Ended((20,), (2,))), ("end", Ended((), (1,)))]
 
 
-def test_the_end_of_a_lease_waits_for_the_next_one_for_a_moment_only(supervised, monkeypatch):
+def test_room_for_which_the_next_turn_waits_is_given_at_once(supervised, monkeypatch):
     supervisor, groups = supervised
-    monkeypatch.setattr(client, "_RELEASE_AFTER_S", 0.01)
+    monkeypatch.setattr(client, "_RELEASE_AFTER_S", 1e9)
 
     async def use():
-        async with groups.lease(1), groups.lease(2):
+        await asyncio.wait_for(asyncio.gather(*(use_turn(groups, 0.01) for _ in range(20))), 30)
+
+    asyncio.run(use())
+    ended = [each for _, each in supervisor.calls]
+    assert sorted(number for each in ended for number in each.turns) == [*range(1, 21)]
+    assert sorted(number for each in ended for number in each.leases) == [*range(10, 210, 10)]
+
+
+def test_the_last_end_of_a_process_is_told_at_once(supervised):
+    supervisor, groups = supervised
+
+    async def use():
+        async with groups.lease(1):
             pass
-        await asyncio.sleep(0.1)
-        async with groups.lease(3):
+        await use_turn(groups)
+
+    asyncio.run(use())
+    assert supervisor.calls[1::2] == [("end", Ended((1,), ())), ("end", Ended((20,), (2,)))]
+
+
+def test_the_lease_of_a_turn_is_used_once_and_never_for_a_row_alone(supervised):
+    supervisor, groups = supervised
+
+    async def use():
+        async with groups.turn(1, 5) as turn, turn.lease(5), turn.lease(5):
+            pass
+        async with groups.turn(1, 5) as turn, turn.lease(5, exclusive=True):
             pass
 
     asyncio.run(use())
-    assert supervisor.calls == [(1, []), (2, []), (2, 1), (3, [])]
+    assert supervisor.calls == [
+        ("turn", NOTHING),
+        ("lease", NOTHING),
+        ("end", Ended((2, 10), (1,))),
+        ("turn", NOTHING),
+        ("lease", Ended((30,), ())),  # the row must not wait for its own turn's lease
+        ("end", Ended((4,), (3,))),
+    ]
 
 
 class Answer:
@@ -134,6 +210,9 @@ def test_a_look_that_is_cancelled_at_the_moment_of_the_answer_ends():
 
 
 def test_a_death_names_the_node_of_its_rank():
-    group = replace(group_of(ActorDiedError()), nodes=("node-6, 10.0.0.6", "node-7, 10.0.0.7"))
+    group = replace(
+        group_of(ActorDiedError()),
+        nodes=(Node("6", "node-6, 10.0.0.6"), Node("7", "node-7, 10.0.0.7")),
+    )
     with pytest.raises(DeadGroupError, match=r"rank 1: .* \(on node-7, 10\.0\.0\.7\)$"):
         asyncio.run(group.generate("client", [], rank=1))

@@ -54,7 +54,7 @@ def test_rows_travel_together_where_large_batches_wait_for_them():
     assert choose_batching(CONFIG, 1, "cuda").num_rows > 1
 
 
-def fleet(num_groups, *, num_rows=10**8, store_gib=25, batch_size=256):
+def fleet(num_groups, *, num_rows=10**8, store_gib=25, batch_size=256, num_nodes=1):
     """The sizing of as many H100s, each with so much of the object stores."""
     machines = Deployment(
         device="cuda", num_groups=num_groups, num_ranks=1, why="as asked", dispatch=""
@@ -65,6 +65,7 @@ def fleet(num_groups, *, num_rows=10**8, store_gib=25, batch_size=256):
         num_rows=num_rows,
         num_cpus=16 * num_groups,
         store_bytes=num_groups * store_gib << 30,
+        num_nodes=num_nodes,
     )
 
 
@@ -79,7 +80,7 @@ def test_batches_grow_with_the_fleet(num_groups, batch_rows, rows_per_group):
     assert found.read_rows == batch_rows  # else no batch could be as large
     assert found.read_bytes == batch_rows << 20
     assert found.rows_in_flight == num_groups * rows_per_group
-    assert found.batches_per_client * batch_rows == found.rows_per_client
+    assert found.batches_per_client * batch_rows * found.num_clients == found.rows_in_flight
 
 
 @pytest.mark.parametrize(
@@ -92,10 +93,23 @@ def test_a_fleet_has_several_streams(num_groups, num_streams):
     assert whole.num_streams == num_streams
     assert part.num_streams == 1
     assert part.batching == whole.batching
-    assert part.rows_per_client == whole.rows_per_client
+    assert part.batches_per_client == whole.batches_per_client
     for name in ("num_preparers", "num_clients", "rows_in_flight"):
         assert getattr(part, name) * num_streams == getattr(whole, name) or num_streams == 1
     assert part.max_queued_bytes * num_streams <= whole.max_queued_bytes
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "num_nodes"), [(4, 4), (8, 2), (64, 8), (64, 64), (512, 64)]
+)
+def test_each_stream_has_a_client_and_a_preparer_on_each_node_with_ranks(num_groups, num_nodes):
+    whole = fleet(num_groups, num_nodes=num_nodes)
+    part = whole.of_stream
+
+    assert part.num_clients >= num_nodes
+    assert part.min_preparers == num_nodes
+    assert part.num_clients * whole.num_streams == whole.num_clients
+    assert part.batches_per_client * part.num_clients * 64 >= part.rows_in_flight
 
 
 def test_rows_that_keep_their_order_have_one_stream():
@@ -163,3 +177,19 @@ def test_no_engine_starves_while_batches_wait_for_their_slowest_rows(num_groups)
 
 def test_large_batches_need_more_rows_in_flight():
     assert share_of_a_full_engine(64, 512) < 0.75
+
+
+def test_each_node_has_a_client_that_can_serve_others_too():
+    alone, spread = fleet(8).of_stream, fleet(8, num_nodes=8).of_stream
+
+    assert (alone.num_clients, spread.num_clients) == (1, 8)
+    assert (alone.min_preparers, spread.min_preparers) == (1, 8)
+    assert alone.batches_given_to_client == alone.batches_per_client
+    # While others run dry, a client may have the rows of four nodes at the engines.
+    rows = spread.batches_per_client * spread.batching.num_rows
+    assert rows == 4 * spread.rows_in_flight / 8
+    assert spread.batches_given_to_client == 2 * spread.batches_per_client
+
+
+def test_there_are_no_more_clients_than_engines():
+    assert fleet(2, num_nodes=5).num_clients == 2
