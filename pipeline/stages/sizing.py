@@ -24,9 +24,10 @@ A batch keeps its room until its slowest row is answered. So where batches are l
 as many rows are in flight: by simulation (`tests/pipeline/stages/test_sizing.py`), an engine whose
 answers differ in length by half is 69 % full with 512 rows in batches of 64, and full with 1,024.
 
-**So does the number of loops.** A fleet has several streams of Ray Data, each with its part of the
-rows, preparers and clients (`streams`): 4 of them, and one for every 32 engines beyond 128. All
-engines serve all streams.
+**So does the number of loops.** A fleet of 8 engines or more has several streams of Ray
+Data, each with its part of the rows, preparers and clients (`streams`): 4 of them, and one for
+every 32 engines beyond 128. All engines serve all streams. Each stream has at least as many clients
+as there are nodes with ranks, and Ray spreads them; two of one stream may share a node.
 
 All of this is fixed before the run begins, so that a task that is tried again cuts the same.
 """
@@ -59,7 +60,8 @@ _BATCHES_AHEAD = 16
 # A row costs a client 5 to 15 ms of a processor (docs/benchmarks-history.md), and more with more
 # pixels; `jobs.plan` expects of an H100 some 12 rows a second.
 _ENGINES_PER_CLIENT = 2
-_MIN_STREAMS = 4  # of a fleet
+_MIN_STREAM_ENGINES = 8  # fewer have one stream, which keeps more prompts on their node
+_MIN_STREAMS = 4  # of a fleet that has several
 _ENGINES_PER_STREAM = 32
 # Where ranks lie on several nodes, a client may have so many times its part of the rows at the
 # engines, since it also serves nodes that run dry,
@@ -168,7 +170,8 @@ def choose_sizing(
 
 def _num_streams(config: PipelineConfig, device: str, num_engines: int) -> int:
     """How many streams of Ray Data a run has: several in a fleet, unless rows keep their order."""
-    if config.keep_order or not _is_fleet(config, device, num_engines):
+    is_large = num_engines >= _MIN_STREAM_ENGINES and _is_fleet(config, device, num_engines)
+    if config.keep_order or not is_large:
         return 1
     num_streams = max(_MIN_STREAMS, math.ceil(num_engines / _ENGINES_PER_STREAM))
     return min(num_streams, math.ceil(num_engines / _ENGINES_PER_CLIENT))

@@ -29,15 +29,17 @@ def run_on_three_nodes(num_rows: int, rows_per_s: float, story: str) -> dict[str
     return json.loads(line)
 
 
-@pytest.mark.parametrize("story", ["stay", "stay-streams"])
-def test_prompts_stay_on_the_node_that_prepared_them(story):
+# Ray spreads the clients of all streams over the nodes, but not those of each stream alone. By
+# chance two thirds would cross.
+@pytest.mark.parametrize(("story", "most"), [("stay", 1 / 3), ("stay-streams", 1 / 2)])
+def test_prompts_stay_on_the_node_that_prepared_them(story, most):
     found = run_on_three_nodes(600, 6, story)
 
     assert found["statuses"] == {"ok": 600}
     assert found["twice"] == 0
     assert found["mb_prompts"] > 50
     # Until each node has a worker that prepares rows, nodes without one run dry.
-    assert found["mb_crossed"] < found["mb_prompts"] / 3
+    assert found["mb_crossed"] < found["mb_prompts"] * most
 
 
 @pytest.mark.parametrize("story", ["leave", "leave-streams"])

@@ -84,7 +84,7 @@ def test_batches_grow_with_the_fleet(num_groups, batch_rows, rows_per_group):
 
 
 @pytest.mark.parametrize(
-    ("num_groups", "num_streams"), [(1, 1), (3, 1), (4, 2), (8, 4), (64, 4), (256, 8), (512, 16)]
+    ("num_groups", "num_streams"), [(1, 1), (3, 1), (7, 1), (8, 4), (64, 4), (256, 8), (512, 16)]
 )
 def test_a_fleet_has_several_streams(num_groups, num_streams):
     whole = fleet(num_groups)
