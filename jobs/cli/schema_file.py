@@ -37,7 +37,7 @@ def read_schema(value: str) -> str:
 
 
 def unwrapped(schema: Any) -> Any:
-    """Return the schema within a wrapper of OpenAI's API; a schema without one is returned as it is.
+    """Return the schema within a wrapper of OpenAI's API; without one, return it as it is.
 
     The wrappers are `{"name", "strict", "schema"}` and `{"type": "json_schema", "json_schema"}`.
     """
