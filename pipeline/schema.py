@@ -5,7 +5,10 @@ same columns and types, whatever becomes of its rows. Its error messages name th
 type.
 """
 
+import csv
 import difflib
+import io
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -159,10 +162,12 @@ def _check_roles(schema: pa.Schema, columns: InputColumns) -> None:
         "a list of one of these"
     )
     _check_type(schema, columns.video, "media", types.is_media, media)
-    _check_type(schema, columns.id, "id", types.is_id, "string or integer")
-    _check_type(schema, columns.prompt, "prompt", types.is_text, "string")
+    whole = "string, integer, decimal, UUID, date or timestamp"
+    _check_type(schema, columns.id, "id", types.is_id, whole)
+    _check_type(schema, columns.prompt, "prompt", types.is_prompt, "string")
     for role, name in (("start", columns.start_s), ("end", columns.end_s)):
-        _check_type(schema, name, role, types.is_number, "integer or floating point seconds")
+        seconds = "seconds (integer, floating point or decimal), a duration or a time of day"
+        _check_type(schema, name, role, types.is_seconds, seconds)
 
 
 def _carried_fields(
@@ -206,7 +211,9 @@ def _check_template_columns(schema: pa.Schema, columns: InputColumns) -> None:
                 f"a prompt names {{{name}}}, and the input has no such column; the nearest is "
                 f"{nearest!r}"
             )
-        _check_type(schema, name, "template", types.is_printable, "text, a number or a boolean")
+        _check_type(
+            schema, name, "template", types.is_printable, "text, a number, a boolean or a time"
+        )
     for name in columns.lists:
         _check_type(schema, name, "list of texts", types.is_texts, "a list of strings")
 
@@ -245,11 +252,13 @@ def _check_type(
     field = _field(schema, name, role)
     if name == "row_id" and role != "id":
         raise ValueError(f"the {role} column must not be named row_id; rename it")
-    if not is_right(types.carried_type(field)):
+    if not is_right(types.plain(field.type)):
         raise ValueError(f"the {role} column {name!r} is {field.type}; it must be {allowed}")
 
 
 def _carriable_names(schema: pa.Schema, columns: InputColumns) -> str:
-    """Return names that --columns could be given, joined by commas."""
+    """Return names that --columns could be given, as it is typed in a shell."""
     free = [name for name in schema.names if name not in _RESERVED and name != columns.video]
-    return ",".join(free) or columns.video
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(free or [columns.video])
+    return shlex.quote(line.getvalue())

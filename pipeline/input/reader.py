@@ -117,9 +117,11 @@ def _slice_rows(
     """Choose how many rows to read at a time, so that large media do not make large slices."""
     group = footer.row_group(row_group)
     columns = [group.column(index) for index in range(group.num_columns)]  # leaf columns
+    names = frozenset(row_schema.read.names)
+    wanted = tuple(f"{name}." for name in names)  # the name of a column may have dots itself
     num_bytes = sum(
         column.total_uncompressed_size
         for column in columns
-        if column.path_in_schema.split(".")[0] in row_schema.read.names
+        if column.path_in_schema.startswith(wanted) or column.path_in_schema in names
     )
     return max(1, min(max_rows, max_bytes * group.num_rows // max(1, num_bytes)))

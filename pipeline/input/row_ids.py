@@ -4,7 +4,7 @@ Null and repeated ids are refused, or renamed if the user asks for it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.column_types import cast
 from pipeline.output.ledger import IdSet, hash_ids
 
 _IDS_PER_BATCH = 1 << 16
@@ -36,6 +37,8 @@ class RowNaming:
     files: tuple[InputFile, ...]  # in an order in which the first row of an id keeps it
     column: str | None  # with the user's ids; None numbers the rows
     make_unique: bool = False  # rename null and repeated ids instead of refusing them
+    # Of the ids in memory, which all files have in common; their texts depend on it.
+    kind: pa.DataType = field(default_factory=pa.string)
 
     def ids_of_file(self, file: InputFile) -> Iterator[pa.Array]:
         """Yield the ids of each row group of a file, in order, as the file has them.
@@ -55,7 +58,9 @@ class RowNaming:
                     batches = parquet.iter_batches(
                         batch_size=_IDS_PER_BATCH, row_groups=[row_group], columns=[self.column]
                     )
-                    chunks = [batch.column(0).cast(pa.string()) for batch in batches]
+                    # By name: a column `a.b` is read along where `a` is asked for.
+                    columns = (cast(batch.column(self.column), self.kind) for batch in batches)
+                    chunks = [column.cast(pa.string()) for column in columns]
                     ids = pa.chunked_array(chunks, type=pa.string()).combine_chunks()
                     ids.validate(full=True)  # pyarrow reads text that is not UTF-8 without an error
                     yield ids

@@ -68,7 +68,8 @@ def open_source(
         InputFile(name, path, _row_group_rows(footer))
         for (name, path), footer in zip(found, footers, strict=True)
     )
-    naming = RowNaming(filesystem, files, columns.id, make_ids_unique)
+    kind = pa.string() if columns.id is None else row_schema.read.field(columns.id).type
+    naming = RowNaming(filesystem, files, columns.id, make_ids_unique, kind)
     source = Source(filesystem, listing.folder, files, row_schema, naming)
     if source.num_rows == 0:
         raise ValueError(f"{uri} has no rows")

@@ -1,6 +1,7 @@
 """Which rows are to do, and that the others cost nothing."""
 
 import io
+import uuid
 from pathlib import Path
 
 import fsspec
@@ -261,6 +262,56 @@ def test_ids_come_from_the_id_column(tmp_path):
     source = open_source(str(tmp_path), BY_KEY)
 
     assert rows_of(read(source, plan(source, ids("8")))) == {"7": "0.mp4", "9": "2.mp4"}
+
+
+UUIDS = [uuid.UUID(int=1), uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        pytest.param(
+            pa.array([each.bytes for each in UUIDS], pa.uuid()), [*map(str, UUIDS)], id="UUIDs"
+        ),
+        pytest.param(
+            pa.array([2**100, -1], pa.decimal128(38, 0)), [str(2**100), "-1"], id="snowflakes"
+        ),
+        pytest.param(
+            pa.array([0, 86_400_000], pa.timestamp("ms", "UTC")),
+            ["1970-01-01 00:00:00.000Z", "1970-01-02 00:00:00.000Z"],
+            id="timestamps",
+        ),
+        pytest.param(pa.array([0, 1], pa.date32()), ["1970-01-01", "1970-01-02"], id="dates"),
+    ],
+)
+def test_ids_of_any_type_with_one_text_are_taken(tmp_path, key, expected):
+    source = open_source(str(write(tmp_path / "x.parquet", 2, key=key)), BY_KEY)
+
+    assert rows_of(read(source, plan(source, ids(expected[1])))) == {expected[0]: "0.mp4"}
+
+
+def test_an_id_has_one_text_whatever_type_its_file_gives_it(tmp_path):
+    folder = tmp_path / "in"
+    write(folder / "a.parquet", 1, key=pa.array([15], pa.decimal128(3, 1)))
+    write(folder / "b.parquet", 1, key=pa.array([2], pa.int8()))
+    source = open_source(str(folder), BY_KEY)
+
+    assert sorted(rows_of(read(source, plan(source, OutputIndex.empty())))) == ["15.0", "2.0"]
+    assert plan(source, ids("15.0", "2.0")).num_todo == 0
+
+
+def test_names_of_columns_may_have_dots(tmp_path):
+    """pyarrow reads a struct's member `id.x` along where the column `id` is asked for."""
+    blob = pa.array([bytes([n]) * (3 << 20) for n in range(4)])
+    names = {"id.x": ["p", "q", "r", "s"], "id": ["a", "b", "c", "d"], "the.clip": blob}
+    pq.write_table(pa.table(names), tmp_path / "x.parquet", use_dictionary=False)
+    columns = InputColumns(video="the.clip", id="id", fields=("id.x",))
+    source = open_source(str(tmp_path / "x.parquet"), columns, carry=["id.x"])
+
+    tables = read(source, plan(source, ids("a")), max_rows=100)
+
+    assert [table["row_id"].to_pylist() for table in tables] == [["b"], ["c", "d"]]
+    assert tables[0]["id.x"].to_pylist() == ["q"]
 
 
 def test_an_id_column_may_be_called_row_id(tmp_path):
