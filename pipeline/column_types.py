@@ -136,6 +136,21 @@ def written_type(field: pa.Field, *, is_media: bool, keep_media: bool) -> pa.Dat
     return _without_bytes(kind) if is_media else kind
 
 
+def former_media_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type that former versions wrote for media of a written type; None for no column.
+
+    They wrote only `path` and `bytes` of a struct, and lists of structs only with their bytes.
+    """
+    if is_list(kind):
+        item = kind.value_type
+        has_bytes = any(member.name == "bytes" for member in members(item))
+        return kind if has_bytes or not pa.types.is_struct(item) else None
+    if not pa.types.is_struct(kind):
+        return kind
+    kept = [member for member in members(kind) if member.name in ("bytes", "path")]
+    return pa.struct(kept) if kept else None
+
+
 def _without_bytes(kind: pa.DataType) -> pa.DataType | None:
     if is_bytes(kind):
         return None

@@ -59,6 +59,7 @@ class PipelineConfig:
     make_ids_unique: bool = False  # rename null and repeated ids instead of refusing them
     retry_failed: tuple[ErrorCode, ...] = ()  # rows with these codes are tried again
     new_recipe: bool = False  # set the rows of another recipe aside instead of refusing the run
+    new_rows: bool = False  # answer what is new in changed files instead of refusing them
     keep_order: bool = False  # write rows in the order of the input
     # Rows that pass through the stages together; None leaves it to `pipeline.stages.sizing`.
     rows_per_batch: int | None = None

@@ -19,7 +19,7 @@ from pipeline.output import ledger
 from pipeline.output.in_flight import read_journal
 from pipeline.output.recipe import Recipe, differences, stored_fields
 from pipeline.output.store import Store, open_store
-from pipeline.run_plan import check
+from pipeline.run_plan import as_begun, check
 from pipeline.status import ErrorCode
 
 
@@ -114,11 +114,11 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
         ValueError: the run would be refused.
     """
     checked, store = check(config), open_store(config.output)
-    source, num_experts = checked.source, checked.text.n_routed_experts
+    source, num_experts = as_begun(config, checked.source, store), checked.text.n_routed_experts
     parts = ledger.committed_parts(store)
     changes = tuple(_changes(store, recipe_of(config, source.row_schema))) if parts else ()
     if not changes:
-        source = in_known_order(source, store, parts)
+        source = in_known_order(source, store, parts, new_rows=config.new_rows)
     statuses, codes = ledger.count_results(store, parts)
     # Rows of another recipe do not count as done: --new-recipe would set them aside.
     counts = _count(config, source, store, [] if changes else parts, has_failed=bool(codes))

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -12,16 +12,21 @@ from parallel.experts.load import ExpertLoad
 from pipeline.cluster.deployment import wanted_load
 from pipeline.config import PipelineConfig, recipe_of
 from pipeline.fetch.media_access import MediaAccess
-from pipeline.input.manifest import in_known_order, note_files
+from pipeline.input.manifest import in_known_order, is_needed, knows_files, note_files
 from pipeline.input.plan import Plan, plan
 from pipeline.input.source import Source
 from pipeline.output import ledger
 from pipeline.output.in_flight import read_journal
 from pipeline.output.ledger import OutputIndex
-from pipeline.output.recipe import Recipe, claim_output
+from pipeline.output.recipe import Recipe, claim_output, stored_fields
 from pipeline.output.store import Store
 from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_checkpoint, open_input
+
+_UNBOUND = (
+    "the output does not know what its input was, since a former version wrote it; it takes the "
+    "files for unchanged, and a change from now on is noticed"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,7 @@ class RunPlan:
     index: OutputIndex  # what the output holds
     rows: Plan
     in_flight_counts: Mapping[int, int]  # by the hash of an id, how many killed runs worked on it
+    remark: str | None  # for the user, before work begins
     run_id: str
 
     def open_writer(self, check: Callable[[], None]) -> PartWriter:
@@ -74,18 +80,27 @@ def check(config: PipelineConfig) -> Checked:
     return Checked(text=text, expert_load=wanted_load(config, text), source=open_input(config))
 
 
+def as_begun(config: PipelineConfig, source: Source, store: Store) -> Source:
+    """Keep to the columns of an output that a former version began, which wrote fewer of them."""
+    former = source.row_schema.former
+    if former is None or stored_fields(store) != recipe_of(config, former).plain_fields:
+        return source
+    return replace(source, row_schema=former)
+
+
 def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     """Claim the output, whose lock is held, for a recipe, and decide which rows are to do.
 
     Raises:
         ValueError: the output belongs to another recipe or input, or is damaged.
     """
-    source = checked.source
+    source = as_begun(config, checked.source, store)
     recipe = recipe_of(config, source.row_schema)
     schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     claim_output(store, recipe, new_recipe=config.new_recipe)
     parts = ledger.committed_parts(store)
-    source = in_known_order(source, store, parts)
+    source = in_known_order(source, store, parts, new_rows=config.new_rows)
+    is_unbound = bool(parts) and is_needed(source) and not knows_files(store)
     note_files(source, store)
     if config.run_yaml is not None:
         store.write("_run.yaml", config.run_yaml.encode())
@@ -108,5 +123,6 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
         index=index,
         rows=plan(source, index, limit=config.limit, in_flight_counts=in_flight_counts),
         in_flight_counts=in_flight_counts,
+        remark=_UNBOUND if is_unbound else None,
         run_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
     )

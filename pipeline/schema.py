@@ -9,7 +9,7 @@ import csv
 import difflib
 import io
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -77,7 +77,18 @@ WINDOW_FIELD = pa.field(
     "prompt_window", pa.struct([("start", pa.float64()), ("end", pa.float64())])
 )
 
-_ADDED = (*RESULT_FIELDS, *PREPARED_FIELDS, PROMPT_NUMBER_FIELD, NAMED_PROMPT_FIELD, WINDOW_FIELD)
+# Of inputs without an id column: a digest of what was read of the row, by which the rows of a file
+# that changes between runs are recognized.
+DIGEST_FIELD = pa.field("row_digest", pa.string())
+
+_ADDED = (
+    DIGEST_FIELD,
+    *RESULT_FIELDS,
+    *PREPARED_FIELDS,
+    PROMPT_NUMBER_FIELD,
+    NAMED_PROMPT_FIELD,
+    WINDOW_FIELD,
+)
 _RESERVED = frozenset(field.name for field in _ADDED)
 
 
@@ -113,6 +124,9 @@ class RowSchema:
     read: pa.Schema  # columns of the input, with their types in memory
     carried: pa.Schema  # columns of the input that the output repeats, with their types there
     extra: tuple[pa.Field, ...] = ()  # result columns beside `RESULT_FIELDS`
+    # What versions wrote that did not carry partition columns, further members of media structs,
+    # nor digests; None if that is the same.
+    former: "RowSchema | None" = None
 
     @property
     def output(self) -> pa.Schema:
@@ -134,11 +148,14 @@ def check_input(
     carry: Sequence[str] | None = None,
     keep_media: bool = False,
     extra: Sequence[pa.Field] = (),
+    partitions: Collection[str] = (),
+    has_digests: bool = False,
 ) -> RowSchema:
     """Decide what to read and write for an input with the merged `schema` of its files.
 
     `carry` are the columns of the input to write beside the results, None means all; `keep_media`
-    writes the media bytes too. `extra` are result columns beside `RESULT_FIELDS`.
+    writes the media bytes too. `extra` are result columns beside `RESULT_FIELDS`. `partitions` are
+    the columns that the names of folders give. `has_digests` adds `DIGEST_FIELD`.
 
     Raises:
         ValueError: a column is missing, has the wrong type, or cannot be written; the message
@@ -147,12 +164,33 @@ def check_input(
     _check_roles(schema, columns)
     carried = list(_carried_fields(schema, columns, carry, extra, keep_media=keep_media))
     _check_template_columns(schema, columns)
-    return RowSchema(
-        columns=columns,
-        read=_read_schema(schema, columns, carried),
-        carried=pa.schema(carried),
-        extra=tuple(extra),
-    )
+
+    def row_schema(fields: Sequence[pa.Field], former: RowSchema | None) -> RowSchema:
+        return RowSchema(
+            columns=columns,
+            read=_read_schema(schema, columns, fields),
+            carried=pa.schema(fields),
+            extra=tuple(extra),
+            former=former,
+        )
+
+    was_carried = [
+        was
+        for field in carried
+        if field.name not in partitions
+        and (was := _as_before(field, is_media=field.name == columns.video)) is not None
+    ]
+    if has_digests:
+        carried.append(DIGEST_FIELD)
+    return row_schema(carried, row_schema(was_carried, None) if was_carried != carried else None)
+
+
+def _as_before(field: pa.Field, *, is_media: bool) -> pa.Field | None:
+    """Return a carried column as former versions wrote it; None if they did not."""
+    if not is_media:
+        return field
+    kind = types.former_media_type(field.type)
+    return None if kind is None else field.with_type(kind)
 
 
 def _check_roles(schema: pa.Schema, columns: InputColumns) -> None:
@@ -223,10 +261,16 @@ def _read_schema(
 ) -> pa.Schema:
     """Return the columns that have a role, are named by prompts or are carried; others cost I/O."""
     wanted = {*columns.names, *columns.fields, *columns.lists} | {field.name for field in carried}
+    digest = [DIGEST_FIELD] if DIGEST_FIELD.name in wanted else []
     return pa.schema(
-        (field.name, types.read_type(field, is_media=field.name == columns.video))
-        for field in schema
-        if field.name in wanted
+        [
+            *(
+                pa.field(field.name, types.read_type(field, is_media=field.name == columns.video))
+                for field in schema
+                if field.name in wanted and field.name != DIGEST_FIELD.name
+            ),
+            *digest,
+        ]
     )
 
 

@@ -102,6 +102,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         make_ids_unique=options.make_ids_unique,
         retry_failed=_error_codes(options.retry_failed),
         new_recipe=options.new_recipe,
+        new_rows=options.new_rows,
         keep_order=options.keep_order,
         rows_per_batch=options.rows_per_batch,
         run_yaml=options.run_yaml,

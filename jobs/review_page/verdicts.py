@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from jobs.review_page.page import VERDICT_FORMAT
 from jobs.review_page.rows import Output
 from jobs.review_page.sections import prompt_of, windows_of
+from pipeline.column_types import seconds_of
 from pipeline.media.windows import PageWindows, TimeWindows
 from pipeline.prompts.window_answers import TIMELINE_FIELD
 
@@ -236,8 +237,11 @@ def _cues(
         return
     if caption and (times_s := row["frame_times_s"]):
         columns = output.recipe["columns"]
-        start_s = row.get(columns.get("start_s") or "") or 0.0
-        end_s = row.get(columns.get("end_s") or "") or span_end_s(start_s, times_s)
+        start_s, end_s = (
+            seconds_of(pa.scalar(row.get(columns.get(side) or ""))) for side in ("start_s", "end_s")
+        )
+        start_s = start_s or 0.0
+        end_s = end_s or span_end_s(start_s, times_s)
         yield start_s, end_s, caption
 
 

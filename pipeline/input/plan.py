@@ -62,7 +62,7 @@ def plan(
         ValueError: an id is null or not unique, or the output has rows that the input lacks.
     """
     num_rows = source.num_rows if limit is None else min(limit, source.num_rows)
-    builder = _PlanBuilder(index, num_rows, only, in_flight_counts or {})
+    builder = _PlanBuilder(index, num_rows, source.num_gone, only, in_flight_counts or {})
     seen = IdSet()
     for file in source.files:
         first_row = 0
@@ -106,6 +106,7 @@ class _PlanBuilder:
 
     index: OutputIndex
     num_rows: int  # of the input, within the limit
+    num_gone: int  # rows that the output may have and the input does not have any more
     only: IdSet | None
     in_flight_counts: Mapping[int, int]
 
@@ -144,7 +145,7 @@ class _PlanBuilder:
     def finish(self) -> Plan:
         """Return the plan of all row groups; refuse an output with rows that the input lacks."""
         num_strange = self.index.num_rows - self._num_in_output
-        if num_strange > 0:
+        if num_strange > self.num_gone:
             raise ValueError(
                 f"the output holds {num_strange} rows that are not in this input; it "
                 "belongs to another input, so use another --output"

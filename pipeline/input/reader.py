@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.input.plan import RowGroupSplit
+from pipeline.input.row_digest import row_digests
 from pipeline.input.row_ids import InputFile, numbered, renamed
 from pipeline.input.schema_merge import conform
-from pipeline.schema import RowSchema
+from pipeline.schema import DIGEST_FIELD, RowSchema
 
 SLICE_BYTES = 8 << 20
 # Of each column. Without a buffer, pyarrow reads each column of a row group at once and whole,
@@ -55,11 +56,15 @@ def _slices(
     max_rows: int,
     max_bytes: int,
 ) -> Iterator[pa.Table]:
+    num_rows = split.file.row_group_rows[split.row_group]
+    if file.metadata.row_group(split.row_group).num_rows != num_rows:
+        raise OSError("it has changed since the run began")
     todo, is_renamed = _unpack(split, split.todo), _unpack(split, split.renamed)
+    own = frozenset(file.schema_arrow.names) - {DIGEST_FIELD.name}
     batches = file.iter_batches(
         batch_size=_slice_rows(file.metadata, split.row_group, row_schema, max_rows, max_bytes),
         row_groups=[split.row_group],
-        columns=[name for name in row_schema.read.names if name in file.schema_arrow.names],
+        columns=[name for name in row_schema.read.names if name in own],
         use_threads=False,  # a reader asks Ray for a fraction of one CPU
     )
     first, num_left = 0, split.num_todo
@@ -70,7 +75,7 @@ def _slices(
             rows = rows if wanted.all() else rows.filter(pa.array(wanted))
             numbers = first + np.flatnonzero(wanted)  # in the row group
             yield _with_row_id(
-                conform(rows, row_schema.read),
+                _complete(rows, split.file, row_schema),
                 split.file,
                 split.first_row + numbers,
                 row_schema.columns.id,
@@ -82,6 +87,18 @@ def _slices(
             return  # the rest of the row group is not read
 
 
+def _complete(rows: pa.Table, file: InputFile, row_schema: RowSchema) -> pa.Table:
+    """Add what the file does not hold: columns of its folders' names, of other files, digests."""
+    for name, value in file.partitions:
+        if name in row_schema.read.names:
+            rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
+    rows = conform(rows, row_schema.read)
+    if DIGEST_FIELD.name not in rows.column_names:
+        return rows
+    digests = row_digests(rows.drop_columns(DIGEST_FIELD.name))
+    return rows.set_column(rows.column_names.index(DIGEST_FIELD.name), DIGEST_FIELD, digests)
+
+
 def _with_row_id(
     rows: pa.Table,
     file: InputFile,
@@ -91,7 +108,7 @@ def _with_row_id(
 ) -> pa.Table:
     """Add the column `row_id`, in place of an id column of that name."""
     if column is None:
-        ids = numbered(file, numbers)
+        ids = numbered(file, file.numbers_of(numbers))
     else:
         ids = rows[column].cast(pa.string()).combine_chunks()
         ids = renamed(ids, file, numbers, is_renamed) if is_renamed.any() else ids

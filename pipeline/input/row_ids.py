@@ -27,6 +27,26 @@ class InputFile:
     name: str  # path below the input's folder; row ids that are made begin with it
     path: str  # on the filesystem of the input
     row_group_rows: tuple[int, ...]
+    digest: str = ""  # of its size, its footer and its end; "" if that is not known
+    # Columns that the names of its folders give, such as `lang` of `lang=de/a.parquet`.
+    partitions: tuple[tuple[str, str | None], ...] = ()
+    # Runs of rows that were given other numbers because the file changed: (first row, its number).
+    numbers: tuple[tuple[int, int], ...] = ()
+    next_number: int | None = None  # after all that its rows ever had; None: its number of rows
+    num_gone: int = 0  # rows in the output that a former version of the file had, and this one not
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of the file."""
+        return sum(self.row_group_rows)
+
+    def numbers_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers that name rows, which are given by their places in the file."""
+        if not self.numbers:
+            return rows
+        first, number = np.array(self.numbers, np.int64).T
+        run = np.searchsorted(first, rows, side="right") - 1
+        return number[run] + rows - first[run]
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,11 @@ class RowNaming:
     # Of the ids in memory, which all files have in common; their texts depend on it.
     kind: pa.DataType = field(default_factory=pa.string)
 
+    @property
+    def is_renaming(self) -> bool:
+        """Whether the user's ids are renamed where they are null or repeated."""
+        return self.make_unique and self.column is not None
+
     def ids_of_file(self, file: InputFile) -> Iterator[pa.Array]:
         """Yield the ids of each row group of a file, in order, as the file has them.
 
@@ -49,7 +74,7 @@ class RowNaming:
         if self.column is None:
             first = 0
             for num_rows in file.row_group_rows:
-                yield numbered(file, np.arange(first, first + num_rows))
+                yield numbered(file, file.numbers_of(np.arange(first, first + num_rows)))
                 first += num_rows
             return
         try:

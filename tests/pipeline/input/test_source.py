@@ -523,3 +523,62 @@ def test_rows_that_were_there_whenever_runs_were_killed_are_tried_alone_and_then
     (poisoned,) = planned.poisoned
     assert rows_of(read(source, Plan((poisoned,), 1, 0))) == {"x.parquet#4": "4.mp4"}
     assert (planned.num_done, planned.num_todo) == (1, 5)
+
+
+def test_the_names_of_folders_give_columns(tmp_path):
+    folder = tmp_path / "in"
+    write(folder / "lang=de" / "day=1" / "a.parquet", 1)
+    write(folder / "lang=zh%2Dcn" / "b.parquet", 1, first=1)
+    write(folder / "lang=__HIVE_DEFAULT_PARTITION__" / "day=02" / "c.parquet", 1, first=2)
+    columns = InputColumns(prompt="lang", fields=("day",))
+
+    source = open_source(str(folder), columns)
+    tables = read(source, plan(source, OutputIndex.empty()))
+
+    assert source.row_schema.output.names[1:4] == ["video", "lang", "day"]
+    assert {row["video"]: (row["lang"], row["day"]) for t in tables for row in t.to_pylist()} == {
+        "0.mp4": ("de", "1"),
+        "1.mp4": ("zh-cn", None),
+        "2.mp4": (None, "02"),
+    }
+    assert source.row_schema.former.output.names[1:3] == ["video", "caption"]
+    chosen = open_source(str(folder), ALL, carry=["lang"])
+    assert chosen.row_schema.carried.names == ["lang"]
+    with pytest.raises(ValueError, match=r"has no column 'day'"):
+        open_source(str(folder), InputColumns(id="day"))
+
+
+def test_a_column_of_a_file_comes_before_one_of_a_folder(tmp_path):
+    write(tmp_path / "in" / "lang=de" / "a.parquet", 1, lang=["fr"])
+    write(tmp_path / "in" / "lang=it" / "b.parquet", 1)
+
+    source = open_source(str(tmp_path / "in"), ALL)
+    tables = read(source, plan(source, OutputIndex.empty()))
+
+    assert [table["lang"].to_pylist() for table in tables] == [["fr"], [None]]
+
+
+def test_a_file_that_changes_during_a_run_is_refused(tmp_path):
+    path = write(tmp_path / "x.parquet", 6)
+    source = open_source(str(path), ALL)
+    planned = plan(source, OutputIndex.empty())
+    write(path, 5)
+
+    with pytest.raises(ValueError, match=r"x\.parquet, row group 1 .*changed since the run began"):
+        read(source, planned)
+
+
+def test_footers_of_any_length_are_read_and_tell_a_change(tmp_path):
+    """The end of a file is read once, and a second time for a footer that is longer."""
+    path = tmp_path / "x.parquet"
+
+    def opened(first):
+        names = {f"a long name of a column {number}": [number] for number in range(2000)}
+        pq.write_table(pa.table({"video": ["0.mp4"], "first": [first], **names}), path)
+        (file,) = open_source(str(path), ALL, carry=[]).files
+        return file
+
+    before = opened(0)
+    assert int.from_bytes(path.read_bytes()[-8:-4], "little") > 64 << 10
+    assert opened(7).digest != before.digest
+    assert opened(0) == before
