@@ -141,8 +141,8 @@ def _changes(known: Mapping[str, InputFile], present: Mapping[str, InputFile]) -
     for name in _changed_names(known, present):
         old, new = known[name], present.get(name)
         if new is None:
-            twins = [each.name for each in present.values() if _is_moved(old, each, known)]
-            yield f"{name} is gone" + (f" (its content is in {twins[0]})" if twins else "")
+            twins = [each for each in present.values() if each.digest == old.digest]
+            yield f"{name} is gone" + (f" (its content is in {twins[0].name})" if twins else "")
         elif not old.path:
             yield f"{name} was gone and is there again"
         elif old.num_rows != new.num_rows:
@@ -165,7 +165,3 @@ def _changed_names(
             or (old.digest and old.digest != new.digest)
         ):
             yield name
-
-
-def _is_moved(old: InputFile, new: InputFile, known: Mapping[str, InputFile]) -> bool:
-    return old.digest == new.digest != "" and new.name not in known

@@ -5,8 +5,8 @@ a row of the output is that row and keeps its name. Of equal rows the first keep
 All other rows are new and get the next numbers of the file, which no row has had.
 """
 
-from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,41 +33,53 @@ def recognize_rows(
 ) -> Source:
     """Name the rows of changed files by what they hold; files that are gone keep their rows.
 
-    It reads the changed files, media bytes included, and the digests in the output.
+    It reads the changed files, media bytes included, and the digests in the output. If rows are
+    missing it reads the files too that are new, since the rows may have moved there.
 
     Raises:
-        ValueError: the output has no digests, a file has moved or cannot be read, or the order of
-            its rows has nothing to do with the old one.
+        ValueError: the output has no digests, rows have moved to another file, a file cannot be
+            read, or the order of its rows has nothing to do with the old one.
     """
     if DIGEST_FIELD.name not in source.row_schema.carried.names:
         raise ValueError(
             f"--new-rows cannot tell which rows are new: {store.uri} was begun by a version that "
             "stored no digests of rows; put the files back as they were, or use another --output"
         )
-    _refuse_moved(source, changed)
     answered = _answered_rows(store, parts, changed)
-    files = tuple(
-        _recognized(source, file, answered[file.name]) if file.name in changed else file
-        for file in source.files
-    )
-    gone = tuple(
+    files, lost = [], {}
+    appeared: dict[str, Iterable[str | None]] = {}  # digests of rows by the file that has them now
+    for file in source.files:
+        if file.name in changed:
+            numbered, appeared[file.name] = _recognized(source, file, answered[file.name])
+            files.append(numbered)
+        else:
+            files.append(file)
+            if file.next_number is None:  # the output does not know it
+                appeared[file.name] = _digests(source, file)
+    gone = [
         replace(file, path="", num_gone=sum(map(len, answered[file.name].values())))
         if file.name in changed
         else file
         for file in source.gone
-    )
-    return source.with_files(files, gone)
+    ]
+    for name, left in answered.items():
+        lost |= {digest: name for digest, numbers in left.items() if numbers}
+    _refuse_moved(lost, appeared)
+    return source.with_files(tuple(files), tuple(gone))
 
 
-def _refuse_moved(source: Source, changed: Collection[str]) -> None:
-    """Refuse to answer all rows of a file again because it has another name."""
-    gone = {file.digest: file.name for file in source.gone if file.name in changed and file.digest}
-    for file in source.files:
-        if file.next_number is None and file.digest in gone:  # the output does not know it yet
-            raise ValueError(
-                f"{file.name} has the content of {gone[file.digest]}, which is gone; give it that "
-                "name again, since its rows are named by it, or use another --output"
-            )
+def _refuse_moved(
+    lost: Mapping[str | None, str], appeared: Mapping[str, Iterable[str | None]]
+) -> None:
+    """Refuse to answer rows again because they are in another file, whose name they would get."""
+    for name, digests in appeared.items() if lost else ():
+        for digest in digests:
+            if digest in lost:
+                raise ValueError(
+                    f"{name} has rows that were in {lost[digest]} when they were answered, and "
+                    "rows are named by their files; put them back into that file, or use another "
+                    "--output"
+                )
 
 
 def _answered_rows(
@@ -93,15 +105,20 @@ def _answered_rows(
 
 def _recognized(
     source: Source, file: InputFile, answered: Mapping[str | None, list[int]]
-) -> InputFile:
-    """Number the rows of a file: those of the output as there, the others after all of them."""
-    left = {digest: deque(sorted(numbers)) for digest, numbers in answered.items()}
-    next_number = max(file.next_number or 0, *(max(each) + 1 for each in left.values()), 0)
-    numbers = []
+) -> tuple[InputFile, set[str | None]]:
+    """Number the rows of a file: those of the output as there, the others after all of them.
+
+    Takes the numbers that it gives out of `answered`. Returns the digests of the other rows too.
+    """
+    next_number = max(file.next_number or 0, *(max(each) + 1 for each in answered.values()), 0)
+    for each in answered.values():
+        each.sort(reverse=True)  # the first row gets the first number, which is at the end
+    numbers, new = [], set()
     for digest in _digests(source, file):
-        if digest is not None and left.get(digest):
-            numbers.append(left[digest].popleft())
+        if left := answered.get(digest):
+            numbers.append(left.pop())
         else:
+            new.add(digest)
             numbers.append(next_number)
             next_number += 1
     runs = _runs(np.array(numbers, np.int64))
@@ -110,13 +127,13 @@ def _recognized(
             f"the rows of {file.path} have an order that has nothing to do with the old one; put "
             "the file back as it was, or use another --output"
         )
-    num_gone = sum(map(len, left.values()))
-    return replace(
+    numbered = replace(
         file,
         numbers=() if runs == ((0, 0),) else runs,
         next_number=next_number,
-        num_gone=num_gone,
+        num_gone=sum(map(len, answered.values())),
     )
+    return numbered, new
 
 
 def _digests(source: Source, file: InputFile) -> Iterator[str | None]:

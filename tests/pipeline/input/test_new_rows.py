@@ -173,9 +173,18 @@ def test_a_file_that_moved_is_not_answered_again(job):
 
     with pytest.raises(ValueError, match=r"a\.parquet is gone \(its content is in b\.parquet\)"):
         job.run()
-    with pytest.raises(
-        ValueError, match=r"b\.parquet has the content of a\.parquet, which is gone"
-    ):
+    with pytest.raises(ValueError, match=r"b\.parquet has rows that were in a\.parquet when they"):
+        job.run(new_rows=True)
+
+
+def test_rows_that_moved_to_another_file_are_not_answered_again(job):
+    write(job.folder / "a.parquet", "a0", "a1")
+    write(job.folder / "b.parquet", "b0", "b1")
+    job.run()
+    write(job.folder / "a.parquet", "a0", "b0")
+    write(job.folder / "b.parquet", "a1", "b1", "new")
+
+    with pytest.raises(ValueError, match=r"a\.parquet has rows that were in b\.parquet when they"):
         job.run(new_rows=True)
 
 
