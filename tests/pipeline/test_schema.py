@@ -3,6 +3,7 @@
 import shlex
 import uuid
 from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -264,7 +265,8 @@ def test_what_casts_without_loss_is_carried():
 def test_a_column_with_a_role_may_be_null_throughout(role):
     schema = pa.schema([("video", pa.string()), ("x", pa.null())])
 
-    assert check_input(schema, InputColumns(**{role: "x"})).carried.names == ["video", "x"]
+    roles: dict[str, Any] = {role: "x"}
+    assert check_input(schema, InputColumns(**roles)).carried.names == ["video", "x"]
 
 
 def test_the_advice_can_be_typed():

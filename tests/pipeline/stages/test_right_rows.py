@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -205,7 +206,7 @@ def run_in_disorder(config, rng, engine, *, is_unlucky):
         if plan.rows.num_todo:
             inline = InlineBackend(plan, lambda *_: engine, runner)
             inline.sizing = replace(inline.sizing, admission=ADMIT_AT_ONCE)
-            backend = Disorder(inline, plan, runner, rng, is_unlucky=is_unlucky)
+            backend: Any = Disorder(inline, plan, runner, rng, is_unlucky=is_unlucky)
             drive(plan, writer, backend, LoadPicture(), show_progress=False)
     return writer
 
