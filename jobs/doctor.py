@@ -116,6 +116,8 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
     columns = ", ".join(f"{field.name} ({field.type})" for field in source.row_schema.read)
     text = f"{source.num_rows} rows in {len(source.files)} file(s); used: {columns}"
     yield Finding("ok", "input", text)
+    if source.left_out:
+        yield Finding("note", "input", f"left out: {source.left_out}")
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     plan = dry_run(config, num_gpus=num_gpus, where="")
     yield _planned(plan)

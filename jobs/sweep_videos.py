@@ -39,8 +39,8 @@ For the layouts and the columns that they read, see the first lines of jobs/swee
 
 scores: strict (an answer that names no option is wrong), expected (it counts 1/k, like a guess),
 logit (the likeliest letter as the first token; not for thinking models). Standard errors are
-clustered by video. An open answer is right if it equals the truth but for case, outer marks and
-spaces.
+clustered by video. An open answer is right if it equals the truth but for case, markup, outer
+marks and spaces. An answer that names several options names none; docs/sweeps.md has the rules.
 
 files in the output directory:
   answers.parquet    one row for each question in each cell, with the settings of the cell
@@ -123,6 +123,8 @@ def _sweep(options: argparse.Namespace) -> object:
     dataset = read_items(
         options.input, options.layout, video_path=options.video_path, limit=options.limit
     )
+    if dataset.left_out:
+        print(f"left out of the input: {dataset.left_out}", flush=True)
     work = plan_work(dataset, cells)
     uri = options.output.rstrip("/")
     configs = [config_of(work, own, uri, folder) for folder, own in work.runs.items()]

@@ -1,7 +1,7 @@
 """`PipelineConfig`, what one run reads, asks and writes, and its recipe, what changes captions."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -110,11 +110,26 @@ def recipe_of(config: PipelineConfig, row_schema: RowSchema) -> Recipe:
     )
 
 
+def as_begun(config: PipelineConfig, stored: Mapping[str, Any] | None) -> PipelineConfig:
+    """Settle the background "auto" by the stored recipe of the output that a run continues.
+
+    An output from before the field is continued without a background, so that it never holds
+    captions of one picture on white and of another one on black. `stored` is None for a new output.
+    """
+    if config.instructions.background != "auto" or stored is None or "background" in stored:
+        return config
+    return replace(config, instructions=replace(config.instructions, background="none"))
+
+
 def _recorded(instructions: Instructions) -> dict[str, Any]:
     """The instructions as a recipe records them."""
     fields = asdict(instructions)
     fields["frames"] = asdict(instructions.view.affordable_frames)
     del fields["limits"]  # they decide what fails, not what a caption says
+    if instructions.background_color is None:
+        del fields["background"]  # outputs from before the option were made so
+    else:
+        fields["background"] = instructions.background_color
     if instructions.windows is None:
         del fields["windows"]  # outputs from before windows existed have no such key
     for prompt in fields["named_prompts"]:

@@ -10,16 +10,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.cluster.deployment import choose_deployment
-from pipeline.config import PipelineConfig, recipe_of
+from pipeline.config import PipelineConfig, as_begun, recipe_of
+from pipeline.input.files_below import LeftOut
 from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import Plan, plan
 from pipeline.input.source import Source
-from pipeline.monitor.progress import counts_text
+from pipeline.monitor.progress import counts_text, temporary_text
 from pipeline.output import ledger
 from pipeline.output.in_flight import read_journal
 from pipeline.output.recipe import Recipe, differences, stored_fields
 from pipeline.output.store import Store, open_store
-from pipeline.run_plan import as_begun, check
+from pipeline.run_plan import check, with_columns_as_begun
 from pipeline.status import ErrorCode
 
 
@@ -43,6 +44,7 @@ class DryRun:
     config: PipelineConfig
     output: str  # its URI, without credentials
     num_files: int
+    left_out: LeftOut  # of the input
     counts: RowCounts
     statuses: Mapping[str, int]  # rows of the output, by status
     failed_codes: Mapping[str, int]  # failed rows of the output, by error code
@@ -62,6 +64,7 @@ class DryRun:
         content = f"{num_old} rows, {counts_text(self.statuses)}" if num_old else "new"
         lines = [
             f"input     {self.counts.all} rows in {files} of {self.config.input}",
+            *([f"left out  {self.left_out}"] if self.left_out else []),
             f"output    {self.output}: {content}",
             *(self._recipe_lines() if self.changes else self._row_lines()),
         ]
@@ -81,6 +84,7 @@ class DryRun:
             again = "they stay; --retry-failed would try them again, or only CODES of them"
             if counts.retried:
                 again = f"--retry-failed tries {counts.retried} of them again and replaces them"
+            again += temporary_text(self.failed_codes)
             lines.append(f"failed    {counts_text(self.failed_codes)}; {again}")
         if counts.quarantined or counts.poisoned:
             lines.append(
@@ -114,8 +118,11 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
         ValueError: the run would be refused.
     """
     checked, store = check(config), open_store(config.output)
-    source, num_experts = as_begun(config, checked.source, store), checked.text.n_routed_experts
+    num_experts = checked.text.n_routed_experts
     parts = ledger.committed_parts(store)
+    if parts and not config.new_recipe:
+        config = as_begun(config, stored_fields(store))
+    source = with_columns_as_begun(config, checked.source, store)
     changes = tuple(_changes(store, recipe_of(config, source.row_schema))) if parts else ()
     if not changes:
         source = in_known_order(source, store, parts, new_rows=config.new_rows)
@@ -126,6 +133,7 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
         config=config,
         output=store.uri,
         num_files=len(source.files),
+        left_out=source.left_out,
         counts=counts,
         statuses=statuses,
         failed_codes=codes,

@@ -15,24 +15,39 @@ from pipeline.prompts.window_answers import window_fields
 
 
 def open_checkpoint(config: PipelineConfig) -> TextConfig:
-    """Check every tensor's name and shape, and that every schema can be made a grammar.
+    """Check every tensor's name and shape, that frames have room, and that schemas are usable.
 
     Returns the configuration of the checkpoint's language model.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ValueError: its experts cannot be divided over the ranks, or a schema is refused.
+        ValueError: its experts cannot be divided over the ranks, no prompt has room for the
+            frames, or a schema is refused.
     """
     from model.network.weights import check_checkpoint  # here, as it imports torch
 
     text = check_checkpoint(config.checkpoint).text
     check_ranks(config, text.n_routed_experts)
-    _check_grammars(config)
+    processor = Processor.from_checkpoint(config.checkpoint)
+    _check_frames(config, processor)
+    _check_grammars(config, processor)
     return text
 
 
-def _check_grammars(config: PipelineConfig) -> None:
-    processor = Processor.from_checkpoint(config.checkpoint)
+def _check_frames(config: PipelineConfig, processor: Processor) -> None:
+    most = processor.max_images
+    for view in config.instructions.views:
+        frames = view.affordable_frames
+        count = len(frames.at_s or ()) or frames.num_frames or 0
+        if count > most:
+            raise ValueError(
+                f"{count:,} frames of a row are asked for, and a prompt of this checkpoint has "
+                f"room for at most {most:,}, however small they are; take fewer, or set --window-s "
+                "so that each window is a prompt of its own"
+            )
+
+
+def _check_grammars(config: PipelineConfig, processor: Processor) -> None:
     grammars = Grammars(processor.tokenizer, processor.config.stop_token_ids)
     prompts = config.instructions.named_prompts
     asked = {f"the prompt {each.name!r}": each.sampling for each in prompts}

@@ -60,6 +60,8 @@ def run(
     """
     with announced_if_slow(_CHECKING) if show_progress else nullcontext():
         checked = check(config)
+    if show_progress and checked.source.left_out:
+        announce(f"left out of the input: {checked.source.left_out}")
     store = open_store(config.output)
     with lock_output(store) as lock:
         plan = plan_run(config, checked, store)
@@ -154,6 +156,7 @@ def _report(plan: RunPlan, writer: PartWriter, usage: Usage) -> Report:
         num_prompt_tokens=writer.num_prompt_tokens,
         num_generated_tokens=writer.num_generated_tokens,
         num_bytes_written=writer.num_bytes,
+        captions=writer.captions.summary(),
         usage=usage,
         output=output,
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 from model.config import TextConfig
 from parallel.experts.load import ExpertLoad
 from pipeline.cluster.deployment import wanted_load
-from pipeline.config import PipelineConfig, recipe_of
+from pipeline.config import PipelineConfig, as_begun, recipe_of
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.manifest import in_known_order, is_needed, knows_files, note_files
 from pipeline.input.plan import Plan, plan
@@ -71,16 +71,17 @@ class RunPlan:
 
 
 def check(config: PipelineConfig) -> Checked:
-    """Check the checkpoint, the placement of its experts, and the input; nothing is written.
+    """Check the input, the checkpoint and the placement of its experts; nothing is written.
 
     Raises:
         ValueError: one of them cannot be used.
     """
+    source = open_input(config)  # first, since it is the quicker check
     text = open_checkpoint(config)
-    return Checked(text=text, expert_load=wanted_load(config, text), source=open_input(config))
+    return Checked(text=text, expert_load=wanted_load(config, text), source=source)
 
 
-def as_begun(config: PipelineConfig, source: Source, store: Store) -> Source:
+def with_columns_as_begun(config: PipelineConfig, source: Source, store: Store) -> Source:
     """Keep to the columns of an output that a former version began, which wrote fewer of them."""
     former = source.row_schema.former
     if former is None or stored_fields(store) != recipe_of(config, former).plain_fields:
@@ -94,7 +95,9 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     Raises:
         ValueError: the output belongs to another recipe or input, or is damaged.
     """
-    source = as_begun(config, checked.source, store)
+    if ledger.committed_parts(store) and not config.new_recipe:
+        config = as_begun(config, stored_fields(store))
+    source = with_columns_as_begun(config, checked.source, store)
     recipe = recipe_of(config, source.row_schema)
     schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     claim_output(store, recipe, new_recipe=config.new_recipe)

@@ -21,6 +21,7 @@ class ErrorCode(StrEnum):
     MEDIA_NULL = "media_null"  # the row names no media
     MEDIA_MISSING = "media_missing"  # the file or object does not exist
     MEDIA_UNREADABLE = "media_unreadable"  # the file or object exists and cannot be read
+    FETCH_FAILED = "fetch_failed"  # the server or the network failed in each of several attempts
     URI_NOT_ALLOWED = "uri_not_allowed"  # the user did not allow this place
     MEDIA_TOO_LARGE = "media_too_large"  # over a limit on bytes, pixels, frames, pages or memory
     MEDIA_UNSUPPORTED = (
@@ -41,3 +42,13 @@ class ErrorCode(StrEnum):
         "poison_row"  # groups, workers or runs died while they worked on it, at last on it alone
     )
     ENGINE_ERROR = "engine_error"
+
+
+# Codes of rows that another run may answer although nothing is changed, since the error depends on
+# a server, or on what else the machine was doing.
+TEMPORARY = (
+    ErrorCode.FETCH_FAILED,
+    ErrorCode.DECODE_TIMEOUT,
+    ErrorCode.DECODER_DIED,
+    ErrorCode.ENGINE_ERROR,
+)

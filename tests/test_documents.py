@@ -20,6 +20,7 @@ from jobs import (
     plan,
     review,
     sweep_videos,
+    try_prompt,
 )
 from pipeline.schema import RESULT_FIELDS, SAMPLES_FIELD, TOKEN_LOGPROBS_FIELD
 from pipeline.status import ErrorCode
@@ -27,7 +28,9 @@ from tests.conftest import ROOT
 from tests.pages import ALL, DOCUMENTS, PAGES, SITE, anchors, code_names, fences, prose
 
 FOLDERS = ("model", "parallel", "pipeline", "jobs", "tests")
-JOBS = (caption_videos, describe_images, doctor, parse_documents, plan, review, sweep_videos)
+JOBS = (
+    caption_videos, describe_images, doctor, parse_documents, plan, review, sweep_videos, try_prompt
+)  # fmt: skip
 # Options of other programs that the pages name.
 FOREIGN_OPTIONS = {"--head", "--working-dir"}
 

@@ -64,7 +64,7 @@ def prepare_sample(
     )
     prepare = Prepare(processor, source.row_schema, config.instructions, media.open)
     found = []
-    for split in _drawn(source, num_rows, config.sampling.seed):
+    for split in drawn(source, num_rows, config.sampling.seed):
         for rows in read_split(source.filesystem, source.row_schema, split, max_rows=1):
             started = time.perf_counter()
             prepared = prepare(rows)
@@ -98,7 +98,7 @@ def findings(rows: Sequence[SampledRow], num_rows_in_input: int) -> Iterator[Fin
         yield from _histogram([row.num_tokens for row in good])
 
 
-def _drawn(source: Source, num_rows: int, seed: int) -> Iterator[RowGroupSplit]:
+def drawn(source: Source, num_rows: int, seed: int) -> Iterator[RowGroupSplit]:
     """Yield splits of the input that select `num_rows` random rows over all files."""
     splits = plan(source, OutputIndex.empty()).splits
     total = sum(split.num_todo for split in splits)

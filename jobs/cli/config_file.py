@@ -7,6 +7,7 @@ that file repeats the run. Credentials in URIs are left out.
 
 import argparse
 import difflib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,32 @@ def overlay(
     given = vars(parser.parse_args(as_arguments(parser, values)))
     excluded = dict.fromkeys(_excluded(parser, given))
     return argparse.Namespace(**{**vars(options), **excluded, **given})
+
+
+def command_of(
+    make_parser: Callable[[], Parser],
+    given_to: Callable[[], Parser],
+    arguments: Sequence[str],
+    changes: Mapping[str, Any],
+) -> str:
+    """Return the command line of one job with the options that were given to another.
+
+    `arguments` were given to the parser of `given_to`. Options that the job of `make_parser` does
+    not have are left out; `changes` replace options by name, and None removes one.
+    """
+    parser = make_parser()
+    given = _given(given_to, arguments)
+    names = [_name(action) for action in _kept(parser)]
+    values = {_name(action): given[action.dest] for action in _kept(parser) if action.dest in given}
+    values = {name: {**values, **changes}.get(name) for name in names}
+    texts = [part for text in as_arguments(parser, values) for part in _two_words(text)]
+    return shlex.join(["python", "-m", f"jobs.{parser.prog}", *texts])
+
+
+def _two_words(argument: str) -> list[str]:
+    """Split `--name=value`, unless the value would be taken for an option."""
+    name, is_value, value = argument.partition("=")
+    return [name, value] if is_value and not value.startswith("-") else [argument]
 
 
 def _excluded(parser: Parser, given: Mapping[str, Any]) -> set[str]:

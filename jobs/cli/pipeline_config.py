@@ -18,6 +18,7 @@ from pipeline.media.windows import PageWindows, TimeWindows, Windows
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.named_prompts import list_columns, value_columns
 from pipeline.schema import ErrorCode, InputColumns
+from pipeline.status import TEMPORARY
 
 
 def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
@@ -72,6 +73,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
             timestamps=options.timestamps,
             max_frame_tokens=options.frame_tokens,
             max_row_tokens=options.tokens_per_row,
+            background=options.background,
             limits=media_limits(options),
         ),
         allowed_uris=tuple(options.allow_uri),
@@ -154,7 +156,7 @@ def _fair_threads(options: argparse.Namespace) -> int:
 
 
 def _error_codes(text: str | None) -> tuple[ErrorCode, ...]:
-    """Parse the codes in `--retry-failed`.
+    """Parse the codes in `--retry-failed`; `temporary` stands for several.
 
     Raises:
         ValueError: a code is unknown, or the list is empty.
@@ -168,8 +170,12 @@ def _error_codes(text: str | None) -> tuple[ErrorCode, ...]:
         raise ValueError(
             f"--retry-failed: {text!r} names no error code; give no value to retry all"
         )
+    names = [each for name in names for each in (TEMPORARY if name == "temporary" else [name])]
     for name in names:
         if name not in set(ErrorCode):
             known = ", ".join(ErrorCode)
-            raise ValueError(f"--retry-failed: there is no error code {name!r}; they are {known}")
-    return tuple(ErrorCode(name) for name in names)
+            raise ValueError(
+                f"--retry-failed: there is no error code {name!r}; they are {known}; temporary "
+                f"stands for {', '.join(TEMPORARY)}"
+            )
+    return tuple(dict.fromkeys(ErrorCode(name) for name in names))

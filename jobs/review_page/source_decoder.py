@@ -66,6 +66,7 @@ class SourceDecoder:
         self._limits = limits
         self._views = frame_views_of(output.recipe)
         self._windows = windows_of(output.recipe)
+        self._background = output.recipe.get("background")
         self._frame_px = frame_px
         self._max_frames = max_frames
         self._decoders: SimpleQueue[SandboxedDecoder] = SimpleQueue()
@@ -126,7 +127,11 @@ class SourceDecoder:
     ) -> list[list[Frames]]:
         """Return the frames of each view, window or page of a row, decoded as a job does."""
         requests = [
-            FrameRequest(sampling=view.frames, fit=Thumbnail(self._frame_px, seen_px))
+            FrameRequest(
+                sampling=view.frames,
+                fit=Thumbnail(self._frame_px, seen_px),
+                background=self._background,
+            )
             for view, seen_px in zip(self._views, self._seen_px(row), strict=True)
         ]
         decoded: list[list[Frames]] = []

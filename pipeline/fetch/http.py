@@ -11,99 +11,74 @@ now and then, in the headers or in the body, is so dropped at the deadline.
 import io
 import ipaddress
 import socket
-import ssl
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
+from http import HTTPStatus
 from http.client import (
     HTTPConnection,
     HTTPException,
     HTTPMessage,
     HTTPResponse,
     HTTPSConnection,
-    InvalidURL,
 )
 from typing import IO, Any, cast
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
+from pipeline.fetch.attempts import Deadline, StatusError
 from pipeline.media.limits import MediaError
+from pipeline.media.signatures import TEXT, describe
 from pipeline.status import ErrorCode
 
-_NUM_ATTEMPTS = 4
-_BACKOFF_S = 1.0  # before the second attempt; doubles with each further one
 _TIMEOUT_S = 60.0  # of each connection and each read
-_MAX_WAIT_S = 30.0  # between two attempts
-_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-class Deadline:
-    """When the time for one object ends; all attempts and the waits between them count."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._end_s = time.monotonic() + limit_s
-
-    def left_s(self) -> float:
-        """The seconds that are left; raises an OSError once there are none."""
-        left_s = self._end_s - time.monotonic()
-        if left_s <= 0:
-            raise OSError(f"it takes longer than {self._limit_s:g} s")
-        return left_s
+_HEAD_BYTES = 4096  # of what a server says beside a status that is not 200
 
 
 @contextmanager
-def download(
-    uri: str, check: Callable[[str], object], deadline: Deadline
-) -> Iterator[HTTPResponse]:
+def download(uri: str, judge: Callable[[str], str], deadline: Deadline) -> Iterator[HTTPResponse]:
     """Open the response of a server as a stream, which is closed at the end of the `with`.
 
-    Trouble that may pass (a time-out, a broken connection, a busy server) leads to another attempt.
-    Each wait is twice as long as the one before, or as long as the server asks for. The deadline
-    holds until the last byte of the stream is read.
+    The deadline holds until the last byte of the stream is read. `judge` returns the normal form of
+    an allowed URL; it is asked about each redirect.
 
     Raises:
-        MediaError: a redirect leads to a place that `check` does not allow.
-        OSError, HTTPException, ValueError: the last attempt failed, or the time is over.
+        MediaError: a redirect leads to a place that `judge` does not allow.
+        OSError, HTTPException, ValueError: the attempt failed, or the time is over.
     """
     try:
-        with closing(_open_with_retries(uri, check, deadline)) as response:
+        with closing(_open(uri, judge, deadline)) as response:
             yield response
     except (TimeoutError, URLError):
         deadline.left_s()  # if the deadline was the cause, its own error says so better
         raise
 
 
-def _open_with_retries(
-    uri: str, check: Callable[[str], object], deadline: Deadline
-) -> HTTPResponse:
-    for attempt in range(_NUM_ATTEMPTS - 1):
-        try:
-            return _open(uri, check, deadline)
-        except (OSError, HTTPException) as error:
-            if (asked_s := _retry_after_s(error)) is None:
-                raise
-            wait_s = min(max(_BACKOFF_S * 2**attempt, asked_s), _MAX_WAIT_S)
-            time.sleep(min(wait_s, deadline.left_s()))
-    return _open(uri, check, deadline)
-
-
-def _retry_after_s(error: OSError | HTTPException) -> float | None:
-    """The wait that the server asks for, or 0; None if another attempt would fail the same way."""
-    if isinstance(error, HTTPError):
-        error.close()
-        asked = error.headers.get("Retry-After", "")
-        is_temporary = error.code in _TEMPORARY
-        return (float(asked) if asked.isdecimal() else 0.0) if is_temporary else None
-    reason = error.reason if isinstance(error, URLError) else error
-    return None if isinstance(reason, ssl.SSLCertVerificationError | InvalidURL) else 0.0
-
-
-def _open(uri: str, check: Callable[[str], object], deadline: Deadline) -> HTTPResponse:
+def _open(uri: str, judge: Callable[[str], str], deadline: Deadline) -> HTTPResponse:
     guard = _Guard(deadline)
-    opener = build_opener(_GuardedHandler(guard), _Redirects(check))
-    return opener.open(Request(uri, headers={"User-Agent": "moonsweep"}), timeout=_TIMEOUT_S)
+    opener = build_opener(_GuardedHandler(guard), _Redirects(judge))
+    request = Request(uri, headers={"User-Agent": "moonsweep"})
+    try:
+        response = opener.open(request, timeout=_TIMEOUT_S)
+    except HTTPError as error:
+        with closing(error):
+            raise _status_error(error.code, error.reason, error) from error
+    if response.status != HTTPStatus.OK:  # such as 204, or a part of the object with 206
+        with closing(response):
+            raise _status_error(response.status, response.reason, response)
+    return response
+
+
+def _status_error(status: int, reason: str, answer: HTTPError | HTTPResponse) -> StatusError:
+    """Say what the server answers, and what it says beside that."""
+    body = b""
+    with suppress(OSError, HTTPException, ValueError):  # the status says enough without it
+        body = answer.read(_HEAD_BYTES) if answer.fp else b""
+    found = describe(body)
+    more = f", with {found}" if found not in (None, TEXT) else ""
+    asked = answer.headers.get("Retry-After", "")
+    message = f"the server answers {status} {reason}"[:200] + more
+    return StatusError(status, message, float(asked) if asked.isdecimal() else 0.0)
 
 
 class _Guard:
@@ -195,12 +170,12 @@ class _TimedReader(io.RawIOBase):
 class _Redirects(HTTPRedirectHandler):
     """Follows a redirect only to an address that the row itself could have named."""
 
-    def __init__(self, check: Callable[[str], object]) -> None:
-        self._check = check
+    def __init__(self, judge: Callable[[str], str]) -> None:
+        self._judge = judge
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         fp.close()  # otherwise urllib reads the whole body of the redirect into memory
-        self._check(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        allowed = self._judge(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, allowed)

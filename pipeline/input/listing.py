@@ -1,8 +1,7 @@
 """Lists the Parquet files of an input, on any filesystem that pyarrow or fsspec knows."""
 
 import os
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl
 
@@ -10,10 +9,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.filesystems import open_filesystem
+from pipeline.input.files_below import Found, LeftOut, files_below
 from pipeline.output.ledger import is_part
 from pipeline.output.store import open_store
 
-_SUFFIXES = (".parquet", ".pq")
+_PARTS = "parts of the output"
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Listing:
     filesystem: pafs.FileSystem
     folder: str  # base of relative media paths; absolute, or a URI
     files: tuple[tuple[str, str], ...]  # (name below the folder, path on the filesystem)
+    left_out: LeftOut = field(default_factory=LeftOut)  # what lies beside them and is not read
 
 
 def list_files(uri: str, *, output: str | None = None) -> Listing:
@@ -32,15 +33,13 @@ def list_files(uri: str, *, output: str | None = None) -> Listing:
     file, a directory of Parquet files, or is a glob pattern in which `**` crosses directories. In
     directories and patterns, names that begin with `_` or `.` are skipped. The results go to
     `output`, which may be the same directory or one below. Its part files are left out, since each
-    run would otherwise answer the rows of the run before.
+    run would otherwise answer the rows of the run before. `Listing.left_out` has all of these.
 
     Raises:
         ValueError: there is no such file, it cannot be listed, or it is unclear whether a file is
             a part file of the output.
     """
     listing = _find(uri)
-    if not listing.files:
-        raise ValueError(f"{uri} names no Parquet file")
     if output is None:
         return listing
     files = _without_parts(listing.filesystem, listing.files, uri, output)
@@ -49,11 +48,17 @@ def list_files(uri: str, *, output: str | None = None) -> Listing:
             f"{uri} names no Parquet file but the parts of the output {output}; name the files to "
             "caption, or another --output"
         )
+    for name, _ in {*listing.files} - {*files}:
+        listing.left_out.add(_PARTS, name)
     return replace(listing, files=files)
 
 
 def _find(uri: str) -> Listing:
-    """Find the files that a path, pattern or URI names; there may be none."""
+    """Find the files that a path, pattern or URI names.
+
+    Raises:
+        ValueError: it cannot be listed, or names no file.
+    """
     place, _, query = uri.partition("?") if "://" in uri else (uri, "", "")
     settings = f"?{query}" if query else ""
     head, pattern = _split_pattern(place)
@@ -67,13 +72,25 @@ def _find(uri: str) -> Listing:
         if not pattern and kind == pafs.FileType.File:
             folder, name = str(PurePosixPath(root).parent), PurePosixPath(root).name
             head = head.rpartition("/")[0]
-            found = [(name, root)]
+            found = Found(((name, root),))
         else:
-            folder, found = root, _below(filesystem, root, pattern)
+            folder, found = root, files_below(filesystem, root, pattern)
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
         raise ValueError(f"cannot open {uri}: {error}") from error
+    if not found.files:
+        raise ValueError(f"{uri} names no Parquet file{_why_none(found, uri)}")
     is_remote = "://" in uri and not uri.startswith("file://")
-    return Listing(filesystem, f"{head}{settings}" if is_remote else folder, tuple(sorted(found)))
+    base = f"{head}{settings}" if is_remote else folder
+    return Listing(filesystem, base, found.files, found.left_out)
+
+
+def _why_none(found: Found, uri: str) -> str:
+    """What is there in place of Parquet files."""
+    left_out = f"; left out: {found.left_out}" if found.left_out else ""
+    if not found.matches_folders:
+        return left_out
+    files = f"{uri.rstrip('/')}/**/*.parquet"
+    return f"{left_out}; it matches folders, whose files are {files!r}"
 
 
 def _split_pattern(path: str) -> tuple[str, str]:
@@ -84,18 +101,6 @@ def _split_pattern(path: str) -> tuple[str, str]:
         return path, ""
     head, slash, _ = path[:first].rpartition("/")
     return (head or slash or "."), path[len(head) + len(slash) :]
-
-
-def _below(filesystem: pafs.FileSystem, root: str, pattern: str) -> list[tuple[str, str]]:
-    found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    paths = [info.path for info in found if info.type == pafs.FileType.File]
-    names = [str(PurePosixPath(path).relative_to(root)) for path in paths]
-    return [
-        (name, path)
-        for name, path in zip(names, paths, strict=True)
-        if not any(component.startswith(("_", ".")) for component in name.split("/"))
-        and (_matches(name, pattern) if pattern else name.endswith(_SUFFIXES))
-    ]
 
 
 def _without_parts(
@@ -137,14 +142,3 @@ def _folder(filesystem: pafs.FileSystem, path: str) -> str:
     folder = path.rpartition("/")[0]
     is_local = isinstance(filesystem, pafs.LocalFileSystem)
     return os.path.realpath(folder) if is_local else folder.strip("/")
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a relative path matches a pattern; `*` stays in one directory, `**` does not."""
-    first, _, rest = pattern.partition("/")
-    head, _, tail = name.partition("/")
-    if first == "**":
-        return _matches(name, rest or "*") or bool(tail and _matches(tail, pattern))
-    if not fnmatchcase(head, first):
-        return False
-    return _matches(tail, rest) if rest and tail else not rest and not tail

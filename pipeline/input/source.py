@@ -5,7 +5,7 @@ The id of a row is the value of the user's id column as a string, or else `<file
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from urllib.parse import unquote
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pipeline.input.files_below import LeftOut
 from pipeline.input.listing import list_files
 from pipeline.input.row_ids import InputFile, RowNaming
 from pipeline.input.schema_merge import unify
@@ -33,6 +34,7 @@ class Source:
     row_schema: RowSchema
     naming: RowNaming
     gone: tuple[InputFile, ...] = ()  # files that the input does not have any more
+    left_out: LeftOut = field(default_factory=LeftOut)  # what lies beside the files and is not read
 
     @property
     def num_rows(self) -> int:
@@ -101,7 +103,9 @@ def open_source(
     )
     kind = pa.string() if columns.id is None else row_schema.read.field(columns.id).type
     naming = RowNaming(filesystem, files, columns.id, make_ids_unique, kind)
-    source = Source(filesystem, listing.folder, files, row_schema, naming)
+    source = Source(
+        filesystem, listing.folder, files, row_schema, naming, left_out=listing.left_out
+    )
     if source.num_rows == 0:
         raise ValueError(f"{uri} has no rows")
     return source

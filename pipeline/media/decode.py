@@ -1,19 +1,24 @@
 """Untrusted bytes -> frames, whether they are a video, a picture or a document.
 
-The first bytes tell which of the three they are; names and types that a dataset claims do not.
+The first bytes tell which of the three they are; names and types that a dataset claims do not. What
+no decoder can read is named by its first bytes too, such as a login page.
 """
 
 from collections.abc import Sequence
 from typing import BinaryIO
 
 from pipeline.media.display import FrameRequest
-from pipeline.media.images import decode_pages, decode_picture, is_picture
 from pipeline.media.limits import DEFAULT_LIMITS, MediaError, MediaLimits
+from pipeline.media.pictures.formats import picture_format
+from pipeline.media.pictures.picture import decode_pages, decode_picture
+from pipeline.media.signatures import HEAD_BYTES, describe, media_kind
 from pipeline.media.video import decode_video
 from pipeline.media.windows import PageWindows, Span, Window, Windows
 from pipeline.status import ErrorCode
 
-_HEAD_BYTES = 1024  # within which a PDF must begin
+_PDF_HEAD_BYTES = 1024  # within which a PDF must begin
+# What the decoders say of a file that is no media at all.
+_UNREAD = (ErrorCode.MEDIA_CORRUPT, ErrorCode.MEDIA_UNSUPPORTED, ErrorCode.NO_VIDEO_STREAM)
 
 
 def decode_media(
@@ -30,13 +35,28 @@ def decode_media(
     the `fit` of the one request; its sampling and `span_s` do not apply to pages. Arguments,
     result and errors are otherwise those of `pipeline.media.video.decode_video`.
     """
-    head = _head(source)
+    try:
+        return _decode(source, requests, windows, span_s, limits)
+    except MediaError as error:
+        if error.code not in _UNREAD or (found := describe(_head(source, HEAD_BYTES))) is None:
+            raise
+        raise MediaError(error.code, f"the file is {found}") from error
+
+
+def _decode(
+    source: bytes | BinaryIO,
+    requests: Sequence[FrameRequest],
+    windows: Windows | None,
+    span_s: Span,
+    limits: MediaLimits,
+) -> list[Window]:
+    head = _head(source, _PDF_HEAD_BYTES)
     if not isinstance(windows, PageWindows):
         if head.startswith(b"%PDF-"):
             raise MediaError(
                 ErrorCode.MEDIA_UNSUPPORTED, "a PDF, which only jobs.parse_documents reads"
             )
-        decode = decode_picture if is_picture(head) else decode_video
+        decode = decode_video if picture_format(head) is None else decode_picture
         return decode(source, requests, windows=windows, span_s=span_s, limits=limits)
     (request,) = requests
     if b"%PDF-" in head:
@@ -44,16 +64,17 @@ def decode_media(
         from pipeline.media.documents import decode_document
 
         return decode_document(source, fit=request.fit, limits=limits)
-    if is_picture(head):
-        return decode_pages(source, fit=request.fit, limits=limits)
-    raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, "neither a PDF nor a picture")
+    if picture_format(head) is not None:
+        return decode_pages(source, request, limits=limits)
+    found = f", but {kind}" if (kind := media_kind(head)) else ""
+    raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, f"neither a PDF nor a picture{found}")
 
 
-def _head(source: bytes | BinaryIO) -> bytes:
+def _head(source: bytes | BinaryIO, num_bytes: int) -> bytes:
     if isinstance(source, bytes):
-        return source[:_HEAD_BYTES]
+        return source[:num_bytes]
     try:
         source.seek(0)
-        return source.read(_HEAD_BYTES)
+        return source.read(num_bytes)
     except OSError as error:
         raise MediaError(ErrorCode.MEDIA_UNREADABLE, f"reading failed: {error}") from error

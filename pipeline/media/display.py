@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.hdr import is_hdr, to_sdr
 
+WHITE = "#ffffff"
 # Maps a displayed width and height and a number of frames to the final width and height.
 Fit = Callable[[int, int, int], tuple[int, int]]
 
@@ -28,10 +29,12 @@ _MAX_PIXEL_ASPECT = 4
 
 @dataclass(frozen=True, kw_only=True)
 class FrameRequest:
-    """Which frames of a video or picture to take, and at which size."""
+    """Which frames of a video or picture to take, at which size, and on which background."""
 
     sampling: FrameSampling
     fit: Fit | None = None  # None keeps the displayed size
+    # What shows through a picture, as #rrggbb; None takes the colours under the transparency.
+    background: str | None = WHITE
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,12 @@ def target_times(start_s: float, end_s: float, sampling: FrameSampling) -> NDArr
     * `num_frames=N` gives the mid-points of N equal segments.
     * `fps` gives the mid-points of segments of 1/fps seconds from `start_s` on, as far as they lie
       in the span; a span shorter than a segment is one segment.
-    * `at_s` gives those seconds after `start_s` that lie in the span, which may be none.
+    * `at_s` gives those seconds after `start_s` that lie in the span, which may be none. Second 0
+      always lies in it, also if the span has no length, as that of a still picture.
     """
     if sampling.at_s is not None:
         times_s = start_s + np.unique(sampling.at_s)
-        return times_s[times_s < end_s]
+        return times_s[(times_s < end_s) | (times_s == start_s)]
     span_s = end_s - start_s
     num_targets = sampling.num_frames or sampling.max_frames
     segment_s = span_s / num_targets

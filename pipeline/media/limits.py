@@ -50,7 +50,7 @@ class MediaLimits:
     def check_num_bytes(self, num_bytes: int) -> None:
         """Refuse a file that is empty or too long."""
         if num_bytes == 0:
-            raise MediaError(ErrorCode.MEDIA_CORRUPT, "the file has no bytes")
+            raise MediaError(ErrorCode.MEDIA_CORRUPT, "the file is empty: it has no bytes")
         if num_bytes > self.max_bytes:
             refuse(f"the file has {num_bytes} bytes", self.max_bytes, "--max-media-bytes")
 

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.monitor.snapshot import RankWaits, Snapshot
+from pipeline.status import TEMPORARY
 
 _LINE_EVERY_S = 30.0
 
@@ -107,6 +108,12 @@ def _waits_text(ranks: Sequence[RankWaits]) -> str:
 def counts_text(counts: Mapping[str, int]) -> str:
     """List counts by name, such as `2 media_corrupt, 1 poison_row`."""
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+
+def temporary_text(counts: Mapping[str, int]) -> str:
+    """Say how many failed rows another run may answer; empty if there is none."""
+    num = sum(counts.get(code, 0) for code in TEMPORARY)
+    return f"; {num} may be answered when tried again: --retry-failed temporary" if num else ""
 
 
 def duration_text(seconds: float) -> str:

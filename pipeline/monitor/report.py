@@ -4,10 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from model.engine.fit.capacity import Capacity
-from pipeline.monitor.progress import counts_text
+from pipeline.monitor.progress import counts_text, temporary_text
 from pipeline.monitor.snapshot import Snapshot
 from pipeline.monitor.stage_costs import Costs, StageCost
+from pipeline.output.caption_counts import CUT, CaptionSummary
 from pipeline.status import Status
+
+# One caption in more of the rows than this is worth a warning, if there are enough rows to tell.
+_LARGEST_SHARE = 0.05
+_FEWEST_CAPTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class OutputCounts:
     def __str__(self) -> str:
         done = self.num_rows - self.num_failed
         failed = f"{self.num_failed} failed{_counts(self.error_codes)}"
+        failed += temporary_text(self.error_codes)
         return f"output: {self.num_rows} rows = {done} done + {failed}"
 
 
@@ -101,6 +107,7 @@ class Report:
     num_prompt_tokens: int
     num_generated_tokens: int
     num_bytes_written: int
+    captions: CaptionSummary = field(default_factory=CaptionSummary)
     usage: Usage
     first_error: str | None = None  # id and message of a row that failed; None if none did
     output: OutputCounts  # of all rows, with those of earlier runs
@@ -133,6 +140,7 @@ class Report:
         return {
             **({} if usage.snapshot is None else usage.snapshot.as_json()),
             **fields,
+            "captions": self.captions.as_json(),
             "output": self.output.as_json(),
             "seconds": self.seconds,
             **self.rates,
@@ -171,6 +179,7 @@ class Report:
                 f"{self.usage.num_out_of_memory} tries of steps ran out of memory and were "
                 "divided; lower --cache-gib, --max-step-tokens or --batch-size"
             )
+        lines += _caption_lines(self.captions)
         lines += [f"set apart: {text}" for text in self.usage.groups_set_apart]
         if self.error_share == 1:
             lines.append(
@@ -201,6 +210,30 @@ class Report:
             f"{usage.prepare_busy:.0%} of the time of {usage.num_preparers} workers, "
             f"the engines had {usage.mean_rows:.1f} of {usage.max_rows} rows",
         ]
+
+
+def _caption_lines(captions: CaptionSummary) -> list[str]:
+    """Say how texts ended and how alike captions are, and warn if one is in many rows."""
+    lines: list[str] = []
+    if captions.num_texts:
+        ends = [f"{captions.share_ended_by(reason):.1%} by {reason}" for reason in CUT]
+        lines.append(f"of {captions.num_texts} texts ended {', '.join(ends)}")
+    if captions.num_most_frequent == 1 < captions.num_captions and not captions.num_uncounted:
+        lines.append(f"no two of {captions.num_captions} captions are the same")
+    elif captions.num_captions > 1:
+        least = "at least " if captions.num_uncounted else ""
+        text = "".join(each if each.isprintable() else " " for each in captions.most_frequent or "")
+        lines.append(
+            f"the most frequent caption stands in {least}{captions.num_most_frequent} of "
+            f'{captions.num_captions} rows ({captions.share:.1%}): "{text}"'
+        )
+    if captions.num_captions >= _FEWEST_CAPTIONS and captions.share > _LARGEST_SHARE:
+        lines.append(
+            f"WARNING: {captions.share:.1%} of the captions of this run are the same; look at some "
+            "of these rows: are their media blank, does the model refuse, or does the prompt allow "
+            "few answers?"
+        )
+    return lines
 
 
 def _mb(num_bytes: int) -> str:

@@ -158,15 +158,28 @@ def open_store(uri: str) -> Store:
     """Open the store of an output.
 
     Raises:
-        ValueError: no known filesystem has such a URI.
+        ValueError: no known filesystem has such a URI, or a local file stands in its place.
     """
     try:
         filesystem, path = open_filesystem(uri)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"cannot write to the output {uri}: {error}") from error
     if isinstance(filesystem, pafs.LocalFileSystem):
+        _check_directory(Path(path), uri)
         return LocalStore(Path(path))
     return ObjectStore(without_secrets(uri).partition("?")[0], filesystem, path.rstrip("/"))
+
+
+def _check_directory(path: Path, uri: str) -> None:
+    for each in (path, *path.parents):
+        if each.is_symlink() and not each.exists():
+            raise ValueError(f"cannot write to the output {uri}: {each} is a broken link")
+        if each.exists():
+            if not each.is_dir():
+                raise ValueError(
+                    f"cannot write to the output {uri}: {each} is a file; name a directory"
+                )
+            return
 
 
 def _named(error: OSError, path: Path) -> OSError:

@@ -1,9 +1,9 @@
 """`FrameLoader`: fetches and decodes the media of a row into the frames that the model sees."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from model.inputs.processor import Processor
 from model.inputs.prompt import PromptError
@@ -19,6 +19,20 @@ from pipeline.status import ErrorCode
 Decoded = TypeVar("Decoded")
 
 
+class LoadsFrames(Protocol):
+    """What makes prompts of a row's frames asks for them; see `FrameLoader`."""
+
+    def frames(
+        self, row: InputRow, views: Sequence[FrameView]
+    ) -> Mapping[FrameView, Sequence[Frames]]:
+        """Load the frames of a row for each view."""
+        ...
+
+    def windows(self, row: InputRow, view: FrameView, windows: Windows) -> Sequence[Window]:
+        """Load the windows of a row."""
+        ...
+
+
 @dataclass(frozen=True)
 class FrameLoader:
     """Loads the frames of one row after the other; opens and decodes each of its media once."""
@@ -27,6 +41,7 @@ class FrameLoader:
     fetch: Callable[[object], bytes | BinaryIO]  # opens one media value or raises a `MediaError`
     decoder: SandboxedDecoder
     limits: MediaLimits  # on the media of one row
+    background: str | None  # of transparent pictures, as for `FrameRequest`
 
     def frames(
         self, row: InputRow, views: Sequence[FrameView]
@@ -96,7 +111,7 @@ class FrameLoader:
             max_frame_tokens=view.max_frame_tokens,
             max_row_tokens=max_row_tokens,
         )
-        return FrameRequest(sampling=view.affordable_frames, fit=fit)
+        return FrameRequest(sampling=view.affordable_frames, fit=fit, background=self.background)
 
     def _load(self, value: object, decode: Callable[[bytes | BinaryIO], Decoded]) -> Decoded:
         """Open one of the media, decode it and close it."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from model.inputs.processor import Processor
 from pipeline.media.limits import MediaError
 from pipeline.media.sandbox import SandboxedDecoder
-from pipeline.prompts.frame_loader import FrameLoader
+from pipeline.prompts.frame_loader import FrameLoader, LoadsFrames
 from pipeline.prompts.input_row import read_row
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.prompt_builder import PromptBuilder
@@ -34,6 +34,7 @@ class Prepare:
 
     `fetch` opens one media value or raises a `MediaError`. Each prompt gets a seed of its own from
     that of the run. Without a decoder, a decoding process with the limits of `instructions` starts.
+    A `loader` gives the frames in place of both.
     """
 
     def __init__(
@@ -44,10 +45,14 @@ class Prepare:
         fetch: Callable[[object], bytes | BinaryIO],
         seed: int = 0,
         decoder: SandboxedDecoder | None = None,
+        loader: LoadsFrames | None = None,
     ) -> None:
         self._row_schema = row_schema
         self._decoder = decoder or SandboxedDecoder(instructions.limits)
-        loader = FrameLoader(processor, fetch, self._decoder, instructions.limits)
+        if loader is None:
+            loader = FrameLoader(
+                processor, fetch, self._decoder, instructions.limits, instructions.background_color
+            )
         builder = PromptBuilder(processor, instructions.system, seed)
         self._row_prompts = row_prompts(instructions, loader, builder)
         self._row_fields: tuple[pa.Field, ...] = ()  # they tell the prompts of one row apart

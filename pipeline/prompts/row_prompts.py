@@ -16,7 +16,7 @@ from model.inputs.prompt import PromptError
 from pipeline.media.frames import Frames
 from pipeline.media.limits import MediaError
 from pipeline.media.windows import PageWindows, Window, Windows
-from pipeline.prompts.frame_loader import FrameLoader
+from pipeline.prompts.frame_loader import LoadsFrames
 from pipeline.prompts.frame_view import FrameView
 from pipeline.prompts.input_row import InputRow
 from pipeline.prompts.instructions import Instructions
@@ -36,7 +36,7 @@ RowPrompts = Callable[[InputRow], list[Columns]]
 
 
 def row_prompts(
-    instructions: Instructions, loader: FrameLoader, builder: PromptBuilder
+    instructions: Instructions, loader: LoadsFrames, builder: PromptBuilder
 ) -> RowPrompts:
     """Choose the way in which the instructions make prompts of a row."""
     if instructions.named_prompts:
@@ -51,7 +51,7 @@ class _PromptMaker:
     """The parts that the three ways have in common."""
 
     instructions: Instructions
-    loader: FrameLoader
+    loader: LoadsFrames
     builder: PromptBuilder
 
     def _text(self, row: InputRow) -> str:

@@ -119,7 +119,7 @@ class InlineBackend:
         self._plan = plan
         self._engine_factory = engine_factory
         self._runner = runner
-        self.deployment = _deployment(plan.config).explained(plan.config)
+        self.deployment = inline_deployment(plan.config).explained(plan.config)
         self.sizing = choose_sizing(
             plan.config,
             self.deployment,
@@ -250,8 +250,12 @@ async def _end(
     await asyncio.gather(preparing, *pending, return_exceptions=True)
 
 
-def _deployment(config: PipelineConfig) -> Deployment:
-    """One rank on this machine's first GPU, or on its CPU."""
+def inline_deployment(config: PipelineConfig) -> Deployment:
+    """One rank on this machine's first GPU, or on its CPU.
+
+    Raises:
+        ValueError: several ranks were asked for, or a GPU where there is none.
+    """
     import torch
 
     asked = {"--groups": config.num_groups, "--expert-parallel": config.expert_parallel}

@@ -218,6 +218,7 @@ def with_a_typo_in_the_prompts(place):
         ),
         pytest.param(None, ["--merge-prompt", "x"], "needs --merge", id="no windows to merge"),
         pytest.param(None, ["--retry-failed", ","], "',' names no error code", id="no codes"),
+        pytest.param(None, ["--retry-failed", "x"], "no error code 'x'.*temporary", id="code"),
         pytest.param(None, ["--fps", "0"], "fps must be a positive", id="fps"),
         pytest.param(None, ["--prompt", " "], "the prompt is empty", id="no prompt"),
         pytest.param(with_a_misspelt_field, [], "{keyy}.*the nearest is 'key'", id="template"),
@@ -234,6 +235,7 @@ def with_a_typo_in_the_prompts(place):
         pytest.param(with_no_prompts, [], "prompts.yaml cannot be read|cannot be read", id="file"),
         pytest.param(None, ["--seed", "-1"], "seed must be in", id="seed"),
         pytest.param(None, ["--allow-uri", "s3"], "is not a prefix", id="prefix"),
+        pytest.param(None, ["--frames", "1000000"], "1,000,000 frames of a row", id="frames"),
         pytest.param(None, ["--columns", "nothing"], "no carried column 'nothing'", id="column"),
     ],
 )
@@ -257,7 +259,9 @@ def test_what_cannot_work_is_refused_in_one_line(place, capsys, spoil, more, mes
         (["--frames", "4", "--fps", "1"], "argument --fps: not allowed with argument --frames"),
         (["--frame-tokens", "many"], "argument --frame-tokens: 'many' is not a positive"),
         (["--timestamps", "hh"], "argument --timestamps: invalid choice: 'hh'"),
-        (["--flames", "3"], "unrecognized arguments: --flames 3"),
+        (["--flames", "3"], "unrecognized arguments: --flames 3; did you mean --frames? (see"),
+        (["--temprature=1"], "--temprature=1; did you mean --temperature? (see --help)"),
+        (["--zebra", "3"], "unrecognized arguments: --zebra 3 (see --help)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -31,7 +31,9 @@ KIMI = "moonshotai/Kimi-VL-A3B-Instruct"
 COOKBOOK = ROOT / "docs" / "cookbook.md"
 
 PIPELINE = ("caption_videos", "describe_images", "parse_documents", "sweep_videos")
-RUN = tuple(f"jobs.{name}" for name in (*PIPELINE, "doctor", "review", "plan", "demo.quiz"))
+RUN = tuple(
+    f"jobs.{name}" for name in (*PIPELINE, "doctor", "try_prompt", "review", "plan", "demo.quiz")
+)
 
 # The beginning of a command that is not run -> why not.
 NOT_RUN = {

@@ -14,6 +14,7 @@ from pipeline.output.in_flight import write_journal
 from pipeline.output.poison import RUNS
 from pipeline.prompts.named_prompts import NamedPrompt
 from pipeline.schema import ErrorCode
+from pipeline.status import TEMPORARY
 from tests.pipeline.runs import answer_without_ray, small_config, store_of
 from tests.tiny import tiny_checkpoint
 
@@ -91,6 +92,22 @@ def test_what_retry_failed_would_do_is_told(config):
     assert (some.counts.retried, some.num_todo) == (1, 3)
     assert (all_of_them.counts.retried, all_of_them.num_todo) == (2, 4)
     assert "--retry-failed tries 2 of them again and replaces them" in str(all_of_them)
+
+
+def test_failures_that_may_pass_by_themselves_are_told(config):
+    half_done(config)
+    assert "--retry-failed temporary" not in str(ahead(config))
+    answer_without_ray(config, [4], code="fetch_failed")
+
+    found = ahead(config, retry_failed=TEMPORARY)
+
+    assert found.counts.retried == 1
+    assert "1 may be answered when tried again: --retry-failed temporary" in str(found)
+
+
+def test_what_the_input_leaves_out_is_told(config):
+    (Path(config.input) / "notes.txt").touch()
+    assert "left out  7 with another suffix than" in str(ahead(config))
 
 
 def test_gpus_that_are_not_there_are_told(config):

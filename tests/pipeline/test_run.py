@@ -279,6 +279,14 @@ def test_rows_keep_their_order_on_request(config, carry_out):
     assert pq.read_table(config.output)["n"].to_pylist() == list(range(6))
 
 
+def test_what_the_input_leaves_out_is_said(config, capsys):
+    answer_without_ray(config, range(6))
+
+    run(config, connect=never)
+
+    assert "left out of the input: 6 with another suffix than" in capsys.readouterr().err
+
+
 def test_a_finished_output_needs_no_ray(config):
     answer_without_ray(config, range(6))
 
@@ -378,7 +386,7 @@ def test_a_second_driver_is_refused(config):
         ),
     ],
 )
-def test_a_bad_checkpoint_is_refused_before_the_input_is_opened(
+def test_a_bad_checkpoint_is_refused_before_anything_is_started(
     config, tmp_path, damage, error, message
 ):
     copy = tmp_path / "copy"
@@ -386,7 +394,12 @@ def test_a_bad_checkpoint_is_refused_before_the_input_is_opened(
     damage(copy)
 
     with pytest.raises(error, match=message):
-        run(replace(config, checkpoint=copy, input="/nowhere"), connect=never)
+        run(replace(config, checkpoint=copy), connect=never)
+
+
+def test_a_missing_input_is_told_before_a_checkpoint_is_read(config):
+    with pytest.raises(ValueError, match="/nowhere does not exist"):
+        run(replace(config, checkpoint=Path("/nowhere"), input="/nowhere"), connect=never)
 
 
 @pytest.mark.parametrize(

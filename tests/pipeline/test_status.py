@@ -18,7 +18,7 @@ from pipeline.status import ErrorCode
 from tests.clips import make_audio, make_video
 from tests.pipeline.decoding import decode_in
 from tests.pipeline.fits import Misbehave
-from tests.pipeline.media.test_images import bomb
+from tests.pipeline.media.pictures.test_picture import bomb
 from tests.pipeline.media.test_media_refused import listener, playlist, sdp  # noqa: F401, a fixture
 from tests.pipeline.stages.test_generate import Groups, generate, make_prompt, prepared
 from tests.tiny import tiny_checkpoint
@@ -75,7 +75,8 @@ def decoder():
 
 
 def test_no_code_is_missing():
-    elsewhere = {ErrorCode.DECODER_DIED, ErrorCode.MEDIA_ENCRYPTED}  # below, and test_documents
+    # Below, and in test_documents and test_http.
+    elsewhere = {ErrorCode.DECODER_DIED, ErrorCode.MEDIA_ENCRYPTED, ErrorCode.FETCH_FAILED}
     assert {*PREPARED, *GENERATED} == set(ErrorCode) - elsewhere
 
 

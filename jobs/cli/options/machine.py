@@ -50,7 +50,8 @@ _RUN = """
 --fail-if-errors SHARE: exit with status 3 if more than this share (0 to 1) of the rows that this
     run wrote have status error; 0 allows none
 --retry-failed CODES: process rows with status error again and replace them; with codes, such as
-    media_missing,media_unreadable, only these errors
+    media_missing,media_unreadable, only these errors; with the word temporary only those that may
+    pass by themselves, such as those of a server
 --new-recipe: if the output was made with other settings, move its rows to its folder _old-<time>/
     and start again
 --new-rows: if files of the input changed since the output was begun and rows have no --id-column:

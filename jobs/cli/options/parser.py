@@ -1,6 +1,7 @@
 """The parser of every job: its error messages, its manual page, and options from text."""
 
 import argparse
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -21,8 +22,18 @@ class Parser(argparse.ArgumentParser):
     where = ""  # prefix of messages, such as the name of a file
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {self.where}{message} (see --help)\n")
+        """Print the message, with the nearest option for one that is unknown, and exit with 2."""
+        hints = [
+            f"; did you mean {nearest}?"
+            for word in message.split()
+            if message.startswith("unrecognized arguments:") and word.startswith("--")
+            for nearest in self._nearest(word.partition("=")[0])
+        ]
+        self.exit(2, f"{self.prog}: error: {self.where}{message}{''.join(hints)} (see --help)\n")
+
+    def _nearest(self, flag: str) -> list[str]:
+        """Return the option that is most like a misspelled one, if any is."""
+        return difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.75)
 
 
 def add_options(

@@ -56,6 +56,25 @@ def number_or(word: str) -> Callable[[str], float | None]:
     return parse
 
 
+def color_or(*words: str) -> Callable[[str], str]:
+    """Make a parser of colours, by name or as #rrggbb; it returns #rrggbb, or one of `words`."""
+
+    def parse(text: str) -> str:
+        if text in words:
+            return text
+        from PIL import ImageColor  # imported here, so that start-up stays light
+
+        try:
+            red, green, blue = ImageColor.getrgb(text)[:3]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no colour; use a name such as white, #rrggbb, or {words[-1]}"
+            ) from None
+        return f"#{red:02x}{green:02x}{blue:02x}"
+
+    return parse
+
+
 def seconds(text: str) -> tuple[float, ...]:
     """Parse A,B,...: times in seconds, such as 0,2.5."""
     try:

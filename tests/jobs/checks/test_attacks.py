@@ -30,7 +30,7 @@ EXPECTED = {
     "cache protocol": "media_missing",
     "async protocol": "media_missing",
     "path out of the folder to a device": "uri_not_allowed",
-    "data URI": "media_missing",
+    "data URI": "media_corrupt",
     "PostScript, which Pillow gives to Ghostscript": "media_corrupt",
     "PNG of 11 kB that unfolds to 270 MB": "media_too_large",
     "JPEG cut in two": "media_corrupt",

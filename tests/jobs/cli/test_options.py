@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from jobs.cli.options import Parser, add_options, count, parse_names
+from jobs.cli.options.values import color_or
 
 MANUAL = """
 --rows N: rows to read: all of
@@ -57,3 +58,20 @@ def test_names_of_columns_are_written_as_in_a_csv_file(text, names):
 def test_quotes_without_a_partner_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not a list of names such as"):
         parse_names(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("white", "#ffffff"), ("Navy", "#000080"), ("#0F0", "#00ff00")),
+        *(("rgb(1,2,3)", "#010203"), ("none", "none"), ("auto", "auto")),
+    ],
+)
+def test_a_colour_is_known_by_its_name_or_number(text, value):
+    assert color_or("auto", "none")(text) == value
+
+
+def test_a_colour_that_is_none_is_refused_by_its_name():
+    message = "'whit' is no colour; use a name such as white, #rrggbb, or none"
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        color_or("auto", "none")("whit")

@@ -1,10 +1,13 @@
-"""The parts of an output are no input of the next run, wherever the output lies."""
+"""Which files an input has: not the parts of an output, wherever it lies, and what else not."""
+
+import os
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.input.files_below import CIRCLE, HIDDEN, OTHER_CASE, OTHER_SUFFIX
 from pipeline.input.listing import list_files
 from pipeline.output.store import open_store
 
@@ -96,3 +99,131 @@ def test_parts_are_left_out_on_the_filesystems_of_fsspec(folder):
         assert names("memory://listed", "memory://listed/out") == ["a.parquet"]
     finally:
         memory.rm("/listed", recursive=True)
+
+
+# What is found, and what is left out
+
+
+@pytest.fixture
+def mixed(tmp_path, monkeypatch):
+    """A folder with Parquet files of all names, and with other things."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        *("a.parquet", "b.PARQUET", "c.parq", "d.pq", "_e.parquet", ".f.parquet"),
+        *("g.parquet/part-0.snappy.parquet", "g.parquet/_SUCCESS", "g.parquet/part-0.crc"),
+        *("_old/h.parquet", "_old/deep/i.parquet", "lang=de/j.parquet"),
+    ):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(ROWS, tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no")
+    return tmp_path
+
+
+ALL = [
+    *("a.parquet", "b.PARQUET", "c.parq", "d.pq", "g.parquet/part-0.snappy.parquet"),
+    "lang=de/j.parquet",
+]
+LEFT = (
+    "4 hidden, with a name that begins with _ or . (.f.parquet, _e.parquet, _old/, ...), "
+    "2 with another suffix than .parquet, .parq, .pq (g.parquet/part-0.crc, notes.txt)"
+)
+
+
+@pytest.fixture
+def places(mixed):
+    """The same files on a disk and in the memory filesystem of fsspec."""
+    memory = fsspec.filesystem("memory")
+    for path in (mixed / "in").rglob("*"):
+        if path.is_file():
+            memory.pipe(f"/mixed/{path.relative_to(mixed / 'in')}", path.read_bytes())
+    yield ["in", "memory://mixed"]
+    memory.rm("/mixed", recursive=True)
+
+
+def test_parquet_files_of_every_name_are_read_and_the_rest_is_told(places):
+    for place in places:
+        listing = list_files(place)
+        assert [name for name, _ in listing.files] == ALL
+        assert str(listing.left_out) == LEFT
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found", "left_out"),
+    [
+        pytest.param(
+            "*.parquet",
+            ["a.parquet", "g.parquet/part-0.snappy.parquet"],
+            {HIDDEN: 3, OTHER_SUFFIX: 1, OTHER_CASE: 1},
+            id="a folder of Spark counts as a file",
+        ),
+        pytest.param("*.pq", ["d.pq"], {}, id="nothing is left out"),
+        pytest.param("lang=*/*", ["lang=de/j.parquet"], {}, id="below folders"),
+        pytest.param("**/*.PARQUET", ["b.PARQUET"], {OTHER_CASE: 3, HIDDEN: 3}, id="capitals"),
+    ],
+)
+def test_a_pattern_leaves_out_only_what_it_names(pattern, found, left_out, places):
+    for place in places:
+        listing = list_files(f"{place}/{pattern}")
+        assert [name for name, _ in listing.files] == found
+        assert listing.left_out.counts == left_out
+
+
+def test_the_parts_of_the_output_are_counted_too(folder):
+    left_out = list_files("in", output="in/out").left_out
+    assert str(left_out) == f"1 parts of the output (out/{PART})"
+    assert not list_files("in/a.parquet", output="in/out").left_out
+
+
+@pytest.mark.parametrize("uri", ["in", "in/*.parquet"])
+def test_a_broken_link_is_refused_by_name(uri, folder):
+    (folder / "in" / "z.parquet").symlink_to("gone/z.parquet")
+    with pytest.raises(ValueError, match=r"in/z\.parquet is a broken link: gone/z\.parquet does"):
+        list_files(uri)
+    (folder / "in" / "z.parquet").unlink()
+    os.mkfifo(folder / "in" / "z.parquet")
+    with pytest.raises(ValueError, match=r"in/z\.parquet is a pipe, socket or device"):
+        list_files(uri)
+
+
+def test_links_in_a_circle_name_no_file_twice(folder):
+    for name in ("in/up", "in/deep/up", "in/deep/top", "in/other/up"):
+        (folder / name).symlink_to(folder if name.endswith("top") else folder / "in")
+    (folder / "elsewhere").mkdir()
+    pq.write_table(ROWS, folder / "elsewhere" / "e.parquet")
+    (folder / "in" / "there").symlink_to(folder / "elsewhere")
+
+    listing = list_files("in")
+
+    names = [name for name, _ in listing.files]
+    assert {"a.parquet", "deep/b.parquet", "there/e.parquet"} <= {*names}
+    real = [os.path.realpath(path) for name, path in listing.files if "top/" not in name]
+    assert len({*real}) == len(real)
+    assert listing.left_out.named[CIRCLE] == ("deep/top/in/", "deep/up/", "other/up/")
+    assert listing.left_out.counts[CIRCLE] > 3
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        pytest.param("in/_old/deep/*.csv", "names no Parquet file$", id="nothing"),
+        pytest.param("in/*.Parquet", "for the case of letters .a.parquet, b.PARQUET", id="case"),
+        pytest.param(
+            "in/lang=*", r"it matches folders, .* 'in/lang=\*/\*\*/\*\.parquet'", id="folder"
+        ),
+        pytest.param("text", r"left out: 1 with another suffix than .* .a\.txt.", id="no Parquet"),
+    ],
+)
+def test_an_input_without_files_tells_what_is_there(uri, told, mixed):
+    (mixed / "text").mkdir()
+    (mixed / "text" / "a.txt").touch()
+    with pytest.raises(ValueError, match=told):
+        list_files(uri)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(folder, monkeypatch):
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.scandir", scandir)  # root may list everything
+    with pytest.raises(ValueError, match=r"cannot open in: .* Permission denied"):
+        list_files("in")

@@ -21,7 +21,7 @@ from pipeline.status import ErrorCode
 from tests.clips import make_audio, make_video, real_clips
 from tests.pipeline.decoding import decode_in, decode_video
 from tests.pipeline.fits import Misbehave
-from tests.pipeline.media.test_images import bomb
+from tests.pipeline.media.pictures.test_picture import bomb
 from tests.pipeline.media.test_media_refused import ATTACKS, empty_picture, listener  # noqa: F401, a fixture
 
 FOUR = FrameSampling(num_frames=4)

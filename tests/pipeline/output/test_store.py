@@ -25,6 +25,18 @@ def store(request, tmp_path):
     return store
 
 
+@pytest.mark.parametrize("below", ["", "/out", "/deep/out"])
+def test_a_file_in_the_place_of_a_directory_is_refused_by_name(below, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for form in ("{}", "file://{}"):
+        uri = form.format(tmp_path / f"file{below}")
+        with pytest.raises(ValueError, match=rf"^cannot write to the output {uri}: .*/file is a f"):
+            open_store(uri)
+        with pytest.raises(ValueError, match=r"/link is a broken link$"):
+            open_store(form.format(tmp_path / f"link{below}"))
+
+
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
