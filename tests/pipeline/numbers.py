@@ -123,7 +123,7 @@ class NumberEngine:
 
 def unlucky_engine(deaths: Path, *_: object) -> NumberEngine:
     """An engine in any process, which fails and dies at times."""
-    return NumberEngine(os.getpid(), failing=0.15, dying=0.2, deaths=deaths)
+    return NumberEngine(os.getpid(), failing=0.15, dying=0.5, deaths=deaths)
 
 
 def lucky_engine(*_: object) -> NumberEngine:
