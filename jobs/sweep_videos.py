@@ -112,6 +112,8 @@ def _sweep(options: argparse.Namespace) -> object:
             raise ValueError(
                 f"--{flag} cannot be used in sweeps: the grid and the layout define the prompts"
             )
+    if options.shard is not None or options.check_shards:
+        raise ValueError("--shard and --check-shards cannot be used in sweeps: a sweep is one job")
     if options.fail_if_errors is not None:
         raise ValueError(
             "--fail-if-errors cannot be used in sweeps: summary.csv counts errors by cell"

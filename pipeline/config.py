@@ -10,8 +10,9 @@ from model.engine.config import EngineConfig
 from model.engine.sequence import SamplingParams
 from parallel.experts.policy import Exchange
 from pipeline.output.recipe import Recipe, checkpoint_fingerprint
+from pipeline.output.shards import Shard
 from pipeline.prompts.instructions import Instructions
-from pipeline.schema import ErrorCode, InputColumns, RowSchema
+from pipeline.schema import LATER_COLUMNS, ErrorCode, InputColumns, RowSchema
 
 _POSITIVE = (
     "limit",
@@ -37,7 +38,8 @@ class PipelineConfig:
     columns: InputColumns = field(default_factory=InputColumns)
     carry: tuple[str, ...] | None = None  # columns to write beside the results; None means all
     keep_media: bool = False  # write media bytes to the output too
-    limit: int | None = None  # the run answers only so many rows, the first of the input
+    limit: int | None = None  # the run answers only so many rows, the first of input or shard
+    shard: Shard | None = None  # the run answers this part of the input, in a folder of its own
     instructions: Instructions = field(default_factory=Instructions)
     media_folder: str | None = None  # base of relative media paths; None means the input's folder
     allowed_uris: tuple[str, ...] = ()  # prefixes of remote media that rows may name
@@ -65,7 +67,16 @@ class PipelineConfig:
     rows_per_batch: int | None = None
     run_yaml: str | None = None  # the options of the command, stored beside the output
 
+    def rows_of(self, num_rows: int) -> range:
+        """Return the rows of this run's shard, or all, by their numbers in an input of so many."""
+        return range(num_rows) if self.shard is None else self.shard.rows(num_rows)
+
     def __post_init__(self) -> None:
+        if self.new_rows and self.shard is not None:
+            raise ValueError(
+                "--new-rows cannot be used with --shard, whose rows are those of an input that "
+                "stays; put the files back as they were, or use another --output"
+            )
         if self.expert_copies and self.expert_placement is None:
             raise ValueError(
                 "expert_copies needs an expert_placement, which says which experts are busy"
@@ -105,7 +116,11 @@ def recipe_of(config: PipelineConfig, row_schema: RowSchema) -> Recipe:
             "max_model_len": config.engine.max_model_len,
             "columns": asdict(config.columns),
             "make_ids_unique": config.make_ids_unique,
-            "output_columns": [f"{field.name}: {field.type}" for field in row_schema.output],
+            "output_columns": [
+                f"{field.name}: {field.type}"
+                for field in row_schema.output
+                if field.name not in LATER_COLUMNS  # an output goes on with those that it has
+            ],
         }
     )
 

@@ -19,6 +19,7 @@ from pipeline.output import ledger
 from pipeline.output.in_flight import read_journal
 from pipeline.output.ledger import OutputIndex
 from pipeline.output.recipe import Recipe, claim_output, stored_fields
+from pipeline.output.shards import claim_shard
 from pipeline.output.store import Store
 from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_checkpoint, open_input
@@ -92,16 +93,24 @@ def with_columns_as_begun(config: PipelineConfig, source: Source, store: Store) 
 def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     """Claim the output, whose lock is held, for a recipe, and decide which rows are to do.
 
+    `store` is that of the shard, if the run is one.
+
     Raises:
-        ValueError: the output belongs to another recipe or input, or is damaged.
+        ValueError: the output belongs to another recipe or input, is damaged, or other shards do
+            not fit to this one.
     """
     if ledger.committed_parts(store) and not config.new_recipe:
         config = as_begun(config, stored_fields(store))
     source = with_columns_as_begun(config, checked.source, store)
     recipe = recipe_of(config, source.row_schema)
-    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
+    if config.shard is not None:
+        claim_shard(
+            config.output, config.shard, source.identity, recipe, new_recipe=config.new_recipe
+        )
     claim_output(store, recipe, new_recipe=config.new_recipe)
     parts = ledger.committed_parts(store)
+    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
+    schema = ledger.schema_as_begun(store, parts, schema)
     source = in_known_order(source, store, parts, new_rows=config.new_rows)
     is_unbound = bool(parts) and is_needed(source) and not knows_files(store)
     note_files(source, store)
@@ -124,7 +133,13 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
         recipe=recipe,
         schema=schema,
         index=index,
-        rows=plan(source, index, limit=config.limit, in_flight_counts=in_flight_counts),
+        rows=plan(
+            source,
+            index,
+            rows=config.rows_of(source.num_rows),
+            limit=config.limit,
+            in_flight_counts=in_flight_counts,
+        ),
         in_flight_counts=in_flight_counts,
         remark=_UNBOUND if is_unbound else None,
         run_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",

@@ -216,7 +216,7 @@ def open_source_decoder(
         is_unique = bool(output.recipe.get("make_ids_unique"))
         written = output.run.get("output") or str(output.path)  # the directory may be a copy
         source = open_source(uri, columns, carry=(), make_ids_unique=is_unique, output=written)
-        store = LocalStore(output.path)
+        store = LocalStore(output.run_folder)
         source = in_known_order(source, store, committed_parts(store))
         limits = limits_of(output.run)
         access = MediaAccess(

@@ -141,7 +141,16 @@ def _digests(source: Source, file: InputFile) -> Iterator[str | None]:
     first_row = 0
     for row_group, num_rows in enumerate(file.row_group_rows):
         todo = np.packbits(np.ones(num_rows, np.bool_)).tobytes()
-        split = RowGroupSplit(file, row_group, first_row, todo, num_rows)
+        split = RowGroupSplit(
+            file.name,
+            file.path,
+            row_group,
+            first_row,
+            num_rows,
+            todo,
+            num_rows,
+            partitions=file.partitions,
+        )
         for rows in read_split(
             source.filesystem, source.row_schema, split, max_rows=_ROWS_PER_BATCH
         ):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.input.plan import RowGroupSplit
 from pipeline.input.row_digest import row_digests
-from pipeline.input.row_ids import InputFile, numbered, renamed
+from pipeline.input.row_ids import numbered, renamed
 from pipeline.input.schema_merge import conform
 from pipeline.schema import DIGEST_FIELD, RowSchema
 
@@ -41,11 +41,11 @@ def read_split(
     """
     try:
         with pq.ParquetFile(
-            split.file.path, filesystem=filesystem, buffer_size=_READ_BUFFER_BYTES
+            split.path, filesystem=filesystem, buffer_size=_READ_BUFFER_BYTES
         ) as file:
             yield from _slices(file, row_schema, split, max_rows, max_bytes)
     except (OSError, pa.ArrowException) as error:
-        where = f"{split.file.path}, row group {split.row_group}"
+        where = f"{split.path}, row group {split.row_group}"
         raise ValueError(f"{where} cannot be read: {error}") from error
 
 
@@ -56,8 +56,7 @@ def _slices(
     max_rows: int,
     max_bytes: int,
 ) -> Iterator[pa.Table]:
-    num_rows = split.file.row_group_rows[split.row_group]
-    if file.metadata.row_group(split.row_group).num_rows != num_rows:
+    if file.metadata.row_group(split.row_group).num_rows != split.num_rows:
         raise OSError("it has changed since the run began")
     todo, is_renamed = _unpack(split, split.todo), _unpack(split, split.renamed)
     own = frozenset(file.schema_arrow.names) - {DIGEST_FIELD.name}
@@ -75,9 +74,9 @@ def _slices(
             rows = rows if wanted.all() else rows.filter(pa.array(wanted))
             numbers = first + np.flatnonzero(wanted)  # in the row group
             yield _with_row_id(
-                _complete(rows, split.file, row_schema),
+                _complete(rows, split, row_schema),
                 split.file,
-                split.first_row + numbers,
+                _numbers_in_names(split, numbers),
                 row_schema.columns.id,
                 is_renamed[numbers],
             )
@@ -87,9 +86,16 @@ def _slices(
             return  # the rest of the row group is not read
 
 
-def _complete(rows: pa.Table, file: InputFile, row_schema: RowSchema) -> pa.Table:
+def _numbers_in_names(split: RowGroupSplit, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers by which rows of the row group are named, their places unless it says."""
+    if not split.numbers:
+        return split.first_row + rows
+    return np.frombuffer(split.numbers, np.int64)[rows]
+
+
+def _complete(rows: pa.Table, split: RowGroupSplit, row_schema: RowSchema) -> pa.Table:
     """Add what the file does not hold: columns of its folders' names, of other files, digests."""
-    for name, value in file.partitions:
+    for name, value in split.partitions:
         if name in row_schema.read.names:
             rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
     rows = conform(rows, row_schema.read)
@@ -101,14 +107,14 @@ def _complete(rows: pa.Table, file: InputFile, row_schema: RowSchema) -> pa.Tabl
 
 def _with_row_id(
     rows: pa.Table,
-    file: InputFile,
+    file: str,
     numbers: NDArray[np.int64],
     column: str | None,
     is_renamed: NDArray[np.bool_],
 ) -> pa.Table:
     """Add the column `row_id`, in place of an id column of that name."""
     if column is None:
-        ids = numbered(file, file.numbers_of(numbers))
+        ids = numbered(file, numbers)
     else:
         ids = rows[column].cast(pa.string()).combine_chunks()
         ids = renamed(ids, file, numbers, is_renamed) if is_renamed.any() else ids
@@ -118,7 +124,7 @@ def _with_row_id(
 
 def _unpack(split: RowGroupSplit, packed: bytes) -> NDArray[np.bool_]:
     """Undo `np.packbits` for the rows of the split's row group; no bytes mean no row."""
-    num_rows = split.file.row_group_rows[split.row_group]
+    num_rows = split.num_rows
     if not packed:
         return np.zeros(num_rows, np.bool_)
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=num_rows).astype(np.bool_)

@@ -78,10 +78,16 @@ def choose_frames(
 
     The N >= 1 frames of the stream appear at `times_s` [N], which rises; `is_keyframe` [N] tells
     which of them can be decoded alone. The last frame of the span stays on display until its end.
+    What lies before the first frame, while only sound is heard, is left out of the span; seconds
+    that are named there get the first frame. A span that ends there has no frames.
 
     Returns:
         Positions in `times_s`, strictly rising.
     """
+    if end_s < times_s[0]:
+        return np.empty(0, dtype=np.intp)
+    if sampling.at_s is None:
+        start_s = max(start_s, float(times_s[0]))
     candidates = np.arange(len(times_s))
     if sampling.keyframes_only and is_keyframe.any():
         candidates = np.flatnonzero(is_keyframe)

@@ -48,6 +48,9 @@ _MAX_READERS = 2
 # processor; but more rows would have to be read again when a node is lost.
 _ROWS_PER_READ = 256
 _SLICES_PER_READ = 16  # or so many, where a slice has many rows
+# Ray Data makes an object of each task before the first one begins, which takes a fraction of a
+# millisecond and some kilobytes each.
+_MAX_READS = 4096
 
 
 def run_stages(
@@ -58,8 +61,7 @@ def run_stages(
 ) -> Iterator[CostedRows]:
     """Read, prepare and answer rows as one stream of Ray Data."""
     sizing = spec.sizing
-    rows_per_read = max(_ROWS_PER_READ, _SLICES_PER_READ * sizing.read_rows)
-    reads = batched_splits(splits, rows_per_read)
+    reads = batched_splits(splits, rows_per_read(splits, sizing.read_rows))
     with _settings(sizing, keep_order=spec.config.keep_order), _quiet():
         rows = ray.data.read_datasource(
             _Rows(spec, reads),
@@ -94,6 +96,12 @@ def run_stages(
         )
         for block in blocks:
             yield _copied(block), costs_of(block)
+
+
+def rows_per_read(splits: Sequence[RowGroupSplit], read_rows: int) -> int:
+    """Choose how many rows a task reads; `read_rows` is how many it takes at a time."""
+    num_rows = sum(split.num_todo for split in splits)
+    return max(_ROWS_PER_READ, _SLICES_PER_READ * read_rows, -(-num_rows // _MAX_READS))
 
 
 @contextmanager

@@ -95,6 +95,16 @@ def num_bytes(text: str) -> int:
     return int(number) * unit
 
 
+def shard(text: str) -> tuple[int, int]:
+    """Parse I/N: the number of a shard, from 1 on, and the number of all shards."""
+    number, slash, of = text.partition("/")
+    if not slash or not (number.isdecimal() and of.isdecimal()) or not 1 <= int(number) <= int(of):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not I/N, with N shards and I from 1 to N, such as 1/4"
+        )
+    return int(number), int(of)
+
+
 def parse_names(text: str) -> tuple[str, ...]:
     """Parse A,B,...: any names; one with a comma stands in quotes, as in a line of a CSV file."""
     try:

@@ -541,6 +541,7 @@ def test_the_names_of_folders_give_columns(tmp_path):
         "1.mp4": ("zh-cn", None),
         "2.mp4": (None, "02"),
     }
+    assert source.row_schema.former is not None
     assert source.row_schema.former.output.names[1:3] == ["video", "caption"]
     chosen = open_source(str(folder), ALL, carry=["lang"])
     assert chosen.row_schema.carried.names == ["lang"]
