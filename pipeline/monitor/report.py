@@ -26,6 +26,7 @@ class Usage:
     ranks: Mapping[str, float] = field(default_factory=dict)  # as `groups.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
     groups_set_apart: tuple[str, ...] = ()  # the last failure of each group that was set apart
+    groups_moved: int = 0  # before the end of their node, which had announced it
     longest_pause_s: float = 0.0  # the longest time without a finished row, once a group was ready
     snapshot: Snapshot | None = None  # the last one; None if there was nothing to do
     num_preparers: int = 0  # the most workers that may prepare rows
@@ -150,6 +151,7 @@ class Report:
             "ranks": dict(usage.ranks),
             "group_failures": list(usage.group_failures),
             "groups_set_apart": list(usage.groups_set_apart),
+            "groups_moved": usage.groups_moved,
             "longest_pause_s": usage.longest_pause_s,
             "prepare_busy": round(usage.prepare_busy, 3),
             "mean_rows_at_engines": round(usage.mean_rows, 2),
@@ -203,6 +205,12 @@ class Report:
         usage, spilled = self.usage, "an unknown number of"
         if usage.spilled_bytes is not None:
             spilled = _mb(usage.spilled_bytes)
+        generate = costs.stages.get("generate", StageCost())
+        if generate.crossed_bytes:
+            lines.append(
+                f"{_mb(generate.crossed_bytes)} MB of prompts crossed nodes, of "
+                f"{_mb(generate.num_bytes)} MB"
+            )
         return [
             *lines,
             f"{_mb(self.num_bytes_written)} MB written, {spilled} MB spilled by the object store",
