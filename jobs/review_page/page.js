@@ -5,8 +5,9 @@ const PAGE_ROWS = 25;
 const MAX_DIFF_WORDS = 800;
 const data = JSON.parse(document.getElementById("data").textContent);
 const rows = data.rows;
-const storageKey = `moonsweep-review ${data.output} ${data.recipe_sha256}`;
+const STORAGE = "moonsweep-review-2";
 const verdicts = new Map();
+const past = []; // what each action changed, so that `u` reverts the last action and not the row at hand
 const view = { shown: rows, page: 0, selected: 0, editing: null };
 
 function make(tag, className, ...children) {
@@ -24,30 +25,64 @@ function button(text, title, act) {
   return node;
 }
 
-// Verdicts: kept by the browser under the output's name and recipe, so that a reload loses none.
+// Verdicts. The browser keeps each under a digest of its row, so that a reload loses none, and no other output whose
+// row has the same id shows it.
 
 function load() {
   try {
-    for (const [id, verdict] of JSON.parse(localStorage.getItem(storageKey) || "[]")) verdicts.set(id, verdict);
+    for (const row of rows) {
+      const kept = localStorage.getItem(`${STORAGE} ${row.digest}`);
+      if (kept !== null) verdicts.set(row.id, JSON.parse(kept));
+    }
   } catch (error) {
     say(`this browser keeps nothing for local files (${error.name}): download the verdicts before you leave`);
   }
 }
 
-function keep() {
+function keep(row) {
+  const verdict = verdicts.get(row.id);
   try {
-    localStorage.setItem(storageKey, JSON.stringify([...verdicts]));
+    if (verdict === undefined) localStorage.removeItem(`${STORAGE} ${row.digest}`);
+    else localStorage.setItem(`${STORAGE} ${row.digest}`, JSON.stringify(verdict));
   } catch (error) {
     say(`the browser could not keep the verdicts (${error.name}): download them before you leave`);
   }
 }
 
-function judge(row, verdict, caption) {
-  if (verdict === null) verdicts.delete(row.id);
-  else verdicts.set(row.id, { verdict, caption, judged_at: new Date().toISOString() });
-  keep();
+function put(row, verdict) {
+  if (verdict === undefined) verdicts.delete(row.id);
+  else verdicts.set(row.id, verdict);
+  keep(row);
   view.editing = null;
   count();
+}
+
+function judge(row, verdict, caption) {
+  past.push({ row, before: verdicts.get(row.id) });
+  put(row, { verdict, caption, judged_at: new Date().toISOString() });
+}
+
+function undo() {
+  const last = past.pop();
+  if (!last) return say("nothing to undo");
+  put(last.row, last.before);
+  goTo(last.row);
+  say(`undone: ${last.row.id} is ${last.before?.verdict ?? "open"} again`);
+}
+
+function goTo(row) {
+  if (!view.shown.includes(row)) {
+    for (const each of Object.values(filters)) {
+      if (each?.type === "checkbox") each.checked = false;
+      else if (each && each.id !== "order") each.value = "";
+    }
+    choose();
+  }
+  const place = view.shown.indexOf(row);
+  view.page = Math.floor(place / PAGE_ROWS);
+  view.selected = place % PAGE_ROWS;
+  draw();
+  document.querySelector("article.selected").scrollIntoView({ block: "nearest" });
 }
 
 function download() {
@@ -246,12 +281,12 @@ function folded(title, content) { return make("details", "", make("summary", "",
 
 function actions(row) {
   const node = make("div", "actions",
-    button("Accept", "a", () => act(row, "accept")),
+    row.status === "error" ? null : button("Accept", "a", () => act(row, "accept")),
     button("Reject", "r", () => act(row, "reject")),
     button("Edit", "e", () => edit(row)),
+    button("Undo", "u", undo),
   );
   if (row.other?.caption) node.append(button("Take the right one", "t", () => take(row)));
-  if (verdicts.has(row.id)) node.append(button("Undo", "u", () => act(row, null)));
   return node;
 }
 
@@ -270,9 +305,9 @@ function editor(row) {
 }
 
 function act(row, verdict) {
+  if (verdict === "accept" && row.status === "error") return say("a row with an error cannot be accepted");
   judge(row, verdict, null);
-  if (verdict === null) draw();
-  else step(1);
+  step(1);
 }
 
 function edit(row) {
@@ -319,7 +354,7 @@ const KEYS = {
   p: () => turn(-1), ArrowLeft: () => turn(-1),
   a: (row) => act(row, "accept"),
   r: (row) => act(row, "reject"),
-  u: (row) => act(row, null),
+  u: () => undo(),
   e: (row) => edit(row),
   t: (row) => { if (row.other?.caption) take(row); },
   "/": () => filters.text.focus(),

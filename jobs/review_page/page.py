@@ -20,7 +20,7 @@ from string import Template
 from typing import Any
 
 from jobs.review_page.row_frames import RowFrames, SectionFrames
-from jobs.review_page.rows import Output, as_json
+from jobs.review_page.rows import RESULTS, Output, as_json
 from jobs.review_page.sections import RowSections, Section, describe, prompt_of
 from pipeline.prompts.window_answers import PAGES_FIELD
 
@@ -101,6 +101,7 @@ def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
     own_prompt = row.get(recipe.get("columns", {}).get("prompt") or "")
     return {
         "id": row["row_id"],
+        "digest": row_digest(row, side.output),
         "prompt": own_prompt,
         **{
             name: row[name]
@@ -122,6 +123,16 @@ def _row(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
             if row[name] is not None and name not in apart
         ],
     }
+
+
+def row_digest(row: Mapping[str, Any], output: Output) -> str:
+    """Return 16 digits that differ between rows whose ids, recipes or results differ.
+
+    The browser keeps a verdict under them, so that no verdict shows up at another caption.
+    """
+    results = [row[name] for name in RESULTS]
+    text = json.dumps([output.recipe_sha256, *results], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _section(section: Section, frames: SectionFrames) -> dict[str, Any]:

@@ -114,9 +114,6 @@ def test_rows_are_judged_by_keys_kept_over_a_reload_and_saved(watched, captions,
     assert "1 accepted, 1 rejected, 1 edited, 1 open" in page.inner_text("#judgements")
     page.reload()
     assert "1 accepted, 1 rejected, 1 edited, 1 open" in page.inner_text("#judgements")
-    page.keyboard.press("k")  # at the top already
-    page.keyboard.press("u")
-    assert "0 accepted" in page.inner_text("#judgements")
 
     with page.expect_download() as download:
         page.click("#download")
@@ -125,13 +122,52 @@ def test_rows_are_judged_by_keys_kept_over_a_reload_and_saved(watched, captions,
     page.screenshot(path=captions.parent / "judged.png", full_page=True)
 
     assert path.name == "page-verdicts.json"
-    assert [v["verdict"] for v in json.loads(path.read_text())["verdicts"]] == ["reject", "edit"]
+    assert [v["verdict"] for v in json.loads(path.read_text())["verdicts"]] == [
+        *("accept", "reject", "edit")
+    ]
     assert (
         review.main([str(captions), "--apply", str(path), "--export", str(captions.parent / "r")])
         == 0
     )
-    assert "1 edit, 1 reject" in capsys.readouterr().out
+    assert "1 accept, 1 edit, 1 reject" in capsys.readouterr().out
     assert "left and stops" in (captions.parent / "r" / "captions.jsonl").read_text()
+
+
+def test_undo_reverts_the_last_action_and_not_the_row_at_hand(watched, captions):
+    page = opened(watched, captions)
+    for key in "jakr":  # the second row is accepted, then the first one rejected by mistake
+        page.keyboard.press(key)
+        if key == "a":
+            page.keyboard.press("k")
+    page.keyboard.press("u")
+
+    assert "1 accepted, 0 rejected, 0 edited, 3 open" in page.inner_text("#judgements")
+    assert page.locator("article.selected .id").inner_text() == "clips.parquet#0"
+    page.keyboard.press("u")
+    assert "0 accepted, 0 rejected" in page.inner_text("#judgements")
+    page.keyboard.press("u")
+    assert page.inner_text("#say") == "nothing to undo"
+
+
+def test_verdicts_on_one_output_do_not_show_up_at_another(watched, captions, tmp_path):
+    page = opened(watched, captions)
+    page.keyboard.press("a")
+    again = tmp_path / "again" / "captions"  # the same last folders, recipe and ids
+    again.parent.mkdir()
+    write_output(again, captions.parent / "clips.parquet", ("another", *CAPTIONS[1:]))
+    assert read_output(again).recipe_sha256 == read_output(captions).recipe_sha256
+    page = opened(watched, again)
+    assert "0 accepted, 0 rejected" in page.inner_text("#judgements")
+    page = opened(watched, captions)
+    assert "1 accepted, 0 rejected" in page.inner_text("#judgements")
+
+
+def test_a_row_with_an_error_cannot_be_accepted(watched, captions):
+    page = opened(watched, captions)
+    for key in "jjja":
+        page.keyboard.press(key)
+    assert "0 accepted" in page.inner_text("#judgements")
+    assert page.inner_text("#say") == "a row with an error cannot be accepted"
 
 
 def test_filters_choose_by_status_text_length_and_verdict(watched, captions):
