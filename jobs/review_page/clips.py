@@ -20,6 +20,7 @@ from pipeline.media.frames import Frames
 _LONGER_SIDE_PX = 320
 _FPS, _MAX_FRAMES = 8.0, 240  # of a span longer than 30 s, so many frames are spread over it
 _CRF = 30  # small, and good enough to see a movement
+_LEAST_BITS_PER_S = 4000  # the encoder refuses much less, and nothing could be seen
 _TICKS_PER_S = 1000
 
 
@@ -40,14 +41,16 @@ class Clips:
 
         A clip that is too large is encoded once more, for the rate that fits.
         """
-        if len(frames.rgb) < 2:
+        if len(frames.rgb) < 2 or min(frames.rgb.shape[1:3]) < 2:
             return None
         times_s = frames.timestamps_s - frames.timestamps_s[0]
         clip = _encode(frames.rgb, times_s, {"crf": str(_CRF)})
         if len(clip) > self.max_bytes:
             seconds = float(times_s[-1]) + 1 / _FPS
-            bits_per_s = str(int(0.8 * 8 * self.max_bytes / seconds))
-            rate = {"b": bits_per_s, "maxrate": bits_per_s, "bufsize": bits_per_s}
+            bits_per_s = int(0.8 * 8 * self.max_bytes / seconds)
+            if bits_per_s < _LEAST_BITS_PER_S:
+                return None
+            rate = {name: str(bits_per_s) for name in ("b", "maxrate", "bufsize")}
             clip = _encode(frames.rgb, times_s, rate)
         return clip if len(clip) <= self.max_bytes else None
 
