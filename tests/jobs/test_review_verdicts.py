@@ -299,7 +299,7 @@ def test_a_clip_keeps_the_pictures_and_their_times_within_its_size():
     clip = clips.encode(frames)
 
     assert clip is not None
-    with av.open(io.BytesIO(clip)) as file:
+    with av.open(io.BytesIO(clip), "r") as file:
         shown = list(file.decode(video=0))
     assert (shown[0].width, shown[0].height) == (64, 48)
     times_s = [frame.time for frame in shown]
