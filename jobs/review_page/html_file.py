@@ -26,7 +26,7 @@ VERDICT_FORMAT = "moonsweep-verdicts-2"
 VERDICTS = ("accept", "reject", "edit", "unsure")
 CHOICES = ("left", "right", "tie", "neither")  # of a blind comparison
 REASONS = ("wrong", "invented", "missing", "vague")
-_FRONT = Path(__file__).parent / "page"
+_ASSETS = Path(__file__).parent / "assets"
 # One script, since the policy allows one by its hash. The start is the last.
 _SCRIPTS = ("base", "verdicts", "filters", "diff", "pictures", "cards", "judge", "health", "moving")
 _ROW_BYTES = 2048  # size of a row without texts and thumbnails, roughly
@@ -76,9 +76,9 @@ class HtmlFile:
 
     def text(self) -> Iterator[str]:
         """Yield the file in pieces, since its pictures may take much memory."""
-        style = (_FRONT / "page.css").read_text(encoding="utf-8")
+        style = (_ASSETS / "page.css").read_text(encoding="utf-8")
         script = "\n".join(
-            (_FRONT / f"{name}.js").read_text(encoding="utf-8") for name in (*_SCRIPTS, "main")
+            (_ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in (*_SCRIPTS, "main")
         )
         has_clips = any(row.left.clip is not None for row in self.rows)
         yield (
@@ -137,7 +137,7 @@ class HtmlFile:
         changed = '<label><input type="checkbox" id="changed"> changed only</label>'
         options = [*sorted(statuses.items()), *sorted(codes.items())]
         labels = dict.fromkeys([*self.settings.reasons, *self.settings.tags])
-        return Template((_FRONT / "page.html").read_text(encoding="utf-8")).substitute(
+        return Template((_ASSETS / "page.html").read_text(encoding="utf-8")).substitute(
             {name: html.escape(value) for name, value in text.items()},
             heads="" if self.is_blind else "\n".join(_heads(self.side, self.other)),
             statuses="".join(_option(name, f"{name} ({number})") for name, number in options),

@@ -148,6 +148,8 @@ def test_nothing_of_a_row_is_markup_and_only_our_script_may_run(captions):
         assert f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'" in page.policy
     assert page.policy.startswith("default-src 'none'; ")
     assert "unsafe" not in page.policy
+    assert "media-src" not in page.policy
+    assert "media-src data:; " in make_page(captions, "--with-clips").policy
     assert "require-trusted-types-for 'script'" in page.policy
     text = (captions.parent / "page.html").read_text()
     assert not re.search(r"https?://", text)

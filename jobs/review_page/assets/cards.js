@@ -84,7 +84,7 @@ function card(row, index) {
     row.status === "ok" || data.mode === "blind" ? null : badge(row.status),
     record.verdict ? badge(record.verdict, (VERDICTS[record.verdict] ?? CHOICES[record.verdict]).done) : null,
     draftOf(row) !== null && view.editing !== row.digest ? badge("draft") : null,
-    byId(`v${row.number}`) ? button("Play", "v", () => play(row), "small") : null,
+    byId(`v${row.number}`) ? button("Play ", "v", () => play(row), "small") : null,
   );
   const prompt = row.prompt ? make("div", "text prompt", make("span", "label", "prompt "), row.prompt) : null;
   if (data.other) {
@@ -150,7 +150,8 @@ function body(row, prefix, marked, top) {
 function sectionOf(row, section, pictures, all, marked) {
   const answers = section.answers.map((each) => answerOf(row, section, each, marked));
   const label = section.label && !section.answers.some(([name]) => name === null) ? make("div", "label", section.label) : null;
-  return [grid(pictures, section, all), make("div", "words", label, ...answers)];
+  const words = make("div", pictures.length ? "words" : "words whole", label, ...answers);
+  return pictures.length ? [grid(pictures, section, all), words] : [words];
 }
 
 function answerOf(row, section, answer, marked) {
@@ -159,7 +160,7 @@ function answerOf(row, section, answer, marked) {
   const node = make("div", "answer",
     make("div", "head", make("span", "label", name ?? section.label ?? ""), row.digest ? partButtons(row, part, error !== null && text === null) : null),
     text === null ? null : make("div", "text", ...marked(text, `answer ${part}`)),
-    error ? make("div", "text note", error) : null,
+    error && error !== errorOf(row) ? make("div", "text note", error) : null,
   );
   const isCurrent = row === currentRow() && view.part === part;
   node.classList.toggle("current", isCurrent);
@@ -184,9 +185,11 @@ function captionOf(row, marked) {
     if (row.caption === "") text.append(make("span", "facts", "(empty)"));
     nodes.push(isSaid ? folded(row, "caption, all of it", text) : text);
   }
-  if (row.error) nodes.push(make("div", "text note", `${row.error_code}: ${row.error}`));
+  if (row.error) nodes.push(make("div", "text note", errorOf(row)));
   return nodes;
 }
+
+function errorOf(row) { return row.error ? `${row.error_code}: ${row.error}` : null; }
 
 function foot(row) {
   if (data.mode === "blind") return [];
