@@ -43,7 +43,7 @@ output columns:
   frame_times_s         times of the frames that the model saw, in seconds of the video
   frame_width, frame_height, num_visual_tokens   size of these frames as the model saw them
   media_duration_s, media_fps, media_width, media_height, media_codec, media_rotation,
-  media_is_vfr, media_is_interlaced   properties of the video file
+  media_is_vfr, media_is_interlaced, media_stream   properties of the video file
   num_decode_errors     damaged packets and frames found while decoding
 
 files in the output directory:
@@ -54,6 +54,7 @@ files in the output directory:
   _error.txt            why the last run failed, in full
   _starts.json          the rows that a killed run was working on
   _files.json           with --make-ids-unique: the input files whose rows were named
+  _shard.json           with --shard, which writes to shard-I-of-N/ below: what it is a shard of
   _old-*/               rows of an earlier recipe (--new-recipe)
 
 examples:

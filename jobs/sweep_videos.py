@@ -39,8 +39,8 @@ For the layouts and the columns that they read, see the first lines of jobs/swee
 
 scores: strict (an answer that names no option is wrong), expected (it counts 1/k, like a guess),
 logit (the likeliest letter as the first token; not for thinking models). Standard errors are
-clustered by video. An open answer is right if it equals the truth but for case, outer marks and
-spaces.
+clustered by video. An open answer is right if it equals the truth but for case, markup, outer
+marks and spaces. An answer that names several options names none; docs/sweeps.md has the rules.
 
 files in the output directory:
   answers.parquet    one row for each question in each cell, with the settings of the cell
@@ -112,6 +112,8 @@ def _sweep(options: argparse.Namespace) -> object:
             raise ValueError(
                 f"--{flag} cannot be used in sweeps: the grid and the layout define the prompts"
             )
+    if options.shard is not None or options.check_shards:
+        raise ValueError("--shard and --check-shards cannot be used in sweeps: a sweep is one job")
     if options.fail_if_errors is not None:
         raise ValueError(
             "--fail-if-errors cannot be used in sweeps: summary.csv counts errors by cell"

@@ -1,7 +1,7 @@
 """`PipelineConfig`, what one run reads, asks and writes, and its recipe, what changes captions."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +10,9 @@ from model.engine.config import EngineConfig
 from model.engine.sequence import SamplingParams
 from parallel.experts.policy import Exchange
 from pipeline.output.recipe import Recipe, checkpoint_fingerprint
+from pipeline.output.shards import Shard
 from pipeline.prompts.instructions import Instructions
-from pipeline.schema import ErrorCode, InputColumns, RowSchema
+from pipeline.schema import LATER_COLUMNS, ErrorCode, InputColumns, RowSchema
 
 _POSITIVE = (
     "limit",
@@ -37,7 +38,8 @@ class PipelineConfig:
     columns: InputColumns = field(default_factory=InputColumns)
     carry: tuple[str, ...] | None = None  # columns to write beside the results; None means all
     keep_media: bool = False  # write media bytes to the output too
-    limit: int | None = None  # the run answers only so many rows, the first of the input
+    limit: int | None = None  # the run answers only so many rows, the first of input or shard
+    shard: Shard | None = None  # the run answers this part of the input, in a folder of its own
     instructions: Instructions = field(default_factory=Instructions)
     media_folder: str | None = None  # base of relative media paths; None means the input's folder
     allowed_uris: tuple[str, ...] = ()  # prefixes of remote media that rows may name
@@ -63,6 +65,10 @@ class PipelineConfig:
     # Rows that pass through the stages together; None leaves it to `pipeline.stages.sizing`.
     rows_per_batch: int | None = None
     run_yaml: str | None = None  # the options of the command, stored beside the output
+
+    def rows_of(self, num_rows: int) -> range:
+        """Return the rows of this run's shard, or all, by their numbers in an input of so many."""
+        return range(num_rows) if self.shard is None else self.shard.rows(num_rows)
 
     def __post_init__(self) -> None:
         if self.expert_copies and self.expert_placement is None:
@@ -104,9 +110,24 @@ def recipe_of(config: PipelineConfig, row_schema: RowSchema) -> Recipe:
             "max_model_len": config.engine.max_model_len,
             "columns": asdict(config.columns),
             "make_ids_unique": config.make_ids_unique,
-            "output_columns": [f"{field.name}: {field.type}" for field in row_schema.output],
+            "output_columns": [
+                f"{field.name}: {field.type}"
+                for field in row_schema.output
+                if field.name not in LATER_COLUMNS  # an output goes on with those that it has
+            ],
         }
     )
+
+
+def as_begun(config: PipelineConfig, stored: Mapping[str, Any] | None) -> PipelineConfig:
+    """Settle the background "auto" by the stored recipe of the output that a run continues.
+
+    An output from before the field is continued without a background, so that it never holds
+    captions of one picture on white and of another one on black. `stored` is None for a new output.
+    """
+    if config.instructions.background != "auto" or stored is None or "background" in stored:
+        return config
+    return replace(config, instructions=replace(config.instructions, background="none"))
 
 
 def _recorded(instructions: Instructions) -> dict[str, Any]:
@@ -114,6 +135,10 @@ def _recorded(instructions: Instructions) -> dict[str, Any]:
     fields = asdict(instructions)
     fields["frames"] = asdict(instructions.view.affordable_frames)
     del fields["limits"]  # they decide what fails, not what a caption says
+    if instructions.background_color is None:
+        del fields["background"]  # outputs from before the option were made so
+    else:
+        fields["background"] = instructions.background_color
     if instructions.windows is None:
         del fields["windows"]  # outputs from before windows existed have no such key
     for prompt in fields["named_prompts"]:

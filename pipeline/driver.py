@@ -124,6 +124,7 @@ def _drive(
             ranks=rank_numbers(status),
             group_failures=status.failures,
             groups_set_apart=tuple(status.set_apart.values()),
+            groups_moved=status.num_moved,
             longest_pause_s=longest_pause_s,
             snapshot=monitor.snapshot(),
             num_preparers=backend.sizing.num_preparers,

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.cluster.deployment import choose_deployment
-from pipeline.config import PipelineConfig, recipe_of
+from pipeline.config import PipelineConfig, as_begun, recipe_of
 from pipeline.input.files_below import LeftOut
 from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import Plan, plan
@@ -19,7 +19,8 @@ from pipeline.monitor.progress import counts_text, temporary_text
 from pipeline.output import ledger
 from pipeline.output.in_flight import read_journal
 from pipeline.output.recipe import Recipe, differences, stored_fields
-from pipeline.output.store import Store, open_store
+from pipeline.output.shards import check_place, check_shard, shard_store
+from pipeline.output.store import Store
 from pipeline.run_plan import check
 from pipeline.status import ErrorCode
 
@@ -60,10 +61,11 @@ class DryRun:
 
     def __str__(self) -> str:
         files = f"{self.num_files} file{'s' * (self.num_files > 1)}"
+        shard = "" if self.config.shard is None else f", as shard {self.config.shard}"
         num_old = sum(self.statuses.values())
         content = f"{num_old} rows, {counts_text(self.statuses)}" if num_old else "new"
         lines = [
-            f"input     {self.counts.all} rows in {files} of {self.config.input}",
+            f"input     {self.counts.all} rows in {files} of {self.config.input}{shard}",
             *([f"left out  {self.left_out}"] if self.left_out else []),
             f"output    {self.output}: {content}",
             *(self._recipe_lines() if self.changes else self._row_lines()),
@@ -117,10 +119,18 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
     Raises:
         ValueError: the run would be refused.
     """
-    checked, store = check(config), open_store(config.output)
+    checked, store = check(config), shard_store(config.output, config.shard)
+    check_place(config.output, config.shard)
     source, num_experts = checked.source, checked.text.n_routed_experts
     parts = ledger.committed_parts(store)
-    changes = tuple(_changes(store, recipe_of(config, source.row_schema))) if parts else ()
+    if parts and not config.new_recipe:
+        config = as_begun(config, stored_fields(store))
+    recipe = recipe_of(config, source.row_schema)
+    if config.shard is not None:
+        check_shard(
+            config.output, config.shard, source.identity, recipe, new_recipe=config.new_recipe
+        )
+    changes = tuple(_changes(store, recipe)) if parts else ()
     if not changes:
         source = in_known_order(source, store, parts)
     statuses, codes = ledger.count_results(store, parts)
@@ -160,12 +170,18 @@ def _count(
     config: PipelineConfig, source: Source, store: Store, parts: Sequence[str], *, has_failed: bool
 ) -> RowCounts:
     """Plan as a run would, with and without the rows that failed, and count the difference."""
-    schema = source.row_schema.output
+    schema = ledger.schema_as_begun(store, parts, source.row_schema.output)
 
     def planned(retry: Collection[ErrorCode]) -> Plan:
         index = ledger.read_index(store, parts, schema, retry=retry)
         counts = read_journal(store, index.done)
-        return plan(source, index, limit=config.limit, in_flight_counts=counts)
+        return plan(
+            source,
+            index,
+            rows=config.rows_of(source.num_rows),
+            limit=config.limit,
+            in_flight_counts=counts,
+        )
 
     new = planned(())
     failed = planned(tuple(ErrorCode)).num_todo - new.num_todo if has_failed else 0

@@ -37,6 +37,12 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
+def below(uri: str, name: str) -> str:
+    """Return the path or URI of a folder below another one; settings of the filesystem stay."""
+    place, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
 def without_secrets(uri: str) -> str:
     """Remove the credentials from the login and the settings of a URI; return a path as it is."""
     if "://" not in uri:

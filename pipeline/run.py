@@ -23,7 +23,8 @@ from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.output import ledger
 from pipeline.output.lock import lock_output
 from pipeline.output.recipe import write_json
-from pipeline.output.store import Store, open_store
+from pipeline.output.shards import check_place, shard_store
+from pipeline.output.store import Store
 from pipeline.output.writer import PartWriter
 from pipeline.run_plan import RunPlan, check, plan_run
 from pipeline.stages.inline import InlineBackend
@@ -62,7 +63,8 @@ def run(
         checked = check(config)
     if show_progress and checked.source.left_out:
         announce(f"left out of the input: {checked.source.left_out}")
-    store = open_store(config.output)
+    check_place(config.output, config.shard)
+    store = shard_store(config.output, config.shard)
     with lock_output(store) as lock:
         plan = plan_run(config, checked, store)
         writer = plan.open_writer(lock.check)
@@ -70,7 +72,8 @@ def run(
         if plan.rows.num_todo:
             if show_progress:
                 rows, where = plan.rows, "here" if inline else "or joining Ray"
-                announce(f"{rows.num_todo:,} of {rows.num_rows:,} rows to do; starting {where}")
+                of = "" if config.shard is None else f" of shard {config.shard}"
+                announce(f"{rows.num_todo:,} of {rows.num_rows:,} rows{of} to do; starting {where}")
             with (
                 connect(),
                 _as_run_error(writer, store),
@@ -83,7 +86,8 @@ def run(
                 picture.finish()  # drawn while groups and Ray ended
         report = _report(plan, writer, usage)
         if plan.rows.num_todo:
-            ids = {"run_id": plan.run_id, "recipe_sha256": plan.recipe.sha256}
+            shard = None if config.shard is None else str(config.shard)
+            ids = {"shard": shard, "run_id": plan.run_id, "recipe_sha256": plan.recipe.sha256}
             write_json(store, "_report.json", {**report.as_json(), **ids})
     return report
 
@@ -154,6 +158,7 @@ def _report(plan: RunPlan, writer: PartWriter, usage: Usage) -> Report:
         num_prompt_tokens=writer.num_prompt_tokens,
         num_generated_tokens=writer.num_generated_tokens,
         num_bytes_written=writer.num_bytes,
+        captions=writer.captions.summary(),
         usage=usage,
         output=output,
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 from model.config import TextConfig
 from parallel.experts.load import ExpertLoad
 from pipeline.cluster.deployment import wanted_load
-from pipeline.config import PipelineConfig, recipe_of
+from pipeline.config import PipelineConfig, as_begun, recipe_of
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.manifest import in_known_order, note_files
 from pipeline.input.plan import Plan, plan
@@ -18,7 +18,8 @@ from pipeline.input.source import Source
 from pipeline.output import ledger
 from pipeline.output.in_flight import read_journal
 from pipeline.output.ledger import OutputIndex
-from pipeline.output.recipe import Recipe, claim_output
+from pipeline.output.recipe import Recipe, claim_output, stored_fields
+from pipeline.output.shards import claim_shard
 from pipeline.output.store import Store
 from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_checkpoint, open_input
@@ -78,14 +79,24 @@ def check(config: PipelineConfig) -> Checked:
 def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     """Claim the output, whose lock is held, for a recipe, and decide which rows are to do.
 
+    `store` is that of the shard, if the run is one.
+
     Raises:
-        ValueError: the output belongs to another recipe or input, or is damaged.
+        ValueError: the output belongs to another recipe or input, is damaged, or other shards do
+            not fit to this one.
     """
     source = checked.source
+    if ledger.committed_parts(store) and not config.new_recipe:
+        config = as_begun(config, stored_fields(store))
     recipe = recipe_of(config, source.row_schema)
-    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
+    if config.shard is not None:
+        claim_shard(
+            config.output, config.shard, source.identity, recipe, new_recipe=config.new_recipe
+        )
     claim_output(store, recipe, new_recipe=config.new_recipe)
     parts = ledger.committed_parts(store)
+    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
+    schema = ledger.schema_as_begun(store, parts, schema)
     source = in_known_order(source, store, parts)
     note_files(source, store)
     if config.run_yaml is not None:
@@ -107,7 +118,13 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
         recipe=recipe,
         schema=schema,
         index=index,
-        rows=plan(source, index, limit=config.limit, in_flight_counts=in_flight_counts),
+        rows=plan(
+            source,
+            index,
+            rows=config.rows_of(source.num_rows),
+            limit=config.limit,
+            in_flight_counts=in_flight_counts,
+        ),
         in_flight_counts=in_flight_counts,
         run_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
     )

@@ -25,11 +25,15 @@ MEDIA_FIELDS = (
     pa.field("media_width", pa.int32()),  # as displayed: upright, with square pixels
     pa.field("media_height", pa.int32()),
     pa.field("media_codec", pa.string()),
+    pa.field("media_stream", pa.int32()),  # the stream of the file that was taken, from 0 on
     pa.field("media_rotation", pa.int32()),  # degrees clockwise by which players turn the frames
     pa.field("media_is_vfr", pa.bool_()),
     pa.field("media_is_interlaced", pa.bool_()),
     pa.field("num_decode_errors", pa.int32()),  # damaged packets and frames met in decoding
 )
+
+# Columns that outputs of earlier versions do not have. An output stays as it was begun.
+LATER_COLUMNS = ("media_stream",)
 
 RESULT_FIELDS = (
     pa.field("row_id", pa.string(), nullable=False),

@@ -86,14 +86,14 @@ def make_video(
         return Path(file.name).read_bytes()
 
 
-def make_audio(container: str = "mp4") -> bytes:
-    """Half a second of silence."""
+def make_audio(container: str = "mp4", num_s: float = 0.5, rate: int = 8000) -> bytes:
+    """Some seconds of silence."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        stream = output.add_stream("aac", rate=8000)
-        for position in range(4):
+        stream = output.add_stream("aac", rate=rate)
+        for position in range(round(num_s * rate / 1024)):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-            frame.sample_rate, frame.pts = 8000, position * 1024
+            frame.sample_rate, frame.pts = rate, position * 1024
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return file.getvalue()

@@ -2,7 +2,7 @@
 
     python -m jobs.bench.pipeline ceiling     rows/s with an engine that answers at once
     python -m jobs.bench.pipeline slow        memory over time with a slow engine, as a PNG
-    python -m jobs.bench.pipeline resume      seconds and memory to find that all rows are done
+    python -m jobs.bench.pipeline planning    seconds and memory before the first row of many
     python -m jobs.bench.pipeline overlap     a whole run compared with its stages alone
     python -m jobs.bench.pipeline start       seconds of three rows from typing to exit, and of Ray
 
@@ -33,28 +33,21 @@ from numpy.typing import NDArray
 from jobs.bench.command import bench_parser, print_json
 from jobs.bench.flow.overlap import measure_overlap
 from jobs.bench.flow.paced import run_with
+from jobs.bench.flow.planning import measure_planning
 from jobs.bench.flow.start import measure_start
 from jobs.cli.checkpoint import DEMO
 from jobs.cli.processes import command_line, private_bytes
 from jobs.demo.clips import encode, write_clips
 from model.engine.config import EngineConfig
-from model.malloc import own_peak_bytes
 from pipeline.cluster.processes import descendants
-from pipeline.config import PipelineConfig, recipe_of
-from pipeline.input.source import open_source
+from pipeline.config import PipelineConfig
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.monitor.object_store import object_store_use
-from pipeline.output import ledger
-from pipeline.output.recipe import claim_output
-from pipeline.output.store import LocalStore
-from pipeline.output.writer import PartWriter
 from pipeline.prompts.instructions import Instructions
-from pipeline.run import run
-from pipeline.schema import Status
 from pipeline.stages.sizing import row_bytes
 
 _SAMPLE_S = 0.5
-_ROWS = {"ceiling": 3000, "slow": 2000, "resume": 100_000, "overlap": 1500}
+_ROWS = {"ceiling": 3000, "slow": 2000, "planning": 100_000, "overlap": 1500}
 _FEW = 64  # rows of the short run that measures the start
 _CAPTIONS = 4  # per row, in the case with several
 _KINDS = {  # kinds of processes, by their command lines
@@ -131,50 +124,9 @@ def start(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     return measure_start(folder)
 
 
-def resume(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Measure seconds and memory of a run that finds all rows done, with an id column."""
-    one_s, _ = _resume_s(folder / "one", 1)  # the cost of any start
-    seconds, more_bytes = _resume_s(folder / "all", options.rows)
-    return {
-        "rows": options.rows,
-        "seconds": round(seconds, 2),
-        "seconds_of_one_row": round(one_s, 2),
-        "mb_more_than_for_one_row": round(more_bytes / 1e6, 1),
-    }
-
-
-def _resume_s(folder: Path, num_rows: int) -> tuple[float, int]:
-    """Return the seconds and the additional memory of a run over rows that are all done."""
-    folder.mkdir()
-    ids = pa.array(np.arange(num_rows)).cast(pa.string())
-    names = pa.array(["clip.mp4"]).take(pa.array(np.zeros(num_rows, np.int64)))
-    pq.write_table(pa.table({"video": names, "key": ids}), folder / "done.parquet")
-    config = make_config(folder / "done.parquet", folder / "done", num_frames=1)
-    config = replace(config, columns=replace(config.columns, id="key"))
-    answer_all(config, ids)
-    before = own_peak_bytes()
-    started_s = time.monotonic()
-    report = run(config, connect=_never, show_progress=False)
-    assert report.rows_done_before == num_rows
-    return time.monotonic() - started_s, own_peak_bytes() - before
-
-
-def answer_all(config: PipelineConfig, ids: pa.Array) -> None:
-    """Write the output that a finished run would have left."""
-    source = open_source(config.input, config.columns, carry=config.carry)
-    recipe = recipe_of(config, source.row_schema)
-    schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
-    store = LocalStore(Path(config.output))
-    store.prepare()
-    claim_output(store, recipe)
-    index = ledger.OutputIndex.empty()
-    writer = PartWriter(store, "bench", schema, index, rows_per_part=10_000, max_part_age_s=1e9)
-    for start in range(0, len(ids), 10_000):
-        chunk = ids.slice(start, 10_000)
-        status = [Status.OK.value] * len(chunk)
-        rows = pd.DataFrame({"row_id": chunk, "status": status}, columns=schema.names)
-        writer.add(pa.Table.from_pandas(rows, schema, preserve_index=False))
-    writer.commit()
+def planning(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Measure what comes before the first row of a run of many rows, and of one that continues."""
+    return measure_planning(folder, options.rows)
 
 
 def make_config(
@@ -261,7 +213,7 @@ def _never() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark and return the exit code."""
     parser = bench_parser("jobs.bench.pipeline", __doc__)
-    benches = {each.__name__: each for each in (ceiling, slow, resume, overlap, start)}
+    benches = {each.__name__: each for each in (ceiling, slow, planning, overlap, start)}
     parser.add_argument("bench", choices=list(benches), help="what to measure")
     defaults = ", ".join(f"{number} for {name}" for name, number in _ROWS.items())
     add = parser.add_argument

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from jobs.cli.options import Parser
 
 if TYPE_CHECKING:
     from pipeline.config import PipelineConfig
+    from pipeline.monitor.report import Report
+    from pipeline.shard_check import ShardCheck
 
 _ROOT = Path(__file__).resolve().parents[2]
 _INTERRUPTED = "interrupted; what is committed stays, and the same command continues"
@@ -53,7 +56,27 @@ def run_command(
     except SystemExit:  # of `connect`, on Ctrl-C or SIGTERM
         print(f"{prog}: {_INTERRUPTED}", file=sys.stderr)
         raise
+    if isinstance(done, Done) and done.shards is not None and not done.is_consistent:
+        return _fail(prog, 1, "not every row of the input is in the shards once")
     return _fail_if_errors(prog, options.fail_if_errors, done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a command did: a run, a comparison of the shards, or both."""
+
+    report: "Report | None" = None
+    shards: "ShardCheck | None" = None
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the shards have each row once, or this one only has to wait for others."""
+        if self.shards is None or self.shards.is_whole:
+            return True
+        return self.report is not None and self.shards.is_waiting
+
+    def __str__(self) -> str:
+        return "\n".join(str(each) for each in (self.report, self.shards) if each is not None)
 
 
 def _run(options: argparse.Namespace) -> object:
@@ -61,24 +84,31 @@ def _run(options: argparse.Namespace) -> object:
     from jobs.cli.pipeline_config import pipeline_config
     from jobs.cli.ray_cluster import connect, ended_by_signals
     from pipeline.run import run
+    from pipeline.shard_check import check_shards
 
     config = pipeline_config(options)
     if options.dry_run:
+        if options.check_shards:
+            raise ValueError("--dry-run and --check-shards exclude each other; give one of them")
         return _dry_run(config)
+    if options.check_shards and config.shard is None:
+        return Done(shards=check_shards(config))
     enter = ended_by_signals if options.inline else connect
-    return run(config, connect=enter, inline=options.inline)
+    report = run(config, connect=enter, inline=options.inline)
+    shards = check_shards(config, if_finished=True) if options.check_shards else None
+    return Done(report=report, shards=shards)
 
 
 def _fail_if_errors(prog: str, share: float | None, done: object) -> int:
     """3 if more than this share of the rows that a run wrote are errors, else 0."""
-    from pipeline.monitor.report import Report
-
-    if share is None or not isinstance(done, Report) or done.error_share <= share:
+    if share is None or not isinstance(done, Done) or done.report is None:
+        return 0
+    if done.report.error_share <= share:
         return 0
     return _fail(
         prog,
         3,
-        f"{done.error_share:.1%} of the rows that this run wrote are errors, and "
+        f"{done.report.error_share:.1%} of the rows that this run wrote are errors, and "
         f"--fail-if-errors allows {share:.1%}; the rows stay, and --retry-failed tries them again",
     )
 

@@ -15,6 +15,7 @@ from parallel.experts.policy import Exchange
 from pipeline.config import PipelineConfig
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.windows import PageWindows, TimeWindows, Windows
+from pipeline.output.shards import Shard
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.named_prompts import list_columns, value_columns
 from pipeline.schema import ErrorCode, InputColumns
@@ -65,6 +66,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         carry=options.columns,
         keep_media=options.keep_media,
         limit=options.limit,
+        shard=None if options.shard is None else Shard(*options.shard),
         instructions=Instructions(
             prompt=options.prompt,
             named_prompts=named_prompts,
@@ -73,6 +75,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
             timestamps=options.timestamps,
             max_frame_tokens=options.frame_tokens,
             max_row_tokens=options.tokens_per_row,
+            background=options.background,
             limits=media_limits(options),
         ),
         allowed_uris=tuple(options.allow_uri),

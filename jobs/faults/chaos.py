@@ -14,6 +14,7 @@ these kinds fall:
   preparer  kill -9 of a worker that prepares rows
   client    kill -9 of the worker that sends rows to the ranks
   node      the loss of a whole node (with --nodes)
+  spot      the announced end of a node, some seconds before it is lost (with --nodes)
   driver    kill -9 of the command itself, which is then started again (--driver-kills)
 
 A reader looks at the output meanwhile. With `--nodes 0` each driver has a Ray of its own, and all
@@ -47,7 +48,7 @@ from jobs.demo.clips import write_clips
 from jobs.faults.simulated_nodes import Nodes, simulated_nodes
 from pipeline.cluster.processes import descendants
 
-DRIVER, NODE, STOP = "driver", "node", "stop"
+DRIVER, NODE, SPOT, STOP = "driver", "node", "spot", "stop"
 _RANK = re.compile(rb"^ray::Rank")
 VICTIMS = {  # command lines of the processes that a fault may hit, by its kind
     "rank": _RANK,
@@ -60,6 +61,7 @@ _COMPARED = ("status", "caption", "error_code", "num_generated_tokens", "frame_t
 _BROKEN_EVERY = 20  # rows
 _LAST_FAULT = 0.8  # of the rows, so that all faults fall while there is work
 _POLL_S = 0.1
+_NOTICE_S = 10  # of a spot node: a rank of the demo loads in less
 _FIND_S = 2.0  # for a victim to appear; a process that has done its part of a run is gone
 # Time for the processes of a killed driver to end: Ray's two agents of a node try for 60 s to
 # report to a server that is dead too. A stopped rank is replaced within that time as well.
@@ -90,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job undisturbed and disturbed, and compare; return 0 if the rows are equal."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.kinds == (NODE,) and options.other_kills and not options.nodes:
-        parser.error("--kinds node needs --nodes")
+    if {NODE, SPOT}.issuperset(options.kinds) and options.other_kills and not options.nodes:
+        parser.error(f"--kinds {','.join(options.kinds)} needs --nodes")
     folder = Path(options.folder or tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     source = make_input(folder / "clips.parquet", options.rows)
@@ -132,7 +134,7 @@ def make_input(path: Path, num_rows: int) -> Path:
 
 def make_faults(options: argparse.Namespace, chance: random.Random) -> list[Fault]:
     """Draw faults at random moments, in their order; about as many of each kind but the driver."""
-    kinds = [kind for kind in options.kinds if kind != NODE or options.nodes]
+    kinds = [kind for kind in options.kinds if kind not in (NODE, SPOT) or options.nodes]
     chance.shuffle(kinds)
     drawn = [kinds[number % len(kinds)] for number in range(options.other_kills)]
     last = int(_LAST_FAULT * options.rows)
@@ -211,6 +213,9 @@ class DisturbedRun:
             if fault.kind == NODE:
                 assert self._nodes is not None
                 self._nodes.lose_one(self._chance)
+            elif fault.kind == SPOT:
+                assert self._nodes is not None
+                self._nodes.end_one(self._chance, _NOTICE_S)
             else:
                 has_hit = self._hit_one(driver, fault)
             (self._counts.kills if has_hit else self._counts.missed)[fault.kind] += 1
@@ -316,7 +321,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m jobs.faults.chaos", description=__doc__, formatter_class=Formatter
     )
-    kinds = (*VICTIMS, NODE)
+    kinds = (*VICTIMS, NODE, SPOT)
     add = parser.add_argument
     add("--rows", type=positive, default=400, help="generated clips")
     add("--driver-kills", type=count, default=5, help="how often to kill the driver")

@@ -7,7 +7,10 @@ import os
 import random
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,9 +28,35 @@ class Nodes:
 
     def lose_one(self, chance: random.Random) -> None:
         """Kill a random node as a power cut would, and add a new one in its place."""
-        lost = self._nodes.pop(chance.randrange(len(self._nodes)))
+        lost = self._take_one(chance)
         self.cluster.remove_node(lost, allow_graceful=False)
         self._nodes.append(self.cluster.add_node(num_cpus=1))
+
+    def end_one(self, chance: random.Random, notice_s: int) -> None:
+        """Announce the end of a random node, add a new one, and kill the node `notice_s` later.
+
+        So a cloud takes a spot machine away.
+        """
+        leaving = self._take_one(chance)
+        self._announce_end(leaving, notice_s)
+        ends_s = time.monotonic() + notice_s
+        self._nodes.append(self.cluster.add_node(num_cpus=1))
+        time.sleep(max(0.0, ends_s - time.monotonic()))
+        self.cluster.remove_node(leaving, allow_graceful=False)
+
+    def _take_one(self, chance: random.Random) -> Any:
+        return self._nodes.pop(chance.randrange(len(self._nodes)))
+
+    def _announce_end(self, node: Any, notice_s: int) -> None:
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "drain-node"),
+                *("--address", str(self.cluster.address), "--node-id", node.node_id),
+                *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
+                *("--deadline-remaining-seconds", str(notice_s)),
+            ],
+            check=True,
+        )
 
 
 @contextmanager

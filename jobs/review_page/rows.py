@@ -27,6 +27,7 @@ class Output:
     """The rows of an output directory to show, and how they were made."""
 
     path: Path
+    run_folder: Path  # with the files of a run beside the parts: the path, or its first shard
     recipe: Mapping[str, Any]
     recipe_sha256: str
     run: Mapping[str, Any]  # the options of the run by name; empty if unknown
@@ -55,12 +56,15 @@ def read_output(
 ) -> Output:
     """Read rows of an output directory: only those with this status, or only these row ids.
 
-    Of more than `max_rows` rows, random ones are read.
+    If it has shards, the rows of all of them are read. Of more than `max_rows` rows, random ones
+    are read.
 
     Raises:
         ValueError: the directory is not an output of this project, or cannot be read.
     """
-    part_files = sorted(path.glob("part-*.parquet"))
+    part_files = sorted(path.glob("part-*.parquet")) or sorted(
+        path.glob("shard-*-of-*/part-*.parquet")
+    )
     if not part_files:
         raise ValueError(f"{path} holds no part-*.parquet; name the output directory of a job")
     try:
@@ -77,8 +81,9 @@ def read_output(
     order = sorted(range(rows.num_rows), key=keys.__getitem__)
     return Output(
         path=path.absolute(),
+        run_folder=part_files[0].parent,
         **_recipe(data.schema, path),
-        **_run(path),
+        **_run(part_files[0].parent),
         rows=rows.take(pa.array(order, pa.int64())),
         num_rows=num_rows,
     )

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
@@ -69,6 +70,7 @@ class SourceDecoder:
         self._limits = limits
         self._views = frame_views_of(output.recipe)
         self._windows = windows_of(output.recipe)
+        self._background = output.recipe.get("background")
         self._frame_px = frame_px
         self._max_frames = max_frames
         self._page_px = page_px if isinstance(self._windows, PageWindows) else None
@@ -136,8 +138,9 @@ class SourceDecoder:
     def _clip(self, media: Sequence[object], span_s: Span) -> bytes | None:
         """Return a small clip of the first video of a row; None if it is a picture."""
         assert self._clips is not None
+        request = replace(self._clips.request, background=self._background)
         with self._opened(media[0]) as file, self._decoder() as decoder:
-            (window,) = decoder.decode_windows(file, [self._clips.request], span_s=span_s)
+            (window,) = decoder.decode_windows(file, [request], span_s=span_s)
         return self._clips.encode(window.media[0])
 
     @contextmanager
@@ -159,7 +162,11 @@ class SourceDecoder:
     ) -> list[list[Frames]]:
         """Return the frames of each view, window or page of a row, decoded as a job does."""
         requests = [
-            FrameRequest(sampling=view.frames, fit=self._fit(seen_px))
+            FrameRequest(
+                sampling=view.frames,
+                fit=self._fit(seen_px),
+                background=self._background,
+            )
             for view, seen_px in zip(self._views, self._seen_px(row), strict=True)
         ]
         decoded: list[list[Frames]] = []
@@ -284,7 +291,7 @@ def open_source_of(output: Output, input_uri: str | None, every_column: bool = F
         )
     except (TypeError, KeyError) as error:
         raise ValueError(f"{output.path} has a recipe of another version: {error}") from error
-    store = LocalStore(output.path)
+    store = LocalStore(output.run_folder)
     return in_known_order(source, store, committed_parts(store))
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.sweep.answer_text import normal
+from jobs.sweep.choices import parse_choice
 from jobs.sweep.grid import Cell
 from jobs.sweep.layouts import LETTERS, Item
-from jobs.sweep.scores import normal, parse_choice, vote
+from jobs.sweep.scores import vote
 from jobs.sweep.work import Clip, Work, question_name, video_name
 from pipeline.output.ledger import committed_parts
 from pipeline.output.store import open_store

@@ -55,6 +55,7 @@ class DatasetLayout:
     options: str | Callable[[Row], tuple[str, Sequence[Any]]] | None
     answer: str = "answer"
     by_index: bool = False  # the answer is an index, even if it is stored as text
+    by_letter: bool = False  # the answer is a letter, even if that is also the text of an option
     id: str | None = None
     task: tuple[str, ...] = ("task_type",)  # the first of these columns that exists
 
@@ -89,6 +90,7 @@ LAYOUTS: Mapping[str, DatasetLayout] = {
         "video. Respond with only the letter of the correct option.\n{question}\n{options}\n"
         "The best answer is:",
         options="options",
+        by_letter=True,
         id="question_id",
     ),
     "mvbench": DatasetLayout(
@@ -205,7 +207,7 @@ def _item(row: Row, row_id: str, layout: DatasetLayout, where: str, task: str | 
         video=row[fields[0]] if where == f"{{{fields[0]}}}" else fill(where, row),
         question=question,
         options=options,
-        truth=str(answer) if layout.options is None else _letter(answer, options, layout.by_index),
+        truth=str(answer) if layout.options is None else _letter(answer, options, layout),
         task="" if task is None else str(row[task]),
         span_s=(row.get("start"), row.get("end")),
     )
@@ -223,10 +225,12 @@ def _without_letters(options: Sequence[Any]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _letter(answer: Any, options: Sequence[str], by_index: bool) -> str:
+def _letter(answer: Any, options: Sequence[str], layout: DatasetLayout) -> str:
     """Return the letter of the right option."""
     text = str(answer).strip()
-    letters = LETTERS[: len(options)]
+    letters, by_index = LETTERS[: len(options)], layout.by_index
+    if layout.by_letter and text in tuple(letters):
+        return text
     if (by_index or isinstance(answer, int)) and text.isdecimal() and int(text) < len(options):
         return letters[int(text)]
     if not by_index and text in options:

@@ -1,4 +1,4 @@
-"""Score answers: which option a text names, the accuracy of a cell, and its standard error.
+"""Score answers: the vote of samples, the accuracy of a cell, and its standard error.
 
     strict     1 if the answer names the right option; an answer that names none is wrong
     expected   the same, but an answer that names none of k options counts 1/k, as a guess would
@@ -8,55 +8,13 @@ Questions about one video are not independent, so standard errors are clustered 
 """
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.sweep.layouts import LETTERS
 from jobs.sweep.names import MODES
 
 Row = dict[str, Any]  # values of a summary row by column
-
-_ALONE = re.compile(r"^\W*([A-Za-z])\W*$")
-_PHRASE = re.compile(r"\b(?:answer|option|choice)\b(?: is| would be)?:?\s*\(?([A-Z])\b(?!')", re.I)
-_START = re.compile(r"^\W*(?:\(([A-Z])\)|([A-Z])[.:)])")
-_ANYWHERE = re.compile(r"\(([A-Z])\)|(?<![A-Za-z])([A-Z])[.:)](?=\s|$)")
-
-
-def parse_choice(text: str | None, options: Sequence[str]) -> str | None:
-    """Return the letter of the option that an answer names; None if it names none, or several.
-
-    The first of these that matches decides: a letter alone; `A.` or `(A)` at the start; `the answer
-    is A`; one such letter anywhere; the text of one option and of no other.
-    """
-    letters = LETTERS[: len(options)]
-    text = (text or "").strip()
-    for found in (_ALONE.match(text), _START.match(text)):
-        if found is not None:
-            return _known("".join(filter(None, found.groups())), letters)
-    for pattern in (_PHRASE, _ANYWHERE):
-        named = {"".join(filter(None, found.groups())) for found in pattern.finditer(text)}
-        if named:
-            return _known(named.pop(), letters) if len(named) == 1 else None
-    named_options = [
-        letter
-        for letter, option in zip(letters, options, strict=True)
-        if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.IGNORECASE)
-    ]
-    exact = [place for place, option in enumerate(options) if normal(option) == normal(text)]
-    if len(exact) == 1:
-        return letters[exact[0]]
-    return named_options[0] if len(named_options) == 1 else None
-
-
-def _known(letter: str, letters: str) -> str | None:
-    return letter.upper() if letter.upper() in letters else None
-
-
-def normal(text: str | None) -> str:
-    """Normalise an open answer: equal answers have the same words, without case and outer marks."""
-    return " ".join((text or "").casefold().split()).strip(" .!\"'")
 
 
 def vote(choices: Sequence[str | None]) -> str | None:

@@ -91,9 +91,9 @@ class TrySession:
             allowed_folders=config.allowed_folders,
             max_bytes=config.instructions.limits.max_bytes,
         )
-        limits = config.instructions.limits
+        limits, color = config.instructions.limits, config.instructions.background_color
         self._loader = KeptFrames(
-            FrameLoader(self._processor, self._media.open, self._decoder, limits)
+            FrameLoader(self._processor, self._media.open, self._decoder, limits, color)
         )
 
     def ask(self, config: PipelineConfig, prompt: str | None = None) -> Iterator[Answer]:

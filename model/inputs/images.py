@@ -23,6 +23,7 @@ MAX_GRID_SIDE = 512
 
 # Modes with 8 bits per channel. Pillow clips wider ones to white instead of scaling them.
 _MODES = frozenset("1 L LA P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV LAB".split())
+_WITH_ALPHA = frozenset("LA La P PA RGBA RGBa".split())  # of a palette: maybe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,8 @@ def image_patches(
     """Resize an image, pad it with black, and cut it into patches.
 
     The image is [H, W, 3] uint8 RGB (else ValueError), or a PIL image of 8 bits per channel (else
-    PromptError), whose alpha is dropped. Its size is that of `image_size`. Returns patches
-    [P, 3, 14, 14] uint8, row-major, and their grid (h, w).
+    PromptError), which is put on white where it is transparent. Its size is that of `image_size`.
+    Returns patches [P, 3, 14, 14] uint8, row-major, and their grid (h, w).
     """
     if isinstance(image, Image.Image):
         image = np.asarray(_to_rgb(image))
@@ -146,12 +147,24 @@ def _padded(width_px: int, height_px: int, config: ImageConfig) -> ImageSize:
     )
 
 
+def on_background(image: Image.Image, color: str | None) -> Image.Image:
+    """Put an image of 8 bits per channel on a colour (#rrggbb), which shows through it; RGB.
+
+    None takes the colours that the image has under its transparency.
+    """
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if color is None or image.mode != "RGBA":
+        return image.convert("RGB")
+    opaque = Image.new("RGB", image.size, color)
+    opaque.paste(image, mask=image)
+    return opaque
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode not in _MODES:
         raise PromptError(
             "bad_prompt",
             f"an image of mode {image.mode} has no 8-bit RGB form; scale its values to 8 bits",
         )
-    if image.mode == "P":  # Pillow warns when transparency is dropped in one step
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    return on_background(image, "#ffffff")

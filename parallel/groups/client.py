@@ -1,18 +1,25 @@
 """`Groups`: the groups of a run, for the driver that owns them and for the clients that use them.
 
     groups = Groups.start(spec, num_groups=4, max_group_failures=4)       # driver
-    async with groups.lease(num_tokens) as lease:                         # any process
-        answers = await lease.generate([requests])
+    async with groups.turn(num_requests) as turn:                         # any process
+        async with turn.lease(num_tokens) as lease:
+            answers = await lease.generate([requests])
     groups.close()                                                        # driver
 
-Prompts and completions travel directly between client and rank; the supervisor sees only leases.
+Prompts and completions travel directly between client and rank; the supervisor sees only turns and
+leases.
 """
 
 import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, Self
@@ -22,7 +29,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parallel.experts.load import ExpertLoad
-from parallel.groups.errors import GONE, DeadGroupError, GroupError
+from parallel.groups.errors import GONE, DeadGroupError, GroupError, MovedGroupError
 from parallel.groups.group import EngineGroup
 from parallel.groups.leases import Client
 from parallel.groups.spec import GroupSpec
@@ -48,15 +55,17 @@ class Lease:
         """Answer sets of requests; each set goes to one rank, and each rank is called once.
 
         The answers have the order of the requests. Requests whose rank died have the
-        `DeadGroupError` instead. The supervisor knows of the death: lease a group again.
+        `DeadGroupError` instead, or a `MovedGroupError` if that was no failure. The supervisor
+        knows of the death: lease a group again.
         Raises GroupError: the job must stop.
         """
         with ExitStack() as loads:
             ranks: list[int] = []  # of each set
             for requests in sets:
                 num_tokens = sum(request.num_tokens for request in requests)
-                load = self.groups.least_loaded_rank(self.group, num_tokens)
+                load = self.groups.choose_rank(self.group, num_tokens)
                 ranks.append(loads.enter_context(load))
+                self.groups.count_crossing(self.group, ranks[-1], requests)
             requests_of: dict[int, list[Request]] = {rank: [] for rank in ranks}
             for rank, requests in zip(ranks, sets, strict=True):
                 requests_of[rank].extend(requests)
@@ -73,8 +82,23 @@ class Lease:
         try:
             return [*await self.group.generate(self.groups.client.process_id, requests, rank)]
         except DeadGroupError as death:
-            await self.groups.report_failure(self.group, str(death))
-            return [death] * len(requests)
+            is_failure = await self.groups.report_failure(self.group, str(death))
+            answer = death if is_failure else MovedGroupError(str(death))
+            return [answer] * len(requests)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Room for requests at the ranks of a node, until its `with` ends."""
+
+    groups: "Groups"
+    node_id: str
+
+    def lease(
+        self, num_tokens: int, *, exclusive: bool = False
+    ) -> AbstractAsyncContextManager[Lease]:
+        """Lease a group, as `Groups.lease`."""
+        return self.groups.lease(num_tokens, exclusive=exclusive, node_id=self.node_id)
 
 
 class Groups:
@@ -83,7 +107,10 @@ class Groups:
     def __init__(self, supervisor: Any) -> None:
         context = ray.get_runtime_context()
         self.client = Client(context.get_worker_id(), context.get_actor_id())
+        self.node_id: str = context.get_node_id()
         self._supervisor = supervisor
+        self._crossed_bytes = 0
+        self._next_turn = asyncio.Lock()
         # (group, generation, rank) -> tokens that this client has there.
         self._tokens: Counter[tuple[int, int, int]] = Counter()
 
@@ -141,15 +168,37 @@ class Groups:
         ray.kill(self._supervisor)
 
     @asynccontextmanager
-    async def lease(self, num_tokens: int, *, exclusive: bool = False) -> AsyncIterator[Lease]:
-        """Lease the least-loaded group for `num_tokens` of work, until the `with` ends.
+    async def turn(self, num_requests: int) -> AsyncIterator[Turn]:
+        """Wait for room for so many requests, and keep it until the `with` ends.
 
-        With `exclusive`, wait for a group that nobody else uses, and keep others out of it.
+        It is on the node of this process, if that has room, or on one that runs dry.
+        Raises GroupError: the job must stop.
+        """
+        # One call at a time, since the supervisor can hold only so many calls that wait; it serves
+        # the clients of a node in their order anyway.
+        async with self._next_turn:
+            with _plain_errors():
+                number, node_id = await self._supervisor.take_turn.remote(
+                    self.client, self.node_id, num_requests
+                )
+        try:
+            yield Turn(self, node_id)
+        finally:
+            self._supervisor.end_turn.remote(number)
+
+    @asynccontextmanager
+    async def lease(
+        self, num_tokens: int, *, exclusive: bool = False, node_id: str | None = None
+    ) -> AsyncIterator[Lease]:
+        """Lease a group for `num_tokens` of work, until the `with` ends.
+
+        It is the least-loaded group of a node, unless others have much less; see `FreeGroups`. With
+        `exclusive`, wait for a group that nobody else uses, and keep others out of it.
         Raises GroupError: the job must stop.
         """
         with _plain_errors():
             number, group = await self._supervisor.acquire.remote(
-                self.client, num_tokens, exclusive=exclusive
+                self.client, num_tokens, exclusive=exclusive, node_id=node_id
             )
         try:
             yield Lease(self, group)
@@ -157,14 +206,20 @@ class Groups:
             self._supervisor.release.remote(number)
 
     @contextmanager
-    def least_loaded_rank(self, group: EngineGroup, num_tokens: int) -> Iterator[int]:
+    def choose_rank(self, group: EngineGroup, num_tokens: int) -> Iterator[int]:
         """Choose the rank with the fewest of this client's tokens, and add `num_tokens` to it.
 
-        The tokens count until the `with` ends. Every client keeps the ranks level with its own
+        A rank on the node of this client is chosen while it has at most `num_tokens` more. The
+        tokens count until the `with` ends. Every client keeps the ranks level with its own
         requests, so all clients together keep them level too, and no client has to ask others.
         """
         keys = [(group.group_id, group.generation, rank) for rank in range(len(group.ranks))]
         key = min(keys, key=self._tokens.__getitem__)
+        near = [each for each in keys if self._is_near(group, each[-1])]
+        if near:
+            nearest = min(near, key=self._tokens.__getitem__)
+            if self._tokens[nearest] <= self._tokens[key] + num_tokens:
+                key = nearest
         self._tokens[key] += num_tokens
         try:
             yield key[-1]
@@ -173,10 +228,29 @@ class Groups:
             if not self._tokens[key]:
                 del self._tokens[key]
 
-    async def report_failure(self, group: EngineGroup, reason: str) -> None:
-        """Ask the supervisor to replace a dead generation, or raise GroupError if it is gone."""
+    def count_crossing(self, group: EngineGroup, rank: int, requests: Sequence[Request]) -> None:
+        """Count the pixels of requests, which show the same ones, if they go to another node."""
+        if group.nodes and not self._is_near(group, rank):
+            self._crossed_bytes += requests[0].prompt.patches.nbytes
+
+    def take_crossed_bytes(self) -> int:
+        """Return the bytes that went to other nodes from this process, since the last call."""
+        crossed, self._crossed_bytes = self._crossed_bytes, 0
+        return crossed
+
+    def _is_near(self, group: EngineGroup, rank: int) -> bool:
+        """Say whether a rank is known to be on the node of this process."""
+        return bool(group.nodes) and group.nodes[rank].node_id == self.node_id
+
+    async def report_failure(self, group: EngineGroup, reason: str) -> bool:
+        """Ask the supervisor to replace a dead generation, or raise GroupError if it is gone.
+
+        Return False if that is no failure; see `Supervisor.report_failure`.
+        """
         with _plain_errors():
-            await self._supervisor.report_failure.remote(group.group_id, group.generation, reason)
+            return await self._supervisor.report_failure.remote(
+                group.group_id, group.generation, reason
+            )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 GroupError          the job cannot go on; the message says what to do
   NoRoomError       no node had room for a group in time
 DeadGroupError      this generation of one group is gone; its supervisor rebuilds it
+  MovedGroupError   it ended with its node, which had announced that; no request is to blame
 """
 
 from ray.exceptions import (
@@ -30,6 +31,10 @@ class NoRoomError(GroupError):
 
 class DeadGroupError(RuntimeError):
     """This generation of the group is gone, together with the requests that it had not answered."""
+
+
+class MovedGroupError(DeadGroupError):
+    """This generation ended before its node, which had announced its end."""
 
 
 def reason_of(error: BaseException) -> str:

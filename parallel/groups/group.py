@@ -17,8 +17,9 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from parallel.experts.load import ExpertLoad, add
 from parallel.groups.errors import GONE, DeadGroupError, reason_of
+from parallel.groups.nodes import Node, must_move
 from parallel.groups.spec import GroupSpec
-from parallel.groups.start import has_lost_a_node, reserve, start_ranks
+from parallel.groups.start import reserve, start_ranks
 from parallel.ranks.rank_spec import Address
 from parallel.ranks.requests import Outcome, Request
 from parallel.ranks.worker import DeadEngineError, RankHealth
@@ -35,11 +36,13 @@ class EngineGroup:
     generation: int
     reservation: PlacementGroup
     ranks: tuple[Any, ...]  # handles of the `Rank` actors
-    nodes: tuple[str, ...] = ()  # of each rank, for messages; empty if they are not known
+    nodes: tuple[Node, ...] = ()  # of each rank; empty if they are not known
 
     @classmethod
-    async def start(cls, spec: GroupSpec, group_id: int, address: Address | None) -> Self:
-        """Reserve, start, join and load the first generation; a rank that is alone has no address.
+    async def start(
+        cls, spec: GroupSpec, group_id: int, address: Address | None, generation: int = 0
+    ) -> Self:
+        """Reserve, start, join and load a generation; a rank that is alone has no address.
 
         Raises NoRoomError: no node had room in time; or another GroupError: a rank died or did not
         load. Then nothing is left of the group.
@@ -47,14 +50,14 @@ class EngineGroup:
         with ExitStack() as undo:
             reservation = reserve(spec)
             undo.callback(remove_placement_group, reservation)
-            ranks, nodes = await start_ranks(spec, group_id, 0, reservation, address)
+            ranks, nodes = await start_ranks(spec, group_id, generation, reservation, address)
             undo.pop_all()
-        return cls(group_id, 0, reservation, ranks, nodes)
+        return cls(group_id, generation, reservation, ranks, nodes)
 
     async def rebuild(
         self, spec: GroupSpec, address: Address | None, *, elsewhere: bool = False
     ) -> Self:
-        """Kill this generation and start the next one, elsewhere if one of its nodes is gone.
+        """Kill this generation and start the next, elsewhere if one of its nodes is gone or ends.
 
         With `elsewhere` this generation keeps its reservation, so that the next one gets another.
         Raises NoRoomError: no other node had room in time; or another GroupError: a rank died or
@@ -64,7 +67,7 @@ class EngineGroup:
         self.kill()
         with ExitStack() as undo:
             reservation = self.reservation
-            is_lost = not elsewhere and await asyncio.to_thread(has_lost_a_node, reservation)
+            is_lost = not elsewhere and await asyncio.to_thread(must_move, reservation)
             if is_lost:
                 remove_placement_group(reservation)
             if elsewhere or is_lost:
@@ -142,6 +145,6 @@ class EngineGroup:
         return f"{who}: {reason}{place(self.nodes, rank)}"
 
 
-def place(nodes: Sequence[str], rank: int) -> str:
+def place(nodes: Sequence[Node], rank: int) -> str:
     """Return words for the node of a rank, to end a message; empty if nodes are not known."""
-    return f" (on {nodes[rank]})" if nodes else ""
+    return f" (on {nodes[rank].name})" if nodes else ""

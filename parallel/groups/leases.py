@@ -10,8 +10,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from parallel.groups.errors import GroupError
+from parallel.groups.free_groups import FreeGroups
 from parallel.groups.group import EngineGroup
-from parallel.groups.least_loaded import LeastLoaded
+
+_LOOK_AGAIN_S = 0.5  # whether a generation is given back, which is rare
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class _Wish:
     client: Client
     num_tokens: int
     is_exclusive: bool
+    node_id: str | None  # whose groups come first; None: all are alike
     answer: asyncio.Future[tuple[int, EngineGroup]]  # the lease's number, and the group
 
 
@@ -61,7 +64,7 @@ class Leases:
 
     def __init__(self, num_groups: int) -> None:
         self._places = [_Place(group_id) for group_id in range(num_groups)]
-        self._free = LeastLoaded(num_groups)  # the running groups that nobody has reserved
+        self._free = FreeGroups()  # the running groups that nobody has reserved
         self._waiting: OrderedDict[_Wish, None] = OrderedDict()  # while no group is free
         self._grants: dict[int, _Grant] = {}
         self._numbers = itertools.count()
@@ -70,18 +73,19 @@ class Leases:
         self._error: str | None = None
 
     async def acquire(
-        self, client: Client, num_tokens: int, *, exclusive: bool
+        self, client: Client, num_tokens: int, *, exclusive: bool, node_id: str | None = None
     ) -> tuple[int, EngineGroup]:
-        """Lease the group with the fewest tokens on lease: the lease's number, and the group.
+        """Lease the group that `FreeGroups` chooses for a node: the lease's number, and the group.
 
         This waits while there is none; `exclusive` waits until nobody else has the group, and lets
-        nobody in before `end`. Those who wait are served in their order.
+        nobody in before `end`. Those who wait are served in their order, wherever they are.
         Raises GroupError: `stop` was called, or a later process of the client has taken over.
         """
         if self._error is not None:
             raise GroupError(self._error)
         answer = asyncio.get_running_loop().create_future()
-        wish = _Wish(client, num_tokens, exclusive, answer)
+        # The least-loaded group of all is the first to be empty.
+        wish = _Wish(client, num_tokens, exclusive, None if exclusive else node_id, answer)
         self._waiting[wish] = None
         self._serve()
         try:
@@ -125,6 +129,11 @@ class Leases:
         self._update(place)
         self._serve()
 
+    async def until_given_back(self, group: EngineGroup) -> None:
+        """Wait until nobody has a generation any more that was shut."""
+        while any(grant.group is group for grant in self._grants.values()):
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
     def register(self, client: Client) -> Client | None:
         """Note the process of a client; an earlier process of its actor is dead: end its leases.
 
@@ -151,8 +160,12 @@ class Leases:
 
     def _serve(self) -> None:
         """Give free groups to those who wait, in their order, while there are both."""
-        while self._waiting and (group_id := self._free.first()) is not None:
-            wish, _ = self._waiting.popitem(last=False)
+        while self._waiting:
+            wish = next(iter(self._waiting))
+            group_id = self._free.first(wish.node_id, wish.num_tokens)
+            if group_id is None:
+                return
+            del self._waiting[wish]
             place = self._places[group_id]
             if wish.is_exclusive:
                 place.is_reserved = True
@@ -198,7 +211,8 @@ class Leases:
         if place.group is None or place.is_reserved:
             self._free.remove(place.group_id)
         else:
-            self._free.put(place.group_id, place.num_tokens)
+            nodes = (node.node_id for node in place.group.nodes)
+            self._free.put(place.group_id, nodes, place.num_tokens)
 
     def _is_replaced(self, client: Client) -> bool:
         """Say whether a later process of the same actor has registered."""

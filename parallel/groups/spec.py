@@ -28,6 +28,7 @@ class GroupSpec:
     num_cpus_per_rank: float = 1.0
     num_gpus_per_rank: float = 0.0
     placement: Placement = "STRICT_PACK"  # all ranks on one node
+    max_requests: int = 4096  # at all groups together, of clients that take turns
     admission: AdmissionPolicy = field(default_factory=AdmissionPolicy)  # of each rank
     resources_timeout_s: float = 120.0  # until there are nodes with room
     start_timeout_s: float = 1800.0  # until the engines are loaded
@@ -55,7 +56,7 @@ class GroupSpec:
         for name in (
             "resources_timeout_s start_timeout_s exchange_timeout_s heartbeat_s "
             "heartbeat_timeout_s stall_timeout_s golden_every_steps failures_at_once "
-            "max_failures_in_a_row long_service_s"
+            "max_failures_in_a_row long_service_s max_requests"
         ).split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -9,10 +9,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from parallel.groups.errors import GroupError, NoRoomError, reason_of
+from parallel.groups.nodes import Node, has_lost_a_node, nodes_of
 from parallel.groups.spec import GroupSpec
 from parallel.ranks.rank_spec import Address
 from parallel.ranks.worker import Rank
@@ -34,10 +35,10 @@ async def start_ranks(
     generation: int,
     reservation: PlacementGroup,
     address: Address | None,
-) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+) -> tuple[tuple[Any, ...], tuple[Node, ...]]:
     """Start all ranks of a generation; return their handles and nodes when they are ready.
 
-    Both are in the order of the ranks; a node is named as by `nodes_of`.
+    Both are in the order of the ranks.
 
     Raises NoRoomError: the reservation was not granted in time; or another GroupError: a rank died
     or did not load. Then no rank is left.
@@ -45,7 +46,7 @@ async def start_ranks(
     if not await _is_granted(reservation, spec.resources_timeout_s):
         raise NoRoomError(_no_room(spec, group_id))
     nodes = await asyncio.to_thread(nodes_of, reservation)
-    who = f"group {group_id} (on {', '.join(dict.fromkeys(nodes))})"
+    who = f"group {group_id} (on {', '.join(dict.fromkeys(node.name for node in nodes))})"
     actor: Any = ray.remote(Rank)  # Any: Ray adds `.remote` to the methods at run time
     with ExitStack() as undo:
         ranks: list[Any] = []
@@ -97,32 +98,6 @@ async def _is_granted(reservation: PlacementGroup, timeout_s: float) -> bool:
         if await asyncio.to_thread(reservation.wait, 1):
             return True
     return False
-
-
-def has_lost_a_node(reservation: PlacementGroup) -> bool:
-    """Say whether a bundle is on no living node; then the caller must reserve anew.
-
-    Ray would wait forever for another node that can take the bundle.
-    """
-    alive = living_nodes()
-    table = placement_group_table(reservation)
-    places = table["bundles_to_node_id"].values()
-    return table["state"] == "REMOVED" or any(node not in alive for node in places)
-
-
-def living_nodes() -> set[str]:
-    """Return the ids of the nodes that the cluster has now."""
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def nodes_of(reservation: PlacementGroup) -> tuple[str, ...]:
-    """Name the node of each bundle of a granted reservation, by host name and address."""
-    names = {
-        node["NodeID"]: f"{node['NodeManagerHostname']}, {node['NodeManagerAddress']}"
-        for node in ray.nodes()
-    }
-    places = placement_group_table(reservation)["bundles_to_node_id"]
-    return tuple(names.get(places[bundle], "a node that is gone") for bundle in sorted(places))
 
 
 def _no_room(spec: GroupSpec, group_id: int) -> str:

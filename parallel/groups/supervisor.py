@@ -3,17 +3,18 @@
 Groups live outside Ray Data, so a restarted map actor never touches them. The supervisor belongs to
 the driver and dies with it; then Ray removes the ranks and their placement groups.
 
-The supervisor leases the least-loaded group to whoever asks. It rebuilds a group that is reported
-dead, under a new generation number. A group that fails again and again is set apart, and the others
-go on. After too many failures everybody gets a `GroupError`, which stops the job. Drivers and
-clients reach the supervisor through `parallel.groups.client`.
+The supervisor leases groups to whoever asks, those of the client's own node first. It rebuilds a
+group that is reported dead, under a new generation number. A group whose node announces its end is
+moved: it answers what it has, while its next generation starts elsewhere. A group that fails again
+and again is set apart, and the others go on. After too many failures everybody gets a `GroupError`,
+which stops the job. Drivers and clients reach the supervisor through `parallel.groups.client`.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +25,16 @@ from parallel.groups.golden import GoldenPrompts
 from parallel.groups.group import EngineGroup
 from parallel.groups.leases import Client, Leases
 from parallel.groups.monitor import GroupMonitor
+from parallel.groups.nodes import ending_nodes, living_nodes
+from parallel.groups.slot import Slot
 from parallel.groups.spec import GroupSpec
-from parallel.groups.start import living_nodes
+from parallel.groups.turns import Turns
 from parallel.ranks.rendezvous_store import RendezvousStore
 
 _RETRY_AFTER_S = 2.0  # after a start that failed
 _LOOK_FOR_NODES_S = 10.0  # between two looks, while groups have no room
+_LOOK_FOR_ENDS_S = 2.0  # between two looks for nodes that end; spot machines have 30 s and more
+_LONGEST_END_S = 900.0  # for what a group has in flight, where its node names no time
 
 logger = logging.getLogger(__name__)
 
@@ -44,28 +49,7 @@ class GroupsStatus:
     # Group -> the latest numbers of each of its ranks.
     rank_stats: Mapping[int, tuple[Mapping[str, float], ...]]
     set_apart: Mapping[int, str] = field(default_factory=dict)  # group -> its last failure
-
-
-@dataclass
-class _Slot:
-    """The place of one group; generations come and go in it."""
-
-    group_id: int
-    monitor: GroupMonitor | None = None  # None while there is no running generation
-    is_given_up: bool = False  # until a node comes: set apart, or no node had room for it
-    # Generations that were set apart, which keep their resources: nobody shall get them.
-    apart: list[EngineGroup] = field(default_factory=list)
-
-    @property
-    def group(self) -> EngineGroup | None:
-        """The running generation."""
-        return None if self.monitor is None else self.monitor.group
-
-    def clear(self) -> None:
-        """Stop watching the generation that ran here."""
-        if self.monitor is not None:
-            self.monitor.stop()
-        self.monitor = None
+    num_moved: int = 0  # groups that were moved before the end of their node
 
 
 class Supervisor:
@@ -74,6 +58,7 @@ class Supervisor:
     build each group --> ready: acquire, release
           ^                |
           +-- report_failure (a new generation, or the group is set apart, or the job stops)
+          +-- its node ends (a new generation; the old one answers what it has)
 
     Everything runs on one event loop, so state changes only between awaits and needs no locks.
 
@@ -90,8 +75,9 @@ class Supervisor:
     ) -> None:
         self._spec = spec
         self._failures = Failures(spec, num_groups, max_group_failures, clock)
-        self._slots = [_Slot(group_id) for group_id in range(num_groups)]
+        self._slots = [Slot(group_id) for group_id in range(num_groups)]
         self._leases = Leases(num_groups)
+        self._turns = Turns(spec.max_requests)
         self._error: str | None = None  # why the job must stop
         self._has_worked = False  # whether any group was ever ready
         self._has_begun = asyncio.Event()  # the first group is ready, or the job must stop
@@ -100,6 +86,7 @@ class Supervisor:
         self._store: RendezvousStore | None = None
         self._golden = GoldenPrompts(spec.golden, spec.start_timeout_s)
         self._monitors: list[GroupMonitor] = []  # of all generations, dead ones too
+        self._moved: set[tuple[int, int]] = set()  # group and generation
 
     async def start(self) -> None:
         """Start all groups and return when the first is ready; others serve as soon as they are.
@@ -109,39 +96,51 @@ class Supervisor:
         self._store = self._spec.open_store()
         for slot in self._slots:
             self._in_background(self._build(slot, None))
+        self._in_background(self._keep_moving_groups())
         await self._has_begun.wait()
         if self._error is not None:
             raise GroupError(self._error)
 
-    async def acquire(
-        self, client: Client, num_tokens: int, *, exclusive: bool
-    ) -> tuple[int, EngineGroup]:
-        """Lease the group with the fewest tokens on lease: the lease's number, and the group.
+    async def take_turn(self, client: Client, node_id: str, num_requests: int) -> tuple[int, str]:
+        """Wait for room for requests of a node: the turn's number, and the node to send them to.
 
-        This waits while there is none; `exclusive` waits until nobody else has the group, and lets
-        nobody in before `release`. A new process of a known actor takes over from the earlier one.
+        A new process of a known actor takes over from the earlier one, also in `acquire`.
         Raises GroupError: the job must stop.
         """
-        earlier = self._leases.register(client)
-        if earlier is not None:
-            for monitor in self._running():
-                monitor.group.cancel_client(earlier.process_id)
-        return await self._leases.acquire(client, num_tokens, exclusive=exclusive)
+        self._register(client)
+        return await self._turns.acquire(client.process_id, node_id, num_requests)
+
+    async def end_turn(self, number: int) -> None:
+        """End a turn; one that has already ended is no error."""
+        self._turns.end(number)
+
+    async def acquire(
+        self, client: Client, num_tokens: int, *, exclusive: bool, node_id: str | None = None
+    ) -> tuple[int, EngineGroup]:
+        """Lease the group that `FreeGroups` chooses for a node: the lease's number, and the group.
+
+        This waits while there is none; `exclusive` waits until nobody else has the group, and lets
+        nobody in before `release`. Raises GroupError: the job must stop.
+        """
+        self._register(client)
+        return await self._leases.acquire(client, num_tokens, exclusive=exclusive, node_id=node_id)
 
     async def release(self, number: int) -> None:
         """End a lease; a lease that has already ended is no error."""
         self._leases.end(number)
 
-    async def report_failure(self, group_id: int, generation: int, reason: str) -> None:
-        """Replace a dead generation of a group; repeated reports of it change nothing."""
+    async def report_failure(self, group_id: int, generation: int, reason: str) -> bool:
+        """Replace a dead generation of a group; repeated reports of it change nothing.
+
+        Return False if it is no failure: the group was moved, because its node ends.
+        """
         slot = self._slots[group_id]
         dead = slot.group
-        if dead is None or dead.generation != generation:
-            return
-        slot.clear()
-        self._leases.shut(group_id)
-        self._count(slot, dead, reason)
-        self._in_background(self._build(slot, dead))
+        if dead is not None and dead.generation == generation:
+            self._unwatch(slot, dead)
+            self._count(slot, dead, reason)
+            self._in_background(self._build(slot, dead))
+        return (group_id, generation) not in self._moved
 
     async def status(self, *, fresh: bool = False) -> GroupsStatus:
         """Return what runs and what has failed so far; `fresh` asks the ranks for new numbers."""
@@ -157,6 +156,7 @@ class Supervisor:
                 if monitor.health
             },
             set_apart=dict(self._failures.set_apart),
+            num_moved=len(self._moved),
         )
 
     async def expert_load(self) -> ExpertLoad:
@@ -199,7 +199,7 @@ class Supervisor:
             logger.error("the supervisor of the groups failed", exc_info=error)
             self._stop(f"{type(error).__name__}: {reason_of(error)}")
 
-    async def _build(self, slot: _Slot, dead: EngineGroup | None) -> None:
+    async def _build(self, slot: Slot, dead: EngineGroup | None) -> None:
         """Start a group in `slot`: the next generation of `dead`, or the first one."""
         with ExitStack() as undo:
             if dead is not None:
@@ -218,21 +218,36 @@ class Supervisor:
                     else:
                         await asyncio.sleep(_RETRY_AFTER_S)
 
-    def _watch(self, slot: _Slot, group: EngineGroup) -> None:
+    def _watch(self, slot: Slot, group: EngineGroup) -> None:
         slot.monitor = GroupMonitor(group, self._spec, self._golden, self._report_death)
         self._monitors.append(slot.monitor)
         slot.is_given_up = False
         self._leases.open(group)
+        self._turns.add_ranks(_nodes_of(group))
         self._failures.note_start(group.group_id)
         self._has_begun.set()
         for loop in slot.monitor.loops():
             self._in_background(loop)
 
+    def _unwatch(self, slot: Slot, group: EngineGroup) -> None:
+        """Lease a group no longer."""
+        slot.clear()
+        self._leases.shut(group.group_id)
+        self._turns.remove_ranks(_nodes_of(group))
+
+    def _register(self, client: Client) -> None:
+        """Note the process of a client; what an earlier process of its actor has is given back."""
+        earlier = self._leases.register(client)
+        if earlier is not None:
+            self._turns.end_all_of(earlier.process_id)
+            for monitor in self._running():
+                monitor.group.cancel_client(earlier.process_id)
+
     async def _report_death(self, group: EngineGroup, reason: str) -> None:
         await self.report_failure(group.group_id, group.generation, reason)
 
     def _note_start_that_failed(
-        self, slot: _Slot, dead: EngineGroup | None, error: GroupError
+        self, slot: Slot, dead: EngineGroup | None, error: GroupError
     ) -> None:
         """Count the failure, or stop the job, or give the group up if no node has room for it."""
         if isinstance(error, NoRoomError) and self._can_do_without(slot):
@@ -254,16 +269,17 @@ class Supervisor:
             self._arrival = self._in_background(_next_arrival())  # one look for all that wait
         await asyncio.shield(self._arrival)
 
-    def _can_do_without(self, slot: _Slot) -> bool:
+    def _can_do_without(self, slot: Slot) -> bool:
         """Say whether other groups work, or still load if none has worked yet."""
         if self._has_worked:
             return self._num_ready > 0
         return any(not other.is_given_up for other in self._slots if other is not slot)
 
-    async def _start(self, slot: _Slot, dead: EngineGroup | None) -> EngineGroup:
+    async def _start(self, slot: Slot, dead: EngineGroup | None) -> EngineGroup:
         address = None if self._store is None else self._store.address
         if dead is None:
-            group = await EngineGroup.start(self._spec, slot.group_id, address)
+            generation = slot.next_generation
+            group = await EngineGroup.start(self._spec, slot.group_id, address, generation)
         elif dead in slot.apart:
             group = await dead.rebuild(self._spec, address, elsewhere=True)
         else:
@@ -278,7 +294,7 @@ class Supervisor:
         self._has_worked = True
         return group
 
-    def _count(self, slot: _Slot, dead: EngineGroup | None, reason: str) -> None:
+    def _count(self, slot: Slot, dead: EngineGroup | None, reason: str) -> None:
         """Count a failure of a group; set the group apart or stop the job for it."""
         self._failures.add(slot.group_id, reason)
         others = [other for other in self._slots if other is not slot and not other.is_given_up]
@@ -292,10 +308,48 @@ class Supervisor:
         if excess is not None:
             self._stop(excess)
 
+    async def _keep_moving_groups(self) -> None:
+        """Move groups as soon as a node of theirs announces its end."""
+        while self._error is None:
+            await asyncio.sleep(_LOOK_FOR_ENDS_S)
+            ending = await asyncio.to_thread(ending_nodes)
+            for slot in self._slots:
+                nodes = () if slot.group is None else slot.group.nodes
+                left_s = [ending[node.node_id] for node in nodes if node.node_id in ending]
+                if left_s:
+                    self._move(slot, min(left_s))
+
+    def _move(self, slot: Slot, left_s: float) -> None:
+        """Start the next generation of a group elsewhere; the old one answers what it has.
+
+        Nothing waits for the old one: by the time it ends, the next one has loaded.
+        """
+        old = slot.group
+        assert old is not None
+        logger.warning("group %d is moved, since its node ends in %g s", slot.group_id, left_s)
+        self._unwatch(slot, old)
+        slot.next_generation = old.generation + 1
+        self._moved.add((slot.group_id, old.generation))
+        self._in_background(self._let_end(old, min(left_s, _LONGEST_END_S)))
+        self._in_background(self._build(slot, None))
+
+    async def _let_end(self, old: EngineGroup, left_s: float) -> None:
+        """Close a group when nobody has it any more, or when its time is over."""
+        with ExitStack() as undo, suppress(TimeoutError):
+            undo.callback(old.close)
+            async with asyncio.timeout(left_s):
+                await self._leases.until_given_back(old)
+
     def _stop(self, reason: str) -> None:
         self._error = self._error or reason  # the first reason is the cause of later ones
         self._leases.stop(self._error)
+        self._turns.stop(self._error)
         self._has_begun.set()
+
+
+def _nodes_of(group: EngineGroup) -> Sequence[str]:
+    """Return the node of each rank; ranks whose nodes are not known count as on one node."""
+    return [node.node_id for node in group.nodes] or ["unknown"]
 
 
 async def _next_arrival() -> None:

@@ -59,6 +59,7 @@ def start_groups(
     load: ExpertLoad | None,
     engine_factory: EngineFactory,
     admission: AdmissionPolicy,
+    max_requests: int,
 ) -> Groups:
     """Start the groups of a deployment; return when the first one is ready.
 
@@ -82,6 +83,7 @@ def start_groups(
         num_gpus_per_rank=1.0 if deployment.device == "cuda" else 0.0,
         placement=config.placement,
         admission=admission,
+        max_requests=max_requests,
         topologies=topologies,
         golden=tuple(golden_requests(tokenizer.num_ordinary)),
     )

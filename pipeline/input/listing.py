@@ -11,6 +11,7 @@ import pyarrow.fs as pafs
 from pipeline.filesystems import open_filesystem
 from pipeline.input.files_below import Found, LeftOut, files_below
 from pipeline.output.ledger import is_part
+from pipeline.output.shards import is_shard_folder
 from pipeline.output.store import open_store
 
 _PARTS = "parts of the output"
@@ -32,8 +33,9 @@ def list_files(uri: str, *, output: str | None = None) -> Listing:
     `uri` is a path, or a URI that may end in a query with options of the filesystem. It names a
     file, a directory of Parquet files, or is a glob pattern in which `**` crosses directories. In
     directories and patterns, names that begin with `_` or `.` are skipped. The results go to
-    `output`, which may be the same directory or one below. Its part files are left out, since each
-    run would otherwise answer the rows of the run before. `Listing.left_out` has all of these.
+    `output`, which may be the same directory or one below. Its part files, and those of its shards,
+    are left out, since each run would otherwise answer the rows of the run before.
+    `Listing.left_out` has all of these.
 
     Raises:
         ValueError: there is no such file, it cannot be listed, or it is unclear whether a file is
@@ -106,7 +108,7 @@ def _split_pattern(path: str) -> tuple[str, str]:
 def _without_parts(
     filesystem: pafs.FileSystem, found: tuple[tuple[str, str], ...], uri: str, output: str
 ) -> tuple[tuple[str, str], ...]:
-    """Leave out files that lie directly in the output and have the name of a part file.
+    """Leave out files in the output or in a shard of it that have the name of a part file.
 
     Raises:
         ValueError: the output cannot be opened, or two stores may have it under one name.
@@ -118,7 +120,7 @@ def _without_parts(
     own = {
         path
         for _, path in found
-        if is_part(PurePosixPath(path).name) and _folder(filesystem, path) == folder
+        if is_part(PurePosixPath(path).name) and _is_output(_folder(filesystem, path), folder)
     }
     # Two servers may have buckets of one name, so equal paths prove nothing if settings differ. Two
     # filesystems of equal settings can still compare unequal, such as by their credentials.
@@ -128,6 +130,12 @@ def _without_parts(
             "have different settings; give both the same ones, or use another --output"
         )
     return tuple((name, path) for name, path in found if path not in own)
+
+
+def _is_output(folder: str, output: str) -> bool:
+    """Whether a folder is the output or one of its shards."""
+    above, _, name = folder.rpartition("/")
+    return folder == output or (above == output and is_shard_folder(name))
 
 
 def _settings(uri: str) -> tuple[str, str, list[tuple[str, str]]]:

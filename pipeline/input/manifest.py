@@ -49,7 +49,7 @@ def note_files(source: Source, store: Store) -> None:
     """Store the list of the files of an input in known order; call it before a row is answered."""
     if not _is_needed(source):
         return
-    content = json.dumps({file.name: _num_rows(file) for file in source.files}).encode()
+    content = json.dumps({file.name: file.num_rows for file in source.files}).encode()
     if store.read(FILES) != content:
         store.write(FILES, content)
 
@@ -74,9 +74,5 @@ def _changes(known: Mapping[str, int], present: Mapping[str, InputFile]) -> Iter
     for name, num_rows in known.items():
         if name not in present:
             yield f"{name} is gone"
-        elif _num_rows(present[name]) != num_rows:
-            yield f"{name} had {num_rows} rows and has {_num_rows(present[name])}"
-
-
-def _num_rows(file: InputFile) -> int:
-    return sum(file.row_group_rows)
+        elif present[name].num_rows != num_rows:
+            yield f"{name} had {num_rows} rows and has {present[name].num_rows}"

@@ -3,15 +3,16 @@
 A row group of which all rows are done is not opened again, so done rows cost no media reads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.input.row_ids import InputFile
+from pipeline.input.id_blocks import IdBlock, RowGroup, exact_blocks, id_blocks
+from pipeline.input.row_ids import RepeatedIdError
 from pipeline.input.source import Source
-from pipeline.output.ledger import NO_PART, IdSet, OutputIndex, hash_ids
+from pipeline.output.ledger import NO_PART, IdSet, OutputIndex
 from pipeline.output.poison import RUNS
 
 
@@ -19,9 +20,11 @@ from pipeline.output.poison import RUNS
 class RowGroupSplit:
     """The rows to do of one row group: the unit of reading."""
 
-    file: InputFile
+    file: str  # name of the file below the input's folder
+    path: str  # of the file on the filesystem of the input
     row_group: int
     first_row: int  # number of the row group's first row in its file
+    num_rows: int  # of the row group
     todo: bytes  # one bit a row of the row group, as np.packbits gives
     num_todo: int
     renamed: bytes = b""  # one bit a row: its id was null or not unique; empty if none was
@@ -32,7 +35,7 @@ class Plan:
     """What a run has to do."""
 
     splits: tuple[RowGroupSplit, ...]
-    num_rows: int  # of the input, within the limit
+    num_rows: int  # of the input or of a shard of it, within the limit
     num_done: int  # rows among these that the output holds and that stay as they are
     # Splits of one row each: rows that were in flight in several killed runs and are tried alone,
     quarantined: tuple[RowGroupSplit, ...] = ()
@@ -49,97 +52,120 @@ def plan(
     source: Source,
     index: OutputIndex,
     *,
+    rows: range | None = None,
     limit: int | None = None,
     only: IdSet | None = None,
     in_flight_counts: Mapping[int, int] | None = None,
 ) -> Plan:
     """Decide which rows are still to do. Reads the id column if there is one, nothing else.
 
-    `limit` ignores all but the first rows of the input, and `only` all but the rows of a set.
-    `in_flight_counts` tells in how many killed runs a row was in flight, by the hash of its id.
+    `rows` are those of a shard, by their numbers in the input; None means all. `limit` ignores all
+    but the first of them, and `only` all but the rows of a set. `in_flight_counts` tells in how
+    many killed runs a row was in flight, by the hash of its id.
+
+    Ids are compared with those of the same rows. If repeated ids may be renamed, also with those of
+    all rows before, since the first row of an id keeps it.
 
     Raises:
         ValueError: an id is null or not unique, or the output has rows that the input lacks.
     """
-    num_rows = source.num_rows if limit is None else min(limit, source.num_rows)
-    builder = _PlanBuilder(index, num_rows, only, in_flight_counts or {})
-    seen = IdSet()
-    for file in source.files:
-        first_row = 0
-        for row_group, raw_ids in enumerate(source.naming.ids_of_file(file)):
-            ids, is_renamed = source.naming.unique_ids(file, first_row, raw_ids, seen)
-            builder.add(_RowGroup(file, row_group, first_row, is_renamed), hash_ids(ids))
-            first_row += len(ids)
-    return builder.finish()
+    rows = range(source.num_rows) if rows is None else rows
+    counts = in_flight_counts or {}
+    read = range(rows.stop) if source.naming.make_unique and source.naming.column else rows
+
+    def planned(blocks: Iterable[IdBlock]) -> Plan:
+        builder = _PlanBuilder(index, rows, limit, only, counts)
+        for block in blocks:
+            builder.add(block)
+        return builder.finish()
+
+    needs_hashes = bool(index.num_rows or counts) or only is not None
+    try:
+        return planned(id_blocks(source, read, needs_hashes=needs_hashes))
+    except RepeatedIdError:
+        return planned(exact_blocks(source, read))
 
 
-@dataclass(frozen=True)
-class _RowGroup:
-    file: InputFile
-    number: int
-    first_row: int
-    is_renamed: NDArray[np.bool_]
-
-    def split(self, todo: NDArray[np.bool_]) -> RowGroupSplit:
-        return RowGroupSplit(
-            self.file,
-            self.number,
-            self.first_row,
-            np.packbits(todo).tobytes(),
-            int(todo.sum()),
-            np.packbits(self.is_renamed).tobytes() if self.is_renamed.any() else b"",
-        )
-
-    def split_of_row(self, row: int) -> RowGroupSplit:
-        return self.split(np.arange(len(self.is_renamed)) == row)
+def _split(
+    group: RowGroup, todo: NDArray[np.bool_], is_renamed: NDArray[np.bool_] | None
+) -> RowGroupSplit:
+    return RowGroupSplit(
+        group.file.name,
+        group.file.path,
+        group.number,
+        group.first_row,
+        group.num_rows,
+        np.packbits(todo).tobytes(),
+        int(np.count_nonzero(todo)),
+        b"" if is_renamed is None or not is_renamed.any() else np.packbits(is_renamed).tobytes(),
+    )
 
 
 @dataclass
 class _PlanBuilder:
-    """Takes the row groups of an input in their order and says of each row what becomes of it.
+    """Takes blocks of an input in their order and says of each row what becomes of it.
 
+    of another shard, beyond the limit, or not in `only` --> ignored
     in the output --> done
-    beyond the limit, or not in `only` --> ignored
     in flight in too many killed runs --> quarantined or poisoned, a split of its own
     else --> to do, in one split with the others of its row group
     """
 
     index: OutputIndex
-    num_rows: int  # of the input, within the limit
+    rows: range  # that this run is for, by their numbers in the input
+    limit: int | None  # only so many of them, the first
     only: IdSet | None
     in_flight_counts: Mapping[int, int]
 
     def __post_init__(self) -> None:
         too_many = [row for row, num in self.in_flight_counts.items() if RUNS.is_quarantined(num)]
         self._set_apart = np.array(too_many, np.uint64)
-        self._num_before = 0  # rows of the row groups added so far
+        self._wanted = self.rows if self.limit is None else self.rows[: self.limit]
         self._num_todo = self._num_in_output = 0
         self._splits: list[RowGroupSplit] = []
         self._quarantined: list[RowGroupSplit] = []
         self._poisoned: list[RowGroupSplit] = []
 
-    def add(self, row_group: _RowGroup, hashes: NDArray[np.uint64]) -> None:
-        """Plan the rows of the next row group, whose ids have these hashes."""
-        todo = self._todo(hashes)
-        self._num_before += len(hashes)
-        self._num_todo += int(todo.sum())
-        is_set_apart = todo & np.isin(hashes, self._set_apart)
-        for row in map(int, np.flatnonzero(is_set_apart)):
-            is_poison = RUNS.is_poison(self.in_flight_counts[int(hashes[row])])
-            rows = self._poisoned if is_poison else self._quarantined
-            rows.append(row_group.split_of_row(row))
-        todo &= ~is_set_apart
-        if todo.any():
-            self._splits.append(row_group.split(todo))
+    def add(self, block: IdBlock) -> None:
+        """Plan the rows of the next block."""
+        todo = _within(block, self._wanted)
+        if block.hashes is not None:
+            todo &= self._is_left(block, block.hashes)
+        self._num_todo += int(np.count_nonzero(todo))
+        first = 0
+        for group in block.groups:
+            place = slice(first, first + group.num_rows)
+            first = place.stop
+            if not todo[place].any():
+                continue
+            is_renamed = None if block.is_renamed is None else block.is_renamed[place]
+            hashes = None if block.hashes is None else block.hashes[place]
+            self._add_group(group, todo[place], hashes, is_renamed)
 
-    def _todo(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which rows are not done, within the limit and wanted."""
+    def _add_group(
+        self,
+        group: RowGroup,
+        todo: NDArray[np.bool_],
+        hashes: NDArray[np.uint64] | None,
+        is_renamed: NDArray[np.bool_] | None,
+    ) -> None:
+        if hashes is not None and len(self._set_apart):
+            is_set_apart = todo & np.isin(hashes, self._set_apart)
+            for row in map(int, np.flatnonzero(is_set_apart)):
+                is_poison = RUNS.is_poison(self.in_flight_counts[int(hashes[row])])
+                rows = self._poisoned if is_poison else self._quarantined
+                rows.append(_split(group, np.arange(group.num_rows) == row, is_renamed))
+            todo = todo & ~is_set_apart
+        if todo.any():
+            self._splits.append(_split(group, todo, is_renamed))
+
+    def _is_left(self, block: IdBlock, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which rows are not done, and wanted by `only`."""
         is_done = self.index.done.contains_hashes(hashes)
         is_failed = self.index.part_of(hashes) != NO_PART
-        self._num_in_output += int(is_done.sum()) + int(is_failed.sum())
-        todo = ~is_done if self.only is None else ~is_done & self.only.contains_hashes(hashes)
-        todo[max(0, self.num_rows - self._num_before) :] = False
-        return todo
+        own = _within(block, self.rows)
+        self._num_in_output += int(np.count_nonzero(own & (is_done | is_failed)))
+        return ~is_done if self.only is None else ~is_done & self.only.contains_hashes(hashes)
 
     def finish(self) -> Plan:
         """Return the plan of all row groups; refuse an output with rows that the input lacks."""
@@ -151,11 +177,18 @@ class _PlanBuilder:
             )
         return Plan(
             tuple(self._splits),
-            self.num_rows,
-            self.num_rows - self._num_todo,
+            len(self._wanted),
+            len(self._wanted) - self._num_todo,
             tuple(self._quarantined),
             tuple(self._poisoned),
         )
+
+
+def _within(block: IdBlock, rows: range) -> NDArray[np.bool_]:
+    """Which rows of a block are among `rows`."""
+    found = np.zeros(block.num_rows, np.bool_)
+    found[max(0, rows.start - block.first) : max(0, rows.stop - block.first)] = True
+    return found
 
 
 def batched_splits(splits: Sequence[RowGroupSplit], num_rows: int) -> list[list[RowGroupSplit]]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.input.plan import RowGroupSplit
-from pipeline.input.row_ids import InputFile, numbered, renamed
+from pipeline.input.row_ids import numbered, renamed
 from pipeline.input.schema_merge import conform
 from pipeline.schema import RowSchema
 
@@ -40,11 +40,11 @@ def read_split(
     """
     try:
         with pq.ParquetFile(
-            split.file.path, filesystem=filesystem, buffer_size=_READ_BUFFER_BYTES
+            split.path, filesystem=filesystem, buffer_size=_READ_BUFFER_BYTES
         ) as file:
             yield from _slices(file, row_schema, split, max_rows, max_bytes)
     except (OSError, pa.ArrowException) as error:
-        where = f"{split.file.path}, row group {split.row_group}"
+        where = f"{split.path}, row group {split.row_group}"
         raise ValueError(f"{where} cannot be read: {error}") from error
 
 
@@ -84,7 +84,7 @@ def _slices(
 
 def _with_row_id(
     rows: pa.Table,
-    file: InputFile,
+    file: str,
     numbers: NDArray[np.int64],
     column: str | None,
     is_renamed: NDArray[np.bool_],
@@ -101,7 +101,7 @@ def _with_row_id(
 
 def _unpack(split: RowGroupSplit, packed: bytes) -> NDArray[np.bool_]:
     """Undo `np.packbits` for the rows of the split's row group; no bytes mean no row."""
-    num_rows = split.file.row_group_rows[split.row_group]
+    num_rows = split.num_rows
     if not packed:
         return np.zeros(num_rows, np.bool_)
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=num_rows).astype(np.bool_)

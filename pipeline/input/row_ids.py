@@ -4,6 +4,7 @@ Null and repeated ids are refused, or renamed if the user asks for it.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -19,6 +20,10 @@ from pipeline.output.ledger import IdSet, hash_ids
 _IDS_PER_BATCH = 1 << 16
 
 
+class RepeatedIdError(ValueError):
+    """Some id is null or repeated; which one, only a slower look at all ids tells."""
+
+
 @dataclass(frozen=True)
 class InputFile:
     """One Parquet file of the input."""
@@ -26,6 +31,11 @@ class InputFile:
     name: str  # path below the input's folder; row ids that are made begin with it
     path: str  # on the filesystem of the input
     row_group_rows: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of the file."""
+        return sum(self.row_group_rows)
 
 
 @dataclass(frozen=True)
@@ -46,21 +56,48 @@ class RowNaming:
         if self.column is None:
             first = 0
             for num_rows in file.row_group_rows:
-                yield numbered(file, np.arange(first, first + num_rows))
+                yield numbered(file.name, np.arange(first, first + num_rows))
                 first += num_rows
             return
+        with self._opened(file) as parquet:
+            for row_group in range(len(file.row_group_rows)):
+                chunks = list(self._batches(parquet, [row_group]))
+                yield pa.chunked_array(chunks, type=pa.string()).combine_chunks()
+
+    def batches_of_file(self, file: InputFile, row_groups: range) -> Iterator[pa.Array]:
+        """Yield the ids of neighbouring row groups of a file, in order, some rows at a time.
+
+        Raises:
+            RepeatedIdError: an id is null.
+            ValueError: the file cannot be read.
+        """
+        if self.column is None:
+            first = sum(file.row_group_rows[: row_groups.start])
+            end = first + sum(file.row_group_rows[row_groups.start : row_groups.stop])
+            for start in range(first, end, _IDS_PER_BATCH):
+                yield numbered(file.name, np.arange(start, min(start + _IDS_PER_BATCH, end)))
+            return
+        with self._opened(file) as parquet:
+            for ids in self._batches(parquet, list(row_groups)):
+                if ids.null_count:
+                    raise RepeatedIdError
+                yield ids
+
+    @contextmanager
+    def _opened(self, file: InputFile) -> Iterator[pq.ParquetFile]:
         try:
             with pq.ParquetFile(file.path, filesystem=self.filesystem) as parquet:
-                for row_group in range(len(file.row_group_rows)):
-                    batches = parquet.iter_batches(
-                        batch_size=_IDS_PER_BATCH, row_groups=[row_group], columns=[self.column]
-                    )
-                    chunks = [batch.column(0).cast(pa.string()) for batch in batches]
-                    ids = pa.chunked_array(chunks, type=pa.string()).combine_chunks()
-                    ids.validate(full=True)  # pyarrow reads text that is not UTF-8 without an error
-                    yield ids
+                yield parquet
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"the ids of {file.path} cannot be read: {error}") from error
+
+    def _batches(self, parquet: pq.ParquetFile, row_groups: list[int]) -> Iterator[pa.Array]:
+        for batch in parquet.iter_batches(
+            batch_size=_IDS_PER_BATCH, row_groups=row_groups, columns=[self.column]
+        ):
+            ids = batch.column(0).cast(pa.string())
+            ids.validate(full=True)  # pyarrow reads text that is not UTF-8 without an error
+            yield ids
 
     def unique_ids(
         self, file: InputFile, first_row: int, ids: pa.Array, seen: IdSet
@@ -81,7 +118,7 @@ class RowNaming:
             return ids, is_bad
         if not self.make_unique:
             self._refuse(file, first_row, ids, is_bad)
-        ids = renamed(ids, file, first_row + np.arange(len(ids)), is_bad)
+        ids = renamed(ids, file.name, first_row + np.arange(len(ids)), is_bad)
         is_taken = np.zeros(len(ids), np.bool_)
         is_taken[is_bad] = ~seen.add(ids.filter(pa.array(is_bad)))
         if is_taken.any():
@@ -122,14 +159,14 @@ class RowNaming:
                 first_row += len(ids)
 
 
-def numbered(file: InputFile, numbers: NDArray[np.int64]) -> pa.Array:
-    """Return the ids `<file>#<row>` of rows with these numbers."""
+def numbered(file: str, numbers: NDArray[np.int64]) -> pa.Array:
+    """Return the ids `<file>#<row>` of rows with these numbers in the file of this name."""
     text = pa.array(numbers).cast(pa.string())
-    return pc.call_function("binary_join_element_wise", [pa.scalar(file.name), text, "#"])
+    return pc.call_function("binary_join_element_wise", [pa.scalar(file), text, "#"])
 
 
 def renamed(
-    ids: pa.Array, file: InputFile, numbers: NDArray[np.int64], is_bad: NDArray[np.bool_]
+    ids: pa.Array, file: str, numbers: NDArray[np.int64], is_bad: NDArray[np.bool_]
 ) -> pa.Array:
     """Replace the bad ids by `<id>@<file>#<row>`, or by `<file>#<row>` where they are null."""
     places = numbered(file, numbers)

@@ -15,6 +15,7 @@ from pipeline.input.files_below import LeftOut
 from pipeline.input.listing import list_files
 from pipeline.input.row_ids import InputFile, RowNaming
 from pipeline.input.schema_merge import unify
+from pipeline.output.shards import InputIdentity
 from pipeline.schema import InputColumns, RowSchema, check_input
 
 _FOOTER_THREADS = 16  # a footer takes a round trip or two on object stores, and no CPU time
@@ -34,7 +35,12 @@ class Source:
     @property
     def num_rows(self) -> int:
         """The number of rows of the whole input, done or not."""
-        return sum(sum(file.row_group_rows) for file in self.files)
+        return sum(file.num_rows for file in self.files)
+
+    @property
+    def identity(self) -> InputIdentity:
+        """What tells this input from others, by its listing."""
+        return InputIdentity.of((file.name, file.num_rows) for file in self.files)
 
 
 def open_source(
@@ -59,30 +65,31 @@ def open_source(
     """
     listing = list_files(uri, output=output)
     filesystem, found = listing.filesystem, listing.files
+    files: list[InputFile] = []
+    schemas: dict[bytes, tuple[str, pa.Schema]] = {}  # the different ones, each with its first file
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda item: _footer(filesystem, item[1]), found))
-    schemas = [footer.schema.to_arrow_schema() for footer in footers]
+        contents = pool.map(lambda item: _read_footer(filesystem, item[1]), found)
+        for (name, path), (schema, row_group_rows) in zip(found, contents, strict=True):
+            files.append(InputFile(name, path, row_group_rows))
+            schemas.setdefault(schema.serialize().to_pybytes(), (path, schema))
     wanted = None if carry is None else {*carry, *columns.names, *columns.fields, *columns.lists}
-    named = [(path, schema) for (_, path), schema in zip(found, schemas, strict=True)]
-    schema = unify(named, wanted, required=columns.required)
+    schema = unify(list(schemas.values()), wanted, required=columns.required)
     row_schema = check_input(schema, columns, carry=carry, keep_media=keep_media, extra=extra)
-    files = tuple(
-        InputFile(name, path, _row_group_rows(footer))
-        for (name, path), footer in zip(found, footers, strict=True)
-    )
-    naming = RowNaming(filesystem, files, columns.id, make_ids_unique)
-    source = Source(filesystem, listing.folder, files, row_schema, naming, listing.left_out)
+    naming = RowNaming(filesystem, tuple(files), columns.id, make_ids_unique)
+    source = Source(filesystem, listing.folder, naming.files, row_schema, naming, listing.left_out)
     if source.num_rows == 0:
         raise ValueError(f"{uri} has no rows")
     return source
 
 
-def _footer(filesystem: pafs.FileSystem, path: str) -> pq.FileMetaData:
+def _read_footer(filesystem: pafs.FileSystem, path: str) -> tuple[pa.Schema, tuple[int, ...]]:
+    """Return the columns of a file, and the rows of its row groups.
+
+    The footer itself is not kept, since it describes every column of every row group.
+    """
     try:
-        return pq.read_metadata(path, filesystem=filesystem)
+        footer = pq.read_metadata(path, filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} is not a Parquet file that can be read: {error}") from error
-
-
-def _row_group_rows(footer: pq.FileMetaData) -> tuple[int, ...]:
-    return tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
+    rows = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
+    return footer.schema.to_arrow_schema().remove_metadata(), rows

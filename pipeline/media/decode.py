@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from pipeline.media.display import FrameRequest
-from pipeline.media.images import decode_pages, decode_picture, is_picture
 from pipeline.media.limits import DEFAULT_LIMITS, MediaError, MediaLimits
+from pipeline.media.pictures.formats import picture_format
+from pipeline.media.pictures.picture import decode_pages, decode_picture
 from pipeline.media.signatures import HEAD_BYTES, describe, media_kind
 from pipeline.media.video import decode_video
 from pipeline.media.windows import PageWindows, Span, Window, Windows
@@ -55,7 +56,7 @@ def _decode(
             raise MediaError(
                 ErrorCode.MEDIA_UNSUPPORTED, "a PDF, which only jobs.parse_documents reads"
             )
-        decode = decode_picture if is_picture(head) else decode_video
+        decode = decode_video if picture_format(head) is None else decode_picture
         return decode(source, requests, windows=windows, span_s=span_s, limits=limits)
     (request,) = requests
     if b"%PDF-" in head:
@@ -63,8 +64,8 @@ def _decode(
         from pipeline.media.documents import decode_document
 
         return decode_document(source, fit=request.fit, limits=limits)
-    if is_picture(head):
-        return decode_pages(source, fit=request.fit, limits=limits)
+    if picture_format(head) is not None:
+        return decode_pages(source, request, limits=limits)
     found = f", but {kind}" if (kind := media_kind(head)) else ""
     raise MediaError(ErrorCode.MEDIA_UNSUPPORTED, f"neither a PDF nor a picture{found}")
 

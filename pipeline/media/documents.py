@@ -1,9 +1,9 @@
 """Untrusted PDF bytes -> a picture of each page, drawn by PDFium at the size the network wants.
 
 PDFium is native code that reads what strangers wrote, so jobs call it in a decoding process only.
-It gets an open file, never a name. Scripts, launch actions, links and files that a document names
-do nothing, because pages are drawn without a form or script environment. Importing this module
-loads PDFium.
+It gets an open file, never a name. Forms are drawn with what is filled in. Scripts, launch actions,
+links and files that a document names do nothing, because this PDFium has no JavaScript, and nothing
+here runs an action. Importing this module loads PDFium.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import Any, BinaryIO
 
 import numpy as np
-from pypdfium2 import PdfBitmap, PdfDocument, PdfiumError, PdfPage, raw
+from pypdfium2 import PdfBitmap, PdfDocument, PdfFormEnv, PdfiumError, PdfPage, raw
 
 from model.inputs.prompt import PromptError
 from pipeline.media.display import Fit
@@ -25,7 +25,7 @@ from pipeline.status import ErrorCode
 
 _DPI = 200  # of a page before it is fitted; few scans are finer
 _POINTS_PER_INCH = 72
-_FLAGS = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER  # draw filled-in forms too; RGB, not BGR
+_FLAGS = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER  # draw comments and stamps; RGB, not BGR
 _WHITE = (255, 255, 255, 255)
 _CODES: Mapping[int, tuple[ErrorCode, str]] = {
     raw.FPDF_ERR_PASSWORD: (ErrorCode.MEDIA_ENCRYPTED, "the document opens with a password only"),
@@ -70,7 +70,20 @@ def _open(file: "_File") -> PdfDocument:
     if len(document) == 0:
         document.close()
         raise MediaError(ErrorCode.NO_FRAMES, "the document has no pages")
+    document.formenv = _form_environment(document)
     return document
+
+
+def _form_environment(document: PdfDocument) -> PdfFormEnv:
+    """Make what draws the fields of forms, also where the file does not say how they look.
+
+    `PdfDocument.init_forms` leaves out fields of documents that name no form.
+    """
+    config = raw.FPDF_FORMFILLINFO(version=2)  # without callbacks and without JavaScript
+    handle = raw.FPDFDOC_InitFormFillEnvironment(document, config)
+    if not handle:
+        raise MediaError(ErrorCode.MEDIA_CORRUPT, "the form of the document cannot be read")
+    return PdfFormEnv(handle, config)
 
 
 def _page_sizes(
@@ -113,7 +126,9 @@ def _draw(page: PdfPage, size_px: _Size) -> Frames:
     width_px, height_px = size_px
     with closing(PdfBitmap.new_native(width_px, height_px, raw.FPDFBitmap_BGR)) as bitmap:
         bitmap.fill_rect(_WHITE, 0, 0, width_px, height_px)
-        raw.FPDF_RenderPageBitmap(bitmap, page, 0, 0, width_px, height_px, 0, _FLAGS)
+        place = (0, 0, width_px, height_px, 0)
+        raw.FPDF_RenderPageBitmap(bitmap, page, *place, _FLAGS)
+        raw.FPDF_FFLDraw(page.formenv, bitmap, page, *place, _FLAGS)  # the fields of forms
         rgb = bitmap.to_numpy().copy()  # [H, W, 3]; the bitmap's own memory is freed on leaving
     width_pt, height_pt = page.get_size()
     facts = MediaFacts(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from pipeline.media.containers.opening import OpenVideo
 from pipeline.media.display import DisplayTransform, Fit, display_transform
 from pipeline.media.limits import MediaLimits
 
@@ -18,7 +18,7 @@ Contents = tuple[NDArray[np.uint8], NDArray[np.float64], DisplayTransform]
 
 @dataclass
 class _RequestBuffer:
-    """The frames of one request. The first one sets the size of all, for they share one array."""
+    """The frames of one request. The first one sets the size of all, which share one array."""
 
     wanted: frozenset[int]  # pts
     fit: Fit | None
@@ -32,13 +32,13 @@ class FrameBuffer:
 
     def __init__(
         self,
-        stream: VideoStream,
+        video: OpenVideo,
         requests: Sequence[tuple[Collection[int], Fit | None]],
         limits: MediaLimits,
     ) -> None:
         self.num_errors = 0  # packets and frames that were damaged
         self.is_interlaced = False
-        self._stream = stream
+        self._stream, self._crop = video.stream, video.crop
         self._limits = limits
         self._buffers = [_RequestBuffer(frozenset(wanted), fit) for wanted, fit in requests]
         self._num_bytes = 0
@@ -64,7 +64,8 @@ class FrameBuffer:
         for buffer in self._buffers:
             if buffer.wanted.isdisjoint(stands_for):
                 continue
-            transform = buffer.transform or self._allocate(buffer, frame)
+            first = buffer.transform or self._allocate(buffer, frame)
+            transform = first.resized_for(frame, self._stream, self._crop)
             if transform not in rendered:
                 reformatter = self._reformatters.setdefault(transform, VideoReformatter())
                 rendered[transform] = transform.render(frame, reformatter)
@@ -84,7 +85,7 @@ class FrameBuffer:
     def _allocate(self, buffer: _RequestBuffer, frame: VideoFrame) -> DisplayTransform:
         """Allocate the pixels of a request, whose size follows from its first frame."""
         num_frames = len(buffer.wanted)
-        transform = display_transform(frame, self._stream, buffer.fit, num_frames)
+        transform = display_transform(frame, self._stream, self._crop, buffer.fit, num_frames)
         width_px, height_px = transform.width_px, transform.height_px
         self._limits.check_pixels(width_px, height_px)
         self._num_bytes = self._limits.check_rgb(num_frames, width_px, height_px, self._num_bytes)

@@ -4,7 +4,8 @@ The index is made from the packets, without decoding and without the duration an
 frames that a header claims. A plan then cuts the stream into runs of packets. Reading on to the
 next wanted frame and seeking to the keyframe before it are both exact; the plan takes the cheaper.
 
-Time 0 is the first frame that the stream shows. Letters: N frames that are shown, M packets.
+Time 0 is the start of the container, as players show it: where sound begins before the picture, the
+first frame appears later than 0. Letters: N frames that are shown, M packets.
 """
 
 from array import array
@@ -12,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import av
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipeline.media.container import read_packets
+from pipeline.media.containers.packets import read_moved_packets
 from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.status import ErrorCode
 
@@ -25,13 +27,17 @@ _SEEK_COST = 4  # in decoded packets; a seek takes about a millisecond
 # A run ends one packet after its last wanted frame, because the second field of an interlaced
 # picture may come in a packet of its own.
 _MARGIN = 1
+# AVI stores no times, and ASF one time for each packet, which FFmpeg takes for its decode time.
+_WITHOUT_PTS = ("avi", "asf")
+_ROUNDING_S = Fraction(1, av.time_base)  # of the start of a container, as FFmpeg tells it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packets:
     """The M packets of a stream, in decode order."""
 
-    pts: NDArray[np.int64]  # [M] in units of the stream's time base
+    pts: NDArray[np.int64]  # [M] in units of the stream's time base, on one time line that rises
+    moved: NDArray[np.int64]  # [M] pts minus the stored pts; 0 unless a clock starts again or leaps
     durations: NDArray[np.int64]  # [M] 0 if not known
     positions: NDArray[np.int64]  # [M] bytes from the start of the file; -1 if not known
     is_keyframe: NDArray[np.bool_]  # [M]
@@ -45,22 +51,28 @@ class FrameIndex:
     packets: Packets
     pts: NDArray[np.int64]  # [N] rising, in units of the time base
     end_pts: int  # when the last frame ends
+    start_pts: int  # time 0; at most pts[0]
     time_base: Fraction  # seconds of a unit
-    # False if the container stores no presentation times (AVI). Then `pts` are decode times, and
-    # the k-th frame that decoding gives has the k-th of them.
+    # False if the container stores no presentation times (AVI, ASF). Then `pts` are decode times,
+    # and the k-th frame that decoding gives has the k-th of them.
     stores_pts: bool
     num_damaged: int = 0  # packets that the container flags as damaged, and damage that ends it
     num_untimed: int = 0  # packets without any time, which `packets` leaves out
 
     @property
     def end_s(self) -> float:
-        """The duration in seconds, from the first frame to the end of the last."""
+        """When the last frame ends, in seconds."""
         return self.seconds(self.end_pts)
 
     @property
+    def duration_s(self) -> float:
+        """How long frames are shown, from the first frame to the end of the last, in seconds."""
+        return float((self.end_pts - int(self.pts[0])) * self.time_base)
+
+    @property
     def times_s(self) -> NDArray[np.float64]:
-        """[N] when each frame appears, in seconds; the first appears at 0."""
-        return (self.pts - self.pts[0]) * float(self.time_base)
+        """[N] when each frame appears, in seconds."""
+        return (self.pts - self.start_pts).astype(np.float64) * float(self.time_base)
 
     @property
     def is_keyframe(self) -> NDArray[np.bool_]:
@@ -83,7 +95,7 @@ class FrameIndex:
 
     def seconds(self, pts: int) -> float:
         """When the frame with these pts appears, in seconds."""
-        return float((pts - int(self.pts[0])) * self.time_base)
+        return float((pts - self.start_pts) * self.time_base)
 
 
 def index_frames(
@@ -91,13 +103,15 @@ def index_frames(
     *,
     time_base: Fraction,
     stores_pts: bool,
+    start_s: Fraction | None = None,
     num_damaged: int = 0,
     num_untimed: int = 0,
 ) -> FrameIndex | None:
     """Make the index of a stream from its packets, or None if no frame is shown.
 
-    Packets before the first keyframe cannot be decoded, and hidden ones are not shown; neither
-    counts as a frame.
+    `start_s` is where time 0 lies on the time line of the packets; the first frame if it is None
+    or later. Packets before the first keyframe cannot be decoded, and hidden ones are not shown;
+    neither counts as a frame.
     """
     pts, is_shown = packets.pts, ~packets.is_hidden
     if packets.is_keyframe.any():
@@ -113,11 +127,19 @@ def index_frames(
         packets=packets,
         pts=shown_pts,
         end_pts=int(shown_pts[-1]) + max(duration, 0),
+        start_pts=_start_pts(int(shown_pts[0]), start_s, time_base),
         time_base=time_base,
         stores_pts=stores_pts,
         num_damaged=num_damaged,
         num_untimed=num_untimed,
     )
+
+
+def _start_pts(first_pts: int, start_s: Fraction | None, time_base: Fraction) -> int:
+    """Time 0 in units of the time base."""
+    if start_s is None or first_pts * time_base - start_s <= _ROUNDING_S:
+        return first_pts
+    return round(start_s / time_base)
 
 
 def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> FrameIndex:
@@ -130,11 +152,12 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
     """
     if not stream.time_base:
         raise MediaError(ErrorCode.MEDIA_CORRUPT, "the video stream has no time base")
-    stores_pts = container.format.name != "avi"
+    stores_pts = container.format.name not in _WITHOUT_PTS
+    start = container.start_time  # of the stream that begins first
     # Compact columns, for a stream may have millions of packets.
     ticks, flags = array("q"), bytearray()
     num_damaged = num_untimed = 0
-    for packet in read_packets(container, stream):
+    for packet, moved in read_moved_packets(container, stream):
         if packet is None:
             num_damaged += 1
             break
@@ -143,15 +166,16 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
             num_untimed += 1
             continue
         position = -1 if packet.pos is None else packet.pos
-        ticks.extend((time, packet.duration or 0, position))
+        ticks.extend((time, moved, packet.duration or 0, position))
         flags.extend((packet.is_keyframe, packet.is_discard))
         limits.check_num_frames(len(flags) // 2)
         num_damaged += packet.is_corrupt
-    pts, durations, positions = np.array(ticks, dtype=np.int64).reshape(-1, 3).T
+    pts, moved, durations, positions = np.array(ticks, dtype=np.int64).reshape(-1, 4).T
     is_keyframe, is_hidden = np.frombuffer(flags, dtype=np.bool_).reshape(-1, 2).T
     index = index_frames(
         Packets(
             pts=pts,
+            moved=moved,
             durations=durations,
             positions=positions,
             is_keyframe=is_keyframe,
@@ -159,12 +183,13 @@ def read_index(container: InputContainer, stream: VideoStream, limits: MediaLimi
         ),
         time_base=stream.time_base,
         stores_pts=stores_pts,
+        start_s=None if start is None else Fraction(start, av.time_base),
         num_damaged=num_damaged,
         num_untimed=num_untimed,
     )
     if index is None:
         raise MediaError(ErrorCode.NO_FRAMES, "the video stream holds no frames")
-    limits.check_duration(index.end_s)
+    limits.check_duration(index.duration_s)
     return index
 
 

@@ -50,11 +50,12 @@ def target_times(start_s: float, end_s: float, sampling: FrameSampling) -> NDArr
     * `num_frames=N` gives the mid-points of N equal segments.
     * `fps` gives the mid-points of segments of 1/fps seconds from `start_s` on, as far as they lie
       in the span; a span shorter than a segment is one segment.
-    * `at_s` gives those seconds after `start_s` that lie in the span, which may be none.
+    * `at_s` gives those seconds after `start_s` that lie in the span, which may be none. Second 0
+      always lies in it, also if the span has no length, as that of a still picture.
     """
     if sampling.at_s is not None:
         times_s = start_s + np.unique(sampling.at_s)
-        return times_s[times_s < end_s]
+        return times_s[(times_s < end_s) | (times_s == start_s)]
     span_s = end_s - start_s
     num_targets = sampling.num_frames or sampling.max_frames
     segment_s = span_s / num_targets
@@ -77,10 +78,16 @@ def choose_frames(
 
     The N >= 1 frames of the stream appear at `times_s` [N], which rises; `is_keyframe` [N] tells
     which of them can be decoded alone. The last frame of the span stays on display until its end.
+    What lies before the first frame, while only sound is heard, is left out of the span; seconds
+    that are named there get the first frame. A span that ends there has no frames.
 
     Returns:
         Positions in `times_s`, strictly rising.
     """
+    if end_s < times_s[0]:
+        return np.empty(0, dtype=np.intp)
+    if sampling.at_s is None:
+        start_s = max(start_s, float(times_s[0]))
     candidates = np.arange(len(times_s))
     if sampling.keyframes_only and is_keyframe.any():
         candidates = np.flatnonzero(is_keyframe)

@@ -18,6 +18,7 @@ class MediaFacts:
     width_px: int  # as displayed: upright, with square pixels
     height_px: int
     codec: str
+    stream: int | None = None  # the number of the video's stream in its container; from 0 on
     rotation: int = 0  # degrees by which players turn the stored picture, clockwise
     is_vfr: bool = False
     is_interlaced: bool = False
@@ -33,7 +34,7 @@ class Frames:
     """
 
     rgb: NDArray[np.uint8]  # [I, H, W, 3]
-    timestamps_s: NDArray[np.float64]  # [I] rising; 0 is the first frame of the stream
+    timestamps_s: NDArray[np.float64]  # [I] rising; 0 is the start of the container
     facts: MediaFacts
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorTrc
 from numpy.typing import NDArray
 
-_PQ, _HLG = int(ColorTrc.SMPTE2084), int(ColorTrc.ARIB_STD_B67)
+HDR_TRANSFERS = _PQ, _HLG = int(ColorTrc.SMPTE2084), int(ColorTrc.ARIB_STD_B67)
 _WHITE = 203.0  # reference white, cd/m2
 _PEAK = 1000.0  # the light that becomes white, cd/m2
 _KNEE = 0.5  # where the tone curve leaves the identity, in units of the reference white
@@ -27,7 +27,7 @@ _TO_BT709 = np.array(
 
 def is_hdr(frame: VideoFrame) -> bool:
     """Whether the frame is coded for high dynamic range (PQ or HLG)."""
-    return frame.color_trc in (_PQ, _HLG)
+    return frame.color_trc in HDR_TRANSFERS
 
 
 def to_sdr(rgb: NDArray[np.uint16], transfer: int) -> NDArray[np.uint8]:

@@ -2,8 +2,8 @@
 
     python -m pipeline.media.sandbox_process <descriptor of a socket>
 
-The process sets its own limits. An unexpected exception ends it, and its owner counts that as a
-death.
+The process sets its own limits. An exception that nobody expects becomes the error of the row, with
+its name and place.
 """
 
 import itertools
@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -30,6 +31,7 @@ from model.malloc import give_back_freed_memory
 from pipeline.media.decode import decode_media
 from pipeline.media.limits import MediaError, MediaLimits
 from pipeline.media.windows import Window
+from pipeline.status import ErrorCode
 
 LENGTH = struct.Struct("<Q")  # of the message that follows, in bytes
 _TRIM_ROWS = 16  # the process gives freed memory back to the system after this many rows
@@ -78,6 +80,9 @@ def _answer(
         return _error(error), []
     except MemoryError:
         return {"code": NO_MEMORY}, []
+    except Exception as error:  # noqa: BLE001 - nothing may leave this process without its name
+        message = _unexpected(error)
+        return _error(MediaError(ErrorCode.MEDIA_CORRUPT, message)), []
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
     pixels = [
@@ -102,6 +107,14 @@ def _described(window: Window) -> dict[str, Any]:
             for frames in window.media
         ],
     }
+
+
+def _unexpected(error: Exception) -> str:
+    """Say which exception came from where; this process cannot write it to a log."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    return f"decoding failed with an error that is not expected: {name}: {error} ({where})"
 
 
 def _error(error: MediaError | PromptError) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipeline.media.container import Reader, open_video, read_packets
+from pipeline.media.containers.opening import OpenVideo, open_video
+from pipeline.media.containers.packets import read_moved_packets, read_packets
+from pipeline.media.containers.reader import Reader
 from pipeline.media.display import DisplayTransform, FrameRequest
 from pipeline.media.frame_buffer import FrameBuffer
 from pipeline.media.frame_index import FrameIndex, PacketRun, is_near, plan_runs, read_index
@@ -69,20 +71,22 @@ def decode_video(
         MemoryError: there is not enough memory.
     """
     reader = Reader(source)
-    with open_video(reader, limits) as (container, stream):
-        index = read_index(container, stream, limits)
+    with open_video(reader, limits) as video:
+        index = read_index(video.container, video.stream, limits)
         choices = choose_by_window(
             index.times_s, index.end_s, index.is_keyframe, requests, windows, span_s, limits
         )
         chosen = [(index.pts[choice.positions].tolist(), choice.fit) for choice in choices]
         wanted = sorted({pts for each, _ in chosen for pts in each})
-        decoding = _Decoding(container, stream, index, FrameBuffer(stream, chosen, limits))
-        runs = plan_runs(index, wanted)
+        decoding = _Decoding(video, index, FrameBuffer(video, chosen, limits))
+        # Only a position of the file finds a packet whose time occurs twice.
+        can_seek = not index.packets.moved.any() or video.container.format.name in _SEEK_BY_BYTES
+        runs = plan_runs(index, wanted) if can_seek else None
         if runs is not None and decoding.decode_runs(runs, wanted):
             return decoding.windows(choices, is_cut=windows is not None)
     # Open the video again: a decoder that met something unexpected may be in any state.
-    with open_video(reader, limits) as (container, stream):
-        decoding = _Decoding(container, stream, index, FrameBuffer(stream, chosen, limits))
+    with open_video(reader, limits) as video:
+        decoding = _Decoding(video, index, FrameBuffer(video, chosen, limits))
         decoding.decode_from_start(wanted)
         if decoding.buffer.is_empty:
             message = f"no frame of {len(wanted)} can be decoded"
@@ -98,10 +102,17 @@ class _UnexpectedError(Exception):
 class _Decoding:
     """An open video, and the buffer that its wanted frames go to."""
 
-    container: InputContainer
-    stream: VideoStream
+    video: OpenVideo
     index: FrameIndex
     buffer: FrameBuffer
+
+    @property
+    def container(self) -> InputContainer:
+        return self.video.container
+
+    @property
+    def stream(self) -> VideoStream:
+        return self.video.stream
 
     def decode_runs(self, runs: Sequence[PacketRun], wanted: Sequence[int]) -> bool:
         """Decode runs of packets; keep the frames of the wanted pts.
@@ -109,13 +120,13 @@ class _Decoding:
         Returns:
             False if a frame is missing or damaged, or anything is not as the index says.
         """
-        missing, near = set(wanted), is_near(self.index, wanted)
+        missing, near = list(wanted[::-1]), is_near(self.index, wanted)  # the next one is last
         try:
             for run in runs:
                 for frame in self._from_keyframe(self._decode_run(run, near), run):
-                    if frame.pts in missing:
-                        missing.remove(frame.pts)
-                        self.buffer.add(frame, self.index.seconds(frame.pts), [frame.pts])
+                    if missing and frame.pts == missing[-1]:
+                        pts = missing.pop()
+                        self.buffer.add(frame, self.index.seconds(pts), [pts])
         except MemoryError:  # FFmpeg's own is an FFmpegError too
             raise
         except (av.FFmpegError, _UnexpectedError):
@@ -145,6 +156,8 @@ class _Decoding:
         for position, packet in zip(range(run.start, run.stop), self._seek(run), strict=False):
             if packet is None:  # damage; the frames before it may be all that are wanted
                 break
+            if packet.pts is not None:
+                packet.pts = packet.pts + int(self.index.packets.moved[position])
             if can_skip:
                 context.skip_frame = "DEFAULT" if near[position] else "NONREF"
             yield from context.decode(packet)
@@ -179,8 +192,10 @@ class _Decoding:
             _UnexpectedError: the packet cannot be found.
         """
         packets = self.index.packets
-        pts, position = int(packets.pts[run.start]), int(packets.positions[run.start])
-        if self.container.format.name in _SEEK_BY_BYTES and position >= 0:
+        pts = int(packets.pts[run.start] - packets.moved[run.start])  # as it is stored
+        position = int(packets.positions[run.start])
+        by_bytes = self.container.format.name in _SEEK_BY_BYTES and position >= 0
+        if by_bytes:
             self.container.seek(position, unsupported_byte_offset=True)
         else:
             self.container.seek(pts, stream=self.stream)
@@ -189,7 +204,8 @@ class _Decoding:
         for packet in islice(found, 1 + run.start):
             if packet is None:
                 break
-            if packet.pts == pts and packet.is_keyframe:
+            is_there = packet.pos == position or not by_bytes
+            if packet.pts == pts and packet.is_keyframe and is_there:
                 return chain([packet], found)
         raise _UnexpectedError
 
@@ -207,7 +223,8 @@ class _Decoding:
     def _decode_all_packets(self) -> Iterator[VideoFrame]:
         """Decode every packet that can be decoded; raise the last error if none can."""
         num_frames, failure = 0, None
-        for packet in chain(read_packets(self.container, self.stream), [None]):  # None flushes
+        packets = (packet for packet, _ in read_moved_packets(self.container, self.stream))
+        for packet in chain(packets, [None]):  # None flushes
             try:
                 decoded = self.stream.codec_context.decode(packet)
             except MemoryError:
@@ -226,11 +243,12 @@ class _Decoding:
     def _facts(self, transform: DisplayTransform) -> MediaFacts:
         index = self.index
         return MediaFacts(
-            duration_s=index.end_s,
-            fps=len(index.pts) / index.end_s if index.end_s > 0 else 0.0,
+            duration_s=index.duration_s,
+            fps=len(index.pts) / index.duration_s if index.duration_s > 0 else 0.0,
             width_px=transform.displayed_width_px,
             height_px=transform.displayed_height_px,
             codec=self.stream.codec_context.codec.canonical_name,
+            stream=self.stream.index,
             rotation=-90 * transform.num_turns % 360,
             is_vfr=index.is_vfr,
             is_interlaced=self.buffer.is_interlaced,

@@ -131,7 +131,7 @@ class FrameChoice:
             frames = _between(frames, self.times_s[0], end_s)
         if frames is not None:
             return Window(start=start_s, end=end_s, media=(frames,))
-        error = MediaError(ErrorCode.NO_FRAMES, "none of the seconds lies in the window")
+        error = MediaError(ErrorCode.NO_FRAMES, "the window has no frame at the seconds")
         if len(self.times_s):
             message = f"no frame of {len(self.times_s)} of the window can be decoded"
             error = MediaError(ErrorCode.MEDIA_CORRUPT, message)
@@ -168,6 +168,11 @@ def choose_by_window(
     # One empty window is an error of that window alone, so the row fails only if all are empty.
     are_empty = [len(choice.positions) == 0 for choice in choices]
     if all(are_empty) if windows is not None else any(are_empty):
+        if spans_s[-1][1] < times_s[0]:
+            message = (
+                f"the span ends at {spans_s[-1][1]:.3f} s, the video begins at {times_s[0]:.3f} s"
+            )
+            raise MediaError(ErrorCode.NO_FRAMES, message)
         seconds = list(requests[are_empty.index(True) % len(requests)].sampling.at_s or ())
         raise MediaError(ErrorCode.NO_FRAMES, f"none of the seconds {seconds} lies in the span")
     return choices

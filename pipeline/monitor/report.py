@@ -7,7 +7,12 @@ from model.engine.fit.capacity import Capacity
 from pipeline.monitor.progress import counts_text, temporary_text
 from pipeline.monitor.snapshot import Snapshot
 from pipeline.monitor.stage_costs import Costs, StageCost
+from pipeline.output.caption_counts import CUT, CaptionSummary
 from pipeline.status import Status
+
+# One caption in more of the rows than this is worth a warning, if there are enough rows to tell.
+_LARGEST_SHARE = 0.05
+_FEWEST_CAPTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Usage:
     ranks: Mapping[str, float] = field(default_factory=dict)  # as `groups.rank_numbers`
     group_failures: tuple[str, ...] = ()  # each death of a group, and why
     groups_set_apart: tuple[str, ...] = ()  # the last failure of each group that was set apart
+    groups_moved: int = 0  # before the end of their node, which had announced it
     longest_pause_s: float = 0.0  # the longest time without a finished row, once a group was ready
     snapshot: Snapshot | None = None  # the last one; None if there was nothing to do
     num_preparers: int = 0  # the most workers that may prepare rows
@@ -102,6 +108,7 @@ class Report:
     num_prompt_tokens: int
     num_generated_tokens: int
     num_bytes_written: int
+    captions: CaptionSummary = field(default_factory=CaptionSummary)
     usage: Usage
     first_error: str | None = None  # id and message of a row that failed; None if none did
     output: OutputCounts  # of all rows, with those of earlier runs
@@ -134,6 +141,7 @@ class Report:
         return {
             **({} if usage.snapshot is None else usage.snapshot.as_json()),
             **fields,
+            "captions": self.captions.as_json(),
             "output": self.output.as_json(),
             "seconds": self.seconds,
             **self.rates,
@@ -143,6 +151,7 @@ class Report:
             "ranks": dict(usage.ranks),
             "group_failures": list(usage.group_failures),
             "groups_set_apart": list(usage.groups_set_apart),
+            "groups_moved": usage.groups_moved,
             "longest_pause_s": usage.longest_pause_s,
             "prepare_busy": round(usage.prepare_busy, 3),
             "mean_rows_at_engines": round(usage.mean_rows, 2),
@@ -172,6 +181,7 @@ class Report:
                 f"{self.usage.num_out_of_memory} tries of steps ran out of memory and were "
                 "divided; lower --cache-gib, --max-step-tokens or --batch-size"
             )
+        lines += _caption_lines(self.captions)
         lines += [f"set apart: {text}" for text in self.usage.groups_set_apart]
         if self.error_share == 1:
             lines.append(
@@ -195,6 +205,12 @@ class Report:
         usage, spilled = self.usage, "an unknown number of"
         if usage.spilled_bytes is not None:
             spilled = _mb(usage.spilled_bytes)
+        generate = costs.stages.get("generate", StageCost())
+        if generate.crossed_bytes:
+            lines.append(
+                f"{_mb(generate.crossed_bytes)} MB of prompts crossed nodes, of "
+                f"{_mb(generate.num_bytes)} MB"
+            )
         return [
             *lines,
             f"{_mb(self.num_bytes_written)} MB written, {spilled} MB spilled by the object store",
@@ -202,6 +218,30 @@ class Report:
             f"{usage.prepare_busy:.0%} of the time of {usage.num_preparers} workers, "
             f"the engines had {usage.mean_rows:.1f} of {usage.max_rows} rows",
         ]
+
+
+def _caption_lines(captions: CaptionSummary) -> list[str]:
+    """Say how texts ended and how alike captions are, and warn if one is in many rows."""
+    lines: list[str] = []
+    if captions.num_texts:
+        ends = [f"{captions.share_ended_by(reason):.1%} by {reason}" for reason in CUT]
+        lines.append(f"of {captions.num_texts} texts ended {', '.join(ends)}")
+    if captions.num_most_frequent == 1 < captions.num_captions and not captions.num_uncounted:
+        lines.append(f"no two of {captions.num_captions} captions are the same")
+    elif captions.num_captions > 1:
+        least = "at least " if captions.num_uncounted else ""
+        text = "".join(each if each.isprintable() else " " for each in captions.most_frequent or "")
+        lines.append(
+            f"the most frequent caption stands in {least}{captions.num_most_frequent} of "
+            f'{captions.num_captions} rows ({captions.share:.1%}): "{text}"'
+        )
+    if captions.num_captions >= _FEWEST_CAPTIONS and captions.share > _LARGEST_SHARE:
+        lines.append(
+            f"WARNING: {captions.share:.1%} of the captions of this run are the same; look at some "
+            "of these rows: are their media blank, does the model refuse, or does the prompt allow "
+            "few answers?"
+        )
+    return lines
 
 
 def _mb(num_bytes: int) -> str:

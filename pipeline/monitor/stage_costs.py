@@ -23,6 +23,8 @@ class Cost:
     num_bytes: int = 0  # read
     peak_bytes: int = 0  # the most resident memory of its process so far
     decoder_peak_bytes: int = 0  # the same of its decoding process
+    node: str = ""  # where; empty if nobody asks
+    crossed_bytes: int = 0  # of prompts that came from another node, or went to one
 
 
 @dataclass
@@ -32,6 +34,7 @@ class StageCost:
     seconds: float = 0.0  # summed over its processes, so it may exceed the run's
     row_seconds: float = 0.0  # summed over rows; each row of a batch has all of its seconds
     num_bytes: int = 0
+    crossed_bytes: int = 0
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Costs:
             stage.seconds += cost.seconds
             stage.row_seconds += cost.seconds * cost.num_rows
             stage.num_bytes += cost.num_bytes
+            stage.crossed_bytes += cost.crossed_bytes
             self.note_peak(cost.stage, cost.peak_bytes)
             self.note_peak("decoder", cost.decoder_peak_bytes)
 

@@ -7,8 +7,9 @@ that begin with `_`.
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 from pandas.util import hash_array
 
 from pipeline.output.store import Store
-from pipeline.schema import ErrorCode
+from pipeline.schema import LATER_COLUMNS, ErrorCode
 
 _NUM_READERS = 8  # threads
 _IDS_PER_BATCH = 1 << 16
+_NO_HASHES = np.empty(0, np.uint64)
 NO_PART = -1  # in place of the index of a part file
 
 
@@ -36,15 +38,32 @@ class IdSet:
     def __init__(self) -> None:
         self._runs: list[NDArray[np.uint64]] = []  # each sorted; no hash is in two of them
 
+    @classmethod
+    def of(cls, hashes: NDArray[np.uint64]) -> "IdSet":
+        """Make a set of many hashes at once; it takes their array, and sorts it in place."""
+        hashes.sort()
+        is_first = np.ones(len(hashes), np.bool_)
+        np.not_equal(hashes[1:], hashes[:-1], out=is_first[1:])
+        made = cls()
+        if len(hashes):
+            made._runs.append(hashes if is_first.all() else hashes[is_first])
+        return made
+
     def __len__(self) -> int:
         return sum(len(run) for run in self._runs)
 
     def contains_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Tell which of `hashes` are in the set."""
         found = np.zeros(len(hashes), dtype=np.bool_)
+        if not self._runs:
+            return found
+        # Neighbours in this order are looked for in the same part of a run, which is in a cache of
+        # the processor; two bytes are sorted by counting, so the order itself takes little.
+        order = np.argsort((hashes >> np.uint64(48)).astype(np.uint16), kind="stable")
+        near = hashes[order]
         for run in self._runs:
-            place = np.searchsorted(run, hashes)
-            found |= run[np.minimum(place, len(run) - 1)] == hashes
+            place = np.searchsorted(run, near)
+            found[order] |= run[np.minimum(place, len(run) - 1)] == near
         return found
 
     def left_in(self, counts: Mapping[int, int]) -> dict[int, int]:
@@ -130,6 +149,21 @@ def committed_parts(store: Store) -> list[str]:
     return [name for name in store.names() if is_part(name)]
 
 
+def schema_as_begun(store: Store, parts: Sequence[str], schema: pa.Schema) -> pa.Schema:
+    """The schema for further parts: without the columns that came after the output was begun."""
+    if not parts:
+        return schema
+    filesystem, path = store.path_of(parts[0])
+    try:
+        found = pq.read_schema(path, filesystem=filesystem)
+    except (OSError, pa.ArrowException):
+        return schema  # `read_index` says what is wrong with the part
+    for name in LATER_COLUMNS:
+        if name in schema.names and name not in found.names:
+            schema = schema.remove(schema.get_field_index(name))
+    return schema
+
+
 def read_index(
     store: Store,
     parts: Sequence[str],
@@ -145,19 +179,51 @@ def read_index(
         ValueError: a part file cannot be read or has other columns than `schema`.
     """
     codes = pa.array([str(code) for code in retry], pa.string())
-    index = OutputIndex.empty()
-    index.parts = tuple(parts)
-    failed, failed_part = [index.failed], [index.failed_part]
+    done, failed, failed_part = [_NO_HASHES], [_NO_HASHES], [np.empty(0, np.int32)]
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         found = pool.map(lambda name: _ids_of_part(store, name, schema, codes), parts)
-        for number, (done, again) in enumerate(found):
-            index.done.add_hashes(done)
+        for number, (stays, again) in enumerate(found):
+            done.append(stays)
             failed.append(again)
             failed_part.append(np.full(len(again), number, np.int32))
     hashes, part = np.concatenate(failed), np.concatenate(failed_part)
     order = np.argsort(hashes)
-    index.failed, index.failed_part = hashes[order], part[order]
-    return index
+    all_done = np.concatenate(done)
+    done.clear()
+    return OutputIndex(IdSet.of(all_done), hashes[order], part[order], tuple(parts))
+
+
+def ids_of_part(store: Store, name: str) -> Iterator[pa.Array]:
+    """Yield the ids of a part file, some rows at a time.
+
+    Raises:
+        ValueError: the part file cannot be read.
+    """
+    with _opened(store, name) as file:
+        for batch in file.iter_batches(batch_size=_IDS_PER_BATCH, columns=["row_id"]):
+            yield batch["row_id"]
+
+
+def num_rows_of_part(store: Store, name: str) -> int:
+    """Return the number of rows of a part file, from its footer.
+
+    Raises:
+        ValueError: the part file cannot be read.
+    """
+    with _opened(store, name) as file:
+        return file.metadata.num_rows
+
+
+@contextmanager
+def _opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
+    filesystem, path = store.path_of(name)
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); delete it to caption its rows again"
+        ) from error
 
 
 def count_results(store: Store, parts: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
@@ -185,28 +251,20 @@ def _ids_of_part(
     store: Store, name: str, schema: pa.Schema, codes: pa.Array
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Hash the ids of the rows that are done, and of those that failed with one of `codes`."""
-    filesystem, path = store.path_of(name)
-    done, again = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            if not file.schema_arrow.equals(schema):
-                raise ValueError(
-                    f"{path} has other columns than this run writes; use another --output, or the "
-                    "--columns and --keep-media of the run that wrote it"
-                )
-            columns = ["row_id", "error_code"] if len(codes) else ["row_id"]
-            for batch in file.iter_batches(batch_size=_IDS_PER_BATCH, columns=columns):
-                hashes = hash_ids(batch["row_id"])
-                is_again = np.zeros(len(hashes), np.bool_)
-                if len(codes):
-                    found = pc.call_function(
-                        "is_in", [batch["error_code"]], pc.SetLookupOptions(codes)
-                    )
-                    is_again = found.to_numpy(zero_copy_only=False)
-                done.append(hashes[~is_again])
-                again.append(hashes[is_again])
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); delete it to caption its rows again"
-        ) from error
+    done, again = [_NO_HASHES], [_NO_HASHES]
+    with _opened(store, name) as file:
+        if not file.schema_arrow.equals(schema):
+            raise ValueError(
+                f"{store.path_of(name)[1]} has other columns than this run writes; use another "
+                "--output, or the --columns and --keep-media of the run that wrote it"
+            )
+        columns = ["row_id", "error_code"] if len(codes) else ["row_id"]
+        for batch in file.iter_batches(batch_size=_IDS_PER_BATCH, columns=columns):
+            hashes = hash_ids(batch["row_id"])
+            is_again = np.zeros(len(hashes), np.bool_)
+            if len(codes):
+                found = pc.call_function("is_in", [batch["error_code"]], pc.SetLookupOptions(codes))
+                is_again = found.to_numpy(zero_copy_only=False)
+            done.append(hashes[~is_again])
+            again.append(hashes[is_again])
     return np.concatenate(done), np.concatenate(again)

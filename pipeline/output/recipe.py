@@ -17,6 +17,7 @@ from pipeline.output.lock import LOCK
 from pipeline.output.store import Store
 
 _FILE = "_recipe.json"
+SHARD = "_shard.json"  # says which shard of which input an output is
 _TAIL_BYTES = 1 << 20  # of a weights file, that are part of the fingerprint
 
 
@@ -93,7 +94,8 @@ def _refusal(store: Store, stored: Any, fields: Any) -> str:
 def _set_aside(store: Store, parts: list[str]) -> None:
     """Move everything that was made under the old recipe into a folder below."""
     folder = f"_old-{time.strftime('%Y%m%d-%H%M%S')}"
-    beside = [name for name in store.names() if name.startswith("_") and name != LOCK]
+    stays = (LOCK, SHARD)
+    beside = [name for name in store.names() if name.startswith("_") and name not in stays]
     # The recipe goes last: as long as it is there, an interrupted move is recognized and continued.
     for name in (*parts, *sorted(beside, key=lambda name: name == _FILE)):
         store.move(name, folder)

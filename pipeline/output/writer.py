@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.output.caption_counts import CaptionCounts
 from pipeline.output.ledger import NO_PART, OutputIndex, hash_ids
 from pipeline.output.store import Store
 
@@ -61,6 +62,7 @@ class PartWriter:
         self.statuses: Counter[str] = Counter()
         self.error_codes: Counter[str] = Counter()
         self.first_error: str | None = None  # id and message
+        self.captions = CaptionCounts()
         self.num_bytes = 0  # of the part files that this object wrote
 
     def add(self, rows: pa.Table) -> None:
@@ -182,6 +184,7 @@ class PartWriter:
         self.num_prompt_tokens += _total(rows["num_prompt_tokens"])
         self.statuses.update(rows["status"].to_pylist())
         self.error_codes.update(rows["error_code"].drop_null().to_pylist())
+        self.captions.add(rows)
         if self.first_error is None:
             errors = zip(rows["row_id"].to_pylist(), rows["error"].to_pylist(), strict=True)
             self.first_error = next((f"{row}: {error}" for row, error in errors if error), None)

@@ -41,6 +41,7 @@ class FrameLoader:
     fetch: Callable[[object], bytes | BinaryIO]  # opens one media value or raises a `MediaError`
     decoder: SandboxedDecoder
     limits: MediaLimits  # on the media of one row
+    background: str | None  # of transparent pictures, as for `FrameRequest`
 
     def frames(
         self, row: InputRow, views: Sequence[FrameView]
@@ -110,7 +111,7 @@ class FrameLoader:
             max_frame_tokens=view.max_frame_tokens,
             max_row_tokens=max_row_tokens,
         )
-        return FrameRequest(sampling=view.affordable_frames, fit=fit)
+        return FrameRequest(sampling=view.affordable_frames, fit=fit, background=self.background)
 
     def _load(self, value: object, decode: Callable[[bytes | BinaryIO], Decoded]) -> Decoded:
         """Open one of the media, decode it and close it."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pipeline.media.display import WHITE
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.media.limits import DEFAULT_LIMITS, MediaLimits
 from pipeline.media.windows import Windows
@@ -27,6 +28,9 @@ class Instructions:
     timestamps: Timestamps = "seconds"
     max_frame_tokens: int | None = 256
     max_row_tokens: int | None = None
+    # What shows through transparent pictures: #rrggbb; "none" takes the colours that they have
+    # there; "auto" is white, but for outputs from before this field, which were made with "none".
+    background: str = "auto"
     limits: MediaLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
@@ -39,6 +43,11 @@ class Instructions:
                 "budget of tokens for the row (--tokens-per-row); --frame-tokens limits each frame"
             )
         assert self.view  # constructing it checks its values
+
+    @property
+    def background_color(self) -> str | None:
+        """The background as `FrameRequest` has it."""
+        return {"auto": WHITE, "none": None}.get(self.background, self.background)
 
     @property
     def view(self) -> FrameView:

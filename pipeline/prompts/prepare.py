@@ -50,7 +50,9 @@ class Prepare:
         self._row_schema = row_schema
         self._decoder = decoder or SandboxedDecoder(instructions.limits)
         if loader is None:
-            loader = FrameLoader(processor, fetch, self._decoder, instructions.limits)
+            loader = FrameLoader(
+                processor, fetch, self._decoder, instructions.limits, instructions.background_color
+            )
         builder = PromptBuilder(processor, instructions.system, seed)
         self._row_prompts = row_prompts(instructions, loader, builder)
         self._row_fields: tuple[pa.Field, ...] = ()  # they tell the prompts of one row apart

@@ -16,7 +16,7 @@ import ray
 
 from pipeline.input.plan import RowGroupSplit
 from pipeline.run_plan import RunPlan
-from pipeline.stages.generate import EngineGroups
+from pipeline.stages.generate import SharedGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.workers import (
     CostedRows,
@@ -50,7 +50,7 @@ class FewRowsWorker:
         self._prepare = PrepareWorker(spec, journal)
 
     async def answer(
-        self, splits: Sequence[RowGroupSplit], groups: EngineGroups
+        self, splits: Sequence[RowGroupSplit], groups: SharedGroups
     ) -> AsyncIterator[CostedRows]:
         """Yield batches of results in the order of the input, so that a retry yields the same."""
         generate = GenerateWorker(self._spec, groups, self._journal)
@@ -76,7 +76,7 @@ def start_worker(spec: StageSpec, journal: Journal) -> Any:
 
 
 def run_few(
-    worker: Any, splits: Sequence[RowGroupSplit], groups: EngineGroups
+    worker: Any, splits: Sequence[RowGroupSplit], groups: SharedGroups
 ) -> Iterator[CostedRows]:
     """Let the worker answer the rows; yield each batch as it comes."""
     for batch in worker.answer.remote(splits, groups):

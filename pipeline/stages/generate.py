@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from model.engine.sequence import SamplingParams
 from model.inputs.prompt import Prompt, PromptError
-from parallel.groups.errors import DeadGroupError
+from parallel.groups.errors import DeadGroupError, MovedGroupError
 from parallel.ranks.requests import Failure, Outcome, Request
 from pipeline.media.windows import Windows
 from pipeline.output.poison import GROUPS, KILLED_GROUPS
@@ -44,12 +44,24 @@ class Lease(Protocol):
 
 
 class EngineGroups(Protocol):
-    """What the stage uses of `parallel.groups.client.Groups`."""
+    """What the stage uses of `parallel.groups.client.Turn`."""
 
     def lease(
         self, num_tokens: int, *, exclusive: bool = False
     ) -> AbstractAsyncContextManager[Lease]:
         """Lease a group; `exclusive` keeps all other requests out of it."""
+        ...
+
+
+class SharedGroups(EngineGroups, Protocol):
+    """What the workers of a run use of `parallel.groups.client.Groups`."""
+
+    def turn(self, num_requests: int) -> AbstractAsyncContextManager[EngineGroups]:
+        """Wait for room for requests; what is yielded leases the groups that have it."""
+        ...
+
+    def take_crossed_bytes(self) -> int:
+        """Return the bytes of prompts that went to other nodes from here, since the last call."""
         ...
 
 
@@ -120,7 +132,8 @@ class Generate:
             answers = await self._try({row: requests[row] for row in together})
             died = [row for row, answer in answers.items() if isinstance(answer, DeadGroupError)]
             outcomes |= {row: a for row, a in answers.items() if not isinstance(a, DeadGroupError)}
-            num_deaths.update(died)
+            # A group that ended with its node says nothing of the rows that it had.
+            num_deaths.update(row for row in died if not isinstance(answers[row], MovedGroupError))
             if died:
                 backoff_s = self.backoff_s * 2 ** (max(num_deaths[row] for row in died) - 1)
                 await asyncio.sleep(min(_MAX_BACKOFF_S, backoff_s))
@@ -135,7 +148,8 @@ class Generate:
             (answer,) = (await self._try({0: request}, alone=True)).values()
             if not isinstance(answer, DeadGroupError):
                 return answer
-            deaths.append(answer)
+            if not isinstance(answer, MovedGroupError):
+                deaths.append(answer)
         return Failure(code=ErrorCode.POISON_ROW, message=f"{KILLED_GROUPS}: {deaths[-1]}")
 
     async def _try(

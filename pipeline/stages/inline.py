@@ -39,7 +39,8 @@ from pipeline.input.plan import RowGroupSplit
 from pipeline.monitor.poll import Reporter
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
-from pipeline.stages.generate import EngineGroups
+from pipeline.stages.batching import Room
+from pipeline.stages.generate import SharedGroups
 from pipeline.stages.journal import InlineJournal, Journal
 from pipeline.stages.sizing import choose_sizing
 from pipeline.stages.workers import (
@@ -62,6 +63,13 @@ class InlineGroup:
 
     rank: Rank  # its engine may still load
     runner: asyncio.Runner  # of the event loop in which requests are answered
+    room: Room  # for rows at the rank
+
+    @asynccontextmanager
+    async def turn(self, num_requests: int) -> AsyncIterator["InlineGroup"]:
+        """Wait for room for so many rows, and yield this group."""
+        async with self.room.hold(num_requests):
+            yield self
 
     @asynccontextmanager
     async def lease(
@@ -69,6 +77,10 @@ class InlineGroup:
     ) -> AsyncIterator["InlineGroup"]:
         """Yield this group; nobody else can have it, and what it dies of ends the run."""
         yield self
+
+    def take_crossed_bytes(self) -> int:
+        """Return 0, since everything is on one node."""
+        return 0
 
     async def generate(
         self, sets: Sequence[Sequence[Request]]
@@ -136,7 +148,7 @@ class InlineBackend:
             partial(self._engine_factory, config.checkpoint, engine, config.exchange, None),
             self.sizing.admission,
         )
-        group = InlineGroup(rank, self._runner)
+        group = InlineGroup(rank, self._runner, Room(self.sizing.rows_in_flight))
         try:
             self._runner.run(rank.ready())
         except BaseException:
@@ -156,7 +168,7 @@ class InlineBackend:
     def results(
         self,
         splits: Sequence[RowGroupSplit],
-        groups: EngineGroups,
+        groups: SharedGroups,
         journal: Journal,
         *,
         one_by_one: bool = False,

@@ -16,6 +16,7 @@ from parallel.groups.client import Groups
 from pipeline.cluster.cpu import CpuAffinity
 from pipeline.cluster.deployment import choose_deployment
 from pipeline.cluster.groups import EngineFactory, start_groups
+from pipeline.cluster.nodes import RankNodes
 from pipeline.input.plan import RowGroupSplit
 from pipeline.monitor.metrics import Metrics
 from pipeline.monitor.object_store import ObjectStoreUse, object_store_use
@@ -23,7 +24,7 @@ from pipeline.monitor.poll import Reporter
 from pipeline.output.in_flight import InFlightJournal
 from pipeline.run_plan import RunPlan
 from pipeline.stages.few_rows import is_few, run_few, start_worker
-from pipeline.stages.generate import EngineGroups
+from pipeline.stages.generate import SharedGroups
 from pipeline.stages.journal import Journal, RemoteJournal
 from pipeline.stages.sizing import choose_sizing
 from pipeline.stages.workers import CostedRows, StageSpec
@@ -45,12 +46,14 @@ class RayBackend:
         self.deployment = choose_deployment(
             plan.config, _gpus_of_nodes(), plan.text.n_routed_experts
         ).explained(plan.config)
+        self._nodes = RankNodes.of_cluster(self.deployment.device)
         self.sizing = choose_sizing(
             plan.config,
             self.deployment,
             num_rows=plan.rows.num_todo,
             num_cpus=resources.get("CPU", 1),
             store_bytes=int(resources.get("object_store_memory", 1 << 30)),
+            num_nodes=len(self._nodes.ids),
         )
         self._worker: Any = None  # of all stages, where rows are few; it lives with the journal
         if self._is_few:
@@ -65,6 +68,7 @@ class RayBackend:
             self._plan.expert_load,
             self._engine_factory,
             self.sizing.admission,
+            self.sizing.rows_in_flight,
         )
 
     @contextmanager
@@ -94,7 +98,7 @@ class RayBackend:
     def results(
         self,
         splits: Sequence[RowGroupSplit],
-        groups: EngineGroups,
+        groups: SharedGroups,
         journal: Journal,
         *,
         one_by_one: bool = False,
@@ -106,7 +110,7 @@ class RayBackend:
         from pipeline.stages.ray_data import run_stages
 
         spec = StageSpec.of(self._plan, self.sizing, one_by_one=one_by_one)
-        return run_stages(spec, splits, groups, journal)
+        return run_stages(spec, splits, groups, self._nodes, journal)
 
     def reporters(self) -> list[Reporter]:
         """Prometheus; and on CPUs, what keeps processors free for the engines."""

@@ -4,6 +4,9 @@
     tasks    actors      clients of
                          the groups
 
+Rows stay on the node that prepares them: each node with ranks has a client, Ray Data gives a batch
+to the client where it lies, and the client gets groups of its node (`parallel.groups.free_groups`).
+
 Ray Data sees each batch of rows as one row of bytes (`seal`). It would cut and join blocks by their
 size; sealed, a batch stays the unit of work, of retry and of output from its read to its part, a
 retried task gives as many blocks as the first one, and no column type of the input has to survive a
@@ -26,10 +29,11 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
+from pipeline.cluster.nodes import RankNodes
 from pipeline.cluster.processes import lower_priority
 from pipeline.input.plan import RowGroupSplit, batched_splits
 from pipeline.monitor.stage_costs import Cost
-from pipeline.stages.generate import EngineGroups
+from pipeline.stages.generate import SharedGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.sizing import Sizing
 from pipeline.stages.workers import (
@@ -43,23 +47,29 @@ from pipeline.stages.workers import (
 # Stages that ask for the same are fused: one actor would then read and prepare a whole row group.
 _READ_CPUS = 0.2
 _PREPARE_CPUS = 0.25
+# A client waits for the engines, which have reserved theirs. Ray places actors that ask for nothing
+# at random; those that ask for a little it spreads evenly over the nodes.
+_CLIENT_CPUS = 0.001
 _MAX_READERS = 2
 # Of a task. Ray ends workers that wait for the next task, and starting others takes seconds of a
 # processor; but more rows would have to be read again when a node is lost.
 _ROWS_PER_READ = 256
 _SLICES_PER_READ = 16  # or so many, where a slice has many rows
+# Ray Data makes an object of each task before the first one begins, which takes a fraction of a
+# millisecond and some kilobytes each.
+_MAX_READS = 4096
 
 
 def run_stages(
     spec: StageSpec,
     splits: Sequence[RowGroupSplit],
-    groups: EngineGroups,
+    groups: SharedGroups,
+    nodes: RankNodes,
     journal: Journal,
 ) -> Iterator[CostedRows]:
     """Read, prepare and answer rows as one stream of Ray Data."""
     sizing = spec.sizing
-    rows_per_read = max(_ROWS_PER_READ, _SLICES_PER_READ * sizing.read_rows)
-    reads = batched_splits(splits, rows_per_read)
+    reads = batched_splits(splits, rows_per_read(splits, sizing.read_rows))
     with _settings(sizing, keep_order=spec.config.keep_order), _quiet():
         rows = ray.data.read_datasource(
             _Rows(spec, reads),
@@ -73,18 +83,19 @@ def run_stages(
             batch_size=None,  # a block as it is
             batch_format="pyarrow",
             num_cpus=_PREPARE_CPUS,
-            compute=ActorPoolStrategy(min_size=1, max_size=sizing.num_preparers),
+            compute=ActorPoolStrategy(min_size=sizing.min_preparers, max_size=sizing.num_preparers),
         )
         rows = rows.map_batches(
             _Generator,
             fn_constructor_args=(spec, groups, journal),
             batch_size=None,  # a block as it is
             batch_format="pyarrow",
-            num_cpus=0,  # it waits for the engines, which have reserved theirs
+            num_cpus=_CLIENT_CPUS,
+            label_selector=nodes.selector,
             compute=ActorPoolStrategy(
                 size=sizing.num_clients,
                 max_concurrent_calls_per_actor=sizing.batches_per_client,
-                max_tasks_in_flight_per_actor=sizing.batches_per_client,
+                max_tasks_in_flight_per_actor=sizing.batches_given_to_client,
             ),
         )
         # A batch that waits here is one that the stages do not make meanwhile, so none is fetched
@@ -94,6 +105,12 @@ def run_stages(
         )
         for block in blocks:
             yield _copied(block), costs_of(block)
+
+
+def rows_per_read(splits: Sequence[RowGroupSplit], read_rows: int) -> int:
+    """Choose how many rows a task reads; `read_rows` is how many it takes at a time."""
+    num_rows = sum(split.num_todo for split in splits)
+    return max(_ROWS_PER_READ, _SLICES_PER_READ * read_rows, -(-num_rows // _MAX_READS))
 
 
 @contextmanager
@@ -181,20 +198,28 @@ class _Preparer:
     def __init__(self, spec: StageSpec, journal: Journal) -> None:
         lower_priority()
         self._work = PrepareWorker(spec, journal)
+        self._node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        for costed in self._work(unseal(block), costs_of(block)):
-            yield seal(*costed)
+        for rows, costs in self._work(unseal(block), costs_of(block)):
+            costs[-1].node = self._node
+            yield seal(rows, costs)
 
 
 class _Generator:
     """A `GenerateWorker` in an actor of Ray Data."""
 
-    def __init__(self, spec: StageSpec, groups: EngineGroups, journal: Journal) -> None:
+    def __init__(self, spec: StageSpec, groups: SharedGroups, journal: Journal) -> None:
         self._work = GenerateWorker(spec, groups, journal)
+        self._node = ray.get_runtime_context().get_node_id()
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        yield seal(*await self._work(unseal(block), costs_of(block)))
+        prepared = costs_of(block)
+        rows, costs = await self._work(unseal(block), prepared)
+        costs[-1].num_bytes = block.nbytes
+        if prepared[-1].node != self._node:
+            costs[-1].crossed_bytes += block.nbytes
+        yield seal(rows, costs)
 
 
 @contextmanager

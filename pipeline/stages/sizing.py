@@ -55,6 +55,12 @@ _BATCHES_AHEAD = 16
 # A row costs a client 5 to 15 ms of a processor (docs/benchmarks-history.md), and more with more
 # pixels; `jobs.plan` expects of an H100 some 12 rows a second.
 _ENGINES_PER_CLIENT = 2
+# Where ranks lie on several nodes, a client may have so many times its part of the rows at the
+# engines, since it also serves nodes that run dry,
+_PARTS_OF_CLIENT = 4
+# and as much again waits on its node. What waits before the clients goes to the next one that has
+# room, on any node; with these the queue is full before any client is.
+_CLIENT_QUEUE = 2
 # On CPUs an engine that answers rows one by one takes them from what prepares the next.
 _ADMISSION = AdmissionPolicy(min_batch=16, max_wait_s=1.0)
 
@@ -67,21 +73,29 @@ class Sizing:
     read_rows: int  # that are read, and given to a preparer, together
     read_bytes: int  # of them
     num_preparers: int  # at most
-    num_clients: int  # of the ranks, which share these
+    num_clients: int  # of the ranks, which share these; each node has some
     rows_in_flight: int  # at all engines together
     max_queued_bytes: int  # of rows between the stages
     batches_ahead: int  # that one worker may have made before anybody takes them
     admission: AdmissionPolicy  # of each rank
+    num_nodes: int = 1  # on which ranks may lie
 
     @property
-    def rows_per_client(self) -> int:
-        """Rows that one client has at the engines."""
-        return math.ceil(self.rows_in_flight / self.num_clients)
+    def min_preparers(self) -> int:
+        """Workers that prepare rows from the start: one a node, or nodes without one run dry."""
+        return min(self.num_preparers, self.num_nodes)
 
     @property
     def batches_per_client(self) -> int:
-        """Batches that Ray Data gives one client at a time; its rows have room by their number."""
-        return math.ceil(self.rows_per_client / self.batching.num_rows)
+        """Batches that one client works on at a time; the supervisor has room by their rows."""
+        parts = min(self.num_clients, _PARTS_OF_CLIENT) if self.num_nodes > 1 else 1
+        part = math.ceil(self.rows_in_flight / self.num_clients)
+        return parts * math.ceil(part / self.batching.num_rows)
+
+    @property
+    def batches_given_to_client(self) -> int:
+        """Batches that Ray Data gives one client at a time, with those that wait on its node."""
+        return self.batches_per_client * (_CLIENT_QUEUE if self.num_nodes > 1 else 1)
 
 
 def choose_sizing(
@@ -91,10 +105,12 @@ def choose_sizing(
     num_rows: int,
     num_cpus: float,
     store_bytes: int,
+    num_nodes: int = 1,
 ) -> Sizing:
     """Fit the rows in flight to a run with `num_rows` to do, and to its deployment.
 
-    `num_cpus` are those of the cluster, and `store_bytes` those of all its object stores.
+    `num_cpus` are those of the cluster, `store_bytes` those of all its object stores, and
+    `num_nodes` the nodes on which ranks may lie.
     """
     num_engines = deployment.num_groups * deployment.num_ranks
     wanted, of_a_row = _wanted_rows(config, num_engines, deployment.device), row_bytes(config)
@@ -116,13 +132,14 @@ def choose_sizing(
         read_rows=max(batching.num_rows, min(_READ_ROWS, num_rows // (4 * num_preparers))),
         read_bytes=max(SLICE_BYTES, batching.num_rows * _READ_BYTES_PER_ROW),
         num_preparers=num_preparers,
-        num_clients=math.ceil(num_engines / _ENGINES_PER_CLIENT),
+        num_clients=max(math.ceil(num_engines / _ENGINES_PER_CLIENT), min(num_engines, num_nodes)),
         rows_in_flight=rows_in_flight,
         max_queued_bytes=max_queued_bytes,
         batches_ahead=max(
             2, min(_BATCHES_AHEAD, max_queued_bytes // (8 * num_preparers * batch_bytes))
         ),
         admission=_admission(config, deployment, min(num_rows, rows_in_flight) // num_engines),
+        num_nodes=num_nodes,
     )
 
 

@@ -24,8 +24,7 @@ from pipeline.output.poison import KILLED_PREPARERS, PREPARERS
 from pipeline.prompts.prepare import Prepare
 from pipeline.run_plan import RunPlan
 from pipeline.schema import RowSchema
-from pipeline.stages.batching import Room
-from pipeline.stages.generate import EngineGroups, Generate
+from pipeline.stages.generate import Generate, SharedGroups
 from pipeline.stages.journal import Journal
 from pipeline.stages.merge import Merger
 from pipeline.stages.sizing import Sizing
@@ -140,23 +139,26 @@ class PrepareWorker:
 class GenerateWorker:
     """Answers batches of prompts, several at a time, and tells the journal of them before."""
 
-    def __init__(self, spec: StageSpec, groups: EngineGroups, journal: Journal) -> None:
+    def __init__(self, spec: StageSpec, groups: SharedGroups, journal: Journal) -> None:
         self._journal = journal
-        self._room = Room(spec.sizing.rows_per_client)
         config, merger = spec.config, None
         windows, prompts = config.instructions.windows, config.instructions.named_prompts
         if isinstance(windows, TimeWindows) and windows.merge is not None:
             require_checkpoint(config.checkpoint)
             processor = Processor.from_checkpoint(config.checkpoint)
             merger = Merger(processor, windows.merge, config.sampling)
+        self._groups = groups
         self._generate = Generate(groups, config.sampling, prompts, windows, merger)
 
     async def __call__(self, rows: pa.Table, costs: list[Cost]) -> CostedRows:
         """Answer a batch, once there is room for its rows."""
         ids = rows["row_id"].combine_chunks()
-        async with self._room.hold(rows.num_rows):
+        async with self._groups.turn(rows.num_rows) as groups:
+            generate = replace(self._generate, groups=groups)
             with measured("generate") as cost:
                 async with self._journal.generating(ids):
-                    (rows,) = [rows async for rows in self._generate(rows)]
+                    (rows,) = [rows async for rows in generate(rows)]
                 cost.num_rows = rows.num_rows
+                # By all batches that are here meanwhile; each byte is counted once.
+                cost.crossed_bytes = self._groups.take_crossed_bytes()
         return rows, [*costs, cost]

@@ -74,6 +74,23 @@ def test_images_are_described_upright_together_and_by_their_frames(tmp_path, che
     assert "without their frames" not in capfd.readouterr().out
 
 
+def test_the_background_is_a_part_of_the_recipe(tmp_path, checkpoint, capfd):
+    file = io.BytesIO()
+    Image.new("RGBA", (60, 30)).save(file, "PNG")
+    pq.write_table(pa.table({"image": [file.getvalue()]}), tmp_path / "x.parquet")
+    output = str(tmp_path / "o")
+    arguments = [
+        *("--input", str(tmp_path / "x.parquet"), "--output", output, "--model", str(checkpoint)),
+        *("--max-tokens", "4", "--inline"),
+    ]
+
+    assert describe_images.main([*arguments, "--background", "navy"]) == 0
+    assert describe_images.main(["--config", f"{output}/_run.yaml", "--inline"]) == 0
+    capfd.readouterr()
+    assert describe_images.main(arguments) == 2
+    assert 'background: "#000080" -> "#ffffff"' in capfd.readouterr().err
+
+
 def test_images_keep_their_size_and_have_no_times():
     required = ["--input", "a.parquet", "--output", "o", "--model", "demo"]
 

@@ -133,6 +133,25 @@ def test_a_copy_of_an_output_below_its_input_has_the_frames_of_the_original(tmp_
     assert [len(pictures_of(row)) for row in page.data["rows"]] == [4, 4, 4, 0]
 
 
+def test_the_shards_of_an_output_are_one_page_with_their_frames(tmp_path, capsys):
+    source = write_input(tmp_path)
+    whole = write_output(tmp_path / "whole", source, CAPTIONS)
+    part = pq.read_table(next(whole.glob("part-*")))
+    for number in (1, 2):
+        folder = tmp_path / "captions" / f"shard-{number}-of-2"
+        folder.mkdir(parents=True)
+        rows = part.slice(2 * (number - 1), 2)
+        pq.write_table(rows, folder / "part-000000-x.parquet")
+        shutil.copy(whole / "_run.yaml", folder)
+
+    page = make_page(tmp_path / "captions")
+
+    assert "4 of 4 rows" in capsys.readouterr().out
+    rows = page.data["rows"]
+    assert [row["id"] for row in rows] == [f"clips.parquet#{n}" for n in range(4)]
+    assert [len(pictures_of(row)) for row in rows] == [4, 4, 4, 0]
+
+
 def test_nothing_of_a_row_is_markup_and_only_our_script_may_run(captions):
     page = make_page(captions)
 

@@ -225,6 +225,7 @@ def answer_all(config, quiz):
         ("samples: [3]", [], "cell all: n=3 samples at temperature 0 would all be the same text"),
         ("frames: [1]", ["--score", "logit"], "--score logit needs options to choose from"),
         ("frames: [1]", ["--prompts", "p.yaml"], "--prompts cannot be used in sweeps"),
+        ("frames: [1]", ["--shard", "1/2"], "--shard and --check-shards cannot be used in sweeps"),
         ("frames: [1]", ["--video-path", "{a.b}"], "is not a template"),
     ],
 )

@@ -62,6 +62,51 @@ def _written(objects: Sequence[bytes], trailer: str) -> bytes:
     return bytes(data)
 
 
+_FONTS = "/DR << /Font << /Helv 4 0 R /ZaDb 5 0 R >> >> /DA (/Helv 12 Tf 0 g)"
+FIELDS = (  # of a filled-in form on a page of 300 x 200 points
+    "/FT /Tx /T (name) /V (ADA LOVELACE) /Rect [80 160 260 184]",
+    "/FT /Tx /T (lines) /Ff 4096 /V (two lines of\nwords) /Rect [80 100 260 150]",
+    "/FT /Ch /T (town) /V (Oslo) /Opt [(Oslo) (Bergen)] /Rect [10 60 70 100]",
+    "/FT /Btn /T (ok) /V /Yes /AS /Yes /Rect [80 20 100 40] /DA (/ZaDb 0 Tf 0 g) /MK << /CA (4) >>",
+    "/FT /Tx /T (hidden) /F 2 /V (HIDDEN) /Rect [120 10 260 34]",
+)
+
+
+def make_form(
+    fields: Sequence[str] = FIELDS, *, form: str = "", look: str | None = None, catalog: str = ""
+) -> bytes:
+    """A page of 300 x 200 points with fields; `form` are entries of /AcroForm.
+
+    `look` is what is drawn for each field (/AP), 14 points high; None leaves that to the reader.
+    """
+    numbers = range(7, 7 + len(fields))
+    refs = " ".join(f"{number} 0 R" for number in numbers)
+    font = "<< /Type /Font /Subtype /Type1 /BaseFont"
+    drawn = stream(
+        f"BT /Helv 14 Tf 2 6 Td ({look}) Tj ET".encode(),
+        "/Type /XObject /Subtype /Form /BBox [0 0 180 24] /Resources << /Font << /Helv 4 0 R >> >>",
+    )
+    appearance = "" if look is None else "/AP << /N 6 0 R >>"
+    objects = [
+        f"<< /Type /Catalog /Pages 2 0 R {catalog or _acro_form(refs, form)} >>".encode(),
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Annots [{refs}] >>".encode(),
+        f"{font} /Helvetica /Encoding /WinAnsiEncoding >>".encode(),
+        f"{font} /ZapfDingbats >>".encode(),
+        drawn,
+        *(f"<< /Type /Annot /Subtype /Widget {_DEFAULT_TEXT if '/DA' not in field else ''} {field} "
+          f"{appearance} >>".encode() for field in fields),
+    ]  # fmt: skip
+    return _written(objects, "")
+
+
+_DEFAULT_TEXT = "/DA (/Helv 14 Tf 0 g)"
+
+
+def _acro_form(refs: str, form: str) -> str:
+    return f"/AcroForm << /Fields [{refs}] {_FONTS} {form} >>"
+
+
 def encrypted() -> bytes:
     """A PDF that opens with a password only."""
     keys = f"/O <{'41' * 32}> /U <{'42' * 32}>"
@@ -93,6 +138,16 @@ def _reference(path: str, port: int) -> bytes:
 
 def _action(kind: str, rest: str) -> str:
     return f"<< /Type /Action /S /{kind} {rest} >>"
+
+
+def _active_form(port: int) -> bytes:
+    script = _action("JavaScript", f"/JS (app.launchURL\\('http://127.0.0.1:{port}/'\\);)")
+    link = _action("URI", f"/URI (http://127.0.0.1:{port}/)")
+    fields = [
+        f"/FT /Tx /T (f{event}) /V (1) /Rect [80 160 260 184] /AA << /{event} {script} >> /A {link}"
+        for event in ("K", "F", "V", "C", "E", "PO", "PV")
+    ]
+    return make_form(fields, form="/NeedAppearances true /CO [7 0 R]")
 
 
 ATTACKS: Mapping[str, tuple[str | None, Callable[[str, int], bytes]]] = {
@@ -143,4 +198,18 @@ ATTACKS: Mapping[str, tuple[str | None, Callable[[str, int], bytes]]] = {
         ),
     ),
     "files and servers by name": (None, _reference),
+    "fields that act when they are shown, filled in or computed": (
+        None,
+        lambda path, port: _active_form(port),
+    ),
+    "a field that is its own parent": (
+        None,
+        lambda path, port: make_form(["/T (x) /Parent 7 0 R /Kids [7 0 R] /Rect [0 0 9 9]"]),
+    ),
+    "a thousand fields": (
+        None,
+        lambda path, port: make_form(
+            [f"/FT /Tx /T (f{at}) /V (x) /Rect [0 0 9 9]" for at in range(1000)]
+        ),
+    ),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from pipeline.config import PipelineConfig, recipe_of
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.output import ledger
 from pipeline.output.recipe import claim_output
-from pipeline.output.store import LocalStore
+from pipeline.output.shards import claim_shard, shard_store
 from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_input
 from pipeline.prompts.instructions import Instructions
@@ -37,7 +37,7 @@ def small_config(tmp_path: Path, checkpoint: Path) -> PipelineConfig:
 
 
 def store_of(config):
-    return LocalStore(Path(config.output))
+    return shard_store(config.output, config.shard)
 
 
 def answer_without_ray(config, numbers, code=None, row_id="clips.parquet#{}"):
@@ -47,7 +47,10 @@ def answer_without_ray(config, numbers, code=None, row_id="clips.parquet#{}"):
     schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     store = store_of(config)
     store.prepare()
-    claim_output(store, recipe)
+    if config.shard is not None:
+        identity = source.identity
+        claim_shard(config.output, config.shard, identity, recipe, new_recipe=config.new_recipe)
+    claim_output(store, recipe, new_recipe=config.new_recipe)
     index = ledger.read_index(store, ledger.committed_parts(store), schema)
     writer = PartWriter(store, "r0", schema, index, rows_per_part=100, max_part_age_s=100)
     known = {"status": "error" if code else "ok", "error_code": code}

@@ -1,12 +1,14 @@
 """What a run records of its configuration, under keys that no renaming may change."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from pipeline.config import PipelineConfig, recipe_of
+from pipeline.config import PipelineConfig, as_begun, recipe_of
 from pipeline.media.frame_sampling import FrameSampling
+from pipeline.output.recipe import differences
 from pipeline.prompts.frame_view import FrameView
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.named_prompts import NamedPrompt
@@ -29,8 +31,26 @@ def recorded(checkpoint, **instructions):
     return recipe_of(config, LAYOUT).plain_fields
 
 
-def test_a_recipe_has_the_keys_that_outputs_have_always_had(checkpoint):
-    assert list(recorded(checkpoint)) == [
+def test_the_background_is_recorded_by_its_colour(checkpoint):
+    assert recorded(checkpoint)["background"] == "#ffffff"
+    assert recorded(checkpoint, background="#000080")["background"] == "#000080"
+
+
+def test_an_output_from_before_backgrounds_goes_on_without_one(checkpoint):
+    config = PipelineConfig(input="x", output="y", checkpoint=checkpoint)
+    old = recorded(checkpoint, background="none")
+    assert recipe_of(as_begun(config, old), LAYOUT).plain_fields == old
+    assert as_begun(config, None) == config
+    assert as_begun(config, recorded(checkpoint)) == config
+    asked = replace(config, instructions=Instructions(background="#ffffff"))
+    assert as_begun(asked, old) == asked
+    told = list(differences(old, recipe_of(asked, LAYOUT).plain_fields))
+    assert told == ['background: null -> "#ffffff"']
+
+
+def test_without_a_background_a_recipe_has_the_keys_that_outputs_have_always_had(checkpoint):
+    # Outputs from before the option hold captions of the colours under the transparency.
+    assert list(recorded(checkpoint, background="none")) == [
         *("recipe_version", "checkpoint", "prompt", "questions", "system", "frames"),
         *("timestamps", "max_frame_tokens", "max_row_tokens", "sampling", "dtype"),
         *("max_model_len", "columns", "make_ids_unique", "output_columns"),

@@ -18,7 +18,7 @@ from pipeline.status import ErrorCode
 from tests.clips import make_audio, make_video
 from tests.pipeline.decoding import decode_in
 from tests.pipeline.fits import Misbehave
-from tests.pipeline.media.test_images import bomb
+from tests.pipeline.media.pictures.test_picture import bomb
 from tests.pipeline.media.test_media_refused import listener, playlist, sdp  # noqa: F401, a fixture
 from tests.pipeline.stages.test_generate import Groups, generate, make_prompt, prepared
 from tests.tiny import tiny_checkpoint

@@ -31,6 +31,7 @@ KINDS = {
     "h264 in ts": ("mpegts", "libx264", {}),
     "h264 in flv": ("flv", "libx264", {}),
     "h264 in avi": ("avi", "libx264", {}),
+    "h264 in asf": ("asf", "libx264", {}),
     "hevc in mp4": ("mp4", "libx265", QUIET_X265),
     "hevc in mkv": ("matroska", "libx265", QUIET_X265),
     "hevc in ts": ("mpegts", "libx265", QUIET_X265),

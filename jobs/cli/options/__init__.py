@@ -50,7 +50,8 @@ __all__ = [
 EXIT_CODES = """
 exit codes:
   0    every row is answered, maybe with an error
-  1    the run stopped; committed rows stay, and the same command continues
+  1    the run stopped; committed rows stay, and the same command continues; or --check-shards found
+       that not every row is there once
   2    refused: arguments, input, output or checkpoint
   3    --fail-if-errors: more rows than that are errors
   130  Ctrl-C (143 for SIGTERM); committed rows stay, and the same command continues

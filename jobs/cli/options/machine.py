@@ -45,6 +45,9 @@ _CACHE = """
 _RUN = """
 --dry-run: print what the run would do (new, done and failed rows, changes of the recipe, part
     files, machines); start nothing and write nothing
+--check-shards: compare all shards in the output with the input: rows that are missing, there twice
+    or unknown; without --shard nothing else is done; with it, after the run, and only if this shard
+    was the last one to finish
 --inline: run everything in this process, without Ray, with one copy of the model: for small inputs,
     debuggers and tests; resumes and counts as any run does
 --fail-if-errors SHARE: exit with status 3 if more than this share (0 to 1) of the rows that this

@@ -3,7 +3,7 @@
 import argparse
 
 from jobs.cli.options.parser import add_options
-from jobs.cli.options.values import positive, positive_or, seconds
+from jobs.cli.options.values import color_or, positive, positive_or, seconds
 
 MERGE_PROMPT = (
     "These are captions of the parts of one video, each after its seconds, in order. Write one "
@@ -26,6 +26,9 @@ _QUESTION = """
     with `as: json`; a schema that allows several types is refused
 --frame-tokens N: most visual tokens per frame, each of 28 x 28 pixels; larger frames are scaled
     down; `max` is the limit of the checkpoint
+--background COLOR: what shows through transparent pictures: a name such as white, or #rrggbb, or
+    `none` for the colours that a file has under its transparency; `auto` is white, but `none` where
+    the output was begun by a version without this option
 """
 _WHICH_FRAMES = """
 --frames N: number of frames, evenly over the video (default: 8, or --fps 1 with --tokens-per-row)
@@ -59,7 +62,9 @@ def add_question(group: argparse._ArgumentGroup) -> None:
     """Add the prompts, and the size at which frames are shown."""
     prompt = {"default": "Describe this video in detail."}
     tokens = {"type": positive_or("max"), "default": 256}
-    add_options(group, _QUESTION, {"--prompt": prompt, "--frame-tokens": tokens})
+    background = {"type": color_or("auto", "none"), "default": "auto"}
+    of_each = {"--prompt": prompt, "--frame-tokens": tokens, "--background": background}
+    add_options(group, _QUESTION, of_each)
 
 
 def add_frames(group: argparse._ArgumentGroup) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from jobs.cli.options.parser import add_options
-from jobs.cli.options.values import parse_names, positive, positive_or
+from jobs.cli.options.values import parse_names, positive, positive_or, shard
 
 _REQUIRED = """
 --input PARQUET: Parquet files: one file, a directory, or a quoted pattern, as a path or a URI such
@@ -31,7 +31,9 @@ _ROWS = """
 --allow-uri PREFIX: let rows name media below this URI, such as s3://bucket/clips; may be repeated
 --allow-folder DIR: let rows name files below this folder, besides those below the folder of the
     input; may be repeated
---limit N: process only the first N rows
+--limit N: process only the first N rows, of a shard with --shard
+--shard I/N: process only shard I of N, which are equal parts of the rows; its results go to the
+    folder shard-I-of-N of the output; start a job for each I from 1 to N
 --rows-per-part N: most rows of an output file
 --max-part-age S: longest time that a finished row waits until its output file is written, in
     seconds
@@ -65,6 +67,7 @@ def add_data(group: argparse._ArgumentGroup, media: str) -> None:
             "--allow-uri": {"action": "append", "default": []},
             "--allow-folder": {"action": "append", "default": []},
             "--limit": {"type": positive},
+            "--shard": {"type": shard},
             "--rows-per-part": {"type": positive, "default": 10_000},
             "--max-part-age": {"type": float, "default": 300.0},
             "--rows-per-batch": {"type": positive_or("auto")},

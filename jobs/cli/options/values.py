@@ -55,6 +55,25 @@ def number_or(word: str) -> Callable[[str], float | None]:
     return parse
 
 
+def color_or(*words: str) -> Callable[[str], str]:
+    """Make a parser of colours, by name or as #rrggbb; it returns #rrggbb, or one of `words`."""
+
+    def parse(text: str) -> str:
+        if text in words:
+            return text
+        from PIL import ImageColor  # imported here, so that start-up stays light
+
+        try:
+            red, green, blue = ImageColor.getrgb(text)[:3]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no colour; use a name such as white, #rrggbb, or {words[-1]}"
+            ) from None
+        return f"#{red:02x}{green:02x}{blue:02x}"
+
+    return parse
+
+
 def seconds(text: str) -> tuple[float, ...]:
     """Parse A,B,...: times in seconds, such as 0,2.5."""
     try:
@@ -73,6 +92,16 @@ def num_bytes(text: str) -> int:
     if not number.isdecimal() or int(number) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 8G")
     return int(number) * unit
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Parse I/N: the number of a shard, from 1 on, and the number of all shards."""
+    number, slash, of = text.partition("/")
+    if not slash or not (number.isdecimal() and of.isdecimal()) or not 1 <= int(number) <= int(of):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not I/N, with N shards and I from 1 to N, such as 1/4"
+        )
+    return int(number), int(of)
 
 
 def parse_names(text: str) -> tuple[str, ...]:

@@ -23,10 +23,15 @@ def test_a_padded_clip_is_still_that_clip(tmp_path):
         assert len(list(file.decode(video=0))) == 3
 
 
-def test_a_resume_is_measured(capfd):
-    assert pipeline.main(["resume", "--rows", "300"]) == 0
+@pytest.mark.slow  # each case has a process of its own
+def test_planning_is_measured_for_new_outputs_and_half_done_ones(capfd):
+    assert pipeline.main(["planning", "--rows", "2100"]) == 0
 
-    assert last_line(capfd)["resume"]["rows"] == 300
+    found = last_line(capfd)["planning"]
+    assert found["rows"] == 2100
+    assert found["files_of_1000_ids_new"]["todo"] == 2100
+    assert found["files_of_1000_ids_half"]["todo"] == 1050
+    assert found["one_file_numbered_half"]["todo"] == 1050
 
 
 def test_the_parts_of_a_start_end_with_their_lines_and_add_up_to_the_whole():

@@ -1,8 +1,11 @@
 """Options that are written as text."""
 
+import argparse
+
 import pytest
 
 from jobs.cli.options import Parser, add_options, count
+from jobs.cli.options.values import color_or
 
 MANUAL = """
 --rows N: rows to read: all of
@@ -33,3 +36,20 @@ def test_options_are_those_of_the_manual_with_their_settings():
 def test_settings_of_an_option_that_the_manual_lacks_are_a_mistake():
     with pytest.raises(AssertionError, match=r"no entry for \{'--row'\}"):
         parser_of({"--row": {"type": count}})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("white", "#ffffff"), ("Navy", "#000080"), ("#0F0", "#00ff00")),
+        *(("rgb(1,2,3)", "#010203"), ("none", "none"), ("auto", "auto")),
+    ],
+)
+def test_a_colour_is_known_by_its_name_or_number(text, value):
+    assert color_or("auto", "none")(text) == value
+
+
+def test_a_colour_that_is_none_is_refused_by_its_name():
+    message = "'whit' is no colour; use a name such as white, #rrggbb, or none"
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        color_or("auto", "none")("whit")

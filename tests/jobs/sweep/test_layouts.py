@@ -73,6 +73,18 @@ def test_what_a_layout_says_of_videos_ids_tasks_and_spans(tmp_path):
     assert moved.video == "v/fFjv.webm"
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "letter"),
+    [("video-mme", "options", "A"), ("choice", "options", "C"), ("mvbench", "candidates", "C")],
+)
+def test_an_answer_that_is_a_letter_and_a_text(tmp_path, name, column, letter):
+    """Options B, C, A and the answer A: a letter where the layout has letters, else a text."""
+    change = {column: ["B", "C", "A"], "answer": "A"}
+    dataset = read_items(written(tmp_path, ROWS[name] | change), name)
+
+    assert dataset.items[0].truth == letter
+
+
 def test_videos_may_be_bytes(tmp_path):
     path = written(tmp_path, ROWS["open"] | {"video": b"mp4"})
 

@@ -1,4 +1,4 @@
-"""Which option an answer names, what that is worth, how sure it is, and which cell is chosen."""
+"""What answers are worth, how sure that is, and which cell is chosen."""
 
 import math
 
@@ -7,50 +7,9 @@ import pytest
 from jobs.sweep.scores import (
     choose_cell,
     clustered_error,
-    normal,
-    parse_choice,
     summarise,
     vote,
 )
-
-OPTIONS = ("red", "blue", "dark blue", "A cat")
-
-
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        ("B", "B"),
-        (" b. ", "B"),
-        ("(C)", "C"),
-        ("D) A cat", "D"),
-        ("A: red", "A"),
-        ("The answer is B, since it is not A.", "B"),
-        ("I think the best option is (C) because", "C"),
-        ("It must be (B)", "B"),
-        ("red", "A"),
-        ("It is red.", "A"),
-        ("blue", "B"),  # the text of one option, though another holds it
-        ("a cat", "D"),
-        ("E", None),  # there are four options
-        ("The answer is E", None),
-        ("A. or B.", "A"),
-        ("either (A) or (B)", None),
-        ("red or A cat", None),
-        ("", None),
-        (None, None),
-        ("!!!!", None),
-        ("I do not know", None),
-        ("A dog", None),  # an article is no letter
-    ],
-)
-def test_the_option_that_an_answer_names(text, letter):
-    assert parse_choice(text, OPTIONS) == letter
-
-
-def test_open_answers_are_compared_without_case_marks_and_spaces():
-    assert normal("  Moves  Left. ") == normal("moves left")
-    assert normal("moves left") != normal("moves right")
-    assert normal(None) == ""
 
 
 def test_samples_vote():

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from model.config import ImageConfig
-from model.inputs.images import image_patches, image_size
+from model.inputs.images import image_patches, image_size, on_background
 from model.inputs.prompt import PromptError
 
 CONFIG = ImageConfig(in_token_limit=4096, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
@@ -215,19 +215,29 @@ def test_pil_images_of_eight_bits_are_cut_as_their_rgb(mode):
     np.testing.assert_array_equal(image_patches(image, CONFIG)[0], expected)
 
 
-def test_alpha_is_dropped_and_not_blended():
-    image = Image.new("RGBA", (28, 28), (10, 20, 30, 0))
+@pytest.mark.parametrize(("alpha", "red"), [(0, 255), (128, 132), (255, 10)])
+def test_white_shows_through_a_transparent_image(alpha, red):
+    image = Image.new("RGBA", (28, 28), (10, 20, 30, alpha))
     patches, _ = image_patches(image, CONFIG)
-    assert patches[0, :, 5, 5].tolist() == [10, 20, 30]
+    assert patches[0, 0, 5, 5] == pytest.approx(red, abs=1)
 
 
 @pytest.mark.parametrize("transparency", [b"\x00\x80", 0], ids=["by entry", "one entry"])
-def test_a_palette_with_transparency_gives_its_colours(transparency):
+def test_white_shows_through_a_transparent_entry_of_a_palette(transparency):
     image = Image.new("P", (28, 28), 0)
     image.putpalette([10, 20, 30, 40, 50, 60])
+    image.paste(1, (14, 0, 28, 28))
     image.info["transparency"] = transparency
     patches, _ = image_patches(image, CONFIG)
-    assert patches[0, :, 5, 5].tolist() == [10, 20, 30]
+    assert patches[0, :, 5, 5].tolist() == [255, 255, 255]
+    red = 147 if transparency else 40  # entry 1 is half transparent, or not at all
+    assert patches[1, 0, 5, 5] == pytest.approx(red, abs=1)
+
+
+def test_without_a_background_the_colours_under_the_transparency_show():
+    image = Image.new("RGBA", (28, 28), (10, 20, 30, 0))
+    assert on_background(image, None).getpixel((5, 5)) == (10, 20, 30)
+    assert on_background(image, "#0000ff").getpixel((5, 5)) == (0, 0, 255)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])

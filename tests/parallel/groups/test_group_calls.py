@@ -17,6 +17,7 @@ from ray.exceptions import (
 
 from parallel.groups.errors import DeadGroupError
 from parallel.groups.group import EngineGroup
+from parallel.groups.nodes import Node
 from parallel.groups.spec import GroupSpec
 from parallel.ranks.worker import DeadEngineError, RankHealth
 
@@ -83,6 +84,9 @@ def test_a_look_that_is_cancelled_at_the_moment_of_the_answer_ends():
 
 
 def test_a_death_names_the_node_of_its_rank():
-    group = replace(group_of(ActorDiedError()), nodes=("node-6, 10.0.0.6", "node-7, 10.0.0.7"))
+    group = replace(
+        group_of(ActorDiedError()),
+        nodes=(Node("6", "node-6, 10.0.0.6"), Node("7", "node-7, 10.0.0.7")),
+    )
     with pytest.raises(DeadGroupError, match=r"rank 1: .* \(on node-7, 10\.0\.0\.7\)$"):
         asyncio.run(group.generate("client", [], rank=1))

@@ -3,16 +3,19 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from ray.exceptions import RaySystemError
 
+from parallel.groups import leases
 from parallel.groups import supervisor as module
 from parallel.groups.errors import DeadGroupError, GroupError, NoRoomError
 from parallel.groups.golden import golden_requests
 from parallel.groups.leases import Client
+from parallel.groups.nodes import Node
 from parallel.groups.spec import GroupSpec
 from parallel.groups.supervisor import Supervisor
 from parallel.ranks.worker import RankHealth
@@ -38,6 +41,8 @@ class Groups:
     moved: list[tuple[int, int]] = field(default_factory=list)  # and keep what they have
     num_looks: int = 0  # at the nodes
     nodes: set[str] = field(default_factory=lambda: {"node 1"})  # of the cluster
+    ending: dict[str, float] = field(default_factory=dict)  # nodes -> seconds left
+    where: dict[int, str] = field(default_factory=dict)  # the node of each group
     num_steps: int = 7  # of any group
     pace: int = 0  # steps between two health checks
 
@@ -51,8 +56,11 @@ class Groups:
         while self.num_looks < enough:
             await asyncio.sleep(0.001)
 
-    async def start(self, spec, group_id, address):
-        return await self.build(group_id, 0)
+    def ending_nodes(self):
+        return dict(self.ending)
+
+    async def start(self, spec, group_id, address, generation=0):
+        return await self.build(group_id, generation)
 
     async def build(self, group_id, generation):
         await asyncio.sleep(0)
@@ -61,7 +69,9 @@ class Groups:
         error = self.starts.pop(0) if self.starts else None
         if error is not None:
             raise error
-        return Group(self, group_id, generation)
+        node_id = self.where.get(group_id)
+        nodes = () if node_id is None else (Node(node_id, f"host of {node_id}"),)
+        return Group(self, group_id, generation, nodes)
 
 
 @dataclass(eq=False)
@@ -69,6 +79,7 @@ class Group:
     groups: Groups
     group_id: int
     generation: int
+    nodes: tuple[Node, ...] = ()
 
     async def check(self, spec):
         if self.generation in self.groups.hanging:
@@ -100,7 +111,10 @@ def groups(monkeypatch):
     monkeypatch.setattr(module, "EngineGroup", fakes)
     monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
     monkeypatch.setattr(module, "_LOOK_FOR_NODES_S", 0.001)
+    monkeypatch.setattr(module, "_LOOK_FOR_ENDS_S", 0.001)
+    monkeypatch.setattr(leases, "_LOOK_AGAIN_S", 0.001)
     monkeypatch.setattr(module, "living_nodes", fakes.living_nodes)
+    monkeypatch.setattr(module, "ending_nodes", fakes.ending_nodes)
     return fakes
 
 
@@ -130,9 +144,9 @@ async def settle() -> None:
 def test_the_group_with_the_fewest_tokens_on_lease_is_next(groups):
     async def use(supervisor):
         await settle()
-        leases = [await supervisor.acquire(ONE, tokens, exclusive=False) for tokens in (50, 20, 20)]
-        assert [group.group_id for _, group in leases] == [0, 1, 1]
-        await supervisor.release(leases[0][0])
+        taken = [await supervisor.acquire(ONE, tokens, exclusive=False) for tokens in (50, 20, 20)]
+        assert [group.group_id for _, group in taken] == [0, 1, 1]
+        await supervisor.release(taken[0][0])
         _, group = await supervisor.acquire(ONE, 1, exclusive=False)
         assert group.group_id == 0
 
@@ -144,8 +158,8 @@ def test_work_begins_with_the_first_group_and_others_join_as_they_come(groups):
 
     async def use(supervisor):
         assert (await supervisor.status()).num_ready == 1
-        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(2)]
-        assert [group.group_id for _, group in leases] == [0, 0]
+        taken = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(2)]
+        assert [group.group_id for _, group in taken] == [0, 0]
         groups.gates[1].set()
         await settle()
         assert (await supervisor.status()).num_ready == 2
@@ -244,8 +258,8 @@ def test_a_group_that_fails_again_and_again_is_set_apart_and_keeps_its_resources
         assert (status.num_ready, status.failures[-1]) == (2, text)
         assert groups.killed == [(1, 5)]
         assert groups.closed == []  # nobody else gets what it had
-        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(4)]
-        assert [group.group_id for _, group in leases] == [0, 2, 0, 2]
+        taken = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(4)]
+        assert [group.group_id for _, group in taken] == [0, 2, 0, 2]
         # Its failures do not count against the others, which may have three each.
         for generation in range(3):
             for group_id in (0, 2):
@@ -314,8 +328,8 @@ def test_512_groups_that_fail_as_often_as_allowed_work_for_a_week(groups):
         status = await supervisor.status()
         assert (status.num_ready, len(status.failures)) == (512, 7168)
         assert status.set_apart == {}
-        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(4096)]
-        assert {group.group_id for _, group in leases} == {*range(512)}
+        taken = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(4096)]
+        assert {group.group_id for _, group in taken} == {*range(512)}
         # The same week does not excuse a fault that hits all at once; one of its deaths is recent.
         for generation in range(14, 18):
             for group_id in range(512):
@@ -427,8 +441,8 @@ def test_a_node_that_comes_later_gets_the_groups_that_had_no_place(groups):
         assert (await supervisor.status()).num_ready == 2
         groups.nodes = {"node 1", "node 2"}  # a node that went and comes again is new
         await until_ready(supervisor, 3)
-        leases = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(3)]
-        assert {(group.group_id, group.generation) for _, group in leases} == {
+        taken = [await supervisor.acquire(ONE, 10, exclusive=False) for _ in range(3)]
+        assert {(group.group_id, group.generation) for _, group in taken} == {
             (0, 1), (1, 1), (2, 0)
         }  # fmt: skip
 
@@ -616,3 +630,129 @@ def test_closing_while_the_golden_prompts_are_asked_closes_the_group(
         assert (0, generation) in groups.closed
 
     asyncio.run(main())
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        await asyncio.sleep(0.001)
+
+
+def test_a_group_answers_what_it_has_while_its_next_generation_starts_on_another_node(groups):
+    groups.where = {0: "node 1", 1: "node 2"}
+
+    async def use(supervisor):
+        await until_ready(supervisor, 2)
+        near = partial(supervisor.acquire, ONE, 10, exclusive=False, node_id="node 1")
+        number, old = await near()
+        assert (old.group_id, old.generation) == (0, 0)
+        groups.where[0] = "node 3"
+        groups.ending = {"node 1": 60.0}
+        await until_moved(supervisor, 1)
+        await until_ready(supervisor, 2)
+        assert groups.closed == []  # somebody has it
+        taken = [await near() for _ in range(2)]
+        assert {(group.group_id, group.generation) for _, group in taken} == {(0, 1), (1, 0)}
+        await supervisor.release(number)
+        await until(lambda: groups.closed == [(0, 0)])
+        status = await supervisor.status()
+        assert (status.failures, status.num_moved) == ((), 1)
+
+    supervise(use, num_groups=2, max_group_failures=0)
+
+
+def test_what_a_node_has_not_answered_at_its_end_is_sent_again_and_nobody_is_blamed(groups):
+    groups.where = {0: "node 1"}
+
+    async def use(supervisor):
+        await supervisor.acquire(ONE, 10, exclusive=False)
+        groups.where[0] = "node 2"
+        groups.ending = {"node 1": 0.05}
+        await until(lambda: groups.closed == [(0, 0)])  # though somebody has it
+        assert not await supervisor.report_failure(0, 0, "killed")
+        _, group = await supervisor.acquire(ONE, 10, exclusive=False)
+        assert (group.generation, group.nodes[0].node_id) == (1, "node 2")
+        assert (await supervisor.status()).failures == ()
+        assert await supervisor.report_failure(0, 1, "killed")
+
+    supervise(use)
+
+
+def test_who_waits_to_have_a_group_alone_gets_another_when_it_is_moved(groups):
+    groups.where = {0: "node 1"}
+
+    async def use(supervisor):
+        await supervisor.acquire(ONE, 10, exclusive=False)
+        alone = asyncio.ensure_future(supervisor.acquire(OTHER, 10, exclusive=True))
+        await settle()
+        assert not alone.done()
+        groups.where[0] = "node 2"
+        groups.ending = {"node 1": 60.0}
+        _, group = await alone
+        assert group.generation == 1
+
+    supervise(use)
+
+
+def test_a_moved_group_for_which_no_node_has_room_is_built_when_a_node_comes(groups):
+    groups.where = {0: "node 1", 1: "node 2"}
+
+    async def use(supervisor):
+        await until_ready(supervisor, 2)
+        groups.starts = [NoRoomError("group 0 needs 1 GPU")]
+        groups.ending = {"node 1": 0.0}
+        await until_ready(supervisor, 1)
+        await groups.looked()
+        groups.nodes, groups.ending, groups.where[0] = {"node 2", "node 3"}, {}, "node 3"
+        await until_ready(supervisor, 2)
+        (told,) = (await supervisor.status()).failures
+        assert told == "group 0 needs 1 GPU (the other groups go on)"
+
+    supervise(use, num_groups=2)
+
+
+def test_all_groups_that_are_moved_are_closed_with_the_others(groups):
+    groups.where = {0: "node 1"}
+
+    async def use(supervisor):
+        await supervisor.acquire(ONE, 10, exclusive=False)
+        groups.where[0] = "node 2"
+        groups.ending = {"node 1": 60.0}
+        await until_moved(supervisor, 1)
+        await until_ready(supervisor, 1)
+
+    supervise(use)
+    assert sorted(groups.closed) == [(0, 0), (0, 1)]
+
+
+async def until_moved(supervisor: Supervisor, num_moved: int) -> None:
+    while (await supervisor.status()).num_moved != num_moved:
+        await asyncio.sleep(0.001)
+
+
+def test_a_later_process_of_a_client_takes_over_the_turns_of_the_earlier_one(groups):
+    groups.where = {0: "node 1"}
+
+    async def use(supervisor):
+        await supervisor.take_turn(ONE, "node 1", SPEC.max_requests)
+        waiting = asyncio.ensure_future(supervisor.take_turn(OTHER, "node 1", 1))
+        await settle()
+        assert not waiting.done()
+        await supervisor.take_turn(Client("a later process", "actor 1"), "node 1", 1)
+        assert (await waiting)[1] == "node 1"
+
+    supervise(use)
+
+
+def test_the_room_of_a_node_that_ends_goes_to_where_its_group_is_moved(groups):
+    groups.where = {0: "node 1"}
+
+    async def use(supervisor):
+        number, node_id = await supervisor.take_turn(ONE, "node 1", 1)
+        assert node_id == "node 1"
+        groups.where[0] = "node 2"
+        groups.ending = {"node 1": 60.0}
+        await until_moved(supervisor, 1)
+        assert (await supervisor.take_turn(ONE, "node 1", 1))[1] == "node 2"
+        await supervisor.end_turn(number)  # of room that is gone
+
+    supervise(use)

@@ -44,7 +44,9 @@ def test_ranks_on_cpus_do_not_take_fractions_of_the_same_memory(asked, num_ranks
     wanted = config(engine=EngineConfig(cache_fraction=0.5), **asked)
     deployment = choose_deployment(wanted, [], num_experts=64)
     with pytest.raises(ValueError, match=rf"cache_fraction=0.5, but {num_ranks} ranks.*cache-gib"):
-        start_groups(wanted, deployment, None, load_engine, admission=AdmissionPolicy())
+        start_groups(
+            wanted, deployment, None, load_engine, admission=AdmissionPolicy(), max_requests=8
+        )
 
 
 @pytest.mark.parametrize(("asked", "num_gpus"), [({}, 0), ({"num_groups": 2}, 8)])
@@ -53,7 +55,9 @@ def test_a_rank_alone_or_with_a_gpu_may_take_a_fraction(asked, num_gpus):
     deployment = choose_deployment(wanted, [num_gpus], num_experts=64)
     # Refused for another reason: the checkpoint "here" does not exist.
     with pytest.raises(CheckpointError, match="here"):
-        start_groups(wanted, deployment, None, load_engine, admission=AdmissionPolicy())
+        start_groups(
+            wanted, deployment, None, load_engine, admission=AdmissionPolicy(), max_requests=8
+        )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,7 @@ def test_ranks_wait_for_each_other_as_long_as_a_healthy_one_may_take(
     asked = replace(config(device=device, expert_parallel=2), checkpoint=tmp_path)
     deployment = choose_deployment(asked, [2], num_experts=64)
     start_groups(
-        asked, deployment, None, lambda *_: pytest.fail("nobody loads here"), AdmissionPolicy()
+        asked, deployment, None, lambda *_: pytest.fail("nobody loads here"), AdmissionPolicy(), 8
     )
     assert [spec.exchange_timeout_s for spec in specs] == [exchange_timeout_s]
 

@@ -18,6 +18,7 @@ def indexed(packets, **changes) -> FrameIndex | None:
     pts, durations, is_keyframe, is_hidden = np.array(packets, dtype=np.int64).T
     packets = Packets(
         pts=pts,
+        moved=np.zeros_like(pts),
         durations=durations,
         positions=np.full(len(pts), -1),
         is_keyframe=is_keyframe == 1,

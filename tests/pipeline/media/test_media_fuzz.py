@@ -1,5 +1,6 @@
 import pytest
 
+from pipeline.status import ErrorCode
 from tests.pipeline.fuzz_media import fuzz
 
 
@@ -9,4 +10,4 @@ def test_every_mutated_file_is_answered():
     found = fuzz(num_files=150, seed=1)
     assert found["files"] == 150
     assert isinstance(found["ends"], dict)
-    assert {"ok", "damaged", "media_corrupt"} <= set(found["ends"])
+    assert {"ok", "damaged", "media_corrupt"} <= set(found["ends"]) <= {"ok", "damaged", *ErrorCode}

@@ -21,7 +21,7 @@ from pipeline.status import ErrorCode
 from tests.clips import make_audio, make_video, real_clips
 from tests.pipeline.decoding import decode_in, decode_video
 from tests.pipeline.fits import Misbehave
-from tests.pipeline.media.test_images import bomb
+from tests.pipeline.media.pictures.test_picture import bomb
 from tests.pipeline.media.test_media_refused import ATTACKS, empty_picture, listener  # noqa: F401, a fixture
 
 FOUR = FrameSampling(num_frames=4)
@@ -96,7 +96,6 @@ def test_a_bad_row_does_not_cost_the_process(decoder, clip):
     [
         ("die", "was ended by SIGSEGV"),
         ("exit", "ended with exit code 3"),
-        ("raise", "ended with exit code 1"),
     ],
 )
 def test_a_row_that_kills_two_processes_fails_alone(decoder, clip, what, how, capfd):
@@ -105,6 +104,16 @@ def test_a_row_that_kills_two_processes_fails_alone(decoder, clip, what, how, ca
     assert error.code == ErrorCode.DECODER_DIED
     assert how in error.message
     assert len(decode_in(decoder, clip, FOUR).rgb) == 4
+
+
+def test_an_exception_that_nobody_expects_is_named_and_costs_no_process(decoder, clip):
+    decode_in(decoder, clip, FOUR)
+    pid = pid_of(decoder)
+    error = refusal(decoder, clip, fit=Misbehave("raise"))
+    assert error.code == ErrorCode.MEDIA_CORRUPT
+    assert "ZeroDivisionError" in error.message
+    assert "fits.py:" in error.message
+    assert pid_of(decoder) == pid
 
 
 def test_a_row_that_kills_one_process_is_tried_again_alone(decoder, clip, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from model.engine.fit.capacity import Capacity
 from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.monitor.stage_costs import Cost, Costs
+from pipeline.output.caption_counts import CaptionCounts, CaptionSummary
 
 
 def report(*, prepare_s=1.0, generate_s=1.0, **changes):
@@ -145,3 +146,62 @@ def test_a_group_that_was_set_apart_is_told_with_its_reason():
     assert told.as_json()["groups_set_apart"] == [text]
     assert "set apart" not in str(report())
     assert report().as_json()["groups_set_apart"] == []
+
+
+def captions_of(*captions, **changes):
+    counts = CaptionCounts()
+    counts.add_captions(captions)
+    return replace(counts.summary(), **changes)
+
+
+def test_the_most_frequent_caption_and_cut_texts_are_told():
+    ends = {"stop": 90, "length": 8, "repetition": 2}
+    found = report(captions=captions_of(*"aabc", finish_reasons=ends))
+
+    assert "of 100 texts ended 8.0% by length, 2.0% by repetition" in str(found)
+    assert 'the most frequent caption stands in 2 of 4 rows (50.0%): "a"' in str(found)
+    assert found.as_json()["captions"] == {
+        "num_captions": 4,
+        "most_frequent": "a",
+        "num_most_frequent": 2,
+        "num_uncounted": 0,
+        "finish_reasons": ends,
+        "share_most_frequent": 0.5,
+        "share_length": 0.08,
+        "share_repetition": 0.02,
+    }
+
+
+@pytest.mark.parametrize(
+    ("num_same", "num_captions", "is_warned"),
+    [(6, 100, True), (5, 100, False), (6, 101, True), (99, 99, False), (500, 10_000, False),
+     (501, 10_000, True)],
+)  # fmt: skip
+def test_a_caption_in_more_than_a_twentieth_of_a_hundred_rows_is_a_warning(
+    num_same, num_captions, is_warned
+):
+    captions = captions_of(*["the same"] * num_same, *map(str, range(num_captions - num_same)))
+
+    assert ("WARNING: " in str(report(captions=captions))) == is_warned
+
+
+def test_a_run_without_captions_says_nothing_of_them():
+    assert "caption" not in str(report(captions=CaptionSummary()))
+    assert "caption" not in str(report(captions=captions_of("one")))  # of one row
+
+
+def test_a_count_that_may_be_higher_is_called_the_least():
+    found = report(captions=captions_of("x", "x", "y", num_uncounted=1))
+    assert "caption stands in at least 2 of 3 rows" in str(found)
+
+
+def test_a_caption_cannot_write_on_the_terminal():
+    found = str(report(captions=captions_of(*["a\x1b[2J\nb"] * 2, "c")))
+    assert "\x1b" not in found
+    assert '"a [2J b"' in found
+
+
+def test_captions_that_all_differ_are_said_to():
+    assert "no two of 3 captions are the same" in str(report(captions=captions_of(*"abc")))
+    pruned = report(captions=captions_of(*"abc", num_uncounted=1))
+    assert "stands in at least 1 of 3 rows" in str(pruned)

@@ -333,3 +333,11 @@ def test_a_driver_that_lost_its_lock_writes_nothing(tmp_path):
 
 def test_nothing_is_held_of_a_new_output():
     assert OutputIndex.empty().num_rows == 0
+
+
+def test_a_row_that_comes_twice_has_one_caption(writer):
+    writer.add(results("a", "b"))
+    writer.add(results("a"))
+    writer.commit()
+
+    assert writer.captions.summary().num_captions == 2

@@ -208,8 +208,9 @@ def test_a_row_tells_what_its_media_are(processor, clip):
     names = [field.name for field in MEDIA_FIELDS]
     assert [rows[0][name] for name in names[1:]] == [
         *(64, 48, 24),
-        *(4.0, 10.0, 64, 48, "h264", 0, False, False, 0),
+        *(4.0, 10.0, 64, 48, "h264", 0, 0, False, False, 0),
     ]
+    assert rows[1]["media_stream"] is None  # a picture has none
     assert rows[1]["media_codec"] == "png"
     assert rows[1]["media_duration_s"] == 0.0
     assert rows[1]["frame_times_s"] == [0.0]

@@ -11,7 +11,7 @@ import pytest
 
 from model.engine.sequence import Completion, FinishReason, SamplingParams
 from model.inputs.prompt import Prompt
-from parallel.groups.errors import DeadGroupError, GroupError
+from parallel.groups.errors import DeadGroupError, GroupError, MovedGroupError
 from parallel.ranks.requests import Failure, Outcome, Request
 from pipeline.output.poison import GROUPS
 from pipeline.prompts.named_answers import named_answer_fields
@@ -404,3 +404,17 @@ def test_of_prompts_about_the_same_pixels_each_is_tried_alone_after_deaths():
     assert out["error_code"].to_pylist() == [None, "poison_row", None]
     assert out["caption"].null_count == 1
     assert [alone for _, _, alone in groups.leases] == [False] * 3 + [True] * 4
+
+
+def test_groups_that_end_with_their_node_are_no_deaths_of_the_rows_that_they_had():
+    ends = iter(range(3 * (GROUPS.shared + GROUPS.alone)))
+
+    def answer(request, lease):
+        if next(ends, None) is not None:
+            raise MovedGroupError("its node ended")
+        return caption(request)
+
+    groups = Groups(answer)
+    table = generate(groups, prepared(make_prompt(3), make_prompt(4)))
+    assert table["status"].to_pylist() == ["ok", "ok"]
+    assert not any(alone for _, _, alone in groups.leases)

@@ -88,6 +88,18 @@ def test_batch_and_cache_are_told_at_the_start_and_in_the_report(config, capsys)
     assert report.usage.num_sequences == 32
 
 
+def test_captions_of_the_run_are_counted_in_the_report(config, carry_out):
+    rows_before = carry_out(replace(config, limit=1)).captions.num_captions
+    report = carry_out(config)
+    captions = [row["caption"] for row in rows_of(config) if row["caption"] is not None]
+
+    assert rows_before == 1
+    assert report.captions.num_captions == len(captions) - 1  # not those of the run before
+    assert sum(report.captions.finish_reasons.values()) == len(captions) - 1
+    stored = json.loads((Path(config.output) / "_report.json").read_text())["captions"]
+    assert stored["num_captions"] == len(captions) - 1
+
+
 def test_a_row_that_the_memory_does_not_suffice_for_fails_alone(config, monkeypatch):
     class SmallEngine(Engine):
         def compute(self, chunks, turn=own_turn):

@@ -54,7 +54,7 @@ def test_rows_travel_together_where_large_batches_wait_for_them():
     assert choose_batching(CONFIG, 1, "cuda").num_rows > 1
 
 
-def fleet(num_groups, *, num_rows=10**8, store_gib=25, batch_size=256):
+def fleet(num_groups, *, num_rows=10**8, store_gib=25, batch_size=256, num_nodes=1):
     """The sizing of as many H100s, each with so much of the object stores."""
     machines = Deployment(
         device="cuda", num_groups=num_groups, num_ranks=1, why="as asked", dispatch=""
@@ -65,6 +65,7 @@ def fleet(num_groups, *, num_rows=10**8, store_gib=25, batch_size=256):
         num_rows=num_rows,
         num_cpus=16 * num_groups,
         store_bytes=num_groups * store_gib << 30,
+        num_nodes=num_nodes,
     )
 
 
@@ -79,7 +80,7 @@ def test_batches_grow_with_the_fleet(num_groups, batch_rows, rows_per_group):
     assert found.read_rows == batch_rows  # else no batch could be as large
     assert found.read_bytes == batch_rows << 20
     assert found.rows_in_flight == num_groups * rows_per_group
-    assert found.batches_per_client * batch_rows == found.rows_per_client
+    assert found.batches_per_client * batch_rows * found.num_clients == found.rows_in_flight
 
 
 @pytest.mark.parametrize("num_groups", [8, 64, 512])
@@ -146,3 +147,19 @@ def test_no_engine_starves_while_batches_wait_for_their_slowest_rows(num_groups)
 
 def test_large_batches_need_more_rows_in_flight():
     assert share_of_a_full_engine(64, 512) < 0.75
+
+
+def test_each_node_has_a_client_that_can_serve_others_too():
+    alone, spread = fleet(8), fleet(8, num_nodes=8)
+
+    assert (alone.num_clients, spread.num_clients) == (4, 8)
+    assert (alone.min_preparers, spread.min_preparers) == (1, 8)
+    assert alone.batches_given_to_client == alone.batches_per_client
+    # While others run dry, a client may have the rows of four nodes at the engines.
+    rows = spread.batches_per_client * spread.batching.num_rows
+    assert rows == 4 * spread.rows_in_flight / 8
+    assert spread.batches_given_to_client == 2 * spread.batches_per_client
+
+
+def test_there_are_no_more_clients_than_engines():
+    assert fleet(2, num_nodes=5).num_clients == 2

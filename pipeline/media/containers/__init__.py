@@ -1,0 +1,1 @@
+"""Containers: opening one safely, its packets on one time line, and how its pictures are cut."""

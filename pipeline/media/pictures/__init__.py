@@ -1,0 +1,1 @@
+"""Untrusted pictures -> upright RGB pixels in sRGB, by Pillow, libavif and libheif."""
