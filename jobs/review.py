@@ -184,6 +184,8 @@ def _write(options: argparse.Namespace) -> Iterator[str]:
     yield f"{output.rows.num_rows} of {output.num_rows} rows of {output.path}"
     if options.split > 1:
         yield f"{min(options.shared, output.rows.num_rows)} rows are on each reviewer's page"
+    if options.blind:
+        yield "rows with the same caption in both outputs, or with none in one, are left out"
     notes = [frames.note for frames in side.frames.values() if frames.note]
     if notes:
         yield f"{len(notes)} rows without frames; the first one: {notes[0]}"

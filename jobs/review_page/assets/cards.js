@@ -18,6 +18,7 @@ function redraw(row) {
   if (place < 0 || !node?.dataset.row) return;
   rememberFolds();
   const hadFocus = node.contains(document.activeElement);
+  if (hadFocus && document.activeElement.matches(".comment")) document.activeElement.blur(); // which keeps the comment
   const fresh = card(row, place);
   node.replaceWith(fresh);
   if (hadFocus) fresh.focus({ preventScroll: true });

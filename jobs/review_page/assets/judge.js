@@ -128,7 +128,7 @@ function take(row) {
 // After a verdict: draw its card, and go to the next row. Where a filter no longer shows the row, the next one is in its place.
 function goOn(row) {
   const place = view.page * PAGE_ROWS + view.selected;
-  if (filters.judged.value && !view.shown.every((each) => each !== row) && !stays(row)) {
+  if (filters.judged.value && view.shown.includes(row) && !stays(row)) {
     choose(place);
     draw();
     showSelected();

@@ -140,6 +140,10 @@ byId("reviewer").addEventListener("change", () => {
 });
 byId("upload").addEventListener("change", (event) => { if (event.target.files.length) upload(event.target.files[0]); });
 addEventListener("resize", measureHeader);
+addEventListener("beforeunload", (event) => {
+  document.activeElement?.blur(); // a field that loses the focus keeps its text
+  if (!byId("warning").hidden && unsaved.size) event.preventDefault(); // the browser asks whether to leave
+});
 addEventListener("storage", (event) => { // another tab with the same rows
   const row = rowOf.get(event.key?.slice(STORAGE.length + 1));
   if (!row) return;
