@@ -44,7 +44,7 @@ def row_json(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
     own_prompt = row.get(recipe.get("columns", {}).get("prompt") or "")
     return {
         "id": row["row_id"],
-        "digest": row_digest(row, side.output),
+        "digest": result_digest(row, side.output),
         "prompt": own_prompt,
         **{
             name: row[name]
@@ -68,7 +68,7 @@ def row_json(row: Mapping[str, Any], side: Side) -> dict[str, Any]:
     }
 
 
-def row_digest(row: Mapping[str, Any], output: Output) -> str:
+def result_digest(row: Mapping[str, Any], output: Output) -> str:
     """Return 16 digits that differ between rows whose ids, recipes or results differ."""
     results = [row[name] for name in RESULTS]
     return digest_of([output.recipe_sha256, *results])

@@ -24,6 +24,7 @@ from jobs.review_page.display_size import DisplaySize
 from jobs.review_page.row_frames import Picture, RowFrames, make_section_frames
 from jobs.review_page.rows import Output
 from jobs.review_page.sections import RowSections, Section, frame_views_of, windows_of
+from pipeline.column_types import seconds_of
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import plan
@@ -105,8 +106,10 @@ class SourceDecoder:
             ):
                 for index, row_id in enumerate(rows["row_id"].to_pylist()):
                     span = (columns.start_s, columns.end_s)
-                    start_s, end_s = (_value(rows, name, index) for name in span)
-                    yield row_id, _value(rows, columns.video, index), (start_s, end_s)
+                    start_s, end_s = (
+                        None if name is None else seconds_of(rows[name][index]) for name in span
+                    )
+                    yield row_id, rows[columns.video][index].as_py(), (start_s, end_s)
 
     def _decode_row(self, media_row: _MediaRow) -> RowFrames:
         row_id, media, span_s = media_row
@@ -306,10 +309,6 @@ def limits_of(run: Mapping[str, Any]) -> MediaLimits:
     add_limits(parser.add_argument_group())
     values = {name: value for name, value in run.items() if f"--{name}" in LIMITS}
     return media_limits(parser.parse_args(as_arguments(parser, values)))
-
-
-def _value(rows: pa.Table, name: str | None, index: int) -> Any:
-    return None if name is None else rows[name][index].as_py()
 
 
 def _times_s(media: Sequence[Frames]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.review_page.row_json import row_digest
+from jobs.review_page.row_json import result_digest
 from jobs.review_page.rows import Output
 from jobs.review_verdicts.agreement import agreement
 from jobs.review_verdicts.files import Verdict
@@ -68,7 +68,7 @@ def compare(first: Output, second: Output, merged: Merged) -> Comparison:
         ValueError: an output lacks a row, or has another caption than the one that was compared.
     """
     digests = [
-        {row["row_id"]: row_digest(row, output) for row in output.rows.to_pylist()}
+        {row["row_id"]: result_digest(row, output) for row in output.rows.to_pylist()}
         for output in (first, second)
     ]
     voices: dict[str, list[str]] = {}

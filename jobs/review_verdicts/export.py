@@ -15,6 +15,7 @@ from jobs.review_page.sections import time_label, windows_of
 from jobs.review_verdicts.files import Verdict
 from jobs.review_verdicts.label_studio import media_facts, write_label_studio
 from jobs.review_verdicts.merge import Merged
+from pipeline.column_types import seconds_of
 from pipeline.media.windows import TimeWindows
 from pipeline.prompts.window_answers import TIMELINE_FIELD
 
@@ -128,8 +129,11 @@ def _cues(
         return
     if caption and (times_s := row["frame_times_s"]):
         columns = output.recipe["columns"]
-        start_s = row.get(columns.get("start_s") or "") or 0.0
-        end_s = row.get(columns.get("end_s") or "") or span_end_s(start_s, times_s)
+        start_s, end_s = (
+            seconds_of(pa.scalar(row.get(columns.get(side) or ""))) for side in ("start_s", "end_s")
+        )
+        start_s = start_s or 0.0
+        end_s = end_s or span_end_s(start_s, times_s)
         yield start_s, end_s, caption
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from jobs.review_page.row_json import part_names, row_digest
+from jobs.review_page.row_json import part_names, result_digest
 from jobs.review_page.rows import Output
 from jobs.review_page.sections import sections_of_rows
 from jobs.review_verdicts.files import Verdict, VerdictFile
@@ -65,7 +65,7 @@ def check_rows(output: Output, merged: Merged) -> None:
     for row_id, said in merged.voices.items():
         row, names = rows[row_id], part_names(sections[row_id])
         for verdict in said.values():
-            if verdict.digest not in (None, row_digest(row, output)):
+            if verdict.digest not in (None, result_digest(row, output)):
                 raise ValueError(
                     f"row {row_id!r} of {output.path} has another caption now than the one that "
                     "was judged; judge it again on a new page, or remove its verdict"

@@ -20,7 +20,7 @@ from PIL import Image
 
 from jobs.demo.clips import write_clips
 from jobs.review_page.html_file import VERDICT_FORMAT
-from jobs.review_page.row_json import row_digest
+from jobs.review_page.row_json import result_digest
 from jobs.review_page.rows import read_output
 from tests.clips import make_video
 from tests.conftest import ROOT
@@ -151,7 +151,7 @@ def write_verdicts(folder):
     for name, mode, verdict in (
         ("review-verdicts", "review", {"verdict": "accept"}),
         *((who, "review", {"verdict": "reject"}) for who in ("ana", "ben", "eva")),
-        ("blind-verdicts", "blind", {"verdict": "left", "left": row_digest(row, output)}),
+        ("blind-verdicts", "blind", {"verdict": "left", "left": result_digest(row, output)}),
     ):
         value = verdicts | {"mode": mode, "reviewer": name, "verdicts": [judged | verdict]}
         (folder / f"{name}.json").write_text(json.dumps(value))

@@ -14,7 +14,7 @@ from jobs import caption_videos, review
 from jobs.review_page.clips import Clips
 from jobs.review_page.html_file import VERDICT_FORMAT
 from jobs.review_page.page import deal
-from jobs.review_page.row_json import row_digest
+from jobs.review_page.row_json import result_digest
 from jobs.review_page.rows import read_output
 from jobs.review_verdicts.agreement import agreement
 from jobs.review_verdicts.comparison import win_interval
@@ -215,7 +215,7 @@ def test_a_blind_page_shows_changed_captions_on_shuffled_sides_and_no_name(capti
 
 def test_the_win_rate_of_a_blind_comparison(captions, other, capsys):
     theirs = {row["row_id"]: row for row in read_output(other).rows.to_pylist()}
-    left = row_digest(theirs["clips.parquet#2"], read_output(other))
+    left = result_digest(theirs["clips.parquet#2"], read_output(other))
     lines = [said("right", 2, left=left)]  # the second output is at the left, so the first one won
     files = [
         write_verdicts(captions, lines, f"{who}.json", mode="blind", reviewer=who) for who in "ab"

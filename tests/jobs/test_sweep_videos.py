@@ -226,7 +226,7 @@ def answer_all(config, quiz):
         ("frames: [1]", ["--score", "logit"], "--score logit needs options to choose from"),
         ("frames: [1]", ["--prompts", "p.yaml"], "--prompts cannot be used in sweeps"),
         ("frames: [1]", ["--shard", "1/2"], "--shard and --check-shards cannot be used in sweeps"),
-        ("frames: [1]", ["--video-path", "{a.b}"], "is not a template"),
+        ("frames: [1]", ["--video-path", "{a"], "is not a template"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_starts(
