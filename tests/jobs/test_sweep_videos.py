@@ -90,7 +90,7 @@ def test_a_sweep_is_scored_drawn_and_can_be_continued(quiz, tmp_path, capfd):
 
     page = tmp_path / "page.html"
     assert review.main([str(output / "_runs"), "--page", str(page)]) == 0
-    assert "without their frames" not in capfd.readouterr().out
+    assert "without frames" not in capfd.readouterr().out
     assert "4 frames of at most 256 tokens" in page.read_text()
 
     # Again: nothing is left to do, and the same is found.
