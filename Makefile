@@ -40,8 +40,8 @@ format: $(READY)
 test: $(READY)  ## all tests but the slow ones, in two processes: some minutes
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
 
-test-all: $(READY)  ## all tests; training, endurance, fuzz, benchmarks and chaos too
-	$(BIN)/python -m pytest
+test-all: test  ## all tests; training, endurance, fuzz, benchmarks and chaos too
+	$(BIN)/python -m pytest -m slow -rs
 
 $(TORCH_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TORCH_VENV)

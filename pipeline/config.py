@@ -61,6 +61,7 @@ class PipelineConfig:
     make_ids_unique: bool = False  # rename null and repeated ids instead of refusing them
     retry_failed: tuple[ErrorCode, ...] = ()  # rows with these codes are tried again
     new_recipe: bool = False  # set the rows of another recipe aside instead of refusing the run
+    new_rows: bool = False  # answer what is new in changed files instead of refusing them
     keep_order: bool = False  # write rows in the order of the input
     # Rows that pass through the stages together; None leaves it to `pipeline.stages.sizing`.
     rows_per_batch: int | None = None
@@ -71,6 +72,11 @@ class PipelineConfig:
         return range(num_rows) if self.shard is None else self.shard.rows(num_rows)
 
     def __post_init__(self) -> None:
+        if self.new_rows and self.shard is not None:
+            raise ValueError(
+                "--new-rows cannot be used with --shard, whose rows are those of an input that "
+                "stays; put the files back as they were, or use another --output"
+            )
         if self.expert_copies and self.expert_placement is None:
             raise ValueError(
                 "expert_copies needs an expert_placement, which says which experts are busy"

@@ -21,7 +21,7 @@ from pipeline.output.in_flight import read_journal
 from pipeline.output.recipe import Recipe, differences, stored_fields
 from pipeline.output.shards import check_place, check_shard, shard_store
 from pipeline.output.store import Store
-from pipeline.run_plan import check
+from pipeline.run_plan import check, with_columns_as_begun
 from pipeline.status import ErrorCode
 
 
@@ -121,10 +121,11 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
     """
     checked, store = check(config), shard_store(config.output, config.shard)
     check_place(config.output, config.shard)
-    source, num_experts = checked.source, checked.text.n_routed_experts
+    num_experts = checked.text.n_routed_experts
     parts = ledger.committed_parts(store)
     if parts and not config.new_recipe:
         config = as_begun(config, stored_fields(store))
+    source = with_columns_as_begun(config, checked.source, store)
     recipe = recipe_of(config, source.row_schema)
     if config.shard is not None:
         check_shard(
@@ -132,7 +133,7 @@ def dry_run(config: PipelineConfig, *, num_gpus: int, where: str) -> DryRun:
         )
     changes = tuple(_changes(store, recipe)) if parts else ()
     if not changes:
-        source = in_known_order(source, store, parts)
+        source = in_known_order(source, store, parts, new_rows=config.new_rows)
     statuses, codes = ledger.count_results(store, parts)
     # Rows of another recipe do not count as done: --new-recipe would set them aside.
     counts = _count(config, source, store, [] if changes else parts, has_failed=bool(codes))

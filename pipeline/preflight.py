@@ -76,6 +76,7 @@ def open_input(config: PipelineConfig) -> Source:
             *window_fields(windows),
         ],
         make_ids_unique=config.make_ids_unique,
+        has_digests=config.columns.id is None,
         output=config.output,
     )
     kind = source.row_schema.read.field(config.columns.video).type

@@ -70,6 +70,8 @@ def run(
         plan = plan_run(config, checked, store)
         writer = plan.open_writer(lock.check)
         usage, picture = Usage(), LoadPicture()
+        if plan.remark is not None and show_progress:
+            announce(plan.remark)
         if plan.rows.num_todo:
             if show_progress:
                 rows, where = plan.rows, "here" if inline else "or joining Ray"

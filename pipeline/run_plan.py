@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -12,7 +12,7 @@ from parallel.experts.load import ExpertLoad
 from pipeline.cluster.deployment import wanted_load
 from pipeline.config import PipelineConfig, as_begun, recipe_of
 from pipeline.fetch.media_access import MediaAccess
-from pipeline.input.manifest import in_known_order, note_files
+from pipeline.input.manifest import in_known_order, is_needed, knows_files, note_files
 from pipeline.input.plan import Plan, plan
 from pipeline.input.source import Source
 from pipeline.output import ledger
@@ -23,6 +23,11 @@ from pipeline.output.shards import claim_shard
 from pipeline.output.store import Store
 from pipeline.output.writer import PartWriter
 from pipeline.preflight import open_checkpoint, open_input
+
+_UNBOUND = (
+    "the output does not know what its input was, since a former version wrote it; it takes the "
+    "files for unchanged, and a change from now on is noticed"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class RunPlan:
     index: OutputIndex  # what the output holds
     rows: Plan
     in_flight_counts: Mapping[int, int]  # by the hash of an id, how many killed runs worked on it
+    remark: str | None  # for the user, before work begins
     run_id: str
 
     def open_writer(self, check: Callable[[], None]) -> PartWriter:
@@ -76,6 +82,14 @@ def check(config: PipelineConfig) -> Checked:
     return Checked(text=text, expert_load=wanted_load(config, text), source=source)
 
 
+def with_columns_as_begun(config: PipelineConfig, source: Source, store: Store) -> Source:
+    """Keep to the columns of an output that a former version began, which wrote fewer of them."""
+    former = source.row_schema.former
+    if former is None or stored_fields(store) != recipe_of(config, former).plain_fields:
+        return source
+    return replace(source, row_schema=former)
+
+
 def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     """Claim the output, whose lock is held, for a recipe, and decide which rows are to do.
 
@@ -85,9 +99,9 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
         ValueError: the output belongs to another recipe or input, is damaged, or other shards do
             not fit to this one.
     """
-    source = checked.source
     if ledger.committed_parts(store) and not config.new_recipe:
         config = as_begun(config, stored_fields(store))
+    source = with_columns_as_begun(config, checked.source, store)
     recipe = recipe_of(config, source.row_schema)
     if config.shard is not None:
         claim_shard(
@@ -97,7 +111,8 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     parts = ledger.committed_parts(store)
     schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     schema = ledger.schema_as_begun(store, parts, schema)
-    source = in_known_order(source, store, parts)
+    source = in_known_order(source, store, parts, new_rows=config.new_rows)
+    is_unbound = bool(parts) and is_needed(source) and not knows_files(store)
     note_files(source, store)
     if config.run_yaml is not None:
         store.write("_run.yaml", config.run_yaml.encode())
@@ -126,5 +141,6 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
             in_flight_counts=in_flight_counts,
         ),
         in_flight_counts=in_flight_counts,
+        remark=_UNBOUND if is_unbound else None,
         run_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
     )

@@ -5,8 +5,11 @@ same columns and types, whatever becomes of its rows. Its error messages name th
 type.
 """
 
+import csv
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import io
+import shlex
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -78,7 +81,18 @@ WINDOW_FIELD = pa.field(
     "prompt_window", pa.struct([("start", pa.float64()), ("end", pa.float64())])
 )
 
-_ADDED = (*RESULT_FIELDS, *PREPARED_FIELDS, PROMPT_NUMBER_FIELD, NAMED_PROMPT_FIELD, WINDOW_FIELD)
+# Of inputs without an id column: a digest of what was read of the row, by which the rows of a file
+# that changes between runs are recognized.
+DIGEST_FIELD = pa.field("row_digest", pa.string())
+
+_ADDED = (
+    DIGEST_FIELD,
+    *RESULT_FIELDS,
+    *PREPARED_FIELDS,
+    PROMPT_NUMBER_FIELD,
+    NAMED_PROMPT_FIELD,
+    WINDOW_FIELD,
+)
 _RESERVED = frozenset(field.name for field in _ADDED)
 
 
@@ -114,6 +128,9 @@ class RowSchema:
     read: pa.Schema  # columns of the input, with their types in memory
     carried: pa.Schema  # columns of the input that the output repeats, with their types there
     extra: tuple[pa.Field, ...] = ()  # result columns beside `RESULT_FIELDS`
+    # What versions wrote that did not carry partition columns, further members of media structs,
+    # nor digests; None if that is the same.
+    former: "RowSchema | None" = None
 
     @property
     def output(self) -> pa.Schema:
@@ -135,11 +152,14 @@ def check_input(
     carry: Sequence[str] | None = None,
     keep_media: bool = False,
     extra: Sequence[pa.Field] = (),
+    partitions: Collection[str] = (),
+    has_digests: bool = False,
 ) -> RowSchema:
     """Decide what to read and write for an input with the merged `schema` of its files.
 
     `carry` are the columns of the input to write beside the results, None means all; `keep_media`
-    writes the media bytes too. `extra` are result columns beside `RESULT_FIELDS`.
+    writes the media bytes too. `extra` are result columns beside `RESULT_FIELDS`. `partitions` are
+    the columns that the names of folders give. `has_digests` adds `DIGEST_FIELD`.
 
     Raises:
         ValueError: a column is missing, has the wrong type, or cannot be written; the message
@@ -148,12 +168,33 @@ def check_input(
     _check_roles(schema, columns)
     carried = list(_carried_fields(schema, columns, carry, extra, keep_media=keep_media))
     _check_template_columns(schema, columns)
-    return RowSchema(
-        columns=columns,
-        read=_read_schema(schema, columns, carried),
-        carried=pa.schema(carried),
-        extra=tuple(extra),
-    )
+
+    def row_schema(fields: Sequence[pa.Field], former: RowSchema | None) -> RowSchema:
+        return RowSchema(
+            columns=columns,
+            read=_read_schema(schema, columns, fields),
+            carried=pa.schema(fields),
+            extra=tuple(extra),
+            former=former,
+        )
+
+    was_carried = [
+        was
+        for field in carried
+        if field.name not in partitions
+        and (was := _as_before(field, is_media=field.name == columns.video)) is not None
+    ]
+    if has_digests:
+        carried.append(DIGEST_FIELD)
+    return row_schema(carried, row_schema(was_carried, None) if was_carried != carried else None)
+
+
+def _as_before(field: pa.Field, *, is_media: bool) -> pa.Field | None:
+    """Return a carried column as former versions wrote it; None if they did not."""
+    if not is_media:
+        return field
+    kind = types.former_media_type(field.type)
+    return None if kind is None else field.with_type(kind)
 
 
 def _check_roles(schema: pa.Schema, columns: InputColumns) -> None:
@@ -163,10 +204,12 @@ def _check_roles(schema: pa.Schema, columns: InputColumns) -> None:
         "a list of one of these"
     )
     _check_type(schema, columns.video, "media", types.is_media, media)
-    _check_type(schema, columns.id, "id", types.is_id, "string or integer")
-    _check_type(schema, columns.prompt, "prompt", types.is_text, "string")
+    whole = "string, integer, decimal, UUID, date or timestamp"
+    _check_type(schema, columns.id, "id", types.is_id, whole)
+    _check_type(schema, columns.prompt, "prompt", types.is_prompt, "string")
     for role, name in (("start", columns.start_s), ("end", columns.end_s)):
-        _check_type(schema, name, role, types.is_number, "integer or floating point seconds")
+        seconds = "seconds (integer, floating point or decimal), a duration or a time of day"
+        _check_type(schema, name, role, types.is_seconds, seconds)
 
 
 def _carried_fields(
@@ -210,7 +253,9 @@ def _check_template_columns(schema: pa.Schema, columns: InputColumns) -> None:
                 f"a prompt names {{{name}}}, and the input has no such column; the nearest is "
                 f"{nearest!r}"
             )
-        _check_type(schema, name, "template", types.is_printable, "text, a number or a boolean")
+        _check_type(
+            schema, name, "template", types.is_printable, "text, a number, a boolean or a time"
+        )
     for name in columns.lists:
         _check_type(schema, name, "list of texts", types.is_texts, "a list of strings")
 
@@ -220,10 +265,16 @@ def _read_schema(
 ) -> pa.Schema:
     """Return the columns that have a role, are named by prompts or are carried; others cost I/O."""
     wanted = {*columns.names, *columns.fields, *columns.lists} | {field.name for field in carried}
+    digest = [DIGEST_FIELD] if DIGEST_FIELD.name in wanted else []
     return pa.schema(
-        (field.name, types.read_type(field, is_media=field.name == columns.video))
-        for field in schema
-        if field.name in wanted
+        [
+            *(
+                pa.field(field.name, types.read_type(field, is_media=field.name == columns.video))
+                for field in schema
+                if field.name in wanted and field.name != DIGEST_FIELD.name
+            ),
+            *digest,
+        ]
     )
 
 
@@ -249,11 +300,13 @@ def _check_type(
     field = _field(schema, name, role)
     if name == "row_id" and role != "id":
         raise ValueError(f"the {role} column must not be named row_id; rename it")
-    if not is_right(types.carried_type(field)):
+    if not is_right(types.plain(field.type)):
         raise ValueError(f"the {role} column {name!r} is {field.type}; it must be {allowed}")
 
 
 def _carriable_names(schema: pa.Schema, columns: InputColumns) -> str:
-    """Return names that --columns could be given, joined by commas."""
+    """Return names that --columns could be given, as it is typed in a shell."""
     free = [name for name in schema.names if name not in _RESERVED and name != columns.video]
-    return ",".join(free) or columns.video
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(free or [columns.video])
+    return shlex.quote(line.getvalue())

@@ -132,7 +132,7 @@ def attacks(folder: Path, port: int) -> Mapping[str, bytes | str]:
         "GIF of 2,000 pages": _picture("GIF", 2000),
         "video of 8192 x 8192 pixels": _video("avi", "mjpeg", side_px=8192, times_s=(0,)),
         "video of 94 million seconds": _video("matroska", "mjpeg", times_s=(0, 94_608_000)),
-        "codec that is not on the list": _video("matroska", "ffv1"),
+        "codec that is not on the list": _video("avi", "ffvhuff"),
         "video header without a video": _video()[:200],
         "nothing": b"",
         "noise": np.random.default_rng(0).bytes(4096),

@@ -18,7 +18,7 @@ from jobs.cli.options import Parser
 _PATHS = frozenset("input output model schema prompts grid expert_placement allow_folder".split())
 _URIS = _PATHS | {"allow_uri", "video_path"}  # options that may hold URIs
 _NOT_KEPT = frozenset(
-    {"help", "config", "job", "dry_run", "retry_failed", "new_recipe"}
+    {"help", "config", "job", "dry_run", "retry_failed", "new_recipe", "new_rows"}
 )  # options of one call, which must not be repeated
 
 

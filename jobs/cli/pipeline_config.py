@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from jobs.cli.checkpoint import find_checkpoint
-from jobs.cli.options import MERGE_PROMPT, NO_PAGES, media_limits, parse_names
+from jobs.cli.options import MERGE_PROMPT, NO_PAGES, media_limits
 from jobs.cli.prompts_file import read_named_prompts
 from jobs.cli.ray_cluster import refuse_relative, refuse_unsafe_settings
 from jobs.cli.schema_file import read_schema
@@ -106,6 +106,7 @@ def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
         make_ids_unique=options.make_ids_unique,
         retry_failed=_error_codes(options.retry_failed),
         new_recipe=options.new_recipe,
+        new_rows=options.new_rows,
         keep_order=options.keep_order,
         rows_per_batch=options.rows_per_batch,
         run_yaml=options.run_yaml,
@@ -166,7 +167,7 @@ def _error_codes(text: str | None) -> tuple[ErrorCode, ...]:
         return ()
     if text == "all":
         return tuple(ErrorCode)
-    names = parse_names(text)
+    names = [name for name in text.split(",") if name]
     if not names:
         raise ValueError(
             f"--retry-failed: {text!r} names no error code; give no value to retry all"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli.config_file import read_mapping, refuse_other_name
-from jobs.cli.schema_file import read_schema
+from jobs.cli.schema_file import read_schema, unwrapped
 from model.engine.sequence import SamplingParams
 from pipeline.prompts.answer_type import answer_type
 from pipeline.prompts.named_prompts import NamedPrompt
@@ -109,7 +109,7 @@ def _schema(value: Any, folder: Path) -> str:
         return read_schema(str(folder / value))
     if isinstance(value, dict):
         try:
-            return json.dumps(value)
+            return json.dumps(unwrapped(value))
         except TypeError as error:  # YAML has dates, JSON has none
             raise ValueError(f"schema is not JSON: {error}; quote the value") from error
     raise ValueError(f"schema must be a file or a mapping, got {value!r}")

@@ -5,13 +5,18 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+# The keys of the wrappers in which services take a schema; the first one holds it.
+_WRAPPERS = (("schema", "name", "strict", "description", "type"), ("json_schema", "type"))
 
 
 def read_schema(value: str) -> str:
     """Return the JSON text of a schema, with its properties in their order.
 
-    `value` is `file.json` with a JSON Schema, or `file.py:Model` with a pydantic model. The Python
-    file is run in this process, with all that it imports.
+    `value` is `file.json` with a JSON Schema, which may stand in a wrapper as for `unwrapped`, or
+    `file.py:Model` with a pydantic model. The Python file is run in this process, with all that it
+    imports.
 
     Raises:
         ValueError: there is no such file or model, or it is not a schema.
@@ -28,7 +33,24 @@ def read_schema(value: str) -> str:
         ) from error
     except ValueError as error:
         raise ValueError(f"--schema {value} is not JSON: {error}") from error
-    return json.dumps(schema)
+    return json.dumps(unwrapped(schema))
+
+
+def unwrapped(schema: Any) -> Any:
+    """Return the schema within a wrapper of OpenAI's API; without one, return it as it is.
+
+    The wrappers are `{"name", "strict", "schema"}` and `{"type": "json_schema", "json_schema"}`.
+    """
+    for inner, *others in _WRAPPERS:
+        is_wrapper = (
+            isinstance(schema, dict)
+            and isinstance(schema.get(inner), dict)
+            and schema.keys() <= {inner, *others}
+            and schema.get("type", "json_schema") == "json_schema"
+        )
+        if is_wrapper:
+            return unwrapped(schema[inner])
+    return schema
 
 
 def _schema_of_model(path: Path, name: str) -> dict[str, object]:

@@ -1,1 +1,1 @@
-"""The parts of `jobs.review`: rows and their sections, frames decoded again, page, verdicts."""
+"""The parts of `jobs.review`: rows and their sections, frames decoded again, the page."""

@@ -43,7 +43,7 @@ class Output:
     @property
     def extra(self) -> list[str]:
         """The columns that the page shows as further facts."""
-        return [name for name in self.rows.column_names if name not in RESULTS]
+        return [name for name in self.rows.column_names if name not in (*RESULTS, "row_digest")]
 
 
 def read_output(

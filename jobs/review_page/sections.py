@@ -241,11 +241,16 @@ def _time_windows(row: _Row) -> Iterator[Section]:
     seen_px = None if width_px is None or height_px is None else width_px * height_px
     for number, window in enumerate(row[TIMELINE_FIELD.name] or ()):
         yield Section(
-            label=f"{window['start_s']:.1f} - {window['end_s']:.1f} s",
+            label=time_label(window),
             places=range(number, number + 1),
             answers=(Answer(text=window["caption"], error=_error(window)),),
             seen_px=seen_px,
         )
+
+
+def time_label(window: Mapping[str, Any]) -> str:
+    """Return the label of a window of a video, by which verdicts name it."""
+    return f"{window['start_s']:.1f} - {window['end_s']:.1f} s"
 
 
 def _page_windows(row: _Row) -> Iterator[Section]:

@@ -8,9 +8,10 @@ thumbnail has more pixels than the model was given.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 
 from jobs.cli.config_file import as_arguments
 from jobs.cli.options import LIMITS, Parser, add_limits, media_limits
+from jobs.review_page.clips import Clips
+from jobs.review_page.display_size import DisplaySize
 from jobs.review_page.row_frames import Picture, RowFrames, make_section_frames
 from jobs.review_page.rows import Output
 from jobs.review_page.sections import RowSections, Section, frame_views_of, windows_of
-from jobs.review_page.thumbnail import Thumbnail
+from pipeline.column_types import seconds_of
 from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.manifest import in_known_order
 from pipeline.input.plan import plan
@@ -46,7 +49,8 @@ class SourceDecoder:
     """Decodes the frames of the rows of one output, with the limits and media rules of its run.
 
     `frame_px` is the longer side of a thumbnail. Of more than `max_frames` in a view of a row, or
-    in all its windows or pages, that many are taken evenly.
+    in all its windows or pages, that many are taken evenly. Pages are also kept with `page_px` as
+    their longer side, which may be more than the model saw. `clips` makes small clips to play.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class SourceDecoder:
         *,
         frame_px: int,
         max_frames: int,
+        page_px: int | None = None,
+        clips: Clips | None = None,
     ) -> None:
         self._source = source
         self._access = access
@@ -68,6 +74,8 @@ class SourceDecoder:
         self._background = output.recipe.get("background")
         self._frame_px = frame_px
         self._max_frames = max_frames
+        self._page_px = page_px if isinstance(self._windows, PageWindows) else None
+        self._clips = None if isinstance(self._windows, PageWindows) else clips
         self._decoders: SimpleQueue[SandboxedDecoder] = SimpleQueue()
         # Rows that failed before the model saw anything show their own error.
         self._sections = {row_id: row for row_id, row in sections.items() if row.were_seen}
@@ -98,14 +106,18 @@ class SourceDecoder:
             ):
                 for index, row_id in enumerate(rows["row_id"].to_pylist()):
                     span = (columns.start_s, columns.end_s)
-                    start_s, end_s = (_value(rows, name, index) for name in span)
-                    yield row_id, _value(rows, columns.video, index), (start_s, end_s)
+                    start_s, end_s = (
+                        None if name is None else seconds_of(rows[name][index]) for name in span
+                    )
+                    yield row_id, rows[columns.video][index].as_py(), (start_s, end_s)
 
     def _decode_row(self, media_row: _MediaRow) -> RowFrames:
         row_id, media, span_s = media_row
         row = self._sections[row_id]
+        media = media if isinstance(media, list) else [media]
         try:
-            decoded = self._decode_media(media if isinstance(media, list) else [media], span_s, row)
+            decoded = self._decode_media(media, span_s, row)
+            clip = None if self._clips is None else self._clip(media, span_s)
         except MediaError as error:
             return RowFrames(note=f"no frames: the media cannot be decoded now ({error.message})")
         note = None
@@ -115,9 +127,38 @@ class SourceDecoder:
         if self._windows is not None:
             most = max(1, most // len(row.shown))
         sections = [
-            make_section_frames(self._pictures(decoded, section), most) for section in row.shown
+            make_section_frames(self._pictures(decoded, section), most, self._shrink(section))
+            for section in row.shown
         ]
-        return RowFrames(sections=tuple(sections), note=note)
+        return RowFrames(sections=tuple(sections), note=note, clip=clip)
+
+    def _shrink(self, section: Section) -> DisplaySize | None:
+        """Return the size of a page as the model saw it, if pages are decoded larger."""
+        if self._page_px is None:
+            return None
+        return DisplaySize(self._frame_px, section.seen_px)
+
+    def _clip(self, media: Sequence[object], span_s: Span) -> bytes | None:
+        """Return a small clip of the first video of a row; None if it is a picture."""
+        assert self._clips is not None
+        request = replace(self._clips.request, background=self._background)
+        with self._opened(media[0]) as file, self._decoder() as decoder:
+            (window,) = decoder.decode_windows(file, [request], span_s=span_s)
+        return self._clips.encode(window.media[0])
+
+    @contextmanager
+    def _opened(self, value: object) -> Iterator[bytes | BinaryIO]:
+        opened = self._access.open(value)
+        with nullcontext(opened) if isinstance(opened, bytes) else closing(opened) as file:
+            yield file
+
+    @contextmanager
+    def _decoder(self) -> Iterator[SandboxedDecoder]:
+        decoder = self._decoders.get()
+        try:
+            yield decoder
+        finally:
+            self._decoders.put(decoder)
 
     def _decode_media(
         self, media: Sequence[object], span_s: Span, row: RowSections
@@ -126,28 +167,28 @@ class SourceDecoder:
         requests = [
             FrameRequest(
                 sampling=view.frames,
-                fit=Thumbnail(self._frame_px, seen_px),
+                fit=self._fit(seen_px),
                 background=self._background,
             )
             for view, seen_px in zip(self._views, self._seen_px(row), strict=True)
         ]
         decoded: list[list[Frames]] = []
-        decoder = self._decoders.get()
-        try:
-            for number, value in enumerate(media):
-                opened = self._access.open(value)
-                with nullcontext(opened) if isinstance(opened, bytes) else closing(opened) as file:
-                    windows = decoder.decode_windows(
-                        file, requests, windows=self._windows, span_s=span_s
-                    )
-                shown = [list(window.media) for window in windows]
-                if self._windows is None and number > 0:
-                    decoded = [before + more for before, more in zip(decoded, shown, strict=True)]
-                else:
-                    decoded += shown
-        finally:
-            self._decoders.put(decoder)
+        for number, value in enumerate(media):
+            with self._opened(value) as file, self._decoder() as decoder:
+                windows = decoder.decode_windows(
+                    file, requests, windows=self._windows, span_s=span_s
+                )
+            shown = [list(window.media) for window in windows]
+            if self._windows is None and number > 0:
+                decoded = [before + more for before, more in zip(decoded, shown, strict=True)]
+            else:
+                decoded += shown
         return decoded
+
+    def _fit(self, seen_px: float | None) -> DisplaySize:
+        if self._page_px is not None:
+            return DisplaySize(max(self._page_px, self._frame_px))
+        return DisplaySize(self._frame_px, seen_px)
 
     def _seen_px(self, row: RowSections) -> list[float | None]:
         """Return the pixels of a frame for each view; windows and pages have one view."""
@@ -199,22 +240,16 @@ def open_source_decoder(
     allowed_uris: tuple[str, ...],
     frame_px: int,
     max_frames: int,
+    page_px: int | None = None,
+    clips: Clips | None = None,
 ) -> SourceDecoder:
     """Find the input of an output and the media rules of its run.
 
     Raises:
         ValueError: the input is unknown or cannot be opened, or the recipe has another version.
     """
-    uri = input_uri or output.run.get("input")
-    if not uri:
-        raise ValueError(f"{output.path} does not say what its input was; name it with --input")
+    source = open_source_of(output, input_uri)
     try:
-        columns = InputColumns(**output.recipe["columns"])
-        is_unique = bool(output.recipe.get("make_ids_unique"))
-        written = output.run.get("output") or str(output.path)  # the directory may be a copy
-        source = open_source(uri, columns, carry=(), make_ids_unique=is_unique, output=written)
-        store = LocalStore(output.run_folder)
-        source = in_known_order(source, store, committed_parts(store))
         limits = limits_of(output.run)
         access = MediaAccess(
             base=output.media_folder or source.folder,
@@ -223,10 +258,44 @@ def open_source_decoder(
             max_bytes=limits.max_bytes,
         )
         return SourceDecoder(
-            output, sections, source, access, limits, frame_px=frame_px, max_frames=max_frames
+            output,
+            sections,
+            source,
+            access,
+            limits,
+            frame_px=frame_px,
+            max_frames=max_frames,
+            page_px=page_px,
+            clips=clips,
         )
     except (TypeError, KeyError) as error:
         raise ValueError(f"{output.path} has a recipe of another version: {error}") from error
+
+
+def open_source_of(output: Output, input_uri: str | None, every_column: bool = False) -> Source:
+    """Open the input of an output, by `input_uri` or as `_run.yaml` names it.
+
+    With `every_column`, all columns are read, media bytes too.
+
+    Raises:
+        ValueError: the input is unknown or cannot be opened, or the recipe has another version.
+    """
+    uri = input_uri or output.run.get("input")
+    if not uri:
+        raise ValueError(f"{output.path} does not say what its input was; name it with --input")
+    try:
+        source = open_source(
+            uri,
+            InputColumns(**output.recipe["columns"]),
+            carry=None if every_column else (),
+            keep_media=every_column,
+            make_ids_unique=bool(output.recipe.get("make_ids_unique")),
+            output=output.run.get("output") or str(output.path),  # the directory may be a copy
+        )
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{output.path} has a recipe of another version: {error}") from error
+    store = LocalStore(output.run_folder)
+    return in_known_order(source, store, committed_parts(store))
 
 
 def limits_of(run: Mapping[str, Any]) -> MediaLimits:
@@ -240,10 +309,6 @@ def limits_of(run: Mapping[str, Any]) -> MediaLimits:
     add_limits(parser.add_argument_group())
     values = {name: value for name, value in run.items() if f"--{name}" in LIMITS}
     return media_limits(parser.parse_args(as_arguments(parser, values)))
-
-
-def _value(rows: pa.Table, name: str | None, index: int) -> Any:
-    return None if name is None else rows[name][index].as_py()
 
 
 def _times_s(media: Sequence[Frames]) -> NDArray[np.float64]:

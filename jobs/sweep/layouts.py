@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline.input.files_below import LeftOut
 from pipeline.input.listing import list_files
-from pipeline.prompts.named_prompts import fill, template_fields
+from pipeline.prompts.template import fill, only_field, template_fields
 
 LETTERS = string.ascii_uppercase
 Row = Mapping[str, Any]
@@ -184,8 +184,8 @@ def read_items(
             raise ValueError(f"{uri}, question {row_id}: {error}") from error
     if len({item.id for item in items}) < len(items):
         raise ValueError(f"{uri}: column {id_column!r} names a question twice")
-    is_column = where.startswith("{") and template_fields(where) == (where[1:-1],)
-    kind = table.schema.field(where[1:-1]).type if is_column else pa.string()
+    column = only_field(where)
+    kind = pa.string() if column is None else table.schema.field(column).type
     return Dataset(
         items=tuple(items), folder=listing.folder, video_type=kind, left_out=listing.left_out
     )
@@ -201,10 +201,10 @@ def _item(row: Row, row_id: str, layout: DatasetLayout, where: str, task: str | 
     if not question:
         raise ValueError("the question is empty")
     answer = row[layout.answer]
-    fields = template_fields(where)
+    column = only_field(where)
     return Item(
         id=row_id,
-        video=row[fields[0]] if where == f"{{{fields[0]}}}" else fill(where, row),
+        video=fill(where, row) if column is None else row[column],
         question=question,
         options=options,
         truth=str(answer) if layout.options is None else _letter(answer, options, layout),

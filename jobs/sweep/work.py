@@ -22,7 +22,8 @@ from jobs.sweep.layouts import LETTERS, Dataset, Item, lettered
 from jobs.sweep.names import CLIPS
 from pipeline.config import PipelineConfig
 from pipeline.output.store import Store
-from pipeline.prompts.named_prompts import NamedPrompt, fill, template_fields
+from pipeline.prompts.named_prompts import NamedPrompt
+from pipeline.prompts.template import fill, template_fields
 from pipeline.schema import InputColumns
 
 _FIELDS = ("question", "options")  # the names that a prompt may contain

@@ -29,6 +29,7 @@ from pipeline.prompts.frame_loader import FrameLoader
 from pipeline.prompts.frame_view import FrameView
 from pipeline.prompts.input_row import InputRow
 from pipeline.prompts.prepare import Prepare
+from pipeline.stages.batching import Room
 from pipeline.stages.generate import Generate
 from pipeline.stages.inline import InlineGroup, inline_deployment, run_undisturbed
 from pipeline.stages.merge import Merger
@@ -80,7 +81,7 @@ class TrySession:
         engine = inline_deployment(config).engine_of(config.engine)
         factory = partial(load_engine, config.checkpoint, engine, config.exchange, None)
         self._rank = Rank(factory)
-        self._group = InlineGroup(self._rank, runner)
+        self._group = InlineGroup(self._rank, runner, Room(num_rows))
         self._schema = source.row_schema
         self._rows = _read(source, num_rows, config.sampling.seed)
         self._processor = Processor.from_checkpoint(config.checkpoint)

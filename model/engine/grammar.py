@@ -11,6 +11,7 @@ This module does not import torch: the driver checks schemas too.
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from model.inputs.prompt import PromptError
 from model.inputs.tokenizer import Tokenizer
+from model.json_schema import Place, children, pointer, refuse_unknown_keys
 
 # Thinking models write these around their reasoning. They are ordinary text, not control tokens.
 OPEN_MARK, CLOSE_MARK = "\u25c1think\u25b7", "\u25c1/think\u25b7"
@@ -32,6 +34,7 @@ reasoning[suffix={mark}]: /(?s:.*)/
 answer: %json {schema}
 """
 _MAX_GRAMMARS = 64  # that an engine keeps; each is some kilobytes
+_MAX_SEARCHED = 500  # subschemas, for the place of an error
 
 
 class Constraint:
@@ -78,8 +81,9 @@ class Grammars:
         """Begin a text that follows a JSON Schema, given as JSON text.
 
         With `thinking`, the reasoning of a thinking model comes first; the schema does not bind it.
-        Raises PromptError `schema_failed`: the text is no JSON Schema, uses keywords that are not
-        implemented, or cannot be satisfied; the message says which.
+        Raises PromptError `schema_failed`: the text is no JSON Schema, has keys that JSON Schema
+        does not know or that are not implemented, or cannot be satisfied; the message says which,
+        and at which place of the schema.
         """
         key = (schema, thinking)
         if key not in self._compiled:
@@ -93,8 +97,8 @@ class Grammars:
         rules = {**_parse(schema), "x-guidance": _WHITESPACE}
         vocabulary = self._vocabulary = self._vocabulary or self._make_vocabulary()
         # The schema is checked by itself first: inside a grammar its error messages are longer.
-        alone = LLMatcher.grammar_from_json_schema(rules)
-        _refuse(LLMatcher.validate_grammar(alone, vocabulary))
+        if error := _error_of(rules, vocabulary):
+            _refuse(f"{pointer(_place_of(error, rules, vocabulary))}: {error}")
         template = _REASONED_ANSWER if thinking else _ANSWER
         grammar = template.format(schema=json.dumps(rules), mark=json.dumps(CLOSE_MARK))
         matcher = LLMatcher(vocabulary, grammar, log_level=0)
@@ -118,14 +122,38 @@ class Grammars:
         )
 
 
-def _parse(schema: str) -> dict[str, object]:
+def _parse(schema: str) -> dict[str, Any]:
     try:
         rules = json.loads(schema)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError("schema_failed", f"the schema is not JSON: {error}") from error
     if not isinstance(rules, dict):
         raise PromptError("schema_failed", f"a schema must be a JSON object, got {schema[:80]}")
+    try:
+        refuse_unknown_keys(rules)
+    except ValueError as error:
+        raise PromptError("schema_failed", f"the schema cannot be used: {error}") from error
     return rules
+
+
+def _error_of(rules: dict[str, Any], vocabulary: LLTokenizer) -> str:
+    return LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(rules), vocabulary)
+
+
+def _place_of(error: str, rules: dict[str, Any], vocabulary: LLTokenizer) -> Place:
+    """Find the innermost subschema that is refused by itself with the same error."""
+    shared = {key: rules[key] for key in ("$defs", "definitions", "x-guidance") if key in rules}
+    place, node, seen = (), rules, 0
+    while True:
+        for steps, child in children(node):
+            seen += 1
+            if seen > _MAX_SEARCHED:
+                return place
+            if isinstance(child, dict) and _error_of({**shared, **child}, vocabulary) == error:
+                place, node = (*place, *steps), child
+                break
+        else:
+            return place
 
 
 def _refuse(error: str) -> None:

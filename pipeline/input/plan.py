@@ -27,6 +27,8 @@ class RowGroupSplit:
     num_rows: int  # of the row group
     todo: bytes  # one bit a row of the row group, as np.packbits gives
     num_todo: int
+    numbers: bytes = b""  # an int64 a row, where rows are not named by their places any more
+    partitions: tuple[tuple[str, str | None], ...] = ()  # columns that the file's folders give
     renamed: bytes = b""  # one bit a row: its id was null or not unique; empty if none was
 
 
@@ -71,10 +73,10 @@ def plan(
     """
     rows = range(source.num_rows) if rows is None else rows
     counts = in_flight_counts or {}
-    read = range(rows.stop) if source.naming.make_unique and source.naming.column else rows
+    read = range(rows.stop) if source.naming.is_renaming else rows
 
     def planned(blocks: Iterable[IdBlock]) -> Plan:
-        builder = _PlanBuilder(index, rows, limit, only, counts)
+        builder = _PlanBuilder(index, rows, limit, source.num_gone, only, counts)
         for block in blocks:
             builder.add(block)
         return builder.finish()
@@ -89,6 +91,10 @@ def plan(
 def _split(
     group: RowGroup, todo: NDArray[np.bool_], is_renamed: NDArray[np.bool_] | None
 ) -> RowGroupSplit:
+    numbers = b""
+    if group.file.numbers:
+        places = np.arange(group.first_row, group.first_row + group.num_rows)
+        numbers = group.file.numbers_of(places).tobytes()
     return RowGroupSplit(
         group.file.name,
         group.file.path,
@@ -97,6 +103,8 @@ def _split(
         group.num_rows,
         np.packbits(todo).tobytes(),
         int(np.count_nonzero(todo)),
+        numbers,
+        group.file.partitions,
         b"" if is_renamed is None or not is_renamed.any() else np.packbits(is_renamed).tobytes(),
     )
 
@@ -114,6 +122,7 @@ class _PlanBuilder:
     index: OutputIndex
     rows: range  # that this run is for, by their numbers in the input
     limit: int | None  # only so many of them, the first
+    num_gone: int  # rows that the output may have and the input does not have any more
     only: IdSet | None
     in_flight_counts: Mapping[int, int]
 
@@ -170,7 +179,7 @@ class _PlanBuilder:
     def finish(self) -> Plan:
         """Return the plan of all row groups; refuse an output with rows that the input lacks."""
         num_strange = self.index.num_rows - self._num_in_output
-        if num_strange > 0:
+        if num_strange > self.num_gone:
             raise ValueError(
                 f"the output holds {num_strange} rows that are not in this input; it "
                 "belongs to another input, so use another --output"

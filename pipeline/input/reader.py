@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.input.plan import RowGroupSplit
+from pipeline.input.row_digest import row_digests
 from pipeline.input.row_ids import numbered, renamed
 from pipeline.input.schema_merge import conform
-from pipeline.schema import RowSchema
+from pipeline.schema import DIGEST_FIELD, RowSchema
 
 SLICE_BYTES = 8 << 20
 # Of each column. Without a buffer, pyarrow reads each column of a row group at once and whole,
@@ -55,11 +56,14 @@ def _slices(
     max_rows: int,
     max_bytes: int,
 ) -> Iterator[pa.Table]:
+    if file.metadata.row_group(split.row_group).num_rows != split.num_rows:
+        raise OSError("it has changed since the run began")
     todo, is_renamed = _unpack(split, split.todo), _unpack(split, split.renamed)
+    own = frozenset(file.schema_arrow.names) - {DIGEST_FIELD.name}
     batches = file.iter_batches(
         batch_size=_slice_rows(file.metadata, split.row_group, row_schema, max_rows, max_bytes),
         row_groups=[split.row_group],
-        columns=[name for name in row_schema.read.names if name in file.schema_arrow.names],
+        columns=[name for name in row_schema.read.names if name in own],
         use_threads=False,  # a reader asks Ray for a fraction of one CPU
     )
     first, num_left = 0, split.num_todo
@@ -70,9 +74,9 @@ def _slices(
             rows = rows if wanted.all() else rows.filter(pa.array(wanted))
             numbers = first + np.flatnonzero(wanted)  # in the row group
             yield _with_row_id(
-                conform(rows, row_schema.read),
+                _complete(rows, split, row_schema),
                 split.file,
-                split.first_row + numbers,
+                _numbers_in_names(split, numbers),
                 row_schema.columns.id,
                 is_renamed[numbers],
             )
@@ -80,6 +84,25 @@ def _slices(
         first += batch.num_rows
         if not num_left:
             return  # the rest of the row group is not read
+
+
+def _numbers_in_names(split: RowGroupSplit, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers by which rows of the row group are named, their places unless it says."""
+    if not split.numbers:
+        return split.first_row + rows
+    return np.frombuffer(split.numbers, np.int64)[rows]
+
+
+def _complete(rows: pa.Table, split: RowGroupSplit, row_schema: RowSchema) -> pa.Table:
+    """Add what the file does not hold: columns of its folders' names, of other files, digests."""
+    for name, value in split.partitions:
+        if name in row_schema.read.names:
+            rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
+    rows = conform(rows, row_schema.read)
+    if DIGEST_FIELD.name not in rows.column_names:
+        return rows
+    digests = row_digests(rows.drop_columns(DIGEST_FIELD.name))
+    return rows.set_column(rows.column_names.index(DIGEST_FIELD.name), DIGEST_FIELD, digests)
 
 
 def _with_row_id(
@@ -117,9 +140,11 @@ def _slice_rows(
     """Choose how many rows to read at a time, so that large media do not make large slices."""
     group = footer.row_group(row_group)
     columns = [group.column(index) for index in range(group.num_columns)]  # leaf columns
+    names = frozenset(row_schema.read.names)
+    wanted = tuple(f"{name}." for name in names)  # the name of a column may have dots itself
     num_bytes = sum(
         column.total_uncompressed_size
         for column in columns
-        if column.path_in_schema.split(".")[0] in row_schema.read.names
+        if column.path_in_schema.startswith(wanted) or column.path_in_schema in names
     )
     return max(1, min(max_rows, max_bytes * group.num_rows // max(1, num_bytes)))

@@ -5,7 +5,7 @@ Null and repeated ids are refused, or renamed if the user asks for it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.column_types import cast
 from pipeline.output.ledger import IdSet, hash_ids
 
 _IDS_PER_BATCH = 1 << 16
@@ -31,11 +32,26 @@ class InputFile:
     name: str  # path below the input's folder; row ids that are made begin with it
     path: str  # on the filesystem of the input
     row_group_rows: tuple[int, ...]
+    digest: str = ""  # of its size, its footer and its end; "" if that is not known
+    # Columns that the names of its folders give, such as `lang` of `lang=de/a.parquet`.
+    partitions: tuple[tuple[str, str | None], ...] = ()
+    # Runs of rows that were given other numbers because the file changed: (first row, its number).
+    numbers: tuple[tuple[int, int], ...] = ()
+    next_number: int | None = None  # after all that its rows ever had; None: its number of rows
+    num_gone: int = 0  # rows in the output that a former version of the file had, and this one not
 
     @property
     def num_rows(self) -> int:
         """The rows of the file."""
         return sum(self.row_group_rows)
+
+    def numbers_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers that name rows, which are given by their places in the file."""
+        if not self.numbers:
+            return rows
+        first, number = np.array(self.numbers, np.int64).T
+        run = np.searchsorted(first, rows, side="right") - 1
+        return number[run] + rows - first[run]
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,13 @@ class RowNaming:
     files: tuple[InputFile, ...]  # in an order in which the first row of an id keeps it
     column: str | None  # with the user's ids; None numbers the rows
     make_unique: bool = False  # rename null and repeated ids instead of refusing them
+    # Of the ids in memory, which all files have in common; their texts depend on it.
+    kind: pa.DataType = field(default_factory=pa.string)
+
+    @property
+    def is_renaming(self) -> bool:
+        """Whether the user's ids are renamed where they are null or repeated."""
+        return self.make_unique and self.column is not None
 
     def ids_of_file(self, file: InputFile) -> Iterator[pa.Array]:
         """Yield the ids of each row group of a file, in order, as the file has them.
@@ -56,7 +79,7 @@ class RowNaming:
         if self.column is None:
             first = 0
             for num_rows in file.row_group_rows:
-                yield numbered(file.name, np.arange(first, first + num_rows))
+                yield numbered(file.name, file.numbers_of(np.arange(first, first + num_rows)))
                 first += num_rows
             return
         with self._opened(file) as parquet:
@@ -75,7 +98,8 @@ class RowNaming:
             first = sum(file.row_group_rows[: row_groups.start])
             end = first + sum(file.row_group_rows[row_groups.start : row_groups.stop])
             for start in range(first, end, _IDS_PER_BATCH):
-                yield numbered(file.name, np.arange(start, min(start + _IDS_PER_BATCH, end)))
+                places = np.arange(start, min(start + _IDS_PER_BATCH, end))
+                yield numbered(file.name, file.numbers_of(places))
             return
         with self._opened(file) as parquet:
             for ids in self._batches(parquet, list(row_groups)):
@@ -95,7 +119,8 @@ class RowNaming:
         for batch in parquet.iter_batches(
             batch_size=_IDS_PER_BATCH, row_groups=row_groups, columns=[self.column]
         ):
-            ids = batch.column(0).cast(pa.string())
+            # By name: a column `a.b` is read along where `a` is asked for.
+            ids = cast(batch.column(self.column), self.kind).cast(pa.string())
             ids.validate(full=True)  # pyarrow reads text that is not UTF-8 without an error
             yield ids
 

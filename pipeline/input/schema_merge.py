@@ -10,12 +10,18 @@ from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
-from pipeline.column_types import members, plain
+from pipeline.column_types import cast, members, plain
 
 _INTEGERS = (
     (pa.types.is_signed_integer, (pa.int8(), pa.int16(), pa.int32(), pa.int64())),
     (pa.types.is_unsigned_integer, (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())),
 )
+_DIGITS = {  # of the largest integers, in decimals
+    pa.int8(): 3, pa.int16(): 5, pa.int32(): 10, pa.int64(): 19,
+    pa.uint8(): 3, pa.uint16(): 5, pa.uint32(): 10, pa.uint64(): 20,
+}  # fmt: skip
+_MAX_DIGITS = (38, 76)  # of decimal128 and decimal256
+_UNITS = ("s", "ms", "us")
 _FLOATS = (pa.float16(), pa.float32(), pa.float64())
 
 
@@ -57,7 +63,7 @@ def unify(
 def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Cast `rows` to the columns of `schema`; columns that `rows` lacks are null."""
     columns = [
-        rows[field.name].cast(field.type)
+        cast(rows[field.name], field.type)
         if field.name in rows.column_names
         else pa.nulls(rows.num_rows, field.type)
         for field in schema
@@ -82,6 +88,10 @@ def wider(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return a
     if pa.types.is_null(a):
         return b
+    if pa.types.is_decimal(a) or pa.types.is_decimal(b):
+        return _wider_decimal(a, b)
+    if pa.types.is_temporal(a) and pa.types.is_temporal(b):
+        return _wider_time(a, b)
     for is_kind, ordered in _INTEGERS:
         if is_kind(a) and is_kind(b):
             return max(a, b, key=ordered.index)
@@ -95,6 +105,35 @@ def wider(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     if {a, b} == {pa.binary(), pa.large_binary()}:
         return pa.large_binary()
     return _wider_nested(a, b)
+
+
+def _wider_decimal(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    """Return the decimal type with all digits of both, before and after the point."""
+    digits = [
+        (kind.precision - kind.scale, kind.scale)
+        if pa.types.is_decimal(kind)
+        else (_DIGITS.get(kind), 0)
+        for kind in (a, b)
+    ]
+    if any(before is None for before, _ in digits):
+        return None
+    before, after = (max(counts) for counts in zip(*digits, strict=True))
+    if before + after <= _MAX_DIGITS[0]:
+        return pa.decimal128(before + after, after)
+    return pa.decimal256(before + after, after) if before + after <= _MAX_DIGITS[1] else None
+
+
+def _wider_time(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    """Return the finer of two units of timestamps or durations.
+
+    Nanoseconds are left out: they end in the year 2262, and 9999 is often written for "never".
+    """
+    for is_kind in (pa.types.is_timestamp, pa.types.is_duration):
+        if is_kind(a) and is_kind(b) and {a.unit, b.unit} <= set(_UNITS):
+            finer = max(a, b, key=lambda kind: _UNITS.index(kind.unit))
+            same_zone = not pa.types.is_timestamp(a) or a.tz == b.tz
+            return finer if same_zone else None
+    return None
 
 
 def _wider_nested(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:

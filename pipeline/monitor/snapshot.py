@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.column_types import seconds_of
 from pipeline.monitor.rank_waits import RankTime, RankWaits, Reading
 from pipeline.schema import InputColumns
 
@@ -176,7 +177,9 @@ def video_seconds(rows: pa.Table, columns: InputColumns) -> float:
     """
     durations = rows["media_duration_s"].to_pylist()
     starts, ends = (
-        rows[name].to_pylist() if name in rows.column_names else [None] * len(durations)
+        [seconds_of(each) for each in rows[name]]
+        if name in rows.column_names
+        else [None] * len(durations)
         for name in (columns.start_s, columns.end_s)
     )
     total = 0.0

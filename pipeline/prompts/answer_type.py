@@ -17,6 +17,8 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from model.json_schema import Place, pointer
+
 _SCALARS = {
     "string": pa.string(),
     "integer": pa.int64(),
@@ -32,8 +34,6 @@ _JOINS = ("$ref", "allOf", "anyOf", "oneOf")  # keys that give the type through 
 _SAYS = ("type", "enum", "const", "properties", "items", "prefixItems")  # that give it here
 _MAX_TYPES = 1000  # a short schema can describe very many, if each reference is made twice
 _MAX_DEPTH = 40  # Arrow's files nest at most 64 deep
-
-_Place = tuple[str, ...]  # keys from the root of a schema
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Derivation:
         self._root = root
         self._num_types = 0
 
-    def column(self, node: Any, place: _Place, refs: Sequence[str]) -> pa.DataType:
+    def column(self, node: Any, place: Place, refs: Sequence[str]) -> pa.DataType:
         """Derive the type of the values that follow a node, which is at a place in the schema.
 
         `refs` are the references that were followed on the way, to notice a circle.
@@ -91,7 +91,7 @@ class _Derivation:
             raise _refusal(place, "is always null")
         return kind
 
-    def _kind(self, node: Any, place: _Place, refs: Sequence[str]) -> pa.DataType | None:
+    def _kind(self, node: Any, place: Place, refs: Sequence[str]) -> pa.DataType | None:
         """The type of a node as for `column`, or None if its values are always null."""
         self._num_types += 1
         if self._num_types > _MAX_TYPES or len(place) > _MAX_DEPTH:
@@ -113,7 +113,7 @@ class _Derivation:
         return _one([self._named(name, node, place, refs) for name in names], place)
 
     def _joined(
-        self, key: str, value: Any, place: _Place, refs: Sequence[str]
+        self, key: str, value: Any, place: Place, refs: Sequence[str]
     ) -> pa.DataType | None:
         if key == "$ref":
             if value in refs:
@@ -123,7 +123,7 @@ class _Derivation:
             raise _refusal(place, "joins several schemas by allOf")
         return _one([self._kind(each, place, refs) for each in _list(value, key, place)], place)
 
-    def _at(self, ref: Any, place: _Place) -> Any:
+    def _at(self, ref: Any, place: Place) -> Any:
         """Find the node that a reference within the schema names."""
         node = self._root
         pointer = unquote(ref) if isinstance(ref, str) else ""
@@ -137,7 +137,7 @@ class _Derivation:
         return node
 
     def _named(
-        self, name: Any, node: dict[str, Any], place: _Place, refs: Sequence[str]
+        self, name: Any, node: dict[str, Any], place: Place, refs: Sequence[str]
     ) -> pa.DataType | None:
         """The type that a name in a node's `type` stands for."""
         if name == "object":
@@ -150,7 +150,7 @@ class _Derivation:
             raise _refusal(place, f"has the type {name!r}, which JSON Schema does not know")
         return _SCALARS[name]
 
-    def _struct(self, node: dict[str, Any], place: _Place, refs: Sequence[str]) -> pa.DataType:
+    def _struct(self, node: dict[str, Any], place: Place, refs: Sequence[str]) -> pa.DataType:
         named = node.get("properties")
         is_open = node.setdefault("additionalProperties", False) is not False
         if is_open or "patternProperties" in node:
@@ -164,13 +164,13 @@ class _Derivation:
         return pa.struct(list(columns.items()))
 
 
-def _list(value: Any, key: str, place: _Place) -> list[Any]:
+def _list(value: Any, key: str, place: Place) -> list[Any]:
     if not isinstance(value, list):
         raise _refusal(place, f"has {key} that is not a list")
     return value
 
 
-def _one(kinds: Sequence[pa.DataType | None], place: _Place) -> pa.DataType | None:
+def _one(kinds: Sequence[pa.DataType | None], place: Place) -> pa.DataType | None:
     """The one type among several kinds, besides null."""
     distinct = [kind for kind in dict.fromkeys(kinds) if kind is not None]
     if len(distinct) > 1:
@@ -178,9 +178,8 @@ def _one(kinds: Sequence[pa.DataType | None], place: _Place) -> pa.DataType | No
     return distinct[0] if distinct else None
 
 
-def _refusal(place: _Place, reason: str) -> ValueError:
-    keys = (key.replace("~", "~0").replace("/", "~1") for key in place)
-    return ValueError(f"no column has the type of its schema: {'/'.join(('#', *keys))} {reason}")
+def _refusal(place: Place, reason: str) -> ValueError:
+    return ValueError(f"no column has the type of its schema: {pointer(place)} {reason}")
 
 
 def _as(value: Any, kind: pa.DataType) -> Any:

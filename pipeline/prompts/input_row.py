@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.inputs.prompt import PromptError
+from pipeline.column_types import seconds_of, text_of
 from pipeline.media.limits import MediaError
 from pipeline.media.windows import Span
 from pipeline.schema import ErrorCode, InputColumns
@@ -34,8 +35,9 @@ def read_row(
 ) -> InputRow:
     """Read one row of a table that has a `row_id` and the columns of the input.
 
-    Parquet does not check that text is UTF-8. A text that is not becomes None, and the row gets an
-    error that names the column; `error`, if there is one, comes before it.
+    Parquet does not check that text is UTF-8, nor that times are ones that Python knows. A value
+    that cannot be read becomes None, and the row gets an error that names the column; `error`, if
+    there is one, comes before it.
     """
     named = (*columns.fields, *columns.lists)
     roles = (columns.video, columns.prompt, columns.start_s, columns.end_s)
@@ -45,10 +47,10 @@ def read_row(
         if name is None:
             continue
         try:
-            values[name] = rows[name][index].as_py()
-        except UnicodeDecodeError as cause:
+            values[name] = _value(rows[name][index], name, columns)
+        except (ValueError, OverflowError, pa.ArrowException) as cause:
             values[name] = None
-            errors.append(_not_utf8(name, cause, is_media=name == columns.video))
+            errors.append(_unreadable(name, cause, is_media=name == columns.video))
     media, prompt, start_s, end_s = (None if name is None else values[name] for name in roles)
     return InputRow(
         row_id=values["row_id"],
@@ -60,8 +62,16 @@ def read_row(
     )
 
 
-def _not_utf8(name: str, cause: UnicodeDecodeError, *, is_media: bool) -> MediaError | PromptError:
-    message = f"the text in column {name!r} is not UTF-8: {cause}"
+def _value(value: pa.Scalar, name: str, columns: InputColumns) -> object:
+    if name in (columns.start_s, columns.end_s):
+        return seconds_of(value)
+    return text_of(value) if name in columns.fields else value.as_py()
+
+
+def _unreadable(name: str, cause: Exception, *, is_media: bool) -> MediaError | PromptError:
+    what = "text" if isinstance(cause, UnicodeDecodeError) else "value"
+    why = f"is not UTF-8: {cause}" if what == "text" else f"cannot be read: {cause}"
+    message = f"the {what} in column {name!r} {why}"
     if is_media:
         return MediaError(ErrorCode.MEDIA_UNREADABLE, message)
     return PromptError(ErrorCode.BAD_PROMPT.value, message)

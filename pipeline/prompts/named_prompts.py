@@ -3,10 +3,9 @@
 Prompts that show the same frames share them: in the table the first of them holds the pixels, and
 in the engine they share image features and the cache blocks of their common prefix.
 
-The text of a prompt is a template: `{column}` stands for the row's value in that column.
+The text of a prompt is a template, as in `pipeline.prompts.template`.
 """
 
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from model.engine.sequence import SamplingParams
-from model.inputs.prompt import PromptError
 from pipeline.prompts.answer_type import AnswerType, answer_type
 from pipeline.prompts.frame_view import FrameView
+from pipeline.prompts.template import template_fields
 from pipeline.schema import (
     NAMED_PROMPT_FIELD,
     PREPARED_FIELDS,
@@ -80,34 +79,6 @@ class NamedPrompt:
         return [{**row, self.over: text} for text in row[self.over] or [None]]
 
 
-def template_fields(text: str) -> tuple[str, ...]:
-    """The columns that a template names, each once.
-
-    Raises:
-        ValueError: braces do not match, or a field is more than a column name.
-    """
-    names: dict[str, None] = {}
-    try:
-        for _, name, form, conversion in string.Formatter().parse(text):
-            if name is None:
-                continue
-            _require_name(name, form, conversion)
-            names[name] = None
-    except ValueError as error:
-        raise ValueError(
-            f"{text!r} is not a template ({error}); write {{column}} for a value, {{{{ for a brace"
-        ) from error
-    return tuple(names)
-
-
-def fill(text: str, row: Mapping[str, Any]) -> str:
-    """Fill a template with the values of a row; a null is a PromptError, `bad_prompt`."""
-    values = {name: row[name] for name in template_fields(text)}
-    if missing := [name for name, value in values.items() if value is None]:
-        raise PromptError("bad_prompt", f"the prompt needs column {missing[0]!r}, which is null")
-    return string.Formatter().vformat(text, (), {name: str(v) for name, v in values.items()})
-
-
 def value_columns(prompts: Sequence[NamedPrompt]) -> tuple[str, ...]:
     """The columns with one value a row that templates name, each once."""
     names = (n for each in prompts for n in template_fields(each.text) if n != each.over)
@@ -132,8 +103,3 @@ def check_names(prompts: Sequence[NamedPrompt]) -> None:
                 "the column `caption` holds one text a row; give the prompt another name"
             )
         taken.add(each.name)
-
-
-def _require_name(name: str, form: str | None, conversion: str | None) -> None:
-    if not name or form or conversion or any(mark in name for mark in ".["):
-        raise ValueError(f"{{{name}}} is not the name of a column")

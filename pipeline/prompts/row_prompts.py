@@ -20,7 +20,7 @@ from pipeline.prompts.frame_loader import LoadsFrames
 from pipeline.prompts.frame_view import FrameView
 from pipeline.prompts.input_row import InputRow
 from pipeline.prompts.instructions import Instructions
-from pipeline.prompts.named_prompts import NamedPrompt, fill
+from pipeline.prompts.named_prompts import NamedPrompt
 from pipeline.prompts.pages import PAGES_REQUEST, pack_for_context, page_items
 from pipeline.prompts.prompt_builder import (
     Columns,
@@ -29,6 +29,7 @@ from pipeline.prompts.prompt_builder import (
     frame_items,
     media_columns,
 )
+from pipeline.prompts.template import fill
 from pipeline.schema import NAMED_PROMPT_FIELD, PROMPT_NUMBER_FIELD, WINDOW_FIELD
 
 RowPrompts = Callable[[InputRow], list[Columns]]

@@ -62,6 +62,9 @@ def test_its_rows_stay_and_new_ones_are_added(begun, job, capfd):
     printed = capfd.readouterr()
     assert code == 0, printed.err
     assert f"{len(before)} done before + 1 written" in printed.out
+    is_named_by_place = "#" in new_id
+    assert ("the output does not know what its input was" in printed.err) == is_named_by_place
+    assert (begun / "output" / "_files.json").exists() == is_named_by_place
     after = {row["row_id"]: row for row in pq.read_table(begun / "output").to_pylist()}
     assert {row_id: after[row_id] for row_id in before} == before
     assert after.keys() - before.keys() == {new_id}

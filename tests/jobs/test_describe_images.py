@@ -71,7 +71,7 @@ def test_images_are_described_upright_together_and_by_their_frames(tmp_path, che
     assert [row["error_code"] for row in bad] == codes
 
     assert review.main([str(output), "--page", str(tmp_path / "page.html")]) == 0
-    assert "without their frames" not in capfd.readouterr().out
+    assert "without frames" not in capfd.readouterr().out
 
 
 def test_the_background_is_a_part_of_the_recipe(tmp_path, checkpoint, capfd):

@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 from jobs.demo.clips import write_clips
+from jobs.review_page.html_file import VERDICT_FORMAT
+from jobs.review_page.row_json import result_digest
 from jobs.review_page.rows import read_output
-from jobs.review_page.verdicts import VERDICT_FORMAT
 from tests.clips import make_video
 from tests.conftest import ROOT
 from tests.jobs.planning.test_measured import MEASURED
@@ -138,15 +139,22 @@ def prepare(page, folder):
         assert run(caption("captions")) == 0
     if page == "review.md":
         assert run([*caption("captions-16"), "--frames", "4"]) == 0
-        output = read_output(folder / "captions")
-        judged = {"row_id": "clips.parquet#0", "verdict": "accept", "caption": None}
-        verdicts = {
-            "format": VERDICT_FORMAT,
-            "output": output.name,
-            "recipe_sha256": output.recipe_sha256,
-            "verdicts": [judged | {"judged_at": "2026-01-01"}],
-        }
-        (folder / "review-verdicts.json").write_text(json.dumps(verdicts))
+        write_verdicts(folder)
+
+
+def write_verdicts(folder):
+    """What reviewers have downloaded: a review, those of three people, and a blind comparison."""
+    output = read_output(folder / "captions")
+    row = output.rows.to_pylist()[0]
+    judged = {"row_id": row["row_id"], "judged_at": "2026-01-01"}
+    verdicts = {"format": VERDICT_FORMAT, "recipe_sha256": output.recipe_sha256}
+    for name, mode, verdict in (
+        ("review-verdicts", "review", {"verdict": "accept"}),
+        *((who, "review", {"verdict": "reject"}) for who in ("ana", "ben", "eva")),
+        ("blind-verdicts", "blind", {"verdict": "left", "left": result_digest(row, output)}),
+    ):
+        value = verdicts | {"mode": mode, "reviewer": name, "verdicts": [judged | verdict]}
+        (folder / f"{name}.json").write_text(json.dumps(value))
 
 
 def caption(output):

@@ -19,12 +19,15 @@ from PIL import Image
 
 from jobs import review
 from jobs.cli.checkpoint import DEMO
-from jobs.review_page.page import VERDICT_FORMAT, Side, write_pages
-from jobs.review_page.row_frames import RowFrames, SectionFrames, Sprite, make_section_frames
+from jobs.review_page.display_size import DisplaySize
+from jobs.review_page.html_file import VERDICT_FORMAT, PageSettings
+from jobs.review_page.page import write_pages
+from jobs.review_page.row_frames import RowFrames, SectionFrames, Thumbnail, make_section_frames
+from jobs.review_page.row_json import Side
 from jobs.review_page.rows import read_output
 from jobs.review_page.sections import sections_of_rows
 from jobs.review_page.source_decoder import limits_of
-from jobs.review_page.verdicts import clock, cue_text, file_name, span_end_s
+from jobs.review_verdicts.export import clock, cue_text, file_name, span_end_s
 from model.engine.sequence import SamplingParams
 from pipeline.config import PipelineConfig
 from pipeline.media.frame_sampling import FrameSampling
@@ -77,15 +80,19 @@ class Page(HTMLParser):
         return json.loads(self.blocks["data"])
 
 
-def strips_of(row):
-    return [sprite for section in row["sections"] for sprite in section["sprites"]]
+def pictures_of(row):
+    return [picture for section in row["sections"] for picture in section["pictures"]]
 
 
 def marks_of(row):
     """Below the pictures of each part."""
-    return [
-        [m for sprite in section["sprites"] for m in sprite["marks"]] for section in row["sections"]
-    ]
+    return [[picture["mark"] for picture in section["pictures"]] for section in row["sections"]]
+
+
+def images_of(page, name):
+    """The pictures of a block of data."""
+    files = [base64.b64decode(text) for text in page.blocks[name].split(" ")]
+    return [Image.open(io.BytesIO(file)) for file in files]
 
 
 def make_page(captions, *more):
@@ -101,16 +108,16 @@ def test_a_page_holds_every_row_with_the_frames_that_the_model_saw(captions, cap
     assert [row["id"] for row in rows] == [f"clips.parquet#{n}" for n in range(4)]
     assert [row["caption"] for row in rows] == [*CAPTIONS[:3], None]
     assert [row["prompt"] for row in rows] == [None, "What <b>moves</b>?", None, None]
-    assert page.data["prompt"] == "Describe this video in detail."
+    assert "prompt: Describe this video in detail." in (captions.parent / "page.html").read_text()
     assert rows[3]["error_code"] == "media_corrupt"
-    assert strips_of(rows[3]) == []
+    assert pictures_of(rows[3]) == []
     assert rows[0]["min_logprob"] is None  # JSON has no infinity
     assert ["n", "2"] in rows[2]["more"]
-    (sprite,) = strips_of(rows[2])
-    assert sprite == {"marks": ["0.2 s", "0.7 s", "1.2 s", "1.7 s"], "width_px": 64}
-    image = Image.open(io.BytesIO(base64.b64decode(page.blocks["f2"])))
-    assert image.size == (4 * 64, 48)
-    numbers = [number_of(np.asarray(image)[:, 64 * k : 64 * k + 64]) for k in range(4)]
+    assert marks_of(rows[2]) == [["0.2 s", "0.7 s", "1.2 s", "1.7 s"]]
+    assert pictures_of(rows[2])[0]["width_px"] == 64
+    images = images_of(page, "f2")
+    assert [image.size for image in images] == [(64, 48)] * 4
+    numbers = [number_of(np.asarray(image)) for image in images]
     assert numbers == [4, 9, 14, 19]  # clip 2 begins with picture 2
     assert "4 of 4 rows" in capsys.readouterr().out
 
@@ -123,7 +130,7 @@ def test_a_copy_of_an_output_below_its_input_has_the_frames_of_the_original(tmp_
     (made / "_run.yaml").write_text(json.dumps(run))
 
     page = make_page(shutil.copytree(made, tmp_path / "copy"))
-    assert [len(strips_of(row)) for row in page.data["rows"]] == [1, 1, 1, 0]
+    assert [len(pictures_of(row)) for row in page.data["rows"]] == [4, 4, 4, 0]
 
 
 def test_the_shards_of_an_output_are_one_page_with_their_frames(tmp_path, capsys):
@@ -142,15 +149,15 @@ def test_the_shards_of_an_output_are_one_page_with_their_frames(tmp_path, capsys
     assert "4 of 4 rows" in capsys.readouterr().out
     rows = page.data["rows"]
     assert [row["id"] for row in rows] == [f"clips.parquet#{n}" for n in range(4)]
-    assert [len(strips_of(row)) for row in rows] == [1, 1, 1, 0]
+    assert [len(pictures_of(row)) for row in rows] == [4, 4, 4, 0]
 
 
 def test_nothing_of_a_row_is_markup_and_only_our_script_may_run(captions):
     page = make_page(captions)
 
     tags = [tag for tag, _ in page.tags]
-    assert "img" not in tags
-    assert tags.count("script") == 3 + 2  # three sprites, the rows, the program
+    assert [attrs for tag, attrs in page.tags if tag == "img"] == [{"id": "picture", "alt": ""}]
+    assert tags.count("script") == 3 + 2  # pictures of three rows, the rows, the program
     runnable = [attrs for tag, attrs in page.tags if tag == "script" and "type" not in attrs]
     assert runnable == [{}]
     assert not any(name.startswith("on") or name == "style" for _, a in page.tags for name in a)
@@ -160,6 +167,8 @@ def test_nothing_of_a_row_is_markup_and_only_our_script_may_run(captions):
         assert f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'" in page.policy
     assert page.policy.startswith("default-src 'none'; ")
     assert "unsafe" not in page.policy
+    assert "media-src" not in page.policy
+    assert "media-src data:; " in make_page(captions, "--with-clips").policy
     assert "require-trusted-types-for 'script'" in page.policy
     text = (captions.parent / "page.html").read_text()
     assert not re.search(r"https?://", text)
@@ -211,8 +220,13 @@ def test_documents_show_each_page_beside_its_text(tmp_path):
     assert rows[0]["sections"][2]["answers"] == [[None, "# <b>papers.parquet#0</b>", None]]
     assert rows[0]["are_pages"]
     assert rows[0]["are_caption"]
-    width_px = strips_of(rows[0])[0]["width_px"]
+    width_px = pictures_of(rows[0])[0]["width_px"]
     assert width_px**2 * 842 / 595 == pytest.approx(12 * 28 * 28, rel=0.02)  # no finer than it saw
+    page = make_page(tmp_path / "parsed", "--enlarged-px", 800)
+    assert [image.height for image in images_of(page, "fL0")] == [800] * 3  # larger than it saw
+    small = images_of(page, "f0")[0].size
+    assert small == (width_px, pictures_of(rows[0])[0]["height_px"])
+    assert "fL0" not in make_page(tmp_path / "parsed", "--enlarged-px", 0).blocks
     assert (rows[2]["sections"], rows[2]["error_code"]) == ([], "media_encrypted")
     assert all(row["note"] is None for row in rows)
     assert "pages" not in dict(rows[0]["more"])
@@ -293,13 +307,14 @@ def test_prompts_that_see_a_row_in_different_ways_have_frames_of_their_own(clips
     page = make_page(output)
 
     first, second = page.data["rows"]
-    assert page.data["prompt"] == "caption, mood: Describe.\nwho: {asked}"
+    text = (output.parent / "page.html").read_text()
+    assert "prompt: caption, mood: Describe.\nwho: {asked}" in text
     assert [section["label"] for section in first["sections"]] == [
         "1 frame of at most 2 tokens",
         "4 frames of at most 12 tokens",
     ]
     assert marks_of(first) == [["1.0 s"], ["0.2 s", "0.7 s", "1.2 s", "1.7 s"]]
-    coarse, fine = (section["sprites"][0]["width_px"] for section in first["sections"])
+    coarse, fine = (section["pictures"][0]["width_px"] for section in first["sections"])
     assert coarse < fine
     names = [[name for name, *_ in section["answers"]] for section in first["sections"]]
     assert names == [
@@ -308,7 +323,7 @@ def test_prompts_that_see_a_row_in_different_ways_have_frames_of_their_own(clips
     ]
     assert first["note"] is None
     assert not {"mood", "who"} & dict(first["more"]).keys()
-    assert [section["sprites"] for section in second["sections"]] == [[], []]
+    assert [section["pictures"] for section in second["sections"]] == [[], []]
     assert second["sections"][1]["answers"][0][2].startswith("media_corrupt: ")
 
 
@@ -376,23 +391,23 @@ def test_rows_say_when_their_media_is_gone_or_changed(captions, capsys):
     rows = make_page(captions).data["rows"]
     assert all("does not say what its input was; name it with --input" in r["note"] for r in rows)
     rows = make_page(captions, "--input", captions.parent / "clips.parquet").data["rows"]
-    assert len(strips_of(rows[2])) == 1
+    assert len(pictures_of(rows[2])) == 4
     rows = make_page(captions, "--no-frames").data["rows"]
-    assert all(row["note"] is None and strips_of(row) == [] for row in rows)
+    assert all(row["note"] is None and pictures_of(row) == [] for row in rows)
 
 
 def test_a_large_output_is_cut_into_files_and_drawn_from(captions):
     sizes = make_page(captions).data["rows"]
     assert len(sizes) == 4
     output = read_output(captions)
-    sprite = Sprite(jpeg=b"x" * 5000, marks=("0.0 s",), width_px=9)
+    picture = Thumbnail(jpeg=b"x" * 5000, mark="0.0 s", width_px=9, height_px=9)
     sections = sections_of_rows(output, 16)
     frames = dict.fromkeys(
-        sections, RowFrames(sections=(SectionFrames(sprites=(sprite,), num_frames=1),))
+        sections, RowFrames(sections=(SectionFrames(pictures=(picture,), num_frames=1),))
     )
     side = Side(output=output, sections=sections, frames=frames)
 
-    paths = write_pages(captions.parent / "big.html", side, None, max_bytes=15_000)
+    paths = write_pages(captions.parent / "big.html", side, None, PageSettings(max_bytes=15_000))
 
     assert [path.name for path in paths] == ["big.html", "big-2.html"]
     pages = [Page(path) for path in paths]
@@ -401,7 +416,10 @@ def test_a_large_output_is_cut_into_files_and_drawn_from(captions):
     column = output.rows.column_names.index("caption")
     wordy = replace(output, rows=output.rows.set_column(column, "caption", captions_of))
     side = Side(output=wordy, sections=sections, frames={})
-    assert len(write_pages(captions.parent / "wordy.html", side, None, max_bytes=15_000)) == 4
+    assert (
+        len(write_pages(captions.parent / "wordy.html", side, None, PageSettings(max_bytes=15_000)))
+        == 4
+    )
     assert {"href": "big-2.html"} in [attrs for tag, attrs in pages[0].tags if tag == "a"]
     drawn = [make_page(captions, "--max-rows", 2, "--seed", s).data["rows"] for s in (1, 1, 2, 3)]
     ids = [[row["id"] for row in rows] for rows in drawn]
@@ -412,20 +430,19 @@ def test_a_large_output_is_cut_into_files_and_drawn_from(captions):
     assert row["id"] == "clips.parquet#3"
 
 
-def test_strips_hold_pictures_of_one_size_and_at_most_so_many_as_asked():
+def test_of_many_pictures_some_are_kept_evenly_and_each_may_be_kept_larger_too():
     small, large = np.zeros((6, 10, 3), np.uint8), np.zeros((60, 400, 3), np.uint8)
     pictures = [(small, f"{number} s") for number in range(40)]
 
-    sprites = make_section_frames(pictures, 16).sprites
+    some = make_section_frames(pictures, 16)
 
-    marks = [mark for sprite in sprites for mark in sprite.marks]
-    assert [len(sprite.marks) for sprite in sprites] == [8, 8]
-    assert (marks[0], marks[-1]) == ("0 s", "39 s")
-    assert make_section_frames(pictures, 64).sprites[4].marks[-1] == "39 s"
-    mixed = make_section_frames([*pictures[:2], *[(large, "page")] * 3, *pictures[:1]], 64).sprites
-    assert [(sprite.width_px, len(sprite.marks)) for sprite in mixed] == [
-        *((10, 2), (400, 2), (400, 1), (10, 1))
-    ]
+    marks = [picture.mark for picture in some.pictures]
+    assert (len(marks), marks[0], marks[-1], some.num_frames) == (16, "0 s", "39 s", 40)
+    shrink = DisplaySize(200, 10_000.0)
+    two = make_section_frames([(small, "a"), (large, "b")], 2, shrink).pictures
+    assert [each.larger is None for each in two] == [True, False]
+    assert (two[1].width_px, two[1].height_px) == (200, 30)
+    assert Image.open(io.BytesIO(two[1].larger or b"")).size == (400, 60)
 
 
 def write_verdicts(captions, lines, name="v.json", **changes):
@@ -507,7 +524,7 @@ def test_accepted_windows_become_cues_of_their_own(clips, tmp_path):
         (LINES, {"recipe_sha256": "0"}, "judges captions of another recipe"),
         ([], {}, "no verdicts"),
         ([{"verdict": "accept"}], {}, "a verdict names no row"),
-        ([LINES[0] | {"verdict": "fine"}], {}, "must be one of accept, reject, edit"),
+        ([LINES[0] | {"verdict": "fine"}], {}, "must be one of accept, reject, edit, unsure"),
         ([LINES[2] | {"caption": None}], {}, "was edited and has no caption"),
         ([LINES[0] | {"row_id": "x"}], {}, "has no row 'x'"),
         ([LINES[0], LINES[0] | {"verdict": "reject"}], {}, "is reject here and accept before"),

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import PipelineConfig, as_begun, recipe_of
 from pipeline.media.frame_sampling import FrameSampling
 from pipeline.output.recipe import differences
+from pipeline.output.shards import Shard
 from pipeline.prompts.frame_view import FrameView
 from pipeline.prompts.instructions import Instructions
 from pipeline.prompts.named_prompts import NamedPrompt
@@ -77,3 +78,10 @@ def test_named_prompts_are_recorded_as_questions_with_looks(checkpoint):
 def test_a_rate_of_failures_that_is_no_number_from_0_on_is_refused(rate):
     with pytest.raises(ValueError, match="max_group_failures must be a number and at least 0"):
         PipelineConfig(input="x", output="y", checkpoint=Path("z"), max_group_failures=rate)
+
+
+def test_new_rows_and_shards_exclude_each_other(tmp_path):
+    with pytest.raises(ValueError, match="--new-rows cannot be used with --shard"):
+        PipelineConfig(
+            input="in", output="out", checkpoint=tmp_path, new_rows=True, shard=Shard(1, 2)
+        )

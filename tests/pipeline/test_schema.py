@@ -1,8 +1,15 @@
 """The input's columns are checked, and the output's are fixed, before a row is read."""
 
+import shlex
+import uuid
+from decimal import Decimal
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
+from jobs.cli.options import parse_names
+from pipeline.input.schema_merge import conform
 from pipeline.schema import RESULT_FIELDS, SAMPLES_FIELD, InputColumns, check_input
 
 HF_VIDEO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -146,13 +153,13 @@ def test_an_id_column_named_row_id_becomes_the_output_row_id():
         pytest.param(
             {"video": pa.string(), "key": pa.float64()},
             {"id": "key"},
-            "the id column 'key' is double; it must be string or integer",
+            "the id column 'key' is double; it must be string, integer, decimal, UUID",
             id="id of a wrong type",
         ),
         pytest.param(
             {"video": pa.string(), "t": pa.string()},
             {"end_s": "t"},
-            "the end column 't' is string; it must be integer or floating point",
+            "the end column 't' is string; it must be seconds .*, a duration or a time of day",
             id="end of a wrong type",
         ),
         pytest.param(
@@ -162,10 +169,22 @@ def test_an_id_column_named_row_id_becomes_the_output_row_id():
             id="a column with an output's name",
         ),
         pytest.param(
-            {"video": pa.string(), "x": pa.uuid()},
+            {"video": pa.string(), "x": pa.dense_union([pa.field("a", pa.int8())])},
             {},
-            "'x' has type .*uuid.*, which cannot be carried .* --columns",
-            id="an extension type",
+            "'x' has type .*union.*, which cannot be carried .* --columns",
+            id="a union",
+        ),
+        pytest.param(
+            {"video": pa.string(), "x": pa.dense_union([pa.field("a", pa.int8())])},
+            {"id": "x"},
+            "the id column 'x' is dense_union.*; it must be string, integer",
+            id="an id that is a union",
+        ),
+        pytest.param(
+            {"video": pa.null()},
+            {},
+            "the media column 'video' is null; it must be string",
+            id="media null throughout",
         ),
         pytest.param(
             {"row_id": pa.string()},
@@ -186,8 +205,77 @@ def test_a_column_of_pickled_objects_is_refused(as_video):
 
     pickled = ArrowPythonObjectType()
     fields = [("video", pickled)] if as_video else [("video", pa.string()), ("x", pickled)]
-    with pytest.raises(ValueError, match="cannot be carried"):
+    message = "the media column 'video' is extension" if as_video else "cannot be carried"
+    with pytest.raises(ValueError, match=message):
         check_input(pa.schema(fields), InputColumns())
+
+
+LEROBOT = [("path", pa.string()), ("timestamp", pa.float64())]
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("keep_media", [False, True])
+def test_all_members_of_a_media_struct_but_its_bytes_are_carried(as_list, keep_media):
+    kind, kept = pa.struct([("bytes", pa.binary()), *LEROBOT]), pa.struct(LEROBOT)
+    value = {"bytes": b"x", "path": "a.mp4", "timestamp": 1.5}
+    if as_list:
+        kind, kept, value = pa.list_(kind), pa.list_(kept), [value]
+    rows = pa.table({"video": pa.array([value, None], kind)})
+
+    row_schema = check_input(rows.schema, InputColumns(), keep_media=keep_media)
+    carried = row_schema.carry(conform(rows, row_schema.read))["video"]
+
+    without = {"path": "a.mp4", "timestamp": 1.5}
+    if not keep_media:
+        assert carried.type == kept
+        value = [without] if as_list else without
+    assert carried.to_pylist() == [value, None]
+
+
+UUIDS = [uuid.UUID(int=7 << 120), None, uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")]
+
+
+def test_what_casts_without_loss_is_carried():
+    ids = pa.array([None if each is None else each.bytes for each in UUIDS], pa.uuid())
+    columns = {
+        "video": pa.array(["a", "b", "c"]),
+        "id": pa.chunked_array([ids.slice(0, 1), ids.slice(1), ids.slice(0, 0)]),
+        "within": pa.ListArray.from_arrays([0, 1, 1, 3], ids),
+        "json": pa.array(['{"a": 1}', None, "2"], pa.json_()),
+        "flag": pa.ExtensionArray.from_storage(pa.bool8(), pa.array([0, 1, None], pa.int8())),
+        "gone": pa.nulls(3),
+        "price": pa.array([Decimal("1.50"), None, Decimal("2.00")], pa.decimal128(5, 2)),
+        "at": pa.array([1, 2, None], pa.timestamp("ns", "UTC")),
+    }
+    rows = pa.table(columns)
+
+    row_schema = check_input(rows.schema, InputColumns())
+    carried = row_schema.carry(conform(rows, row_schema.read))
+
+    assert carried["id"].to_pylist() == [each and str(each) for each in UUIDS]
+    within = [each and each.bytes for each in UUIDS]
+    assert carried["within"].to_pylist() == [within[:1], [], within[1:]]
+    assert carried["json"].to_pylist() == ['{"a": 1}', None, "2"]
+    assert carried["flag"].to_pylist() == [False, True, None]
+    assert carried["gone"].null_count == 3
+    assert carried.select(["price", "at"]) == rows.select(["price", "at"])
+
+
+@pytest.mark.parametrize("role", ["id", "prompt", "start_s", "end_s"])
+def test_a_column_with_a_role_may_be_null_throughout(role):
+    schema = pa.schema([("video", pa.string()), ("x", pa.null())])
+
+    roles: dict[str, Any] = {role: "x"}
+    assert check_input(schema, InputColumns(**roles)).carried.names == ["video", "x"]
+
+
+def test_the_advice_can_be_typed():
+    schema = pa.schema([(name, pa.string()) for name in ("video", "caption", "task, goal", "it's")])
+
+    with pytest.raises(ValueError, match="--columns ") as refused:
+        check_input(schema, InputColumns())
+    (names,) = shlex.split(str(refused.value).rpartition("--columns ")[2])
+    assert parse_names(names) == ("task, goal", "it's")
 
 
 def test_choosing_the_media_bytes_needs_keep_media():

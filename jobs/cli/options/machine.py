@@ -57,6 +57,9 @@ _RUN = """
     pass by themselves, such as those of a server
 --new-recipe: if the output was made with other settings, move its rows to its folder _old-<time>/
     and start again
+--new-rows: if files of the input changed since the output was begun and rows have no --id-column:
+    find out which rows are new by reading the changed files, and answer these; rows that the input
+    does not have any more stay in the output
 --config YAML: read options from a file (path or URI) whose keys are their names; the command line
     takes precedence; _run.yaml in an output directory repeats the run that wrote it
 """

@@ -26,7 +26,8 @@ _SPAN = """
 --end-column NAME: column with the end of the span, in seconds
 """
 _ROWS = """
---columns A,B: columns of the input to copy to the output; default: all but media bytes
+--columns A,B: columns of the input to copy to the output; default: all but media bytes; a name
+    with a comma stands in double quotes: 'A,"B, C"'
 --keep-media: copy media bytes to the output, if any
 --allow-uri PREFIX: let rows name media below this URI, such as s3://bucket/clips; may be repeated
 --allow-folder DIR: let rows name files below this folder, besides those below the folder of the

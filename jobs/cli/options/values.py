@@ -1,6 +1,7 @@
 """Parsers of option values; an invalid text is refused by a message that quotes it."""
 
 import argparse
+import csv
 from collections.abc import Callable, Collection
 
 
@@ -105,8 +106,13 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Parse A,B,...: any names."""
-    return tuple(name for name in text.split(",") if name)
+    """Parse A,B,...: any names; one with a comma stands in quotes, as in a line of a CSV file."""
+    try:
+        return tuple(name for line in csv.reader([text], strict=True) for name in line if name)
+    except csv.Error as error:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a list of names such as A,B or A,"B, C" ({error})'
+        ) from None
 
 
 def names_among(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:

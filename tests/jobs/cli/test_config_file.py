@@ -323,7 +323,8 @@ def row_jobs():
 def test_every_job_over_rows_has_the_shared_options_and_teaches_them(parser):
     text = parser.format_help()
 
-    for flag in ("--config", "--dry-run", "--retry-failed", "--new-recipe", "--expert-parallel"):
+    shared = "--config --dry-run --retry-failed --new-recipe --new-rows --expert-parallel"
+    for flag in shared.split():
         assert f"  {flag} " in text or f"  {flag}\n" in text
     assert "_run.yaml" in text
     assert "examples:" in text

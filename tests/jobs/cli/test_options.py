@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from jobs.cli.options import Parser, add_options, count
+from jobs.cli.options import Parser, add_options, count, parse_names
 from jobs.cli.options.values import color_or
 
 MANUAL = """
@@ -36,6 +36,28 @@ def test_options_are_those_of_the_manual_with_their_settings():
 def test_settings_of_an_option_that_the_manual_lacks_are_a_mistake():
     with pytest.raises(AssertionError, match=r"no entry for \{'--row'\}"):
         parser_of({"--row": {"type": count}})
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a,b", ("a", "b")),
+        ("a,,b,", ("a", "b")),
+        ('a,"task, goal"', ("a", "task, goal")),
+        ('"say ""hi"""', ('say "hi"',)),
+        ("episode.index,a b, c", ("episode.index", "a b", " c")),
+        ('in"side', ('in"side',)),
+        ("", ()),
+    ],
+)
+def test_names_of_columns_are_written_as_in_a_csv_file(text, names):
+    assert parse_names(text) == names
+
+
+@pytest.mark.parametrize("text", ['"a', '"a"b'])
+def test_quotes_without_a_partner_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a list of names such as"):
+        parse_names(text)
 
 
 @pytest.mark.parametrize(

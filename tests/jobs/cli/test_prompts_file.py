@@ -28,7 +28,7 @@ def test_a_question_is_a_text_or_a_mapping_with_settings_of_its_own(written, tmp
         "mood: What is the mood?\n"
         "safety:\n  text: 'Is {title} safe?'\n  temperature: 0\n  schema: safe.json\n"
         "tags:\n  text: Tags?\n  max-tokens: 8\n  stop: ['.']\n"
-        "kind:\n  text: Which?\n  schema: {enum: [a, b]}\n"
+        "kind:\n  text: Which?\n  schema: {name: k, strict: true, schema: {enum: [a, b]}}\n"
     )
 
     mood, safety, tags, kind = read_named_prompts(path, COMMAND)

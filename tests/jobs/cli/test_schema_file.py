@@ -33,6 +33,30 @@ def test_a_json_file_is_taken_with_its_order(tmp_path):
     assert read_schema(str(tmp_path / "schema.json")) == text
 
 
+SCHEMA = {"type": "object", "properties": {"schema": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"name": "clip", "strict": True, "schema": SCHEMA}, SCHEMA),
+        ({"schema": SCHEMA}, SCHEMA),
+        ({"type": "json_schema", "json_schema": {"name": "c", "schema": SCHEMA}}, SCHEMA),
+        ({"type": "json_schema", "name": "c", "description": "d", "schema": SCHEMA}, SCHEMA),
+        pytest.param(SCHEMA, SCHEMA, id="a property with the name of the wrapper's key"),
+        pytest.param(
+            {"schema": SCHEMA, "type": "object"},
+            {"schema": SCHEMA, "type": "object"},
+            id="a schema with a key too many is left to the check of keys",
+        ),
+    ],
+)
+def test_a_schema_is_taken_out_of_its_wrapper(tmp_path, written, expected):
+    (tmp_path / "schema.json").write_text(json.dumps(written))
+
+    assert json.loads(read_schema(str(tmp_path / "schema.json"))) == expected
+
+
 def test_a_pydantic_model_is_its_schema(tmp_path):
     (tmp_path / "my models.py").write_text(MODEL)
     schema = json.loads(read_schema(f"{tmp_path}/my models.py:Clip"))

@@ -19,6 +19,7 @@ from model.inputs.processor import Processor
 from pipeline.config import recipe_of
 from pipeline.dry_run import dry_run
 from pipeline.fetch.media_access import MediaAccess
+from pipeline.input.schema_merge import conform
 from pipeline.output import ledger
 from pipeline.output.recipe import claim_output
 from pipeline.output.store import LocalStore
@@ -84,7 +85,7 @@ def answered(config):
         return replace(answer, text=LARGE, finish_reason="stop") if is_large else answer
 
     row_schema = open_input(config).row_schema
-    rows = pq.read_table(config.input)
+    rows = conform(pq.read_table(config.input), row_schema.read)
     rows = rows.add_column(0, "row_id", pa.array([f"clips.parquet#{n}" for n in range(2)]))
     access = MediaAccess(base=str(Path(config.input).parent))
     prepared = Prepare(processor, row_schema, config.instructions, access.open)(rows)

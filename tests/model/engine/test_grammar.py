@@ -200,7 +200,32 @@ def test_neighbours_preemption_and_shared_prefixes_change_nothing(checkpoint, pr
     [
         ("{", "the schema is not JSON: Expecting property name"),
         ("[1]", r"a schema must be a JSON object, got \[1\]"),
-        ('{"type": "strin"}', "Invalid type: strin"),
+        ('{"type": "strin"}', "used: #: Invalid type: strin"),
+        pytest.param(
+            '{"type": "object", "properties": {"a/b": {"type": "strin"}, "c": {"not": {}}}}',
+            "used: #/properties/a~1b: Invalid type: strin",
+            id="the place of a type",
+        ),
+        pytest.param(
+            '{"anyOf": [{"type": "null"}, {"type": "array", "items": {"not": {}}}]}',
+            r'used: #/anyOf/1/items: Unimplemented keys: \["not"\]',
+            id="the place of a key",
+        ),
+        pytest.param(
+            '{"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/x"}}}}}',
+            r"used: #/\$defs/a/properties/b: Pointer '/\$defs/x' does not exist",
+            id="the place of a reference",
+        ),
+        pytest.param(
+            '{"type": "array", "items": {"type": "string", "maxlength": 3}}',
+            "#/items has the key 'maxlength', which JSON Schema does not have.* is 'maxLength'",
+            id="a key that would constrain nothing",
+        ),
+        pytest.param(
+            '{"name": "clip", "strict": true, "schema": {"type": "object"}}',
+            "# has the key 'name', which JSON Schema does not have",
+            id="a wrapper",
+        ),
         ('{"type": "integer", "minimum": 5, "maximum": 3}', "Unsatisfiable schema: minimum"),
         ('{"type": "string", "pattern": "("}', "unclosed group"),
         ('{"type": "array", "uniqueItems": true}', "Unimplemented keys"),

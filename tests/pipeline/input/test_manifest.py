@@ -44,6 +44,11 @@ def begun(folder):
     return store
 
 
+def rows_listed(folder):
+    listed = json.loads((folder / "out" / FILES).read_text())["files"]
+    return [(file["name"], file["rows"]) for file in listed]
+
+
 def names_of(source):
     """The media of each row by the row's id."""
     tables = [
@@ -69,8 +74,7 @@ def test_names_stay_whatever_files_come_before_or_after(tmp_path):
 
         assert names_of(source) == names
 
-    listed = json.loads((tmp_path / "out" / FILES).read_text())
-    assert list(listed.items()) == [
+    assert rows_listed(tmp_path) == [
         *(("m.parquet", 4), ("z.parquet", 2), ("a.parquet", 2), ("f.parquet", 2))
     ]
 
@@ -107,24 +111,32 @@ def test_files_that_are_gone_or_changed_are_refused_by_name(tmp_path):
     assert changes in str(all_of_them.value)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"make_ids_unique": False}, id="ids are refused if they are not unique"),
-        pytest.param({"id": None}, id="ids are numbers"),
-    ],
-)
-def test_there_is_no_list_where_names_do_not_depend_on_it(tmp_path, options):
+def test_there_is_no_list_where_names_do_not_depend_on_it(tmp_path):
     folder = tmp_path / "in"
     write(folder, "b", "x")
     store = begun(folder)
     write(folder, "a", "y")
-    source = opened(folder, **options)
+    source = opened(folder, make_ids_unique=False)
 
     assert in_known_order(source, store, SOME_PARTS) is source
     store.delete(FILES)
     note_files(source, store)
     assert store.names() == []
+
+
+def test_a_list_of_a_former_version_is_taken_and_completed(tmp_path):
+    folder = tmp_path / "in"
+    for name in "ba":
+        write(folder, name, "x")
+    store = begun(folder)
+    store.write(FILES, b'{"b.parquet": 1, "a.parquet": 1}')
+
+    source = in_known_order(opened(folder), store, SOME_PARTS)
+    assert names_of(source) == {"x": "b0.mp4", "x@a.parquet#0": "a0.mp4"}
+    note_files(source, store)
+    write(folder, "a", "y")
+    with pytest.raises(ValueError, match=r"a\.parquet has other content. With --make-ids-unique"):
+        in_known_order(opened(folder), store, SOME_PARTS, new_rows=True)
 
 
 def test_an_output_without_rows_takes_any_files(tmp_path):
@@ -136,10 +148,12 @@ def test_an_output_without_rows_takes_any_files(tmp_path):
 
     note_files(in_known_order(opened(folder), store, []), store)
 
-    assert json.loads((tmp_path / "out" / FILES).read_text()) == {"a.parquet": 1}
+    assert rows_listed(tmp_path) == [("a.parquet", 1)]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"a.parquet": null}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"a.parquet": null}', '{"files": [{"name": "a"}]}']
+)
 def test_a_damaged_list_is_refused(tmp_path, content):
     folder = tmp_path / "in"
     write(folder, "a", "x")

@@ -30,7 +30,21 @@ INNER = pa.struct([("a", pa.int32()), ("b", pa.string())])
         ),
         pytest.param(INNER, pa.struct([("a", pa.string())]), None, id="structs that clash"),
         pytest.param(pa.list_(pa.int8()), pa.list_(pa.int64()), pa.list_(pa.int64()), id="lists"),
-        pytest.param(pa.timestamp("us"), pa.timestamp("ns"), None, id="units of time"),
+        pytest.param(pa.timestamp("s"), pa.timestamp("us"), pa.timestamp("us"), id="units of time"),
+        pytest.param(pa.duration("ms"), pa.duration("us"), pa.duration("us"), id="units of spans"),
+        pytest.param(pa.timestamp("us"), pa.timestamp("ns"), None, id="nanoseconds end in 2262"),
+        pytest.param(pa.timestamp("s"), pa.timestamp("us", "UTC"), None, id="time zones"),
+        pytest.param(pa.timestamp("s"), pa.date32(), None, id="a date is no timestamp"),
+        pytest.param(
+            pa.decimal128(5, 2), pa.decimal128(4, 3), pa.decimal128(6, 3), id="digits of decimals"
+        ),
+        pytest.param(pa.decimal128(5, 2), pa.int64(), pa.decimal128(21, 2), id="decimal, integer"),
+        pytest.param(
+            pa.decimal128(38, 2), pa.decimal128(38, 0), pa.decimal256(40, 2), id="many digits"
+        ),
+        pytest.param(pa.decimal256(76, 0), pa.decimal256(76, 1), None, id="too many digits"),
+        pytest.param(pa.decimal128(5, 2), pa.float64(), None, id="a decimal is no float"),
+        pytest.param(plain(pa.uuid()), pa.string(), pa.string(), id="a UUID and text"),
         pytest.param(pa.list_(pa.int8()), pa.int8(), None, id="a list is no number"),
     ],
 )

@@ -1,6 +1,7 @@
 """Which rows are to do, and that the others cost nothing."""
 
 import io
+import uuid
 from pathlib import Path
 
 import fsspec
@@ -263,6 +264,56 @@ def test_ids_come_from_the_id_column(tmp_path):
     assert rows_of(read(source, plan(source, ids("8")))) == {"7": "0.mp4", "9": "2.mp4"}
 
 
+UUIDS = [uuid.UUID(int=1), uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        pytest.param(
+            pa.array([each.bytes for each in UUIDS], pa.uuid()), [*map(str, UUIDS)], id="UUIDs"
+        ),
+        pytest.param(
+            pa.array([2**100, -1], pa.decimal128(38, 0)), [str(2**100), "-1"], id="snowflakes"
+        ),
+        pytest.param(
+            pa.array([0, 86_400_000], pa.timestamp("ms", "UTC")),
+            ["1970-01-01 00:00:00.000Z", "1970-01-02 00:00:00.000Z"],
+            id="timestamps",
+        ),
+        pytest.param(pa.array([0, 1], pa.date32()), ["1970-01-01", "1970-01-02"], id="dates"),
+    ],
+)
+def test_ids_of_any_type_with_one_text_are_taken(tmp_path, key, expected):
+    source = open_source(str(write(tmp_path / "x.parquet", 2, key=key)), BY_KEY)
+
+    assert rows_of(read(source, plan(source, ids(expected[1])))) == {expected[0]: "0.mp4"}
+
+
+def test_an_id_has_one_text_whatever_type_its_file_gives_it(tmp_path):
+    folder = tmp_path / "in"
+    write(folder / "a.parquet", 1, key=pa.array([15], pa.decimal128(3, 1)))
+    write(folder / "b.parquet", 1, key=pa.array([2], pa.int8()))
+    source = open_source(str(folder), BY_KEY)
+
+    assert sorted(rows_of(read(source, plan(source, OutputIndex.empty())))) == ["15.0", "2.0"]
+    assert plan(source, ids("15.0", "2.0")).num_todo == 0
+
+
+def test_names_of_columns_may_have_dots(tmp_path):
+    """pyarrow reads a struct's member `id.x` along where the column `id` is asked for."""
+    blob = pa.array([bytes([n]) * (3 << 20) for n in range(4)])
+    names = {"id.x": ["p", "q", "r", "s"], "id": ["a", "b", "c", "d"], "the.clip": blob}
+    pq.write_table(pa.table(names), tmp_path / "x.parquet", use_dictionary=False)
+    columns = InputColumns(video="the.clip", id="id", fields=("id.x",))
+    source = open_source(str(tmp_path / "x.parquet"), columns, carry=["id.x"])
+
+    tables = read(source, plan(source, ids("a")), max_rows=100)
+
+    assert [table["row_id"].to_pylist() for table in tables] == [["b"], ["c", "d"]]
+    assert tables[0]["id.x"].to_pylist() == ["q"]
+
+
 def test_an_id_column_may_be_called_row_id(tmp_path):
     write(tmp_path / "a.parquet", 2, row_id=["p", "q"])
     source = open_source(str(tmp_path), InputColumns(id="row_id"))
@@ -472,3 +523,63 @@ def test_rows_that_were_there_whenever_runs_were_killed_are_tried_alone_and_then
     (poisoned,) = planned.poisoned
     assert rows_of(read(source, Plan((poisoned,), 1, 0))) == {"x.parquet#4": "4.mp4"}
     assert (planned.num_done, planned.num_todo) == (1, 5)
+
+
+def test_the_names_of_folders_give_columns(tmp_path):
+    folder = tmp_path / "in"
+    write(folder / "lang=de" / "day=1" / "a.parquet", 1)
+    write(folder / "lang=zh%2Dcn" / "b.parquet", 1, first=1)
+    write(folder / "lang=__HIVE_DEFAULT_PARTITION__" / "day=02" / "c.parquet", 1, first=2)
+    columns = InputColumns(prompt="lang", fields=("day",))
+
+    source = open_source(str(folder), columns)
+    tables = read(source, plan(source, OutputIndex.empty()))
+
+    assert source.row_schema.output.names[1:4] == ["video", "lang", "day"]
+    assert {row["video"]: (row["lang"], row["day"]) for t in tables for row in t.to_pylist()} == {
+        "0.mp4": ("de", "1"),
+        "1.mp4": ("zh-cn", None),
+        "2.mp4": (None, "02"),
+    }
+    assert source.row_schema.former is not None
+    assert source.row_schema.former.output.names[1:3] == ["video", "caption"]
+    chosen = open_source(str(folder), ALL, carry=["lang"])
+    assert chosen.row_schema.carried.names == ["lang"]
+    with pytest.raises(ValueError, match=r"has no column 'day'"):
+        open_source(str(folder), InputColumns(id="day"))
+
+
+def test_a_column_of_a_file_comes_before_one_of_a_folder(tmp_path):
+    write(tmp_path / "in" / "lang=de" / "a.parquet", 1, lang=["fr"])
+    write(tmp_path / "in" / "lang=it" / "b.parquet", 1)
+
+    source = open_source(str(tmp_path / "in"), ALL)
+    tables = read(source, plan(source, OutputIndex.empty()))
+
+    assert [table["lang"].to_pylist() for table in tables] == [["fr"], [None]]
+
+
+def test_a_file_that_changes_during_a_run_is_refused(tmp_path):
+    path = write(tmp_path / "x.parquet", 6)
+    source = open_source(str(path), ALL)
+    planned = plan(source, OutputIndex.empty())
+    write(path, 5)
+
+    with pytest.raises(ValueError, match=r"x\.parquet, row group 1 .*changed since the run began"):
+        read(source, planned)
+
+
+def test_footers_of_any_length_are_read_and_tell_a_change(tmp_path):
+    """The end of a file is read once, and a second time for a footer that is longer."""
+    path = tmp_path / "x.parquet"
+
+    def opened(first):
+        names = {f"a long name of a column {number}": [number] for number in range(2000)}
+        pq.write_table(pa.table({"video": ["0.mp4"], "first": [first], **names}), path)
+        (file,) = open_source(str(path), ALL, carry=[]).files
+        return file
+
+    before = opened(0)
+    assert int.from_bytes(path.read_bytes()[-8:-4], "little") > 64 << 10
+    assert opened(7).digest != before.digest
+    assert opened(0) == before

@@ -155,7 +155,13 @@ def test_spans_count_in_place_of_whole_videos():
     table = table.append_column("to", pa.array([None, 4.0, 99.0, None], pa.float64()))
 
     assert video_seconds(table, InputColumns()) == 30.0
-    assert video_seconds(table, InputColumns(start_s="from", end_s="to")) == 10 + 2 + 2
+    columns = InputColumns(start_s="from", end_s="to")
+    assert video_seconds(table, columns) == 10 + 2 + 2
+    exact = table["from"].cast(pa.decimal128(10, 3))
+    until = pa.array([None, 4_000, 99_000, None], pa.duration("ms"))
+    table = table.set_column(table.column_names.index("from"), "from", exact)
+    table = table.set_column(table.column_names.index("to"), "to", until)
+    assert video_seconds(table, columns) == 10 + 2 + 2
 
 
 def test_a_line_says_all_of_it_and_the_engine_first(monitor, clock, capsys):

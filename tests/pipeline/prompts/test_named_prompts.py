@@ -6,44 +6,21 @@ import pyarrow as pa
 import pytest
 
 from model.engine.sequence import SamplingParams
-from model.inputs.prompt import PromptError
 from pipeline.prompts.frame_view import FrameView
 from pipeline.prompts.named_answers import answers_in_rows, named_answer_fields
-from pipeline.prompts.named_prompts import NamedPrompt, check_names, fill, template_fields
+from pipeline.prompts.named_prompts import NamedPrompt, check_names
 from pipeline.schema import CHOICE_LOGPROBS_FIELD, RESULT_FIELDS, SAMPLES_FIELD
 
 
-@pytest.mark.parametrize(
-    ("text", "fields", "filled"),
-    [
-        ("plain", (), "plain"),
-        ("Is {title} from {year}? {title}!", ("title", "year"), "Is A {x} from 1999? A {x}!"),
-        ('{{"json": {year}}}', ("year",), '{"json": 1999}'),
-        ("{two words}", ("two words",), "yes"),
-    ],
-)
-def test_a_template_takes_the_values_of_a_row(text, fields, filled):
-    row = {"title": "A {x}", "year": 1999, "two words": "yes"}
-
-    assert template_fields(text) == fields
-    assert fill(text, row) == filled
-
-
-@pytest.mark.parametrize("text", ["{", "}", "{}", "{0.real}", "{a[0]}", "{a!r}", "{a:>9}", "{a"])
-def test_what_is_no_template_is_refused(text):
+def test_a_text_that_is_no_template_is_refused():
     with pytest.raises(ValueError, match="is not a template"):
-        NamedPrompt(name="q", text=text)
+        NamedPrompt(name="q", text="{a")
 
 
 @pytest.mark.parametrize("name", ["status", "row_id", "answers", "prompt_part", "seed", "twice"])
 def test_a_name_that_is_taken_is_refused(name):
     with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
         check_names([NamedPrompt(name="twice", text="?"), NamedPrompt(name=name, text="?")])
-
-
-def test_a_null_value_is_the_rows_error():
-    with pytest.raises(PromptError, match="needs column 'title', which is null"):
-        fill("{title}", {"title": None})
 
 
 def answered(*rows):

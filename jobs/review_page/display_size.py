@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Thumbnail:
+class DisplaySize:
     """A `display.Fit` that limits the longer side, and the pixels to those that the model got."""
 
     frame_px: int

@@ -1,0 +1,1 @@
+"""What reviewers said: read, merged, compared, and written for those who use it."""
