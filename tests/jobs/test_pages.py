@@ -44,6 +44,7 @@ NOT_RUN = {
     ("hf", "download"): "needs the network, and 33 GB",
     ("ray", "start"): "starts a cluster",
     ("ray", "stop"): "ends a cluster",
+    ("ray", "drain-node"): "ends a node of a cluster",
     ("ray", "job", "submit"): "needs a cluster; tests/jobs/test_submit.py has one",
     ("MOONSWEEP_REQUIRE_GPU=1", "pytest"): "needs a GPU",
     ("python", "-m", "jobs.bench.engine"): "takes minutes of a quiet machine, or a GPU",
@@ -137,6 +138,9 @@ def prepare(page, folder):
         write_clips(folder / "demo-output" / "clips.parquet", 2, seed=0)
     if page in ("review.md", "troubleshooting.md"):
         assert run(caption("captions")) == 0
+    if page == "shards.md":  # the page begins the first one
+        for shard in ("2/4", "3/4", "4/4"):
+            assert run([*caption("captions"), "--shard", shard]) == 0
     if page == "review.md":
         assert run([*caption("captions-16"), "--frames", "4"]) == 0
         write_verdicts(folder)
