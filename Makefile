@@ -41,8 +41,7 @@ test: $(READY)  ## all tests but the slow ones, in two processes: some minutes
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-all: test  ## all tests; training, endurance, fuzz, benchmarks and chaos too
-	$(BIN)/python -m pytest -m "slow and ray"
-	$(BIN)/python -m pytest -m "slow and not ray" -n 2 --dist loadgroup --no-loadscope-reorder -rs
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --no-loadscope-reorder -rs
 
 $(TORCH_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TORCH_VENV)
