@@ -9,6 +9,7 @@ from typing import Any, Literal
 from model.engine.config import EngineConfig
 from model.engine.sequence import SamplingParams
 from parallel.experts.policy import Exchange
+from pipeline.fetch.media_access import MediaAccess
 from pipeline.output.recipe import Recipe, checkpoint_fingerprint
 from pipeline.output.shards import Shard
 from pipeline.prompts.instructions import Instructions
@@ -70,6 +71,15 @@ class PipelineConfig:
     def rows_of(self, num_rows: int) -> range:
         """Return the rows of this run's shard, or all, by their numbers in an input of so many."""
         return range(num_rows) if self.shard is None else self.shard.rows(num_rows)
+
+    def media_access(self, folder: str) -> MediaAccess:
+        """Return what rows of an input in `folder` may name as their media."""
+        return MediaAccess(
+            base=self.media_folder or folder,
+            allowed_prefixes=self.allowed_uris,
+            allowed_folders=self.allowed_folders,
+            max_bytes=self.instructions.limits.max_bytes,
+        )
 
     def __post_init__(self) -> None:
         if self.new_rows and self.shard is not None:

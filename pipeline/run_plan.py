@@ -123,12 +123,7 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
         text=checked.text,
         expert_load=checked.expert_load,
         source=source,
-        media=MediaAccess(
-            base=config.media_folder or source.folder,
-            allowed_prefixes=config.allowed_uris,
-            allowed_folders=config.allowed_folders,
-            max_bytes=config.instructions.limits.max_bytes,
-        ),
+        media=config.media_access(source.folder),
         store=store,
         recipe=recipe,
         schema=schema,

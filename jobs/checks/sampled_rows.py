@@ -14,7 +14,6 @@ from model.engine.sequence import SamplingParams
 from model.inputs.processor import Processor
 from model.inputs.prompt import Prompt
 from pipeline.config import PipelineConfig
-from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.plan import RowGroupSplit, plan
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
@@ -56,12 +55,7 @@ def prepare_sample(
     config: PipelineConfig, source: Source, processor: Processor, num_rows: int
 ) -> list[SampledRow]:
     """Prepare `num_rows` random rows, one by one; a row that fails is kept with its error."""
-    media = MediaAccess(
-        base=source.folder,
-        allowed_prefixes=config.allowed_uris,
-        allowed_folders=config.allowed_folders,
-        max_bytes=config.instructions.limits.max_bytes,
-    )
+    media = config.media_access(source.folder)
     prepare = Prepare(processor, source.row_schema, config.instructions, media.open)
     found = []
     for split in drawn(source, num_rows, config.sampling.seed):

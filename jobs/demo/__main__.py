@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from jobs.demo.clips import write_clips
 from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
 from jobs.demo.judge import Accuracy, judge_caption
+from jobs.tryout.show import printable
 from pipeline.media.decode import decode_media
 from pipeline.media.display import FrameRequest
 from pipeline.media.frame_sampling import FrameSampling
@@ -85,7 +86,7 @@ def show(table: pa.Table, captions: Path, sheet: Path) -> None:
     for clip in table.to_pylist():
         answer = answers[clip["id"]]
         caption = answer["caption"] or f"{answer['error_code']}: {answer['error']}"
-        print(f"\n{clip['id']} ({answer['status']})\n  caption  {_printable(caption)}")
+        print(f"\n{clip['id']} ({answer['status']})\n  caption  {printable(caption)}")
         if clip["truth"]:
             print(f"  truth    {clip['truth']}")
         sheet_rows.append(_sheet_row(clip, answer["status"], caption))
@@ -122,11 +123,6 @@ def _sheet_row(clip: dict[str, Any], status: str, caption: str) -> SheetRow:
 def _thumbnail(width_px: int, height_px: int, _num_frames: int) -> tuple[int, int]:
     scale = SHEET_FRAME_PX / height_px
     return max(1, round(width_px * scale)), SHEET_FRAME_PX
-
-
-def _printable(text: str) -> str:
-    """Return a caption on one line, without control codes for the terminal."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 if __name__ == "__main__":

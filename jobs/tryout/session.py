@@ -19,7 +19,6 @@ from model.inputs.processor import Processor
 from parallel.ranks.worker import Rank
 from pipeline.cluster.groups import load_engine
 from pipeline.config import PipelineConfig
-from pipeline.fetch.media_access import MediaAccess
 from pipeline.input.reader import read_split
 from pipeline.input.source import Source
 from pipeline.media.frames import Frames
@@ -86,12 +85,7 @@ class TrySession:
         self._rows = _read(source, num_rows, config.sampling.seed)
         self._processor = Processor.from_checkpoint(config.checkpoint)
         self._decoder = SandboxedDecoder(config.instructions.limits)
-        self._media = MediaAccess(
-            base=source.folder,
-            allowed_prefixes=config.allowed_uris,
-            allowed_folders=config.allowed_folders,
-            max_bytes=config.instructions.limits.max_bytes,
-        )
+        self._media = config.media_access(source.folder)
         limits, color = config.instructions.limits, config.instructions.background_color
         self._loader = KeptFrames(
             FrameLoader(self._processor, self._media.open, self._decoder, limits, color)

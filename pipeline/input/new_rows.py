@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.input.plan import RowGroupSplit
+from pipeline.input.id_blocks import RowGroup
+from pipeline.input.plan import split_of
 from pipeline.input.reader import read_split
 from pipeline.input.row_ids import InputFile
 from pipeline.input.source import Source
@@ -140,17 +141,8 @@ def _digests(source: Source, file: InputFile) -> Iterator[str | None]:
     """Read a file and yield the digest of each row."""
     first_row = 0
     for row_group, num_rows in enumerate(file.row_group_rows):
-        todo = np.packbits(np.ones(num_rows, np.bool_)).tobytes()
-        split = RowGroupSplit(
-            file.name,
-            file.path,
-            row_group,
-            first_row,
-            num_rows,
-            todo,
-            num_rows,
-            partitions=file.partitions,
-        )
+        group = RowGroup(file, row_group, first_row, first_row, num_rows)
+        split = split_of(group, np.ones(num_rows, np.bool_))
         for rows in read_split(
             source.filesystem, source.row_schema, split, max_rows=_ROWS_PER_BATCH
         ):

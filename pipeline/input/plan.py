@@ -88,9 +88,10 @@ def plan(
         return planned(exact_blocks(source, read))
 
 
-def _split(
-    group: RowGroup, todo: NDArray[np.bool_], is_renamed: NDArray[np.bool_] | None
+def split_of(
+    group: RowGroup, todo: NDArray[np.bool_], is_renamed: NDArray[np.bool_] | None = None
 ) -> RowGroupSplit:
+    """Return the rows `todo` [rows of the group] of a row group; None renames no row."""
     numbers = b""
     if group.file.numbers:
         places = np.arange(group.first_row, group.first_row + group.num_rows)
@@ -163,10 +164,10 @@ class _PlanBuilder:
             for row in map(int, np.flatnonzero(is_set_apart)):
                 is_poison = RUNS.is_poison(self.in_flight_counts[int(hashes[row])])
                 rows = self._poisoned if is_poison else self._quarantined
-                rows.append(_split(group, np.arange(group.num_rows) == row, is_renamed))
+                rows.append(split_of(group, np.arange(group.num_rows) == row, is_renamed))
             todo = todo & ~is_set_apart
         if todo.any():
-            self._splits.append(_split(group, todo, is_renamed))
+            self._splits.append(split_of(group, todo, is_renamed))
 
     def _is_left(self, block: IdBlock, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which rows are not done, and wanted by `only`."""
