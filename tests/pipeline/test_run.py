@@ -184,7 +184,7 @@ def test_a_row_that_kills_what_prepares_it_is_given_up_and_no_other(config, carr
                 os.kill(os.getpid(), signal.SIGKILL)
             return MediaAccess.open(self, media)
 
-    monkeypatch.setattr("pipeline.run_plan.MediaAccess", Deadly)
+    monkeypatch.setattr("pipeline.config.MediaAccess", Deadly)
 
     report = carry_out(config)
 

@@ -83,7 +83,7 @@ def test_a_worker_that_dies_begins_again_and_gives_up_the_row_that_kills_it(
                 os.kill(os.getpid(), signal.SIGKILL)
             return MediaAccess.open(self, media)
 
-    monkeypatch.setattr("pipeline.run_plan.MediaAccess", Deadly)
+    monkeypatch.setattr("pipeline.config.MediaAccess", Deadly)
 
     report = carry_out(replace(config, rows_per_batch=1, rows_per_part=1))
 
