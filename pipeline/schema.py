@@ -280,9 +280,11 @@ def _read_schema(
 
 def _field(schema: pa.Schema, name: str, role: str) -> pa.Field:
     if name not in schema.names:
+        nearest = difflib.get_close_matches(name, schema.names, n=1)
         raise ValueError(
             f"the input has no {role} column {name!r}; its columns are "
             f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
+            + "".join(f"; did you mean {name!r}?" for name in nearest)
         )
     # By index, since `schema.field(name)` refuses a name that several columns have.
     return schema.field(schema.names.index(name))

@@ -10,6 +10,7 @@ have no true description.
 
 import argparse
 import importlib.util
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from pipeline.media.frame_sampling import FrameSampling
 NUM_FRAMES = 8
 SHEET_FRAME_PX = 140
 SEED = 0
+OWN_CLIPS = Path("my-clips.parquet")  # in a command that is shown to newcomers
 
 
 def main() -> int:
@@ -57,7 +59,28 @@ def main() -> int:
     exit_code = subprocess.run(command, check=False).returncode
     if exit_code == 0:
         show(table, captions, arguments.output / "contact_sheet.png")
+        print("\nNext:")
+        for purpose, words in next_commands(arguments.output / "clips.parquet", captions):
+            print(f"  {purpose}\n    {shlex.join(words)}")
     return exit_code
+
+
+def next_commands(clips: Path, captions: Path) -> list[tuple[str, list[str]]]:
+    """Return what a newcomer may want after the demo, each with the words of its command."""
+    python = ["python", "-m"]
+    ask = ["--prompt", "What colours do you see?", "--max-tokens", "48"]
+    own = ["--input", str(OWN_CLIPS), "--output", "captions", "--model", "demo"]
+    return [
+        ("judge the captions in a browser", [*python, "jobs.review", str(captions)]),
+        (
+            "try a prompt of your own on a few clips",
+            [*python, "jobs.try_prompt", "--input", str(clips), "--model", "demo", *ask],
+        ),
+        (
+            "caption your own clips: a Parquet file with their paths in a column `video`",
+            [*python, "jobs.caption_videos", *own],
+        ),
+    ]
 
 
 def demo_input(path: Path, num_clips: int) -> pa.Table:

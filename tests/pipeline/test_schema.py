@@ -133,6 +133,12 @@ def test_an_id_column_named_row_id_becomes_the_output_row_id():
             id="no video column",
         ),
         pytest.param(
+            {"video_path": pa.string(), "n": pa.int64()},
+            {},
+            r"its columns are video_path \(string\), n \(int64\); did you mean 'video_path'\?",
+            id="another name for the video column",
+        ),
+        pytest.param(
             {"video": pa.list_(pa.list_(pa.binary()))},
             {},
             r"'video' is list<.*>; it must be string .* binary .* struct.* or a list",

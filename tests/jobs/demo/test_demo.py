@@ -1,17 +1,24 @@
 """The embedded checkpoint really sees: what a job says of held-out clips is right often enough."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from jobs.cli.checkpoint import find_checkpoint
-from jobs.demo.__main__ import show
-from jobs.demo.clips import encode
+from jobs.demo.__main__ import OWN_CLIPS, next_commands, show
+from jobs.demo.clips import encode, write_clips
 from jobs.demo.evaluate import Row, judge, make_clips, questions_about, run_engine
 from jobs.demo.judge import Accuracy, judge_caption
 from jobs.demo.language import caption, questions
 from jobs.demo.scenes import SPLITS, Difficulty, first_seed, random_scene
+from tests.conftest import ROOT
 
 NUM_CLIPS = 32
 # Below what the evaluation measures, by what so few clips may differ.
@@ -94,3 +101,25 @@ def test_the_demo_shows_captions_beside_truths(tmp_path, capsys):
     assert str(tmp_path / "captions") in printed
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height > 300
+
+
+@pytest.mark.slow
+def test_the_next_commands_of_the_demo_run_as_they_are_shown(tmp_path):
+    clips, captions = tmp_path / "clips.parquet", tmp_path / "captions"
+    write_clips(clips, 1, 0)
+    shutil.copy(clips, tmp_path / OWN_CLIPS)
+    commands = [words[1:] for _, words in next_commands(clips, captions)]
+
+    for command in reversed(commands):  # the last one makes captions, which the first one shows
+        alone = ["--inline"] if "jobs.caption_videos" in command else []
+        done = subprocess.run(
+            [sys.executable, *command, *alone],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert list(captions.glob("*.parquet"))
