@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.output.ledger import committed_parts
+from pipeline.output.ledger import committed_parts, is_part
 from pipeline.output.lock import LOCK
 from pipeline.output.store import Store
 
@@ -53,9 +53,10 @@ def claim_output(store: Store, recipe: Recipe, *, new_recipe: bool = False) -> N
     anew. If this is interrupted, the same call continues it.
 
     Raises:
-        ValueError: the output was begun with another recipe, or has part files and no recipe; the
-            message names each difference, old -> new.
+        ValueError: the output was begun with another recipe, or has part files and no recipe (the
+            message names each difference, old -> new), or it holds files that no job wrote.
     """
+    _refuse_foreign_files(store)
     stored, fields = stored_fields(store), recipe.plain_fields
     parts = committed_parts(store)
     if parts and stored != fields:
@@ -64,6 +65,18 @@ def claim_output(store: Store, recipe: Recipe, *, new_recipe: bool = False) -> N
         _set_aside(store, parts)
     if not parts or stored != fields:
         write_json(store, _FILE, fields)
+
+
+def _refuse_foreign_files(store: Store) -> None:
+    """Refuse files beside the parts, since readers of the whole folder would read them too."""
+    foreign = [name for name in store.names() if not (name.startswith("_") or is_part(name))]
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise ValueError(
+            f"{store.uri} holds files that no job wrote: {', '.join(foreign[:3])}{more}. Readers "
+            "of the whole folder, such as pandas.read_parquet, would read them as rows or fail; "
+            "move them away, or use another --output"
+        )
 
 
 def stored_fields(store: Store) -> Any:

@@ -98,7 +98,13 @@ class ObjectStore:
     prefix: str  # on the filesystem, without a last slash
 
     def prepare(self) -> None:
-        """Do nothing, since object stores have no folders."""
+        """Refuse a key that has an object; there are no folders to make.
+
+        Raises:
+            ValueError: an object has the name of the output.
+        """
+        if self.filesystem.get_file_info(self.prefix).type == pafs.FileType.File:
+            raise ValueError(f"cannot write below {self.uri}: it is an object; name a prefix")
 
     def clean(self) -> None:
         """Do nothing, since an unfinished PUT leaves no object."""

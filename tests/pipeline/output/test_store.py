@@ -1,6 +1,7 @@
 """Files of an output are whole or not there, on disks and on object stores."""
 
 import pickle
+import re
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.filesystems import open_filesystem, without_secrets
+from pipeline.output.recipe import Recipe, claim_output
 from pipeline.output.store import LocalStore, ObjectStore, open_store
 
 MIB = 1 << 20
@@ -136,6 +138,30 @@ def test_a_bucket_that_does_not_exist_is_refused_before_any_work(bucket):
         lock_output(store),
     ):
         pass
+
+
+def test_an_object_in_the_place_of_an_output_is_refused_by_name(bucket):
+    open_store(bucket.uri("")).write("out", b"somebody's object")
+
+    with pytest.raises(ValueError, match=r"s3://.*/out: it is an object; name a prefix"):
+        open_store(bucket.uri("out")).prepare()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "captions.parquet", "partial.parquet", "part-1.csv"])
+def test_an_output_with_a_foreign_file_is_refused_by_its_name(store, name):
+    store.write(name, b"somebody's file")
+
+    with pytest.raises(ValueError, match=rf"holds files that no job wrote: {re.escape(name)}\. "):
+        claim_output(store, Recipe({"prompt": "a"}))
+
+
+def test_files_that_readers_skip_do_not_stop_a_job(store):
+    for name in ("_notes.txt", "_SUCCESS", ".DS_Store"):
+        store.write(name, b"somebody's file")
+
+    claim_output(store, Recipe({"prompt": "a"}))
+
+    assert store.read("_recipe.json") is not None
 
 
 def test_an_unknown_scheme_is_refused():
