@@ -5,6 +5,7 @@ Only the standard library is imported until the arguments are known to be good.
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Done:
 
     report: "Report | None" = None
     shards: "ShardCheck | None" = None
+    output: str = ""  # of the run, without credentials
 
     @property
     def is_consistent(self) -> bool:
@@ -76,13 +78,29 @@ class Done:
         return self.report is not None and self.shards.is_waiting
 
     def __str__(self) -> str:
-        return "\n".join(str(each) for each in (self.report, self.shards) if each is not None)
+        known = [str(each) for each in (self.report, self.shards) if each is not None]
+        return "\n".join([*known, *self._next_lines()])
+
+    def _next_lines(self) -> list[str]:
+        """Say where the results are and what to do with them; nothing if all rows failed."""
+        if self.report is None or not self.output or self.report.error_share == 1:
+            return []
+        lines = [f"results: {self.output}"]
+        if "://" not in self.output:
+            lines.append(f"look at them: python -m jobs.review {shlex.quote(self.output)}")
+        if codes := self.report.output.error_codes:
+            lines.append(
+                "try failed rows again: the same command with "
+                f"--retry-failed {','.join(sorted(codes))}"
+            )
+        return lines
 
 
 def _run(options: argparse.Namespace) -> object:
     """Run with these arguments and return the report; with `--dry-run` say what a run would do."""
     from jobs.cli.pipeline_config import pipeline_config
     from jobs.cli.ray_cluster import connect, ended_by_signals
+    from pipeline.filesystems import without_secrets
     from pipeline.run import run
     from pipeline.shard_check import check_shards
 
@@ -96,7 +114,7 @@ def _run(options: argparse.Namespace) -> object:
     enter = ended_by_signals if options.inline else connect
     report = run(config, connect=enter, inline=options.inline)
     shards = check_shards(config, if_finished=True) if options.check_shards else None
-    return Done(report=report, shards=shards)
+    return Done(report=report, shards=shards, output=without_secrets(config.output))
 
 
 def _fail_if_errors(prog: str, share: float | None, done: object) -> int:

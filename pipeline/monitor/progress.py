@@ -26,10 +26,10 @@ class Bar:
                 total=snapshot.rows_done + snapshot.rows_left,
                 file=sys.stderr,
                 dynamic_ncols=True,
-                bar_format="{desc} {bar:12} {n_fmt}/{total_fmt} rows, {postfix}",
+                # tqdm puts ", " before the postfix.
+                bar_format="{bar:12} {n_fmt}/{total_fmt} rows{postfix}",
             )
         self._bar.n = snapshot.rows_done
-        self._bar.set_description_str(engine_text(snapshot), refresh=False)
         self._bar.set_postfix_str(rest_text(snapshot), refresh=True)
 
     def close(self, snapshot: Snapshot) -> None:
@@ -57,7 +57,7 @@ class Lines:
     def _write(self, snapshot: Snapshot) -> None:
         self._shown_at = time.monotonic()
         total = snapshot.rows_done + snapshot.rows_left
-        line = f"{engine_text(snapshot)} {snapshot.rows_done}/{total} rows, {rest_text(snapshot)}"
+        line = f"{snapshot.rows_done}/{total} rows, {rest_text(snapshot)}"
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -66,29 +66,47 @@ def open_display() -> Bar | Lines:
     return Bar() if sys.stderr.isatty() else Lines()
 
 
-def engine_text(snapshot: Snapshot) -> str:
+def rest_text(snapshot: Snapshot) -> str:
+    """Say what a watcher looks for first: time left, errors, rates, and what ranks waited for."""
+    return "; ".join(
+        part
+        for part in (
+            ", ".join(filter(None, (_left_text(snapshot), _errors_text(snapshot.error_codes)))),
+            _rates_text(snapshot),
+            _engine_text(snapshot),
+            _waits_text(snapshot.ranks) if snapshot.ranks else "",
+        )
+        if part
+    )
+
+
+def _left_text(snapshot: Snapshot) -> str:
+    if not snapshot.rows_left:
+        return ""
+    if snapshot.eta_s is None:
+        return "time left unknown" if snapshot.statuses else "no row yet"
+    text = f"{duration_text(snapshot.eta_s)} left"
+    if snapshot.video_seconds_left:
+        text += f" for {duration_text(snapshot.video_seconds_left)} of video"
+    return text
+
+
+def _errors_text(error_codes: Mapping[str, int]) -> str:
+    num = sum(error_codes.values())
+    return f"{num} error{'s' * (num != 1)} ({counts_text(error_codes)})" if num else ""
+
+
+def _rates_text(snapshot: Snapshot) -> str:
+    rates = [f"{snapshot.rows_per_s:.3g} rows/s"]
+    if snapshot.video_seconds:  # pictures and documents have none
+        rates.append(f"{snapshot.video_seconds_per_s:.3g} s of video/s")
+    return ", ".join([*rates, f"{snapshot.tokens_per_s:.4g} tokens/s"])
+
+
+def _engine_text(snapshot: Snapshot) -> str:
     """Say how much of the engines' time is used, the number that a job is tuned by."""
     used = snapshot.engine_time_used
-    return "engine ..." if used is None else f"engine {used:4.0%}"
-
-
-def rest_text(snapshot: Snapshot) -> str:
-    """Say rates, time left, errors and what the ranks waited for."""
-    parts = [
-        f"{snapshot.rows_per_s:.3g} rows/s",
-        f"{snapshot.video_seconds_per_s:.3g} video-s/s",
-        f"{snapshot.tokens_per_s:.4g} tokens/s",
-    ]
-    if snapshot.rows_left:
-        left = f"{snapshot.rows_left} rows"
-        if snapshot.video_seconds_left:
-            left += f" and {duration_text(snapshot.video_seconds_left)} of video"
-        eta = "?" if snapshot.eta_s is None else duration_text(snapshot.eta_s)
-        parts.append(f"{eta} for {left}")
-    text = ", ".join(parts)
-    if snapshot.error_codes:
-        text += f"; errors: {counts_text(snapshot.error_codes)}"
-    return f"{text}; {_waits_text(snapshot.ranks)}" if snapshot.ranks else text
+    return "" if used is None else f"engine busy {used:.0%}"
 
 
 def _waits_text(ranks: Sequence[RankWaits]) -> str:

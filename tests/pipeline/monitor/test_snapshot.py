@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.monitor import metrics, progress
 from pipeline.monitor.poll import polling
-from pipeline.monitor.progress import Lines, duration_text, engine_text, rest_text
+from pipeline.monitor.progress import Lines, duration_text, rest_text
 from pipeline.monitor.report import OutputCounts, Report, Usage
 from pipeline.monitor.snapshot import RunMonitor, video_seconds
 from pipeline.schema import InputColumns
@@ -164,7 +164,7 @@ def test_spans_count_in_place_of_whole_videos():
     assert video_seconds(table, columns) == 10 + 2 + 2
 
 
-def test_a_line_says_all_of_it_and_the_engine_first(monitor, clock, capsys):
+def test_a_line_says_rows_time_left_and_errors_first(monitor, clock, capsys):
     clock.now += 10
     monitor.add(rows(18, num_missing=2))
     monitor.note_ranks({0: [stats(10, 6, 3, own_wait_s=1), stats(10, 8, 6)]}, written_s=0.0)
@@ -175,15 +175,22 @@ def test_a_line_says_all_of_it_and_the_engine_first(monitor, clock, capsys):
     display.close(monitor.snapshot())
 
     assert capsys.readouterr().err == (
-        "engine  45% 40/100 rows, 2 rows/s, 18 video-s/s, 12.6 tokens/s, 30 s for 60 rows and "
-        "9 min of video; errors: 2 media_missing; waits: data 30%, peers 5%, writer 0%, most 50% "
-        "by group 0 rank 0\n"
+        "40/100 rows, 30 s left for 9 min of video, 2 errors (2 media_missing); 2 rows/s, "
+        "18 s of video/s, 12.6 tokens/s; engine busy 45%; waits: data 30%, peers 5%, writer 0%, "
+        "most 50% by group 0 rank 0\n"
     )
 
 
 def test_a_run_of_which_nothing_is_known_yet_has_a_line_too(monitor):
-    assert engine_text(monitor.snapshot()) == "engine ..."
-    assert "? for 80 rows" in rest_text(monitor.snapshot())
+    assert rest_text(monitor.snapshot()) == "no row yet; 0 rows/s, 0 tokens/s"
+
+
+def test_a_line_of_pictures_has_no_seconds_of_video(monitor, clock):
+    clock.now += 10
+    monitor.add(rows(0, num_missing=10))
+
+    assert rest_text(monitor.snapshot()).startswith("70 s left, 10 errors (10 media_missing); 1 ")
+    assert "video" not in rest_text(monitor.snapshot())
 
 
 def test_on_a_terminal_a_bar_is_drawn_again(monitor, clock, monkeypatch, capsys):
@@ -197,8 +204,7 @@ def test_on_a_terminal_a_bar_is_drawn_again(monitor, clock, monkeypatch, capsys)
 
     drawn = capsys.readouterr().err
     assert isinstance(display, progress.Bar)
-    assert "engine ..." in drawn
-    assert "40/100 rows" in drawn.rpartition("\r")[2]
+    assert "40/100 rows, 60 s left for" in drawn.rpartition("\r")[2]
 
 
 @pytest.mark.parametrize(
