@@ -150,6 +150,7 @@ def _check(options: argparse.Namespace) -> Iterator[Finding]:
         yield finding
         return
     done = trial.run_trial(config, good[: options.answers])
+    yield from trial.answer_findings(done)
     num_cpus = os.cpu_count() or 1
     yield from trial.forecast(done, good, plan.num_todo, deployment.num_groups, num_cpus)
 

@@ -1,5 +1,6 @@
 """Answer some sampled rows with an engine in this process, to forecast the time of a whole job."""
 
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from model.engine.fit.capacity import default_batch_size
 from model.malloc import own_peak_bytes
 from pipeline.cluster.groups import load_engine
 from pipeline.config import PipelineConfig
+from pipeline.monitor.printable import printable
 from pipeline.monitor.progress import duration_text
 
 _GIB = 1 << 30
+_MOST_CHARACTERS = 200  # of an answer that is shown
 _MOST_PROMPTS = 16  # answered of one row: a long document has hundreds
 
 
@@ -30,6 +33,7 @@ class Trial:
     seconds: float
     load_s: float
     peak_gib: float  # memory of this process, or of the GPU
+    answers: Sequence[tuple[str, str]] = ()  # id of a row, and the text of its first answer
 
 
 def no_room(footprint: Footprint, engine: EngineConfig) -> Finding | None:
@@ -56,14 +60,16 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
     engine = load_engine(config.checkpoint, config.engine, config.exchange, None)
     loaded = time.perf_counter()
     num_prompts = num_tokens = 0
-    for row in rows:
-        for prompt, params in row.asked[:_MOST_PROMPTS]:
-            engine.add(f"{num_prompts}", prompt, params)
+    texts: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        for place, (prompt, params) in enumerate(row.asked[:_MOST_PROMPTS]):
+            engine.add(f"{number}.{place}", prompt, params)
             num_prompts += 1
     with torch.inference_mode():
         while engine.has_work:
-            for _, outcome in engine.step():
+            for request_id, outcome in engine.step():
                 num_tokens += getattr(outcome, "num_generated_tokens", 0)
+                texts[request_id] = getattr(outcome, "text", str(outcome))
     peak_bytes = torch.cuda.max_memory_allocated() if has_gpu else own_peak_bytes()
     return Trial(
         num_threads=0 if has_gpu else config.engine.num_threads,
@@ -73,7 +79,15 @@ def run_trial(config: PipelineConfig, rows: Sequence[SampledRow]) -> Trial:
         seconds=time.perf_counter() - loaded,
         load_s=loaded - started,
         peak_gib=peak_bytes / _GIB,
+        answers=[(row.row_id, texts[f"{number}.0"]) for number, row in enumerate(rows)],
     )
+
+
+def answer_findings(trial: Trial) -> Iterator[Finding]:
+    """Show the first answer of each row that the trial answered."""
+    for row_id, text in trial.answers:
+        shown = textwrap.shorten(printable(text), _MOST_CHARACTERS, placeholder=" ...")
+        yield Finding("ok", "answer", f"{printable(row_id)}: {shown}")
 
 
 def cache_finding(
@@ -128,7 +142,8 @@ def forecast(
         "forecast",
         f"{trial.num_prompts} prompts of {trial.num_rows} rows answered at once in "
         f"{trial.seconds:.1f} s (loading {trial.load_s:.1f} s): {num_rows} rows take at most about "
-        f"{duration_text(seconds)} with {num_groups} group(s), bound by {slower}",
+        f"{duration_text(seconds)} with {num_groups} group(s), bound by {slower}; to this comes "
+        "the start: Ray, and loading",
     )
 
     prompt = num_rows * sum(row.num_tokens for row in rows) / len(rows)

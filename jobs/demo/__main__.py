@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from jobs.demo.clips import write_clips
 from jobs.demo.contact_sheet import SheetRow, write_contact_sheet
 from jobs.demo.judge import Accuracy, judge_caption
-from jobs.tryout.show import printable
 from pipeline.media.decode import decode_media
 from pipeline.media.display import FrameRequest
 from pipeline.media.frame_sampling import FrameSampling
+from pipeline.monitor.printable import printable
 
 NUM_FRAMES = 8
 SHEET_FRAME_PX = 140

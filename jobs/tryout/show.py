@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jobs.tryout.session import Answer
+from pipeline.monitor.printable import printable
 from pipeline.schema import Status
 
 _INDENT = " " * 12
@@ -82,8 +83,3 @@ def _labelled(label: str, text: str, width: int) -> str:
     ]
     label = f"  {printable(label)}".ljust(len(_INDENT) - 1) + " "
     return label + f"\n{_INDENT}".join(lines)
-
-
-def printable(text: str) -> str:
-    """Return a line without control codes for the terminal."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

@@ -338,3 +338,23 @@ def test_the_forecast_counts_the_slower_half_or_what_both_do_on_the_same_process
     first, _ = trial.forecast(done, [row, row], num_rows=100, num_groups=1, num_cpus=4)
 
     assert f"100 rows take at most about {expected}" in first.text
+
+
+def test_answers_of_the_trial_are_shown_in_a_line_each():
+    answers = [("a", "A red\ncross\x1b[31m."), ("b", "long " * 100)]
+    done = trial.Trial(
+        num_threads=1,
+        num_rows=2,
+        num_prompts=2,
+        num_generated_tokens=2,
+        seconds=1.0,
+        load_s=1.0,
+        peak_gib=1.0,
+        answers=answers,
+    )
+
+    first, second = [str(finding) for finding in trial.answer_findings(done)]
+
+    assert first == "ok    answer      a: A red\ufffdcross\ufffd[31m."
+    assert second.endswith("long ...")
+    assert len(second) < 240
