@@ -27,7 +27,7 @@ _PARTS = {
     "ray_start": "waiting for an engine",
     "groups_ready": "waiting for the first row",
     "first_row": "the first row came",
-    "last_row": "engine",
+    "last_row": f"{_NUM_ROWS}/{_NUM_ROWS} rows",
     "shutdown": "",  # of the whole output
 }
 

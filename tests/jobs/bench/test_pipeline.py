@@ -41,7 +41,7 @@ def test_the_parts_of_a_start_end_with_their_lines_and_add_up_to_the_whole():
         (6.0, "waiting for an engine to load"),
         (9.0, "waiting for the first row to be read, prepared and answered"),
         (9.5, "the first row came 0.5 s later"),
-        (10.0, "engine  50% 3/3 rows"),
+        (10.0, "3/3 rows; 2 rows/s, 30 tokens/s; engine busy 50%"),
         (11.0, "3 rows in = 3 written: 3 ok"),
     ]
 
