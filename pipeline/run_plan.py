@@ -28,6 +28,9 @@ _UNBOUND = (
     "the output does not know what its input was, since a former version wrote it; it takes the "
     "files for unchanged, and a change from now on is noticed"
 )
+_HAS_IDS = (
+    "the input has a column id, and rows are named <file>#<row>; --id-column id names them by it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,7 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
     schema = source.row_schema.output.with_metadata(recipe.parquet_metadata)
     schema = ledger.schema_as_begun(store, parts, schema)
     source = in_known_order(source, store, parts, new_rows=config.new_rows)
-    is_unbound = bool(parts) and is_needed(source) and not knows_files(store)
+    remark = _remark(source, store, is_begun=bool(parts))
     note_files(source, store)
     if config.run_yaml is not None:
         store.write("_run.yaml", config.run_yaml.encode())
@@ -136,6 +139,14 @@ def plan_run(config: PipelineConfig, checked: Checked, store: Store) -> RunPlan:
             in_flight_counts=in_flight_counts,
         ),
         in_flight_counts=in_flight_counts,
-        remark=_UNBOUND if is_unbound else None,
+        remark=remark,
         run_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
     )
+
+
+def _remark(source: Source, store: Store, *, is_begun: bool) -> str | None:
+    """Return what the user should know before work begins; None if there is nothing."""
+    schema = source.row_schema
+    if is_begun:
+        return _UNBOUND if is_needed(source) and not knows_files(store) else None
+    return _HAS_IDS if schema.columns.id is None and "id" in schema.read.names else None
