@@ -300,7 +300,8 @@ def test_it_runs_as_a_file_from_anywhere(tmp_path):
     )
 
     assert done.returncode == 2
-    assert "caption_videos: error: --model /nowhere: there is no such" in done.stderr
+    last = done.stderr.splitlines()[-1]  # a busy machine says before that it is checking
+    assert last.startswith("caption_videos: error: --model /nowhere: there is no such")
 
 
 def test_every_module_that_says_how_it_runs_as_a_file_is_executable():

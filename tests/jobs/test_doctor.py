@@ -198,6 +198,12 @@ def test_gpus_that_are_not_here_are_noted(clips, capsys):
     assert "this machine has no GPU for --device cuda" in out
 
 
+def measured(**changes):
+    """A trial that answered two rows."""
+    numbers = {"num_threads": 1, "num_rows": 2, "num_prompts": 2, "num_generated_tokens": 2}
+    return trial.Trial(**{**numbers, "seconds": 1.0, "load_s": 1.0, "peak_gib": 1.0, **changes})
+
+
 def test_the_forecast_is_for_the_copies_that_the_job_would_have(
     clips, capsys, monkeypatch, unset_allocator
 ):
@@ -206,15 +212,7 @@ def test_the_forecast_is_for_the_copies_that_the_job_would_have(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(weights, "free_bytes", lambda _device: 2**40)
-    done = trial.Trial(
-        num_threads=0,
-        num_rows=2,
-        num_prompts=2,
-        num_generated_tokens=2,
-        seconds=1.0,
-        load_s=1.0,
-        peak_gib=1.0,
-    )
+    done = measured(num_threads=0)
     monkeypatch.setattr(trial, "run_trial", lambda _config, _rows: done)
 
     for more, expected in (
@@ -325,15 +323,7 @@ def test_the_forecast_counts_the_slower_half_or_what_both_do_on_the_same_process
     prompt = Prompt(token_ids=text, patches=image, grid_hw=np.zeros((0, 2), np.int32))
     asked = ((prompt, SamplingParams()),)
     row = SampledRow(row_id="a", seconds=decode_s, asked=asked, error_code=None, error=None)
-    done = trial.Trial(
-        num_threads=num_threads,
-        num_rows=2,
-        num_prompts=2,
-        num_generated_tokens=2,
-        seconds=2 * engine_s,
-        load_s=1.0,
-        peak_gib=1.0,
-    )
+    done = measured(num_threads=num_threads, seconds=2 * engine_s)
 
     first, _ = trial.forecast(done, [row, row], num_rows=100, num_groups=1, num_cpus=4)
 
@@ -342,18 +332,10 @@ def test_the_forecast_counts_the_slower_half_or_what_both_do_on_the_same_process
 
 def test_answers_of_the_trial_are_shown_in_a_line_each():
     answers = [("a", "A red\ncross\x1b[31m."), ("b", "long " * 100)]
-    done = trial.Trial(
-        num_threads=1,
-        num_rows=2,
-        num_prompts=2,
-        num_generated_tokens=2,
-        seconds=1.0,
-        load_s=1.0,
-        peak_gib=1.0,
-        answers=answers,
-    )
 
-    first, second = [str(finding) for finding in trial.answer_findings(done)]
+    findings = trial.answer_findings(measured(answers=answers))
+
+    first, second = [str(finding) for finding in findings]
 
     assert first == "ok    answer      a: A red\ufffdcross\ufffd[31m."
     assert second.endswith("long ...")
